@@ -1,0 +1,47 @@
+"""Instruction reflection: the teacher criticises an instruction by five criteria and writes a better one."""
+
+from ray.data import Dataset
+
+from operators.columns import INSTRUCTION_REFLECTED
+from operators.ledger import Ledger
+from operators.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, instruction_reflection_prompt
+from operators.reflect import ReflectConfig, Reflecting, reflect
+from operators.teacher import TeacherConfig
+
+STAGE = "reflect_instructions"
+
+_ABOUT = Reflecting(
+    stage=STAGE,
+    prompt=instruction_reflection_prompt,
+    criteria=INSTRUCTION_CRITERIA,
+    sections=INSTRUCTION_SECTIONS,
+    columns_in=("instruction", "response"),
+    columns_out=("better_instruction", "better_instruction_response"),
+    critique_column="instruction_critique",
+    status_column="instruction_reflection",
+    schema_out=INSTRUCTION_REFLECTED,
+)
+
+
+def reflect_instructions(
+    rows: Dataset, config: ReflectConfig, teacher: TeacherConfig, ledger: Ledger, special_tokens: frozenset[str]
+) -> Dataset:
+    """Reflect on the instruction of every row under way.
+
+    The new instruction always comes with its own new answer, so that a new instruction never meets an old answer. The
+    row's `input` is shown to the teacher and stays beside the new instruction; it is never rewritten and never lost.
+
+    Args:
+        special_tokens: of teacher and student; broken up in what the teacher wrote, as they were in the source.
+
+    Columns in:
+        columns.RAW.
+    Columns out:
+        columns.INSTRUCTION_REFLECTED: adds better_instruction, better_instruction_response: str, null if not parsed;
+        instruction_critique: JSON object, criterion -> sentence; instruction_reflection: "parsed" or
+        "rejected:<reason>".
+    Source:
+        arXiv 2310.11716, "Reflection on Instruction"; arXiv 2402.10110, section 3. Differs: the papers' code leaves
+        the input out of the prompt.
+    """
+    return reflect(rows, _ABOUT, config, teacher, ledger, special_tokens)

@@ -1,0 +1,42 @@
+"""Response reflection: the teacher criticises a response by four criteria and writes a better one."""
+
+from ray.data import Dataset
+
+from operators.columns import RESPONSE_REFLECTED
+from operators.ledger import Ledger
+from operators.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, response_reflection_prompt
+from operators.reflect import ReflectConfig, Reflecting, reflect
+from operators.teacher import TeacherConfig
+
+STAGE = "reflect_responses"
+
+_ABOUT = Reflecting(
+    stage=STAGE,
+    prompt=response_reflection_prompt,
+    criteria=RESPONSE_CRITERIA,
+    sections=RESPONSE_SECTIONS,
+    columns_in=("selected_instruction", "selected_response"),
+    columns_out=("better_response",),
+    critique_column="response_critique",
+    status_column="response_reflection",
+    schema_out=RESPONSE_REFLECTED,
+)
+
+
+def reflect_responses(
+    rows: Dataset, config: ReflectConfig, teacher: TeacherConfig, ledger: Ledger, special_tokens: frozenset[str]
+) -> Dataset:
+    """Reflect on the response of the pair that the student selected, for every row under way.
+
+    Args:
+        special_tokens: of teacher and student; broken up in what the teacher wrote, as they were in the source.
+
+    Columns in:
+        columns.SELECTED.
+    Columns out:
+        columns.RESPONSE_REFLECTED: adds better_response: str, null if not parsed; response_critique: JSON object,
+        criterion -> sentence; response_reflection: "parsed" | "rejected:<reason>".
+    Source:
+        arXiv 2310.11716, "Reflection on Response"; arXiv 2402.10110, section 3 (sequential form, two calls a row).
+    """
+    return reflect(rows, _ABOUT, config, teacher, ledger, special_tokens)

@@ -1,0 +1,288 @@
+"""Counts, histograms and sampled pairs of a run, folded from one small partial aggregate per block.
+
+Cost: one pass over the recycled rows and one over the packs. A partial holds counts and at most `num_pairs` cut pairs
+per outcome, so the driver's memory does not grow with the data.
+"""
+
+import hashlib
+import heapq
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+from ray.data import Dataset
+
+from operators import columns
+from operators.stage import StageConfig, require_columns
+
+# Words: every doubling halved, so that bars are equally wide on a logarithmic axis; the last bin is open.
+WORD_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+# Scores: perplexity ratios; 1 is an edge because the policy keeps what lies below it; the last bin is open.
+SCORE_EDGES = tuple(round(step * 0.05, 2) for step in range(41))
+# Which text a score belongs to: without the text there is nothing to score, with it a null counts as unscored.
+SCORED_TEXTS = {
+    "ifd_original": "instruction",
+    "ifd_better_instruction": "better_instruction",
+    "rifd_selected": "selected_instruction",
+    "rifd_better_response": "better_response",
+}
+REFLECTIONS = ("instruction_reflection", "response_reflection")
+LENGTHS = {"instruction": ("instruction", "final_instruction"), "response": ("response", "final_response")}
+PAIR_TEXTS = ("instruction", "input", "response", "final_instruction", "final_response")
+PAIR_CRITIQUES = ("instruction_critique", "response_critique")
+
+Counts = dict[str, Counter[str]]
+Figures = dict[str, Any]
+
+
+class ReportConfig(StageConfig):
+    """What the report shows beside the figures."""
+
+    num_pairs: int = Field(default=3, ge=0, description="before/after pairs shown for each outcome")
+    num_samples: int = Field(default=8, ge=0, description="answers of base and student shown side by side")
+    max_chars: int = Field(default=3000, gt=0, description="characters shown of one text; the cut is marked")
+    seed: int = Field(default=0, description="fixes which pairs are drawn")
+
+
+def collect_figures(recycled: Dataset | None, packs: Dataset | None, report: ReportConfig) -> Figures:
+    """Fold both data sets into counts, histograms and a sample; rows never reach the driver.
+
+    Columns in: `columns.RECYCLED`, `columns.PACKS`; None stands for a stage that did not run.
+
+    Returns:
+        rows {source, quarantined, dropped, recycled, under_way, neutralised, packed, unpacked}, lengths (words),
+        scores (perplexity ratios, no unit), reflections, packing (tokens), and pairs (texts cut to `max_chars`).
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    counts, pairs = _fold_rows(recycled, report)
+    packed = _fold_packs(packs)
+    return {
+        "rows": _rows(counts["outcome"], counts["neutralised"], packed),
+        "lengths": {name: _lengths(counts, name) for name in LENGTHS},
+        "scores": {name: _scores(counts, name) for name in SCORED_TEXTS},
+        "reflections": {name: dict(counts[name].most_common()) for name in REFLECTIONS},
+        "packing": _packing(packed),
+        "pairs": pairs,
+    }
+
+
+def bin_counts(lengths: Counter[str], edges: Sequence[float]) -> list[int]:
+    """Put a count by value into bins [edge, next edge); the last bin is open upwards."""
+    values = np.array([float(value) for value in lengths], dtype=np.float64)
+    bins = np.searchsorted(np.asarray(edges, dtype=np.float64), values, side="right") - 1
+    totals = np.bincount(bins, weights=np.array(list(lengths.values()), dtype=np.float64), minlength=len(edges))
+    return [int(total) for total in totals]
+
+
+def _fold_rows(recycled: Dataset | None, report: ReportConfig) -> tuple[Counts, list[dict[str, Any]]]:
+    names = ("outcome", "neutralised", "score_sum", "scored", "unscored", *REFLECTIONS, *SCORED_TEXTS)
+    words = tuple(f"{name}_{side}" for name in LENGTHS for side in ("before", "after"))
+    counts: Counts = {name: Counter() for name in (*names, *words)}
+    pairs: dict[str, list[Any]] = {outcome: [] for outcome in columns.RECYCLED_OUTCOMES}
+    if recycled is not None:
+        require_columns("report", columns.RECYCLED.names, recycled.columns() or columns.RECYCLED.names)
+        for part in _partials(recycled, _summarise_rows, {"report": report}):
+            _add(counts, part["counts"])
+            for outcome, drawn in part["pairs"].items():
+                pairs[outcome] = heapq.nsmallest(report.num_pairs, pairs[outcome] + drawn, key=lambda draw: draw[:2])
+    return counts, [pair for outcome in columns.RECYCLED_OUTCOMES for _, _, pair in pairs[outcome]]
+
+
+def _fold_packs(packs: Dataset | None) -> Counts | None:
+    if packs is None:
+        return None
+    require_columns("report", columns.PACKS.names, packs.columns() or columns.PACKS.names)
+    counts: Counts = {name: Counter() for name in ("total", "unpacked", "document_tokens", "pack_slots")}
+    for part in _partials(packs, _summarise_packs, {}):
+        _add(counts, part["counts"])
+    return counts
+
+
+def _partials(rows: Dataset, summarise: Any, arguments: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    parts = rows.map_batches(
+        summarise, fn_kwargs=arguments, batch_size=None, batch_format="pyarrow", num_cpus=0.5, zero_copy_batch=True
+    )
+    for batch in parts.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from (json.loads(part) for part in batch["partial"].to_pylist())
+
+
+def _add(counts: Counts, more: dict[str, dict[str, float]]) -> None:
+    for name, values in more.items():
+        counts[name].update(values)  # type: ignore[arg-type]  # score sums are floats; update adds them all the same
+
+
+def _partial(**parts: Any) -> pa.Table:
+    return pa.table({"partial": pa.array([json.dumps(parts)], pa.string())})
+
+
+def _summarise_rows(rows: pa.Table, report: ReportConfig) -> pa.Table:
+    rows = columns.conform(rows, columns.RECYCLED)
+    counts: dict[str, dict[str, float]] = {
+        "outcome": _value_counts(pc.fill_null(rows["outcome"], columns.UNDER_WAY)),
+        "neutralised": {"rows": pc.sum(rows["neutralised"]).as_py() or 0},
+        **{name: _value_counts(rows[name].drop_null()) for name in REFLECTIONS},
+    }
+    recycled = rows.filter(pc.is_in(rows["outcome"], pa.array(columns.RECYCLED_OUTCOMES)))
+    for name, sides in LENGTHS.items():
+        for side, column in zip(("before", "after"), sides, strict=True):
+            words = pc.count_substring_regex(pc.fill_null(recycled[column], ""), r"\S+")
+            counts[f"{name}_{side}"] = _value_counts(words)
+    scored: dict[str, dict[str, float]] = {"score_sum": {}, "scored": {}, "unscored": {}}
+    for name, text in SCORED_TEXTS.items():
+        with_text = recycled.filter(pc.is_valid(recycled[text]))
+        values = pc.fill_null(with_text[name], math.nan).to_numpy()
+        finite = values[np.isfinite(values)]
+        bins = np.searchsorted(SCORE_EDGES, finite, side="right") - 1
+        counts[name] = {str(bin_): int(count) for bin_, count in zip(*np.unique(bins, return_counts=True), strict=True)}
+        scored["score_sum"][name] = float(finite.sum())
+        scored["scored"][name] = len(finite)
+        scored["unscored"][name] = len(values) - len(finite)
+    return _partial(counts=counts | scored, pairs=_draw_pairs(recycled, report))
+
+
+def _value_counts(values: pa.ChunkedArray) -> dict[str, float]:
+    return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values).to_pylist()}
+
+
+def _draw_pairs(recycled: pa.Table, report: ReportConfig) -> dict[str, list[Any]]:
+    """The rows of lowest seeded hash by outcome: the same rows whatever the blocks and their order."""
+    outcomes = recycled["outcome"].to_pylist()
+    hashes = [_draw(row_id, report.seed) for row_id in recycled["row_id"].to_pylist()]
+    drawn: dict[str, list[Any]] = {}
+    for outcome in columns.RECYCLED_OUTCOMES:
+        mine = (row for row, name in enumerate(outcomes) if name == outcome)
+        lowest = heapq.nsmallest(report.num_pairs, mine, key=hashes.__getitem__)
+        pairs = [_cut_pair(pair, report.max_chars) for pair in recycled.take(pa.array(lowest, pa.int64())).to_pylist()]
+        drawn[outcome] = [(hashes[row], pair["row_id"], pair) for row, pair in zip(lowest, pairs, strict=True)]
+    return drawn
+
+
+def _draw(row_id: str, seed: int) -> str:
+    return hashlib.blake2b(f"{seed}:{row_id}".encode(), digest_size=8).hexdigest()
+
+
+def _cut_pair(row: dict[str, Any], max_chars: int) -> dict[str, Any]:
+    pair = {name: row[name] for name in ("row_id", "origin", "outcome", *REFLECTIONS)}
+    pair |= {name: _finite(row[name]) for name in SCORED_TEXTS}
+    pair |= {name: cut_text(row[name] or "", max_chars) for name in PAIR_TEXTS}
+    return pair | {name: _cut_critique(row[name], max_chars) for name in PAIR_CRITIQUES}
+
+
+def cut_text(text: str, max_chars: int) -> dict[str, Any]:
+    """The head of a text with the number of characters that it really has."""
+    return {"text": text[:max_chars], "num_chars": len(text)}
+
+
+def _cut_critique(critique: str | None, max_chars: int) -> dict[str, dict[str, Any]]:
+    """Criterion -> cut sentence; a critique that is no JSON object is shown as one unnamed criterion."""
+    if not critique:
+        return {}
+    try:
+        parsed = json.loads(critique)
+    except json.JSONDecodeError:
+        parsed = critique
+    named = parsed if isinstance(parsed, dict) else {"critique": parsed}
+    return {str(name)[:100]: cut_text(str(sentence), max_chars) for name, sentence in list(named.items())[:20]}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _summarise_packs(packs: pa.Table) -> pa.Table:
+    packs = columns.conform(packs, columns.PACKS)
+    is_pack = pc.fill_null(pc.equal(packs["outcome"], columns.PACKED), False)
+    packed, unpacked = packs.filter(is_pack), packs.filter(pc.invert(is_pack))
+    document_tokens = pc.list_flatten(packed["document_lengths"])
+    total = {
+        "packs": packed.num_rows,
+        "documents": len(pc.list_flatten(packed["row_ids"])),
+        "tokens": pc.sum(document_tokens).as_py() or 0,
+        "supervised_tokens": pc.sum(pc.not_equal(pc.list_flatten(packed["labels"]), -100)).as_py() or 0,
+    }
+    reasons: Counter[str] = Counter()
+    for reason, row_ids in zip(unpacked["outcome"].to_pylist(), unpacked["row_ids"].to_pylist(), strict=True):
+        reasons[reason or "unknown"] += len(row_ids or [])
+    slots = _value_counts(pc.list_value_length(packed["input_ids"]))
+    counts = {"total": total, "unpacked": reasons, "document_tokens": _value_counts(document_tokens)}
+    return _partial(counts=counts | {"pack_slots": slots})
+
+
+def _rows(outcomes: Counter[str], neutralised: Counter[str], packed: Counts | None) -> Figures:
+    def by_reason(kind: str) -> dict[str, int]:
+        prefix = f"{kind}:"
+        return {name.removeprefix(prefix): n for name, n in outcomes.most_common() if name.startswith(prefix)}
+
+    rows = {"source": outcomes.total(), "quarantined": by_reason("quarantined"), "dropped": by_reason("dropped")}
+    recycled = {outcome: outcomes[outcome] for outcome in columns.RECYCLED_OUTCOMES}
+    ended = sum(rows["quarantined"].values()) + sum(rows["dropped"].values()) + sum(recycled.values())
+    return rows | {
+        "recycled": recycled,
+        "under_way": outcomes.total() - ended,
+        "neutralised": neutralised["rows"],
+        "packed": packed["total"]["documents"] if packed else 0,
+        "unpacked": dict(packed["unpacked"].most_common()) if packed else {},
+    }
+
+
+def _lengths(counts: Counts, name: str) -> Figures:
+    figures: Figures = {"unit": "words", "edges": list(WORD_EDGES)}
+    for side in ("before", "after"):
+        words = counts[f"{name}_{side}"]
+        figures |= {side: bin_counts(words, WORD_EDGES), f"median_{side}": median_of_counts(words)}
+    return figures
+
+
+def median_of_counts(counts: Counter[str]) -> float | None:
+    """The exact median of values given as value -> count; None if there are none."""
+    values = sorted((float(value), count) for value, count in counts.items())
+    total = counts.total()
+    if not total:
+        return None
+    ranks = Counter(((total - 1) // 2, total // 2))
+    found, seen = 0.0, 0
+    for value, count in values:
+        found += value * sum(n for rank, n in ranks.items() if seen <= rank < seen + count)
+        seen += count
+    return found / 2
+
+
+def _scores(counts: Counts, name: str) -> Figures:
+    scored = counts["scored"][name]
+    bins = [counts[name][str(bin_)] for bin_ in range(len(SCORE_EDGES))]
+    return {
+        "edges": list(SCORE_EDGES),
+        "counts": bins,
+        "scored": scored,
+        "unscored": counts["unscored"][name],
+        "below_one": sum(bins[: SCORE_EDGES.index(1.0)]),
+        "mean": counts["score_sum"][name] / scored if scored else None,
+    }
+
+
+def _packing(packed: Counts | None) -> Figures:
+    if packed is None:
+        return {}
+    slots = packed["pack_slots"]
+    return {
+        **{name: packed["total"][name] for name in ("packs", "documents", "tokens", "supervised_tokens")},
+        "longest_pack": max((int(length) for length in slots), default=0),
+        "document_tokens": {
+            "unit": "tokens",
+            "edges": list(WORD_EDGES),
+            "counts": bin_counts(packed["document_tokens"], WORD_EDGES),
+            "median": median_of_counts(packed["document_tokens"]),
+        },
+    }
+
+
+assert all(low < high for edges in (WORD_EDGES, SCORE_EDGES) for low, high in pairwise(edges)), "edges must rise"

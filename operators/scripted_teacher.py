@@ -1,0 +1,41 @@
+"""The shipped fake teacher: instant, deterministic replies for logic tests and for trying a flow without a model.
+
+It fills every text property of the call's JSON schema, or every section that the prompt asks for, with a text
+derived from the call's key. `model` chooses the behaviour: "fluent" always answers well; "careless" answers every
+fourth call without structure and lets every seventh fail, as real teachers do.
+"""
+
+import json
+import re
+from typing import Any
+
+SECTION = re.compile(r"^\[(?P<name>[A-Z][A-Za-z ]+)\]$", re.MULTILINE)
+CARELESS_UNPARSABLE, CARELESS_FAILING = 4, 7
+
+
+def scripted_reply(call: dict[str, Any], model: str) -> dict[str, Any]:
+    """One reply in the columns of `teacher.REPLIES`."""
+    number = int(call["call_key"][:8], 16)
+    reply = {"call_key": call["call_key"], "row_id": call["row_id"], "finish_reason": "stop", "error": ""}
+    if model == "careless" and number % CARELESS_FAILING == 0:
+        failed = {"reply": None, "finish_reason": None, "error": "scripted failure"}
+        return {**reply, **failed, "prompt_tokens": 0, "generated_tokens": 0}
+    text = "I would rather talk about the weather."
+    if model != "careless" or number % CARELESS_UNPARSABLE:
+        text = _structured_text(call, number)
+    words = {"prompt_tokens": len(call["messages"].split()), "generated_tokens": len(text.split())}
+    return {**reply, **words, "reply": text}
+
+
+def _structured_text(call: dict[str, Any], number: int) -> str:
+    if call["schema"]:
+        properties = json.loads(call["schema"])["properties"]
+        return json.dumps({name: _value(name, kind, number) for name, kind in properties.items()})
+    sections = list(dict.fromkeys(SECTION.findall(json.loads(call["messages"])[-1]["content"])))
+    return "\n".join(f"[{name}]" if name == "End" else f"[{name}]\n{name} {number % 1000}." for name in sections)
+
+
+def _value(name: str, kind: dict[str, Any], number: int) -> str | int:
+    if kind["type"] == "integer":
+        return int(kind.get("minimum", 1)) + number % (int(kind.get("maximum", 10)) - int(kind.get("minimum", 1)) + 1)
+    return f"{name.replace('_', ' ')} {number % 1000}."
