@@ -1,0 +1,179 @@
+"""How hard an answer, and how guessable an instruction, is for the student before its training: IFD and r-IFD.
+
+With L(t|c) the mean negative log likelihood in nats of the tokens of t after c, and ppl = exp(L):
+
+    IFD(y|x)   = ppl(y|x) / ppl(y)   = exp(L(y|x) - L(y))
+    r-IFD(x|y) = ppl(x|y') / ppl(x)  = exp(L(x|y') - L(x)),  y' = y in a request to guess the instruction
+
+as in arXiv 2402.10110, section 3 (Selective Reflection-Tuning): the ratio of perplexities, not the ratio of losses of
+Cherry LLM (arXiv 2308.12032). Both are read from one student, so they are void for any other.
+
+Which tokens. The context is the student's chat template around the user's turn, up to where the assistant's text
+begins; the target is that text, without the end-of-turn token, whose likelihood says nothing about the text. The target
+alone is the same token ids after nothing but the token that the tokenizer itself puts before plain text, if it has one.
+Alone, the first target token then has no context, or has one that only some students know. It is left out of *both*
+means, so that both are over the same tokens and the ratio compares like with like for every student.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, user_text
+from operators.likelihood import StudentPoolConfig, load_causal_lm, longest_context, sum_nll
+
+LARGEST_EXPONENT = 700.0  # exp of more overflows a float64
+
+GUESS_REQUEST = (
+    "The text between the lines is an assistant's answer. Work out which instruction it was given, "
+    "and write that instruction.\n\n---\n{response}\n---"
+)
+
+
+class ScoreConfig(StudentPoolConfig):
+    """Where the student runs that scores the candidates, and the longest of them that it reads."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One candidate: an instruction, its input if any, and the response that belongs to it."""
+
+    instruction: str
+    input: str | None
+    response: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean nats per target token with and without the context; None and a `reason` where there is no score."""
+
+    nll_given: float | None = None
+    nll_alone: float | None = None
+    reason: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Perplexity ratio exp(nll_given - nll_alone): IFD or r-IFD, no unit."""
+        if self.nll_given is None or self.nll_alone is None:
+            return None
+        return math.exp(self.nll_given - self.nll_alone)
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(nll_given), no unit."""
+        return None if self.nll_given is None else math.exp(self.nll_given)
+
+
+@dataclass(frozen=True)
+class _Spans:
+    given: Encoded
+    alone: Encoded
+    num_scored: int
+
+
+class StudentScorer:
+    """Holds one student and scores pairs with it; one for each actor."""
+
+    def __init__(self, student: str, config: ScoreConfig) -> None:
+        self._tokenizer = load_tokenizer(student)
+        self._model = load_causal_lm(student, config)
+        self._max_tokens = longest_context(self._model, config.max_tokens)
+        self._batch_tokens = config.batch_tokens
+
+    def ifd(self, pairs: Sequence[Pair]) -> list[Score]:
+        """Score each response given its instruction."""
+        return self._score([(user_text(pair.instruction, pair.input), pair.response) for pair in pairs])
+
+    def reverse_ifd(self, pairs: Sequence[Pair]) -> list[Score]:
+        """Score each instruction (with its input) given its response."""
+        return self._score([(guess_request(pair.response), user_text(pair.instruction, pair.input)) for pair in pairs])
+
+    def _score(self, turns: list[tuple[str, str]]) -> list[Score]:
+        spans = [target_spans(self._tokenizer, asked, target, self._max_tokens) for asked, target in turns]
+        found = [span for span in spans if isinstance(span, _Spans)]
+        examples = [example for span in found for example in (span.given, span.alone)]
+        sums = iter(sum_nll(self._model, examples, self._batch_tokens))
+        return [
+            score_of(next(sums), next(sums), span.num_scored) if isinstance(span, _Spans) else Score(reason=span)
+            for span in spans
+        ]
+
+
+Decide = Callable[[pa.Table, StudentScorer], pa.Table]
+
+
+def map_with_student(rows: Dataset, decide: Decide, student: str, config: ScoreConfig) -> Dataset:
+    """Hand every batch of rows, with a scorer, to `decide`, in a pool of actors that hold the student.
+
+    Args:
+        rows: any data set.
+        decide: from a batch and the scorer to the batch that takes its place.
+        student: folder or hub id of the student before training.
+        config: size and resources of the pool.
+    """
+    return rows.map_batches(
+        _ScoringActor,
+        fn_constructor_kwargs={"decide": decide, "student": student, "config": config},
+        batch_size=config.batch_rows,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=config.actors),
+        **config.resources(),
+    )
+
+
+def guess_request(response: str) -> str:
+    """The user's turn of r-IFD: the response, and the request to guess what it answers."""
+    return GUESS_REQUEST.format(response=response)
+
+
+def target_spans(tokenizer: PreTrainedTokenizerBase, asked: str, target: str, max_tokens: int) -> _Spans | str:
+    """Mark the scored tokens of `target` after `asked` and alone, or say why it cannot be scored.
+
+    Returns:
+        The spans, or a reason: "empty", "over_max_tokens", "too_short" (nothing after the first token), or that of an
+        EncodingError.
+    """
+    if not asked.strip() or not target.strip():
+        return "empty"
+    try:
+        encoded = encode_example(tokenizer, asked, None, target)
+    except EncodingError as error:
+        return error.reason
+    if len(encoded.input_ids) > max_tokens:
+        return "over_max_tokens"
+    control = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    start = next(place for place, label in enumerate(encoded.labels) if label != IGNORED)
+    end = next((place for place in range(start, len(encoded.labels)) if encoded.labels[place] in control), None)
+    target_ids = encoded.input_ids[start:end]
+    if len(target_ids) < 2:
+        return "too_short"
+    before = list(tokenizer("").input_ids)
+    return _Spans(
+        given=_scored_after(encoded.input_ids[:start], target_ids),
+        alone=_scored_after(before, target_ids),
+        num_scored=len(target_ids) - 1,
+    )
+
+
+def score_of(given: float, alone: float, num_tokens: int) -> Score:
+    """Turn two summed negative log likelihoods over the same tokens into a score; never into one that is not finite."""
+    nll_given, nll_alone = given / num_tokens, alone / num_tokens
+    if not math.isfinite(nll_given - nll_alone) or max(nll_given, nll_given - nll_alone) > LARGEST_EXPONENT:
+        return Score(reason="not_finite")
+    return Score(nll_given, nll_alone)
+
+
+def _scored_after(context: list[int], target: list[int]) -> Encoded:
+    return Encoded(context + target, [IGNORED] * (len(context) + 1) + target[1:])
+
+
+class _ScoringActor:
+    def __init__(self, decide: Decide, student: str, config: ScoreConfig) -> None:
+        self._decide, self._scorer = decide, StudentScorer(student, config)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return self._decide(rows, self._scorer)
