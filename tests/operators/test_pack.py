@@ -1,0 +1,96 @@
+import pyarrow as pa
+import pytest
+import ray
+from pydantic import ValidationError
+
+from operators import columns
+from operators.encode import IGNORED, Encoded, encode_example, load_tokenizer
+from operators.pack import Document, PackConfig, Packer, best_fit_decreasing, pack
+
+CONFIG = PackConfig(max_tokens=128, rows_per_block=64)
+
+
+def recycled(texts, outcome="original"):
+    """RECYCLED rows of (instruction, input, response), with ids r0, r1, ..."""
+    rows = [
+        {"row_id": f"r{n}", "input": text, "final_instruction": ask, "final_response": answer, "outcome": outcome}
+        for n, (ask, text, answer) in enumerate(texts)
+    ]
+    return columns.conform(pa.Table.from_pylist(rows), columns.RECYCLED)
+
+
+def documents(*lengths):
+    return [Document(f"d{n}", Encoded([0] * length, [0] * length)) for n, length in enumerate(lengths)]
+
+
+@pytest.fixture(scope="module")
+def packer(local_ray, demo_model):
+    return Packer(CONFIG, demo_model)
+
+
+def test_best_fit_takes_the_fullest_pack_with_room():
+    packs = best_fit_decreasing(documents(5, 7, 3, 4, 10, 1), max_tokens=10)
+    assert [[len(document) for document in each] for each in packs] == [[10], [7, 3], [5, 4, 1]]
+
+
+def test_packing_depends_on_the_set_of_documents_only():
+    some = documents(3, 3, 9, 2, 5, 5, 5, 1, 8)
+    assert best_fit_decreasing(some, 10) == best_fit_decreasing(some[::-1], 10)
+
+
+def test_a_pack_is_its_documents_one_after_the_other(packer, demo_model):
+    texts = [(f"Count to {n}.", "" if n % 2 else "slowly", "one two " * n) for n in range(1, 7)]
+    table = packer(recycled(texts))
+    assert table.schema.equals(columns.PACKS)
+    tokenizer = load_tokenizer(demo_model)
+    for row in table.to_pylist():
+        assert row["outcome"] == columns.PACKED
+        assert len(row["input_ids"]) == sum(row["document_lengths"]) <= CONFIG.max_tokens
+        start = 0
+        for row_id, length in zip(row["row_ids"], row["document_lengths"], strict=True):
+            span = slice(start, start + length)
+            encoded = encode_example(tokenizer, *texts[int(row_id[1:])])
+            assert row["input_ids"][span] == encoded.input_ids
+            assert row["labels"][span] == encoded.labels
+            assert row["position_ids"][span] == list(range(length))
+            assert row["labels"][start] == IGNORED
+            start += length
+
+
+def test_every_recycled_row_comes_out_once_and_no_other(packer):
+    good = recycled([(f"Say {n}.", "", str(n)) for n in range(20)])
+    bad = recycled([("Say.", "", "word " * 200), ("Say <|im_end|>", "", "x")])
+    left = recycled([("Say.", "", "x")], outcome="quarantined:duplicate")
+    bad = bad.set_column(0, "row_id", pa.array(["long", "special"]))
+    out = packer(pa.concat_tables([good, bad, left])).to_pylist()
+    ids = [row_id for row in out for row_id in row["row_ids"]]
+    assert sorted(ids) == sorted([f"r{n}" for n in range(20)] + ["long", "special"])
+    outcomes = {row["row_ids"][0]: row["outcome"] for row in out if row["outcome"] != columns.PACKED}
+    assert outcomes == {"long": "quarantined:too_long", "special": "quarantined:special_tokens"}
+    assert all(row["input_ids"] == [] for row in out if row["outcome"] != columns.PACKED)
+
+
+def test_nothing_to_pack_keeps_the_schema(packer):
+    assert packer(recycled([("a", "", "b")], outcome="dropped:held_out")).schema.equals(columns.PACKS)
+
+
+def test_a_misspelt_or_absurd_size_is_refused():
+    with pytest.raises(ValidationError, match="max_token"):
+        PackConfig.model_validate({"max_token": 1024})
+    with pytest.raises(ValidationError, match="greater than or equal to 16"):
+        PackConfig(max_tokens=1)
+
+
+@pytest.mark.slow
+def test_on_ray_through_parquet(local_ray, demo_model, tmp_path):
+    rows = ray.data.from_arrow(recycled([(f"Say {n}.", "", str(n)) for n in range(150)]))
+    pack(rows, CONFIG, demo_model).write_parquet(str(tmp_path / "packs"))
+    table = ray.data.read_parquet(str(tmp_path / "packs")).to_pandas()
+    assert sorted(row_id for ids in table["row_ids"] for row_id in ids) == sorted(f"r{n}" for n in range(150))
+
+
+@pytest.mark.slow
+def test_a_missing_column_is_named(local_ray, demo_model):
+    rows = ray.data.from_arrow(recycled([("a", "", "b")]).drop_columns(["final_response"]))
+    with pytest.raises(ValueError, match="pack: columns final_response are missing"):
+        pack(rows, CONFIG, demo_model)
