@@ -45,11 +45,14 @@ INSTRUCTION_REFLECTED = _extend(
     instruction_reflection=_TEXT,
 )
 
-# selected_instructions: the student's scores (perplexity ratios, no unit, null = not scored) and its choice.
+# selected_instructions: the student's scores (perplexity ratios, no unit, null = not scored; perplexities under the
+# policy of that name) and its choice. `ifd_unscored` is null or says which candidate has no score and why, such as
+# "original:over_max_tokens,better_instruction:empty".
 SELECTED = _extend(
     INSTRUCTION_REFLECTED,
     ifd_original=_SCORE,
     ifd_better_instruction=_SCORE,
+    ifd_unscored=_TEXT,
     selected_instruction=_TEXT,
     selected_response=_TEXT,
 )
@@ -62,11 +65,12 @@ RESPONSE_REFLECTED = _extend(
     response_reflection=_TEXT,
 )
 
-# recycled_instructions: the final pair; `outcome` is never empty here.
+# recycled_instructions: the final pair; `outcome` is never empty here. `rifd_unscored` is as `ifd_unscored`.
 RECYCLED = _extend(
     RESPONSE_REFLECTED,
     rifd_selected=_SCORE,
     rifd_better_response=_SCORE,
+    rifd_unscored=_TEXT,
     final_instruction=_TEXT,
     final_response=_TEXT,
 )

@@ -1,0 +1,231 @@
+"""The student's choice: does it learn from the original, or from what the teacher wrote in its place?
+
+Selective Reflection-Tuning (arXiv 2402.10110, section 3) in its sequential form: first the instruction of higher IFD,
+then the response of lower r-IFD. What replaces something must have won a comparison: a candidate with a score that is
+missing, not finite or not below 1 never replaces the original, a tie keeps the original, and so does an original
+without a score. The authors' code drops the whole row where ours keeps the original.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+from ray.data import Dataset
+
+from operators.columns import (
+    BOTH,
+    INSTRUCTION,
+    INSTRUCTION_REFLECTED,
+    ORIGINAL,
+    RECYCLED,
+    RESPONSE,
+    RESPONSE_REFLECTED,
+    SELECTED,
+    UNDER_WAY,
+)
+from operators.progress import report_progress
+from operators.score_ifd import Pair, Score, ScoreConfig, StudentScorer, map_with_student
+from operators.stage import StageConfig, require_columns
+
+Policy = Literal["none", "ifd", "ifd_rifd", "perplexity"]
+Measure = Literal["ifd", "rifd", "perplexity"]
+Values = dict[str, Any]
+
+PARSED = ("parsed", "repaired")  # reflections that may replace something
+NOT_REFLECTED = "dropped:response_not_reflected"
+
+
+class SelectConfig(StageConfig):
+    """How the student chooses between a pair and its reflection."""
+
+    policy: Policy = Field(
+        "ifd_rifd",
+        description="ifd_rifd: instructions of higher IFD, responses of lower r-IFD (paper, version 2); ifd: only "
+        "instructions are compared, a parsed better response is always taken; perplexity: the pair whose response is "
+        "less perplexing given its instruction; none: every parsed reflection is taken (version 1), no model is loaded",
+    )
+    keep_unreflected_responses: bool = Field(
+        True, description="false drops rows whose better response was not chosen, as the paper does"
+    )
+
+    def first_measure(self) -> Measure | None:
+        """What the choice of instructions compares; None if nothing."""
+        measures: dict[Policy, Measure] = {"ifd": "ifd", "ifd_rifd": "ifd", "perplexity": "perplexity"}
+        return measures.get(self.policy)
+
+    def second_measure(self) -> Measure | None:
+        """What the choice of responses compares; None if nothing."""
+        measures: dict[Policy, Measure] = {"ifd_rifd": "rifd", "perplexity": "perplexity"}
+        return measures.get(self.policy)
+
+
+def select_instructions(rows: Dataset, config: SelectConfig, score: ScoreConfig, student: str) -> Dataset:
+    """Choose between each original pair and the better instruction with its own new answer.
+
+    The input stays beside either instruction. Rows with an outcome pass through with nulls.
+
+    Columns in:
+        columns.INSTRUCTION_REFLECTED.
+    Columns out:
+        columns.SELECTED. `ifd_original` is scored on every row under way, also where there is nothing to choose.
+        Both scores are null under policy none, and perplexities under policy perplexity.
+    Source:
+        arXiv 2402.10110, section 3: argmax of IFD, from the student before training.
+    """
+    require_columns("select_instructions", INSTRUCTION_REFLECTED.names, rows.columns() or [])
+    names = ("original", "better_instruction")
+    measure = config.first_measure()
+    choice = _Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
+    return _map(rows, choice, score, student)
+
+
+def select_responses(rows: Dataset, config: SelectConfig, score: ScoreConfig, student: str) -> Dataset:
+    """Choose between the selected response and the teacher's better one, and say how each row ends.
+
+    Columns in:
+        columns.RESPONSE_REFLECTED.
+    Columns out:
+        columns.RECYCLED. `outcome` becomes original, instruction (the reflected pair was selected first), response
+        (the better response was chosen), both, or dropped:response_not_reflected if the configuration says so.
+        Scores are null under policies none and ifd, and perplexities under policy perplexity.
+    Source:
+        arXiv 2402.10110, section 3: argmin of r-IFD, from the student before training.
+    """
+    require_columns("select_responses", RESPONSE_REFLECTED.names, rows.columns() or [])
+    names = ("selected", "better_response")
+    measure = config.second_measure()
+    decide = partial(chosen_response, keep_unreflected=config.keep_unreflected_responses)
+    choice = _Choice("select_responses", measure, "rifd", names, RECYCLED, _responses, decide)
+    return _map(rows, choice, score, student)
+
+
+def new_is_better(measure: Measure | None, old: float | None, new: float | None) -> bool:
+    """Whether the new candidate replaces the old one.
+
+    Args:
+        measure: ifd: higher is better; rifd, perplexity: lower is better; None: the new one is always taken.
+        old: score of what is there; None or not finite if it has none, and then nothing replaces it.
+        new: score of the candidate; eligible if finite and, for ratios, below 1.
+    """
+    if measure is None:
+        return True
+    if old is None or new is None or not (math.isfinite(old) and math.isfinite(new)):
+        return False
+    if measure != "perplexity" and new >= 1:
+        return False
+    return new > old if measure == "ifd" else new < old
+
+
+def better_instruction_pair(row: Values) -> tuple[str, str] | None:
+    """The reflected instruction with its own answer; None unless both were parsed: it never meets the old answer."""
+    pair = row["better_instruction"], row["better_instruction_response"]
+    usable = row["instruction_reflection"] in PARSED and all(text and text.strip() for text in pair)
+    return pair if usable else None
+
+
+def better_response(row: Values) -> str | None:
+    """The reflected response; None unless it was parsed and says something."""
+    text: str | None = row["better_response"]
+    return text if row["response_reflection"] in PARSED and text and text.strip() else None
+
+
+def chosen_instruction(row: Values, measure: Measure | None, old: float | None, new: float | None) -> Values:
+    """The columns `selected_*` of a row under way."""
+    better = better_instruction_pair(row)
+    taken = better if better and new_is_better(measure, old, new) else (row["instruction"], row["response"])
+    return {"selected_instruction": taken[0], "selected_response": taken[1]}
+
+
+def chosen_response(
+    row: Values, measure: Measure | None, old: float | None, new: float | None, *, keep_unreflected: bool
+) -> Values:
+    """The columns `final_*` and the outcome of a row under way; a dropped row has no final pair."""
+    better = better_response(row)
+    taken = better is not None and new_is_better(measure, old, new)
+    if not taken and not keep_unreflected:
+        return {"final_instruction": None, "final_response": None, "outcome": NOT_REFLECTED}
+    instruction_taken = _selected_reflection(row)
+    outcome = (BOTH if instruction_taken else RESPONSE) if taken else (INSTRUCTION if instruction_taken else ORIGINAL)
+    response = better if taken else row["selected_response"]
+    return {"final_instruction": row["selected_instruction"], "final_response": response, "outcome": outcome}
+
+
+def _selected_reflection(row: Values) -> bool:
+    selected = row["selected_instruction"], row["selected_response"]
+    return selected != (row["instruction"], row["response"]) and selected == better_instruction_pair(row)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One of the two selections: what is compared, and which columns say so."""
+
+    stage: str
+    measure: Measure | None
+    prefix: str  # of the score columns
+    names: tuple[str, str]  # of the two candidates, in score columns and reasons
+    schema_out: pa.Schema
+    candidates: Callable[[Values], tuple[Pair, Pair | None]]  # of a row under way: what is there, what may replace it
+    decide: Callable[[Values, Measure | None, float | None, float | None], Values]
+
+
+def _instructions(row: Values) -> tuple[Pair, Pair | None]:
+    better = better_instruction_pair(row)
+    old = Pair(row["instruction"], row["input"], row["response"])
+    return old, Pair(better[0], row["input"], better[1]) if better else None
+
+
+def _responses(row: Values) -> tuple[Pair, Pair | None]:
+    better = better_response(row)
+    old = Pair(row["selected_instruction"], row["input"], row["selected_response"])
+    return old, replace(old, response=better) if better else None
+
+
+def _map(rows: Dataset, choice: _Choice, score: ScoreConfig, student: str) -> Dataset:
+    if choice.measure is None:
+        return rows.map_batches(partial(_select_unscored, choice=choice), batch_format="pyarrow", num_cpus=0.5)
+    return map_with_student(rows, partial(_select, choice=choice), student, score)
+
+
+def _select_unscored(rows: pa.Table, choice: _Choice) -> pa.Table:
+    return _select(rows, None, choice)
+
+
+def _select(rows: pa.Table, scorer: StudentScorer | None, choice: _Choice) -> pa.Table:
+    records = rows.to_pylist()
+    under_way = [row for row in records if row["outcome"] == UNDER_WAY]
+    pairs = [choice.candidates(row) for row in under_way]
+    old_scores = _scores(scorer, choice.measure, [old for old, _ in pairs])
+    new_scores = _scores(scorer, choice.measure, [new for _, new in pairs])
+    for row, old, new in zip(under_way, old_scores, new_scores, strict=True):
+        old_value, new_value = (_value(score, choice.measure) for score in (old, new))
+        row |= {
+            f"{choice.prefix}_{name}": value for name, value in zip(choice.names, (old_value, new_value), strict=True)
+        }
+        row |= {f"{choice.prefix}_unscored": _reasons(choice.names, (old, new))}
+        row |= choice.decide(row, choice.measure, old_value, new_value)
+    report_progress(choice.stage, rows=rows.num_rows)
+    return pa.Table.from_pylist(records, schema=choice.schema_out)
+
+
+def _scores(scorer: StudentScorer | None, measure: Measure | None, pairs: Sequence[Pair | None]) -> list[Score | None]:
+    """What the student says of each pair; None where there is no pair or nothing is measured."""
+    if scorer is None:
+        return [None] * len(pairs)
+    wanted = [pair for pair in pairs if pair]
+    found = iter(scorer.reverse_ifd(wanted) if measure == "rifd" else scorer.ifd(wanted))
+    return [next(found) if pair else None for pair in pairs]
+
+
+def _value(score: Score | None, measure: Measure | None) -> float | None:
+    if score is None:
+        return None
+    return score.perplexity if measure == "perplexity" else score.ratio
+
+
+def _reasons(names: tuple[str, str], scores: tuple[Score | None, Score | None]) -> str | None:
+    found = [f"{name}:{score.reason}" for name, score in zip(names, scores, strict=True) if score and score.reason]
+    return ",".join(found) or None
