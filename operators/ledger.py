@@ -10,7 +10,7 @@ is collected on the driver.
 """
 
 import datetime
-import hashlib
+import uuid
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from ray.data import Dataset
 from operators.calls import CALLS, REPLIES, call_key
 from operators.progress import report_progress
 from operators.stage import require_columns
-from operators.teacher import TeacherConfig, generate
+from operators.teacher import TeacherConfig, generate, num_prompt_tokens
 
 RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string())])
 ROWS_PER_PARTITION = 50_000
@@ -35,6 +35,7 @@ class Ledger:
     """The store of all teacher calls of one project; `figures()` tells what this process asked and paid for."""
 
     def __init__(self, folder: str) -> None:
+        """Open the ledger at an absolute path or a URI; it need not exist."""
         self._folder = folder
         self._figures: dict[str, float] = {}
 
@@ -71,6 +72,26 @@ class Ledger:
         made = self._make(new, teacher, stage) if num_new else {}
         self._add_figures(num_asked - num_new, num_new, made)
         return self._bring_replies(keyed, stage, num_rows)
+
+    def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
+        """What `answer` would do, without doing it: calls asked, new, over_long (new and too long for the teacher).
+
+        Also the new calls' prompt_tokens, and reply_tokens as predicted: new calls times the mean length of the replies
+        that the ledger holds for this stage, or the limit where it holds none.
+        """
+        keyed = calls.map_batches(
+            partial(_add_keys, stage=stage, teacher_parts=teacher.key_parts()), batch_format="pyarrow", num_cpus=0.25
+        )
+        asked = keyed.map_batches(_asked, batch_format="pyarrow", num_cpus=0.25)
+        num_asked = asked.count()
+        new = self._without_known(asked, stage, teacher.max_attempts, num_asked)
+        sums = new.map_batches(partial(_measure_calls, teacher=teacher), batch_format="pyarrow", num_cpus=0.25).sum(
+            ["new", "over_long", "prompt_tokens", "reply_limit"]
+        )
+        counts = {name.removeprefix("sum(").removesuffix(")"): int(value or 0) for name, value in sums.items()}
+        limit, known = counts.pop("reply_limit"), self.read(stage, ["generated_tokens"])
+        mean = known.mean("generated_tokens") if known is not None else None
+        return {"asked": num_asked, **counts, "reply_tokens": limit if mean is None else int(counts["new"] * mean)}
 
     def _make(self, new: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, Any]:
         commit = _Committer(f"{self._folder}/{stage}", stage, teacher.model)
@@ -146,18 +167,10 @@ class _Committer:
         return pa.Table.from_arrays(columns, schema=RECORD)
 
 
-def open_folder(folder: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path within it."""
-    if "://" in folder:
-        filesystem, root = fs.FileSystem.from_uri(folder)
-        return filesystem, root
-    return fs.LocalFileSystem(), folder
-
-
 def write_whole(folder: str, table: pa.Table) -> None:
-    """Write a Parquet file named by its keys, so that it appears whole or not at all and a retry overwrites itself."""
-    name = hashlib.sha256("".join(table["call_key"].to_pylist()).encode()).hexdigest()[:24]
-    filesystem, root = open_folder(folder)
+    """Write a Parquet file that appears whole or not at all, under a name that no other batch and no retry has."""
+    name = uuid.uuid4().hex
+    filesystem, root = fs.FileSystem.from_uri(folder)
     filesystem.create_dir(root)
     unfinished, finished = f"{root}/.{name}.unfinished", f"{root}/{name}.parquet"
     with filesystem.open_output_stream(unfinished) as stream:
@@ -184,6 +197,14 @@ def _add_keys(calls: pa.Table, stage: str, teacher_parts: list[str | float | int
 
 def _counts(keyed: pa.Table) -> pa.Table:
     return pa.table({"rows": [keyed.num_rows], "asked": [keyed.num_rows - keyed["messages"].null_count]})
+
+
+def _measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:
+    lengths = [num_prompt_tokens(messages, teacher) for messages in new["messages"].to_pylist()]
+    limits = new["max_tokens"].to_pylist()
+    over = sum(have + wanted > teacher.max_model_len for have, wanted in zip(lengths, limits, strict=True))
+    sums = {"new": new.num_rows, "over_long": over, "prompt_tokens": sum(lengths), "reply_limit": sum(limits)}
+    return pa.table({name: [value] for name, value in sums.items()})
 
 
 def _asked(keyed: pa.Table) -> pa.Table:

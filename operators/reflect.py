@@ -54,14 +54,18 @@ def reflect(
 
     A rewritten text is neutralised like the source was: the teacher cannot plant control tokens either.
     """
-    require_columns(about.stage, ["row_id", "input", "outcome", *about.columns_in], rows.columns() or [])
-    calls = rows.map_batches(partial(_add_calls, about=about, config=config), batch_format="pyarrow", num_cpus=0.25)
-    answered = ledger.answer(calls, teacher, about.stage)
+    answered = ledger.answer(reflection_calls(rows, about, config), teacher, about.stage)
     return answered.map_batches(
         partial(_read_replies, about=about, config=config, special_tokens=special_tokens),
         batch_format="pyarrow",
         num_cpus=0.25,
     )
+
+
+def reflection_calls(rows: Dataset, about: Reflecting, config: ReflectConfig) -> Dataset:
+    """The rows with the columns of a teacher call: what `reflect` asks, without asking it."""
+    require_columns(about.stage, ["row_id", "input", "outcome", *about.columns_in], rows.columns() or [])
+    return rows.map_batches(partial(_add_calls, about=about, config=config), batch_format="pyarrow", num_cpus=0.25)
 
 
 def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig) -> pa.Table:

@@ -10,7 +10,7 @@ from operators.teacher import TeacherConfig
 
 STAGE = "reflect_instructions"
 
-_ABOUT = Reflecting(
+ABOUT = Reflecting(
     stage=STAGE,
     prompt=instruction_reflection_prompt,
     criteria=INSTRUCTION_CRITERIA,
@@ -44,4 +44,4 @@ def reflect_instructions(
         arXiv 2310.11716, "Reflection on Instruction"; arXiv 2402.10110, section 3. Differs: the papers' code leaves
         the input out of the prompt.
     """
-    return reflect(rows, _ABOUT, config, teacher, ledger, special_tokens)
+    return reflect(rows, ABOUT, config, teacher, ledger, special_tokens)

@@ -10,7 +10,7 @@ from operators.teacher import TeacherConfig
 
 STAGE = "reflect_responses"
 
-_ABOUT = Reflecting(
+ABOUT = Reflecting(
     stage=STAGE,
     prompt=response_reflection_prompt,
     criteria=RESPONSE_CRITERIA,
@@ -39,4 +39,4 @@ def reflect_responses(
     Source:
         arXiv 2310.11716, "Reflection on Response"; arXiv 2402.10110, section 3 (sequential form, two calls a row).
     """
-    return reflect(rows, _ABOUT, config, teacher, ledger, special_tokens)
+    return reflect(rows, ABOUT, config, teacher, ledger, special_tokens)

@@ -104,6 +104,13 @@ def prompt_token_ids(messages: str, model: str) -> list[int]:
     return ids
 
 
+def num_prompt_tokens(messages: str, teacher: TeacherConfig) -> int:
+    """Length of a prompt in the teacher's tokens; for an endpoint, whose tokenizer is unknown, a third of its characters."""
+    if teacher.backend == "vllm":
+        return len(prompt_token_ids(messages, teacher.model))
+    return len(messages) // 3
+
+
 def _model_identity(teacher: TeacherConfig) -> list[str]:
     if teacher.backend != "vllm":
         return [teacher.model]

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from operators.calls import REPLIES, call_key
-from operators.ledger import Ledger, write_whole
+from operators.calls import call_key
+from operators.ledger import Ledger
 from operators.teacher import TeacherConfig
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=4)
@@ -110,10 +110,3 @@ def key_of(row_id: str, teacher: TeacherConfig) -> str:
     message = json.dumps([{"role": "user", "content": "improve"}])
     call = {"row_id": row_id, "messages": message, "schema": SCHEMA, "max_tokens": 64}
     return call_key(call, "stage", teacher.key_parts())
-
-
-def test_a_retried_commit_overwrites_itself(tmp_path: Path) -> None:
-    table = pa.Table.from_pylist([{"call_key": "k", "row_id": "r", "reply": "text", "error": ""}], schema=REPLIES)
-    write_whole(str(tmp_path), table)
-    write_whole(str(tmp_path), table)
-    assert [file.suffix for file in tmp_path.iterdir()] == [".parquet"]

@@ -1,0 +1,93 @@
+"""What must be true of the assets: checked after each is made, and a failure stops everything downstream."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from flows.run import Run
+from operators.columns import PACKED, RECYCLED_OUTCOMES, UNDER_WAY
+
+PARTITION_TAG = "dagster/partition"
+SURVIVAL_CHECK = "some_row_survives"
+STAGES = ("instruction_reflections", "selected_instructions", "response_reflections", "recycled_instructions")
+
+
+def refresh_of(context: dg.AssetCheckExecutionContext) -> str:
+    """The refresh that the current run makes."""
+    return context.run.tags[PARTITION_TAG]
+
+
+@dg.asset_check(asset="raw_instructions", name=SURVIVAL_CHECK, blocking=True)
+def some_row_survives(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
+    """At least one record of the source can be recycled, in this refresh or in an earlier one."""
+    manifest = run.store.manifest("raw_instructions", refresh_of(context)) or {}
+    outcomes: Mapping[str, int] = manifest.get("outcomes", {})
+    seen = any(outcome.startswith("dropped:seen") for outcome in outcomes)
+    lost = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "no records"
+    return dg.AssetCheckResult(
+        passed=outcomes.get(UNDER_WAY, 0) > 0 or seen,
+        metadata={"message": f"raw_instructions: no row of {run.config.source.path} survives ({lost})"},
+    )
+
+
+def _conserved(stage: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=stage, name="rows_are_conserved", blocking=True)
+    def rows_are_conserved(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
+        """As many rows came out as were read, and none lost the outcome that it had."""
+        refresh = refresh_of(context)
+        before = run.store.manifest("raw_instructions", refresh) or {}
+        after = run.store.manifest(stage, refresh) or {}
+        left = {name: count for name, count in before.get("outcomes", {}).items() if name != UNDER_WAY}
+        same = all(after.get("outcomes", {}).get(name, 0) >= count for name, count in left.items())
+        message = (
+            f"{stage}: {after.get('rows')} rows out against {before.get('rows')} read, outcomes {after.get('outcomes')}"
+        )
+        return dg.AssetCheckResult(
+            passed=same and before.get("rows") == after.get("rows"), metadata={"message": message}
+        )
+
+    return rows_are_conserved
+
+
+@dg.asset_check(asset="recycled_instructions", blocking=True)
+def every_row_has_an_outcome(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
+    """No row is still under way, and every outcome is one of the known kinds."""
+    outcomes = (run.store.manifest("recycled_instructions", refresh_of(context)) or {}).get("outcomes", {})
+    strange = [name for name in outcomes if not _is_final(name)]
+    return dg.AssetCheckResult(
+        passed=not strange, metadata={"message": f"recycled_instructions: outcomes {strange} are not final"}
+    )
+
+
+@dg.asset_check(asset="packed_sequences", blocking=True)
+def every_recycled_row_is_packed_or_quarantined(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
+    """The ids in packs and quarantine are as many as the recycled rows of all refreshes."""
+    manifests = [
+        run.store.manifest("recycled_instructions", key) or {} for key in run.store.refreshes("recycled_instructions")
+    ]
+    recycled = sum(manifest["outcomes"].get(outcome, 0) for manifest in manifests for outcome in RECYCLED_OUTCOMES)
+    figures = (run.store.manifest("packed_sequences") or {}).get("figures", {})
+    message = f"packed_sequences: {figures.get('rows')} rows in packs and quarantine against {recycled} recycled"
+    return dg.AssetCheckResult(passed=figures.get("rows") == recycled, metadata={"message": message})
+
+
+@dg.asset_check(asset="packed_sequences", blocking=True)
+def something_can_be_trained_on(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
+    """There is at least one pack."""
+    outcomes = (run.store.manifest("packed_sequences") or {}).get("outcomes", {})
+    return dg.AssetCheckResult(
+        passed=outcomes.get(PACKED, 0) > 0, metadata={"message": f"packed_sequences: no pack, only {outcomes}"}
+    )
+
+
+def _is_final(outcome: str) -> bool:
+    return outcome in RECYCLED_OUTCOMES or outcome.startswith(("quarantined:", "dropped:"))
+
+
+CHECKS = [
+    some_row_survives,
+    *(_conserved(stage) for stage in STAGES),
+    every_row_has_an_outcome,
+    every_recycled_row_is_packed_or_quarantined,
+    something_can_be_trained_on,
+]

@@ -1,0 +1,144 @@
+"""The configuration of a run: one YAML file, one frozen section a stage, checked before anything starts.
+
+The environment says only where (addresses, credentials), never what. Every error names file, key, value and limit.
+"""
+
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from operators.evaluate import EvaluateConfig
+from operators.models import PACKAGE_PREFIX
+from operators.pack import PackConfig
+from operators.read_instructions import ReadConfig
+from operators.reflect import ReflectConfig
+from operators.release import ReleaseConfig
+from operators.report import ReportConfig
+from operators.score_ifd import ScoreConfig
+from operators.select import SelectConfig
+from operators.stage import StageConfig
+from operators.teacher import TeacherConfig
+from operators.train import TrainConfig
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message is what the user reads, one line an error."""
+
+
+class StudentConfig(StageConfig):
+    """The model that is trained; before training it also scores what the teacher wrote."""
+
+    model: str = Field(description="folder, hub id or package:<wheel>")
+
+
+class ScheduleConfig(StageConfig):
+    """When the daemon looks for new data."""
+
+    cron: str = Field("0 3 * * *", description="five fields; a refresh starts only if there is new data")
+    sensor_seconds: int = Field(60, ge=1, description="how often the source is looked at between two ticks of cron")
+
+
+class RunConfig(StageConfig):
+    """Everything that a run needs to know."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="names the report")
+    storage: str = Field(description="folder or URI that holds assets, ledger, students and reports")
+    source: ReadConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    reflect: ReflectConfig = ReflectConfig()
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig = SelectConfig()
+    pack: PackConfig = PackConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    report: ReportConfig = ReportConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _reply_fits_the_context(self) -> Self:
+        if self.reflect.max_tokens >= self.teacher.max_model_len:
+            raise ValueError(
+                f"reflect.max_tokens: {self.reflect.max_tokens} leaves no room for a prompt in "
+                f"teacher.max_model_len: {self.teacher.max_model_len}"
+            )
+        return self
+
+
+def load_config(path: Path, overrides: list[str]) -> RunConfig:
+    """Read a YAML file, apply `dotted.key=value` overrides, and check the whole.
+
+    Relative source and model paths are taken from the working directory; `storage` is left to `cluster.runtime.anchor`.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, an override is malformed, or a value is not allowed.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `ls configs` shows what there is") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, keys and values are needed")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_explain(item)}" for item in error.errors())) from None
+    return _with_absolute_paths(config)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r}: an override has the form dotted.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        below = values.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"{override!r}: {section} is a value, not a section")
+        values = below
+    values[last] = yaml.safe_load(text) if text else ""
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One validation error as `train.zero_stage: 4 is not one of 0, 1, 2, 3`."""
+    key = ".".join(str(part) for part in error["loc"])
+    value, context = error["input"], error.get("ctx", {})
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such key; there are {', '.join(_known_keys(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{key}: is missing"
+    if error["type"] == "literal_error":
+        return f"{key}: {value!r} is not one of {str(context['expected']).replace(chr(39), '').replace(' or ', ', ')}"
+    if error["type"] == "value_error":
+        return f"{key}: {context['error']}" if key else str(context["error"])
+    return f"{key}: {value!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _known_keys(section: tuple[int | str, ...]) -> list[str]:
+    model: type[StageConfig] = RunConfig
+    for part in section:
+        annotation = model.model_fields[str(part)].annotation
+        model = next(kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+    return sorted(model.model_fields)
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    source = config.source.model_copy(update={"path": _absolute(config.source.path)})
+    update: dict[str, Any] = {"source": source}
+    for section in ("teacher", "student"):
+        part = getattr(config, section)
+        if not part.model.startswith(PACKAGE_PREFIX) and Path(part.model).expanduser().is_dir():
+            update[section] = part.model_copy(update={"model": str(Path(part.model).expanduser().resolve())})
+    return config.model_copy(update=update)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())

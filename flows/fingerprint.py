@@ -1,0 +1,91 @@
+"""What each asset is made from, as plain JSON: its code version, its configuration, its inputs.
+
+Two equal descriptions mean that the asset need not be made again. Paths take no part: a file is known by its name and
+content, so that the same data in an uploaded copy of the working directory is the same data.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cluster.storage import AssetStore, fingerprint_of
+from flows.config import RunConfig
+from operators.source_files import SourceFile, list_source_files
+
+SOURCE_ASSET = "raw_instructions"
+CONFIG_KEYS = "config"  # asset metadata: the sections of the configuration that the asset depends on
+WHOLE_FILE_BYTES = 64 << 20  # larger files are known by size, time and their first bytes
+
+
+@dataclass(frozen=True)
+class RefreshFile:
+    """A source file; `identity` tells its content apart from any other."""
+
+    path: str
+    name: str
+    identity: str
+
+
+def source_files(path: str) -> list[RefreshFile]:
+    """All files of the source, with names relative to the folder that holds them all."""
+    found = list_source_files(path)
+    parents = {str(Path(file.path).parent) for file in found}
+    shared = min(parents, key=len) if parents else ""
+    return [RefreshFile(file.path, file.path.removeprefix(shared).lstrip("/"), _identity(file)) for file in found]
+
+
+class Describer:
+    """Describes any asset of a graph under one configuration; the store tells what other refreshes have taken."""
+
+    def __init__(self, config: RunConfig, graph: dg.AssetGraph) -> None:
+        """Open the store that belongs to the configuration."""
+        self._config = config
+        self._graph = graph
+        self.store = AssetStore(config.storage, self.describe)
+
+    def describe(self, asset: str, refresh: str | None) -> dict[str, Any]:
+        """Code version, configuration and inputs of an asset; see the module."""
+        node = self._graph.get(dg.AssetKey(asset))
+        sections = {name: getattr(self._config, name).identity() for name in node.metadata.get(CONFIG_KEYS, [])}
+        described: dict[str, Any] = {"code": node.code_version, "config": sections, "inputs": {}}
+        if asset == SOURCE_ASSET:
+            described["files"] = [[file.name, file.identity] for file in self.files_of(refresh)]
+        for parent in sorted(key.to_user_string() for key in node.parent_keys):
+            described["inputs"] |= self._input(parent, refresh)
+        return described
+
+    def files_of(self, refresh: str | None) -> list[RefreshFile]:
+        """The files of a refresh: those that it took before, and those that no other refresh has taken."""
+        taken = {
+            (name, identity)
+            for key in self.store.refreshes(SOURCE_ASSET)
+            if key != refresh
+            for name, identity in (self.store.manifest(SOURCE_ASSET, key) or {})["made_from"]["files"]
+        }
+        return [file for file in self._source_files if (file.name, file.identity) not in taken]
+
+    @cached_property
+    def _source_files(self) -> list[RefreshFile]:
+        return source_files(self._config.source.path)
+
+    def _input(self, parent: str, refresh: str | None) -> dict[str, str]:
+        if self._graph.get(dg.AssetKey(parent)).partitions_def is None:
+            return {parent: fingerprint_of(self.describe(parent, None))}
+        if refresh is not None:
+            return {parent: fingerprint_of(self.describe(parent, refresh))}
+        # An unpartitioned asset reads every finished refresh as it is, whatever configuration made it.
+        manifests = {key: self.store.manifest(parent, key) for key in self.store.refreshes(parent)}
+        return {f"{parent}[{key}]": manifest["fingerprint"] for key, manifest in manifests.items() if manifest}
+
+
+def _identity(file: SourceFile) -> str:
+    local = Path(file.path.removeprefix("file://"))
+    if not local.is_file():
+        return f"{file.size} bytes of {file.mtime_ns}"
+    with local.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(WHOLE_FILE_BYTES)).hexdigest()[:16]
+    return digest if file.size <= WHOLE_FILE_BYTES else f"{digest} {file.size} bytes of {file.mtime_ns}"

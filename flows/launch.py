@@ -1,0 +1,125 @@
+"""The command line: reads the configuration, checks that it can work, carries out the graph, and says how it ended.
+
+Exit codes: 0 done; 2 the configuration or the input cannot be used (one line says why); 3 an invariant or a blocking
+check failed; 1 anything else.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TextIO
+
+import dagster as dg
+
+from cluster.dagster_home import driver_tag, open_instance, reap
+from cluster.lease import StorageBusyError, lease
+from cluster.runtime import connected
+from flows.checks import CHECKS, SURVIVAL_CHECK
+from flows.config import ConfigError, load_config
+from flows.plan import PreflightError, preflight, print_plan
+from flows.recycle_and_train import ASSETS, GRAPH, REFRESHES
+from flows.run import Run, open_run
+from operators.models import ModelNotFoundError
+from operators.progress import ProgressLines
+
+DONE, FAILED, UNUSABLE, BROKEN_INVARIANT = 0, 1, 2, 3
+UNPARTITIONED_CODES = (ConfigError, ModelNotFoundError, PreflightError)
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
+    """Run the flow as the command line says; see the module for the exit codes."""
+    arguments = _parse(argv)
+    try:
+        config = load_config(arguments.config, arguments.override)
+        run = open_run(config, GRAPH)
+        selected = _selection(arguments.select)
+        with ExitStack() as stack:
+            if not arguments.plan:
+                stack.enter_context(lease(config.storage))
+            logs = stack.enter_context(connected())
+            problems = preflight(run)
+            if arguments.plan:
+                return print_plan(run, GRAPH, arguments.refresh, problems, out)
+            if problems:
+                raise PreflightError("\n".join(problems))
+            out.write(f"storage: {config.storage}\nlogs of engines and workers: {logs}\n")
+            stack.enter_context(ProgressLines(sys.stderr))
+            return _materialise(run, arguments.refresh, selected, out)
+    except (ConfigError, ModelNotFoundError, PreflightError) as error:
+        sys.stderr.write(f"{error}\n")
+        return UNUSABLE
+    except StorageBusyError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="flows/recycle_and_train.py", description="Recycle a data set, train on it.")
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="YAML file (%(default)s)")
+    parser.add_argument("override", nargs="*", help="dotted.key=value, such as train.max_steps=20")
+    parser.add_argument("--plan", action="store_true", help="execute nothing; say what would be done and why")
+    parser.add_argument("--select", default="", metavar="ASSET,...", help="make only these assets")
+    parser.add_argument("--refresh", default="base", metavar="KEY", help="batch of source data (%(default)s)")
+    return parser.parse_intermixed_args(argv)
+
+
+def _selection(names: str) -> dg.AssetSelection | None:
+    if not names:
+        return None
+    known = [key.to_user_string() for key in GRAPH.toposorted_asset_keys]
+    unknown = [name for name in names.split(",") if name not in known]
+    if unknown:
+        raise ConfigError(f"--select: {', '.join(unknown)}: no such asset; there are {', '.join(known)}")
+    return dg.AssetSelection.assets(*names.split(","))
+
+
+def _materialise(run: Run, refresh: str, selected: dg.AssetSelection | None, out: TextIO) -> int:
+    with open_instance(Path(run.dagster_home)) as instance:
+        reap(instance)
+        instance.add_dynamic_partitions(str(REFRESHES.name), [refresh])
+        result = dg.materialize(
+            [*ASSETS, *CHECKS],
+            partition_key=refresh,
+            instance=instance,
+            resources={"run": run, "io_manager": run.store},
+            selection=selected,
+            tags=driver_tag(),
+            run_config=QUIET,
+            raise_on_error=False,
+        )
+        return _conclude(run, result, out)
+
+
+def _conclude(run: Run, result: dg.ExecuteInProcessResult, out: TextIO) -> int:
+    """Print what was made and how it ended, in lines that a person reads."""
+    for asset, refresh in sorted(run.store.made):
+        manifest = run.store.manifest(asset, refresh)
+        if manifest is not None:
+            out.write(f"made {asset}: {manifest.get('rows', '')} rows in {manifest['seconds']} s\n")
+    if not run.store.made and result.success:
+        out.write("everything was up to date: no teacher call, no training\n")
+    failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    for check in failed:
+        sys.stderr.write(f"{check.metadata['message'].value}\n")
+    if any(check.check_name == SURVIVAL_CHECK for check in failed):
+        return UNUSABLE
+    if failed:
+        return BROKEN_INVARIANT
+    if not result.success:
+        for event in result.get_step_failure_events():
+            sys.stderr.write(f"{event.step_key}: {_root_cause(event)}\n")
+        return FAILED
+    report = run.store.manifest("report")
+    if report is not None:
+        out.write(f"report: {report['value']['html']}\n")
+    return DONE
+
+
+def _root_cause(event: dg.DagsterEvent) -> str:
+    error = event.step_failure_data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error is not None else "failed without an error"

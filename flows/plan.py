@@ -1,0 +1,166 @@
+"""Looks before it leaps: what a run would do and why, what it would ask of the teacher, and whether it can be placed."""
+
+from pathlib import Path
+from typing import TextIO
+
+import dagster as dg
+import ray
+from ray.data import Dataset
+
+from flows.fingerprint import SOURCE_ASSET
+from flows.run import Run
+from operators import reflect_instructions, reflect_responses
+from operators.encode import EncodingError, load_tokenizer, require_template
+from operators.read_instructions import read_instructions
+from operators.reflect import Reflecting, reflection_calls
+
+GIB = 1 << 30
+# float32 weights, gradients and Adam's two moments; ZeRO divides all but the weights (and at stage 3 those) by workers.
+BYTES_PER_PARAMETER_STATE = 12
+
+
+class PreflightError(ValueError):
+    """The run cannot work as configured; one line a problem."""
+
+
+def preflight(run: Run) -> list[str]:
+    """Check models, templates, memory and placement before any actor starts; returns one line a problem."""
+    return [*_template_problems(run), *_placement_problems(run), *_memory_problems(run), *_source_problems(run)]
+
+
+def print_plan(run: Run, graph: dg.AssetGraph, refresh: str, problems: list[str], out: TextIO) -> int:
+    """Print a line an asset and the teacher's work to come; 2 if the plan cannot be placed, else 0."""
+    out.write(f"plan of {run.config.name}, refresh {refresh}, storage {run.config.storage}\n")
+    for key in graph.toposorted_asset_keys:
+        asset = key.to_user_string()
+        partition = refresh if graph.get(key).partitions_def is not None else None
+        out.write(f"  {asset:<26}{_state(run, asset, partition)}\n")
+    for line in _teacher_work(run, refresh):
+        out.write(f"  {line}\n")
+    have = ray.cluster_resources()
+    for stage, wanted in _wanted(run).items():
+        asked = ", ".join(f"{count:g} {name}" for name, count in wanted.items() if count)
+        out.write(f"  {stage:<26}asks for {asked} of {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU\n")
+    for problem in problems:
+        out.write(f"  refused: {problem}\n")
+    return 2 if problems else 0
+
+
+def _state(run: Run, asset: str, refresh: str | None) -> str:
+    manifest = run.store.manifest(asset, refresh)
+    if manifest is None:
+        return "new"
+    now = run.store.describe(asset, refresh)
+    reasons = _differences(manifest["made_from"], now)
+    rows = f", {manifest['rows']} rows" if "rows" in manifest else ""
+    return f"stale: {'; '.join(reasons)}{rows}" if reasons else f"cached{rows}"
+
+
+def _differences(before: dict[str, object], now: dict[str, object], prefix: str = "") -> list[str]:
+    """Name what changed: `config.train.max_steps 8 -> 12`, `inputs.raw_instructions changed`."""
+    reasons = []
+    for key in sorted({*before, *now}):
+        old, new, name = before.get(key), now.get(key), f"{prefix}{key}"
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            reasons += _differences(old, new, f"{name}.")
+        elif prefix == "inputs." or key == "files":
+            reasons.append(f"{name} changed")
+        else:
+            reasons.append(f"{name} {old} -> {new}")
+    return reasons
+
+
+def _teacher_work(run: Run, refresh: str) -> list[str]:
+    """Calls to come of both reflections; of the second only if the rows that it reflects on are there."""
+    raw = _rows(run, SOURCE_ASSET, refresh)
+    if raw is None:
+        raw = read_instructions(run.config.source, run.source(refresh), run.special_tokens)
+    selected = _rows(run, "selected_instructions", refresh)
+    lines = [_calls_line(run, raw, reflect_instructions.ABOUT)]
+    if selected is not None:
+        return [*lines, _calls_line(run, selected, reflect_responses.ABOUT)]
+    return [*lines, f"{reflect_responses.STAGE:<26}at most as many calls; known when selected_instructions is made"]
+
+
+def _calls_line(run: Run, rows: Dataset, about: Reflecting) -> str:
+    calls = reflection_calls(rows, about, run.config.reflect)
+    count = run.ledger().count_calls(calls, run.teacher, about.stage)
+    return (
+        f"{about.stage:<26}{count['new']} new calls, {count['asked'] - count['new']} from the ledger, "
+        f"{count['over_long']} over-long; about {count['prompt_tokens']} prompt and {count['reply_tokens']} reply tokens"
+    )
+
+
+def _rows(run: Run, asset: str, refresh: str) -> Dataset | None:
+    manifest = run.store.manifest(asset, refresh)
+    if manifest is None or manifest["fingerprint"] != run.store.current_fingerprint(asset, refresh):
+        return None
+    rows = run.store.read(asset, [refresh])
+    return rows if isinstance(rows, Dataset) else None
+
+
+def _wanted(run: Run) -> dict[str, dict[str, float]]:
+    """Resources that each stage needs at once, at its smallest."""
+    teacher, train = run.teacher, run.config.train
+    wanted = {}
+    if teacher.backend == "vllm":
+        engines = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
+        each = {"CPU": teacher.cpus_per_replica, "GPU": teacher.gpus_per_replica * teacher.tensor_parallel}
+        wanted["teacher"] = {name: engines * count for name, count in each.items()}
+    workers = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+    wanted["train"] = {name: train.num_workers * count for name, count in workers.items()}
+    return wanted
+
+
+def _placement_problems(run: Run) -> list[str]:
+    have = ray.cluster_resources()
+    cures = {"teacher": "lower teacher.replicas", "train": "lower train.num_workers"}
+    return [
+        f"{stage}: needs {count:g} {name} at once, the cluster has {have.get(name, 0):g}; {cures[stage]} or add nodes"
+        for stage, wanted in _wanted(run).items()
+        for name, count in wanted.items()
+        if count > have.get(name, 0)
+    ]
+
+
+def _memory_problems(run: Run) -> list[str]:
+    """Weights against the memory of the largest node; models that are not in a folder are not weighed."""
+    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    largest, problems = max(nodes, default=0), []
+    teacher, train = run.teacher, run.config.train
+    if teacher.backend == "vllm" and teacher.gpus_per_replica == 0:
+        need = _weight_bytes(teacher.model) + teacher.cpu_kv_cache_gib * GIB
+        if need > largest:
+            problems.append(_too_big("teacher.model", need, largest, "lower teacher.cpu_kv_cache_gib"))
+    if train.gpus_per_worker == 0:
+        weights = _weight_bytes(run.student)
+        need = train.num_workers * weights + weights // 4 * BYTES_PER_PARAMETER_STATE
+        if need > largest * max(1, len(nodes)):
+            problems.append(_too_big("student.model", need, largest, "lower train.num_workers"))
+    return problems
+
+
+def _too_big(key: str, need: int, have: float, cure: str) -> str:
+    return f"{key}: needs about {need / GIB:.1f} GiB, a node has {have / GIB:.1f} GiB; take a smaller model or {cure}"
+
+
+def _weight_bytes(model: str) -> int:
+    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+
+
+def _template_problems(run: Run) -> list[str]:
+    try:
+        require_template(load_tokenizer(run.student))
+    except (EncodingError, ValueError) as error:
+        return [f"student.model: {error}"]
+    return []
+
+
+def _source_problems(run: Run) -> list[str]:
+    try:
+        run.describer.files_of(None)
+    except (ValueError, OSError) as error:
+        return [f"source.path: {error}"]
+    return []

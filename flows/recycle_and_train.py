@@ -1,0 +1,205 @@
+#!/usr/bin/env python
+"""Recycle an instruction data set with a teacher, train a student on it, and say whether it got better.
+
+    flows/recycle_and_train.py --config configs/demo.yaml [dotted.key=value ...] [--plan] [--select ASSET,...] [--refresh KEY]
+
+The whole system is the graph in this file: each asset names its inputs and calls one operator. An asset returns a
+plan; the store carries it out only if code, configuration or inputs have changed since it was last made.
+"""
+# No `from __future__ import annotations` here: Dagster reads the annotations.
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `ray job submit flows/recycle_and_train.py`
+
+import dagster as dg
+from ray.data import Dataset
+
+from cluster.storage import Plan
+from flows.run import Run, rows_where, stage_summaries
+from operators.columns import HELD_OUT
+from operators.drop_seen import drop_seen
+from operators.evaluate import evaluate
+from operators.pack import count_packed, pack
+from operators.read_instructions import read_instructions
+from operators.reflect_instructions import reflect_instructions
+from operators.reflect_responses import reflect_responses
+from operators.release import release
+from operators.report import build_report
+from operators.select import select_instructions, select_responses
+from operators.train import train
+
+REFRESHES = dg.DynamicPartitionsDefinition(name="refresh")
+RunResource = dg.ResourceParam[Run]
+
+
+def uses(*sections: str) -> dict[str, Any]:
+    """Name the sections of the configuration that an asset depends on; others may change without touching it."""
+    return {"config": list(sections)}
+
+
+@dg.asset(partitions_def=REFRESHES, group_name="recycle", kinds={"ray"}, code_version="1", metadata=uses("source"))
+def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Plan:
+    """What the source holds, one row a record; bad, double and held-out records carry their reason."""
+
+    def build() -> Dataset:
+        rows = read_instructions(run.config.source, run.source(context.partition_key), run.special_tokens)
+        earlier = run.earlier(context.partition_key)
+        return rows if earlier is None else drop_seen(rows, earlier)
+
+    return Plan(build)
+
+
+@dg.asset(partitions_def=REFRESHES, group_name="evaluate", kinds={"ray"}, code_version="1")
+def held_out(raw_instructions: Dataset) -> Plan:
+    """Records kept from teacher and training, for evaluation."""
+    return Plan(partial(rows_where, raw_instructions, HELD_OUT))
+
+
+@dg.asset(
+    partitions_def=REFRESHES,
+    group_name="recycle",
+    kinds={"ray", "vllm"},
+    code_version="1",
+    metadata=uses("reflect", "teacher"),
+)
+def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Plan:
+    """The teacher's critique of every instruction, and a better one with its own answer."""
+    ledger = run.ledger()
+    reflected = partial(
+        reflect_instructions, raw_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
+    )
+    return Plan(reflected, figures=lambda _: ledger.figures())
+
+
+@dg.asset(
+    partitions_def=REFRESHES,
+    group_name="recycle",
+    kinds={"ray", "pytorch"},
+    code_version="1",
+    metadata=uses("select", "score", "student"),
+)
+def selected_instructions(instruction_reflections: Dataset, run: RunResource) -> Plan:
+    """The student's choice by IFD: the original pair or the better instruction with its answer."""
+    config = run.config
+    return Plan(partial(select_instructions, instruction_reflections, config.select, config.score, run.student))
+
+
+@dg.asset(
+    partitions_def=REFRESHES,
+    group_name="recycle",
+    kinds={"ray", "vllm"},
+    code_version="1",
+    metadata=uses("reflect", "teacher"),
+)
+def response_reflections(selected_instructions: Dataset, run: RunResource) -> Plan:
+    """The teacher's critique of every selected response, and a better one."""
+    ledger = run.ledger()
+    reflected = partial(
+        reflect_responses, selected_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
+    )
+    return Plan(reflected, figures=lambda _: ledger.figures())
+
+
+@dg.asset(
+    partitions_def=REFRESHES,
+    group_name="recycle",
+    kinds={"ray", "pytorch"},
+    code_version="1",
+    metadata=uses("select", "score", "student"),
+)
+def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Plan:
+    """The student's choice by r-IFD, and with it the one outcome of every row."""
+    config = run.config
+    return Plan(partial(select_responses, response_reflections, config.select, config.score, run.student))
+
+
+@dg.asset(group_name="train", kinds={"ray"}, code_version="1", metadata=uses("pack", "student"))
+def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Plan:
+    """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
+    return Plan(partial(pack, recycled_instructions, run.config.pack, run.student), figures=count_packed)
+
+
+@dg.asset(group_name="train", kinds={"ray", "deepspeed"}, code_version="1", metadata=uses("train", "student"))
+def student(packed_sequences: Dataset, run: RunResource) -> Plan:
+    """The student, fine-tuned with NEFTune; a Hugging Face folder under students/<version>/."""
+    version = run.student_version()
+    folder = run.path("students", version)
+
+    def build() -> dict[str, Any]:
+        return {**train(packed_sequences, run.config.train, run.student, folder), "version": version, "folder": folder}
+
+    return Plan(build)
+
+
+@dg.asset(
+    group_name="evaluate", kinds={"ray", "vllm"}, code_version="1", metadata=uses("evaluate", "teacher", "student")
+)
+def evaluation(held_out: Dataset, student: dict[str, Any], run: RunResource) -> Plan:
+    """The student against the model it was made from: loss on held-out records, and the teacher's judgement."""
+    ledger = run.ledger()
+    evaluated = partial(evaluate, held_out, run.config.evaluate, run.student, student["folder"], run.teacher, ledger)
+    return Plan(evaluated, figures=lambda _: ledger.figures())
+
+
+@dg.asset(group_name="evaluate", code_version="1", metadata=uses("release"))
+def released(evaluation: dict[str, Any], student: dict[str, Any], run: RunResource) -> Plan:
+    """Whether the student replaces the released one, and why."""
+    return Plan(partial(release, evaluation, student["version"], run.path("released.json"), run.config.release))
+
+
+@dg.asset(group_name="evaluate", kinds={"html"}, code_version="1", metadata=uses("report"))
+def report(
+    recycled_instructions: Dataset,
+    packed_sequences: Dataset,
+    student: dict[str, Any],
+    evaluation: dict[str, Any],
+    released: dict[str, Any],
+    run: RunResource,
+) -> Plan:
+    """What a person opens: reports/<run>.html, and the same figures as JSON."""
+
+    def build() -> dict[str, Any]:
+        config = run.config
+        stages = stage_summaries(run, [key.to_user_string() for key in GRAPH.toposorted_asset_keys])
+        made = build_report(
+            config.name,
+            recycled_instructions,
+            packed_sequences,
+            stages,
+            student,
+            evaluation,
+            released,
+            config.model_dump(mode="json"),
+            config.report,
+        )
+        run.write(run.path("reports", f"{config.name}.html"), made.html)
+        run.write(run.path("reports", f"{config.name}.json"), made.json())
+        return {"html": run.path("reports", f"{config.name}.html"), "figures": made.figures}
+
+    return Plan(build)
+
+
+ASSETS = [
+    raw_instructions,
+    held_out,
+    instruction_reflections,
+    selected_instructions,
+    response_reflections,
+    recycled_instructions,
+    packed_sequences,
+    student,
+    evaluation,
+    released,
+    report,
+]
+GRAPH = dg.Definitions(assets=ASSETS).resolve_asset_graph()
+
+
+if __name__ == "__main__":
+    from flows.launch import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""What every asset is handed: the configuration, the store, the ledger and the models of one run."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import ray
+from pyarrow import fs
+from ray.data import Dataset
+
+from cluster.runtime import anchor
+from cluster.storage import AssetStore
+from flows.config import RunConfig
+from flows.fingerprint import SOURCE_ASSET, Describer
+from operators.chat_markup import special_tokens_of
+from operators.ledger import Ledger
+from operators.models import resolve_model
+from operators.teacher import TeacherConfig
+
+
+def open_run(config: RunConfig, graph: dg.AssetGraph) -> "Run":
+    """Apply a configuration to the storage that it names."""
+    config = config.model_copy(update={"storage": anchor(config.storage)})
+    return Run(config, Describer(config, graph))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration applied to one storage; knows where things are, not what to do with them."""
+
+    config: RunConfig
+    describer: Describer
+
+    @property
+    def store(self) -> AssetStore:
+        """All assets and their manifests."""
+        return self.describer.store
+
+    @cached_property
+    def teacher(self) -> TeacherConfig:
+        """The teacher with its model resolved to what the engine loads."""
+        teacher = self.config.teacher
+        if teacher.backend != "vllm":
+            return teacher
+        return teacher.model_copy(update={"model": resolve_model(teacher.model, "teacher.model")})
+
+    @cached_property
+    def student(self) -> str:
+        """Folder or hub id of the student before training."""
+        return resolve_model(self.config.student.model, "student.model")
+
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """Control tokens of teacher and student, which no text may contain."""
+        teacher = special_tokens_of(self.teacher.model) if self.teacher.backend == "vllm" else frozenset()
+        return special_tokens_of(self.student) | teacher
+
+    def ledger(self) -> Ledger:
+        """The teacher ledger, with figures of its own for the asset that asks for it."""
+        return Ledger(f"{self.config.storage}/ledger")
+
+    def source(self, refresh: str) -> list[str]:
+        """Paths of the files that belong to a refresh."""
+        return [file.path for file in self.describer.files_of(refresh)]
+
+    def earlier(self, refresh: str) -> Dataset | None:
+        """Row ids and outcomes of all other refreshes; None if this is the first."""
+        others = [key for key in self.store.refreshes(SOURCE_ASSET) if key != refresh]
+        if not others:
+            return None
+        rows = self.store.read(SOURCE_ASSET, others)
+        assert isinstance(rows, Dataset), "raw_instructions holds rows"
+        return rows.select_columns(["row_id", "outcome"])
+
+    def student_version(self) -> str:
+        """Name of the student that the current packs and configuration give."""
+        return self.store.current_fingerprint("student")
+
+    @property
+    def dagster_home(self) -> str:
+        """Folder of Dagster's run history; on this machine, for SQLite cannot live in an object store."""
+        local = "://" not in self.config.storage
+        return self.path("dagster") if local else str(Path.home() / ".recycle-and-train" / self.config.name)
+
+    def path(self, *parts: str) -> str:
+        """A place under the storage."""
+        return "/".join([self.config.storage, *parts])
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file under the storage, whole."""
+        filesystem, inside = fs.FileSystem.from_uri(path)
+        filesystem.create_dir(inside.rpartition("/")[0])
+        with filesystem.open_output_stream(inside) as stream:
+            stream.write(text.encode())
+
+
+def rows_where(rows: Dataset, outcome: str) -> Dataset:
+    """The rows with exactly this outcome."""
+    return rows.filter(expr=ray.data.expressions.col("outcome") == outcome)
+
+
+def stage_summaries(run: Run, assets: list[str]) -> list[dict[str, Any]]:
+    """Per finished asset what the report shows of it; a partitioned asset once a refresh."""
+    summaries = []
+    for asset in assets:
+        for refresh in run.store.refreshes(asset) or [None]:
+            manifest = run.store.manifest(asset, refresh)
+            if manifest is None:
+                continue
+            summary = {
+                "asset": f"{asset} [{refresh}]" if refresh else asset,
+                "seconds": manifest["seconds"],
+                "rows_out": manifest.get("rows"),
+                "outcomes": manifest.get("outcomes", {}),
+                "cached": (asset, refresh) not in run.store.made,
+                "peak_memory_mib": manifest["peak_memory_mib"],
+            }
+            if "calls" in manifest["figures"]:
+                summary["teacher"] = {**manifest["figures"], "seconds": manifest["seconds"]}
+            summaries.append(summary)
+    return summaries
