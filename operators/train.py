@@ -1,0 +1,156 @@
+"""Train the student on packs: Ray Train places and restarts the workers, DeepSpeed shards, the plan feeds them.
+
+`folder` holds metrics.jsonl from the first step, checkpoints/ while training, and manifest.json once the student is
+complete. Only the manifest says that a run is finished; Ray Train's own state is never asked.
+"""
+
+import json
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ray.data import Dataset, SaveMode
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from operators import columns
+from operators.checkpoint import require_continuable, write_json
+from operators.progress import report_progress
+from operators.stage import require_columns
+from operators.train_config import TrainConfig
+from operators.train_loop import CHECKPOINTS, EXPORTED, METRICS, TrainJob, read_metrics, train_worker
+from operators.train_plan import PackIndex, Plan, read_index
+
+__all__ = ["MANIFEST", "TrainConfig", "train"]
+
+MANIFEST = "manifest.json"
+
+
+def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> dict[str, Any]:
+    """Fine-tune the student and write it into `folder`.
+
+    A finished folder of the same packs, student and configuration is returned as it is. An unfinished one goes on at
+    its last complete checkpoint, also after the driver itself was killed.
+
+    Columns in: PACKS; rows whose outcome is not "packed" are skipped.
+
+    Args:
+        packs: read from Parquet.
+        config: what to do and with how many workers.
+        student: folder or hub id of the base model.
+        folder: gets the Hugging Face folder; a path that all workers share.
+
+    Returns:
+        The manifest: steps, tokens, supervised_tokens, seconds (of the steps that count), tokens_per_second,
+        first_loss, last_loss, losses and grad_norms by step, neftune_alpha, neft_l2, attention, zero_stage,
+        num_workers, precision, backend, peak_rss_bytes by worker, attempts of this call in seconds (wall_seconds),
+        identity.
+
+    Raises:
+        ValueError: no pack; the folder holds a student of another run; a checkpoint of another world size.
+        TrainingFailedError (of Ray Train): the workers failed more than `max_failures` times.
+    """
+    require_columns("train", columns.PACKS.names, packs.columns())
+    target = Path(folder).resolve()
+    (target / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    files = _local_files(packs, target)
+    index = read_index(files)
+    job = TrainJob(config, student, str(target), files, index.digest, config.run_identity(index.digest, student))
+    finished = _finished(target, job.identity)
+    if finished is not None:
+        return finished
+    started = time.monotonic()
+    if (_exported(target) or {}).get("identity") != job.identity:
+        require_continuable(target / CHECKPOINTS, job.spec)
+        _fit(job, target)
+    manifest = _manifest(job, index, target, time.monotonic() - started)
+    write_json(target / MANIFEST, manifest)
+    shutil.rmtree(target / CHECKPOINTS)
+    return manifest
+
+
+def _local_files(packs: Dataset, target: Path) -> list[str]:
+    """Parquet files that workers can map; packs that lie in object storage are copied beside the student."""
+    files = packs.input_files()
+    if files and all(Path(file).is_file() for file in files):
+        return sorted(str(Path(file).resolve()) for file in files)
+    copy = target / CHECKPOINTS / "packs"
+    packs.write_parquet(str(copy), mode=SaveMode.OVERWRITE)
+    return sorted(str(file) for file in copy.rglob("*.parquet"))
+
+
+def _finished(target: Path, identity: str) -> dict[str, Any] | None:
+    path = target / MANIFEST
+    if not path.is_file():
+        return None
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    if manifest.get("identity") != identity:
+        raise ValueError(
+            f"train: {target} holds a finished student of other packs or another configuration "
+            f"({manifest.get('identity')} against {identity}); train into a folder of its own"
+        )
+    shutil.rmtree(target / CHECKPOINTS, ignore_errors=True)
+    return manifest
+
+
+def _exported(target: Path) -> dict[str, Any] | None:
+    path = target / CHECKPOINTS / EXPORTED
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _fit(job: TrainJob, target: Path) -> None:
+    config = job.config
+    plan = Plan(read_index(job.files).num_packs, config.packs_per_step, config.seed)
+    report_progress("train", total=config.total_steps(plan.steps_per_epoch), note="loading")
+    resources = {"CPU": config.cpus_per_worker}
+    if config.gpus_per_worker:
+        resources["GPU"] = config.gpus_per_worker
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train v1
+            # A name of its own each time: Ray Train would take a known name for finished and train nothing.
+            name=uuid.uuid4().hex,
+            storage_path=str(target / CHECKPOINTS / "ray_train"),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    trainer.fit()
+
+
+def _manifest(job: TrainJob, index: PackIndex, target: Path, wall_seconds: float) -> dict[str, Any]:
+    config, lines, exported = job.config, read_metrics(target / METRICS), _exported(target)
+    assert exported is not None, f"train: workers ended without {EXPORTED} in {target}"
+    losses = [line["loss"] for line in lines]
+    norms = [line["neft_l2"] for line in lines if line["neft_l2"] is not None]
+    seconds, tokens = sum(line["seconds"] for line in lines), sum(line["tokens"] for line in lines)
+    return {
+        **exported,
+        "student": job.student,
+        "packs": index.num_packs,
+        "packs_digest": index.digest,
+        "steps": len(lines),
+        "tokens": tokens,
+        "supervised_tokens": sum(line["supervised_tokens"] for line in lines),
+        "seconds": seconds,
+        "wall_seconds": wall_seconds,
+        "tokens_per_second": tokens / seconds,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "losses": losses,
+        "grad_norms": [line["grad_norm"] for line in lines],
+        "neft_l2": sum(norms) / len(norms) if norms else None,
+        "neftune_alpha": config.neftune_alpha,
+        "attention": config.attention,
+        "zero_stage": config.zero_stage,
+        "num_workers": config.num_workers,
+        "precision": config.precision,
+        "config": config.model_dump(),
+    }

@@ -1,0 +1,98 @@
+"""The configuration of training, and what follows from it alone: DeepSpeed's settings and the learning rate."""
+
+import hashlib
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from operators.stage import StageConfig
+
+# Keys that change where and how fast a run happens, never what comes out of it.
+_OPERATIONAL = {
+    "num_workers",
+    "zero_stage",
+    "activation_checkpointing",
+    "checkpoint_every_steps",
+    "max_failures",
+    "gpus_per_worker",
+    "cpus_per_worker",
+    "threads_per_worker",
+}
+
+
+class TrainConfig(StageConfig):
+    """Supervised fine-tuning with NEFTune.
+
+    NEFTune's authors (arXiv:2310.05914) train 7B models with AdamW, learning rate 5e-5 in the paper and 2e-5 in
+    their script, 3 epochs, 128 examples a step, bf16, cosine schedule, warm-up 3 %, no weight decay, gradients
+    clipped to 1, and alpha 5, 10 or 15; 70B: weight decay 0.1, 64 examples a step, 2e-5, alpha 15.
+    """
+
+    num_workers: int = Field(default=1, ge=1, description="training processes; the loss curve does not depend on it")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="what DeepSpeed ZeRO shards over the workers")
+    max_steps: int = Field(default=0, ge=0, description="optimizer steps; 0 means as many as `epochs` takes")
+    epochs: int = Field(default=3, ge=1, description="passes over the packs, if max_steps is 0")
+    packs_per_step: int = Field(default=8, ge=1, description="packs of one optimizer step, over all workers")
+    learning_rate: float = Field(default=2e-5, gt=0, description="peak of the cosine schedule")
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of the steps in linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this 2-norm")
+    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="bf16 keeps fp32 master weights")
+    activation_checkpointing: bool = Field(default=False, description="recompute activations instead of storing them")
+    neftune_alpha: float = Field(default=5.0, ge=0, description="NEFTune's alpha; 0 switches the noise off")
+    attention: Literal["sdpa"] = Field(default="sdpa", description="attention of the student while training")
+    seed: int = Field(default=0, ge=0, description="order of the packs and NEFTune's noise")
+    checkpoint_every_steps: int = Field(default=100, ge=0, description="0 means none: a restart begins anew")
+    max_failures: int = Field(default=3, ge=0, description="restarts of the workers before the run fails")
+    gpus_per_worker: float = Field(default=0, ge=0, le=1, description="0 trains on the CPU with gloo")
+    cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
+    threads_per_worker: int = Field(default=0, ge=0, description="torch threads of a worker; 0 leaves Ray's choice")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.max_steps or self.epochs * steps_per_epoch
+
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """Linear warm-up, then a half cosine to zero; `step` counts from 0 and its rate is never zero."""
+        warmup = math.ceil(self.warmup_fraction * total_steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, total_steps - warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def run_identity(self, digest: str, student: str) -> str:
+        """Hash of everything that determines the trained weights, up to rounding.
+
+        Args:
+            digest: of the packs.
+            student: the model that is trained.
+        """
+        chosen = self.model_dump_json(exclude=_OPERATIONAL)
+        return hashlib.blake2b(f"{digest} {student} {chosen}".encode(), digest_size=16).hexdigest()
+
+    def deepspeed(self, micro_steps: int) -> dict[str, object]:
+        """DeepSpeed's own configuration: one pack a micro-step, no operation that compiles at run time.
+
+        Args:
+            micro_steps: forward passes of a worker in one optimizer step.
+        """
+        adamw = {
+            "lr": self.learning_rate,
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "weight_decay": self.weight_decay,
+            "torch_adam": True,  # DeepSpeed's own Adam is a C++ extension that is compiled on first use
+        }
+        config: dict[str, object] = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": micro_steps,
+            "gradient_clipping": self.max_grad_norm,
+            "optimizer": {"type": "AdamW", "params": adamw},
+            "zero_optimization": {"stage": self.zero_stage},
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 2**31,
+        }
+        if self.precision == "bf16":
+            config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        return config
