@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -36,7 +37,7 @@ def connected() -> Iterator[Path]:
         )
     _quiet()
     try:
-        yield Path(ray._private.worker.global_worker.node.get_logs_dir_path())  # Ray has no public name for it
+        yield _logs_folder()
     finally:
         if not already:
             ray.shutdown()
@@ -62,6 +63,23 @@ def anchor(path: str) -> str:
             f"give an absolute path or a URI, or set {HOME_VARIABLE}"
         )
     return str(Path(base) / path)
+
+
+def cluster_resources() -> dict[str, float]:
+    """Logical resources of the whole cluster, such as CPU and GPU."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def node_memory() -> list[float]:
+    """Bytes of memory that Ray may hand out, a node."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"].get("memory", 0.0) for node in nodes if node["Alive"]]
+
+
+def _logs_folder() -> Path:
+    node = ray._private.worker.global_worker.node  # Ray has no public name for the folder of its logs
+    return Path(node.get_logs_dir_path()) if node is not None else Path("/tmp/ray/session_latest/logs")  # noqa: S108
 
 
 def _code_was_uploaded() -> bool:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,10 @@ class AssetStore(dg.IOManager):
         keys = sorted(name.removeprefix("refresh=") for name in names if name.startswith("refresh="))
         return [key for key in keys if self.manifest(asset, key) is not None]
 
+    def describe(self, asset: str, refresh: str | None) -> Description:
+        """What the asset would be made from if it were made now."""
+        return self._describe(asset, refresh)
+
     def current_fingerprint(self, asset: str, refresh: str | None = None) -> str:
         """The fingerprint that the asset would have if it were made now."""
         return fingerprint_of(self._describe(asset, refresh))
@@ -99,27 +103,34 @@ class AssetStore(dg.IOManager):
         """The asset's rows, lazily, or its figures; of a partitioned asset for an unpartitioned one, all refreshes."""
         asset = context.asset_key.to_user_string()
         if not context.has_asset_partitions:
-            return self.read(asset, [None])
+            return self._read(asset, None)
         if context.has_partition_key:
-            return self.read(asset, [context.partition_key])
-        return self.read(asset, self.refreshes(asset))
+            return self._read(asset, context.partition_key)
+        return self.rows(asset, self.refreshes(asset))
 
-    def read(self, asset: str, refreshes: list[str] | list[None]) -> Dataset | dict[str, Any]:
-        """Read a finished asset.
+    def rows(self, asset: str, refreshes: Sequence[str | None]) -> Dataset:
+        """The rows of a finished asset, lazily; of several refreshes together.
 
         Raises:
             FileNotFoundError: it is not finished, or a file is missing or of another size than the manifest says.
         """
         files: list[str] = []
         for refresh in refreshes:
-            manifest, folder = self.manifest(asset, refresh), self.folder(asset, refresh)
-            if manifest is None:
-                raise FileNotFoundError(f"{asset}: {folder} has no {MARKER} marker; materialise it again")
-            if "value" in manifest:
-                value: dict[str, Any] = manifest["value"]
-                return value
-            files += self._checked(asset, folder, manifest["files"])
+            files += self._checked(asset, self.folder(asset, refresh), self._finished(asset, refresh)["files"])
         return self._open(files)
+
+    def _read(self, asset: str, refresh: str | None) -> Dataset | dict[str, Any]:
+        manifest = self._finished(asset, refresh)
+        value: dict[str, Any] | None = manifest.get("value")
+        return self.rows(asset, [refresh]) if value is None else value
+
+    def _finished(self, asset: str, refresh: str | None) -> dict[str, Any]:
+        manifest = self.manifest(asset, refresh)
+        if manifest is None:
+            raise FileNotFoundError(
+                f"{asset}: {self.folder(asset, refresh)} has no {MARKER} marker; materialise it again"
+            )
+        return manifest
 
     def _open(self, files: list[str]) -> Dataset:
         return ray.data.read_parquet(files, filesystem=self._filesystem, partitioning=None)

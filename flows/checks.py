@@ -39,12 +39,10 @@ def _conserved(stage: str) -> dg.AssetChecksDefinition:
         after = run.store.manifest(stage, refresh) or {}
         left = {name: count for name, count in before.get("outcomes", {}).items() if name != UNDER_WAY}
         same = all(after.get("outcomes", {}).get(name, 0) >= count for name, count in left.items())
-        message = (
-            f"{stage}: {after.get('rows')} rows out against {before.get('rows')} read, outcomes {after.get('outcomes')}"
-        )
-        return dg.AssetCheckResult(
-            passed=same and before.get("rows") == after.get("rows"), metadata={"message": message}
-        )
+        conserved = same and before.get("rows") == after.get("rows")
+        counts = f"{after.get('rows')} rows out against {before.get('rows')} read"
+        message = f"{stage}: {counts}, outcomes {after.get('outcomes')}"
+        return dg.AssetCheckResult(passed=conserved, metadata={"message": message})
 
     return rows_are_conserved
 
@@ -62,10 +60,8 @@ def every_row_has_an_outcome(context: dg.AssetCheckExecutionContext, run: dg.Res
 @dg.asset_check(asset="packed_sequences", blocking=True)
 def every_recycled_row_is_packed_or_quarantined(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
     """The ids in packs and quarantine are as many as the recycled rows of all refreshes."""
-    manifests = [
-        run.store.manifest("recycled_instructions", key) or {} for key in run.store.refreshes("recycled_instructions")
-    ]
-    recycled = sum(manifest["outcomes"].get(outcome, 0) for manifest in manifests for outcome in RECYCLED_OUTCOMES)
+    finished = [run.store.manifest(STAGES[-1], key) or {} for key in run.store.refreshes(STAGES[-1])]
+    recycled = sum(manifest["outcomes"].get(outcome, 0) for manifest in finished for outcome in RECYCLED_OUTCOMES)
     figures = (run.store.manifest("packed_sequences") or {}).get("figures", {})
     message = f"packed_sequences: {figures.get('rows')} rows in packs and quarantine against {recycled} recycled"
     return dg.AssetCheckResult(passed=figures.get("rows") == recycled, metadata={"message": message})

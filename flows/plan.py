@@ -1,12 +1,12 @@
-"""Looks before it leaps: what a run would do and why, what it would ask of the teacher, and whether it can be placed."""
+"""Looks before it leaps: what a run would do and why, what it would ask of the teacher, and if it can be placed."""
 
 from pathlib import Path
 from typing import TextIO
 
 import dagster as dg
-import ray
 from ray.data import Dataset
 
+from cluster.runtime import cluster_resources, node_memory
 from flows.fingerprint import SOURCE_ASSET
 from flows.run import Run
 from operators import reflect_instructions, reflect_responses
@@ -37,7 +37,7 @@ def print_plan(run: Run, graph: dg.AssetGraph, refresh: str, problems: list[str]
         out.write(f"  {asset:<26}{_state(run, asset, partition)}\n")
     for line in _teacher_work(run, refresh):
         out.write(f"  {line}\n")
-    have = ray.cluster_resources()
+    have = cluster_resources()
     for stage, wanted in _wanted(run).items():
         asked = ", ".join(f"{count:g} {name}" for name, count in wanted.items() if count)
         out.write(f"  {stage:<26}asks for {asked} of {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU\n")
@@ -89,7 +89,8 @@ def _calls_line(run: Run, rows: Dataset, about: Reflecting) -> str:
     count = run.ledger().count_calls(calls, run.teacher, about.stage)
     return (
         f"{about.stage:<26}{count['new']} new calls, {count['asked'] - count['new']} from the ledger, "
-        f"{count['over_long']} over-long; about {count['prompt_tokens']} prompt and {count['reply_tokens']} reply tokens"
+        f"{count['over_long']} over-long; "
+        f"about {count['prompt_tokens']} prompt and {count['reply_tokens']} reply tokens"
     )
 
 
@@ -97,8 +98,7 @@ def _rows(run: Run, asset: str, refresh: str) -> Dataset | None:
     manifest = run.store.manifest(asset, refresh)
     if manifest is None or manifest["fingerprint"] != run.store.current_fingerprint(asset, refresh):
         return None
-    rows = run.store.read(asset, [refresh])
-    return rows if isinstance(rows, Dataset) else None
+    return run.store.rows(asset, [refresh])
 
 
 def _wanted(run: Run) -> dict[str, dict[str, float]]:
@@ -115,7 +115,7 @@ def _wanted(run: Run) -> dict[str, dict[str, float]]:
 
 
 def _placement_problems(run: Run) -> list[str]:
-    have = ray.cluster_resources()
+    have = cluster_resources()
     cures = {"teacher": "lower teacher.replicas", "train": "lower train.num_workers"}
     return [
         f"{stage}: needs {count:g} {name} at once, the cluster has {have.get(name, 0):g}; {cures[stage]} or add nodes"
@@ -127,8 +127,8 @@ def _placement_problems(run: Run) -> list[str]:
 
 def _memory_problems(run: Run) -> list[str]:
     """Weights against the memory of the largest node; models that are not in a folder are not weighed."""
-    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
-    largest, problems = max(nodes, default=0), []
+    nodes = node_memory()
+    largest, problems = max(nodes), []
     teacher, train = run.teacher, run.config.train
     if teacher.backend == "vllm" and teacher.gpus_per_replica == 0:
         need = _weight_bytes(teacher.model) + teacher.cpu_kv_cache_gib * GIB
@@ -137,7 +137,7 @@ def _memory_problems(run: Run) -> list[str]:
     if train.gpus_per_worker == 0:
         weights = _weight_bytes(run.student)
         need = train.num_workers * weights + weights // 4 * BYTES_PER_PARAMETER_STATE
-        if need > largest * max(1, len(nodes)):
+        if need > largest * len(nodes):
             problems.append(_too_big("student.model", need, largest, "lower train.num_workers"))
     return problems
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env python
 """Recycle an instruction data set with a teacher, train a student on it, and say whether it got better.
 
-    flows/recycle_and_train.py --config configs/demo.yaml [dotted.key=value ...] [--plan] [--select ASSET,...] [--refresh KEY]
+    flows/recycle_and_train.py --config configs/demo.yaml [dotted.key=value ...] [--plan] [--select ASSET,...]
+                               [--refresh KEY]
 
 The whole system is the graph in this file: each asset names its inputs and calls one operator. An asset returns a
 plan; the store carries it out only if code, configuration or inputs have changed since it was last made.
 """
 # No `from __future__ import annotations` here: Dagster reads the annotations.
 
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -177,7 +179,7 @@ def report(
             config.report,
         )
         run.write(run.path("reports", f"{config.name}.html"), made.html)
-        run.write(run.path("reports", f"{config.name}.json"), made.json())
+        run.write(run.path("reports", f"{config.name}.json"), json.dumps(made.figures, indent=1))
         return {"html": run.path("reports", f"{config.name}.html"), "figures": made.figures}
 
     return Plan(build)

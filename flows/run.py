@@ -70,9 +70,7 @@ class Run:
         others = [key for key in self.store.refreshes(SOURCE_ASSET) if key != refresh]
         if not others:
             return None
-        rows = self.store.read(SOURCE_ASSET, others)
-        assert isinstance(rows, Dataset), "raw_instructions holds rows"
-        return rows.select_columns(["row_id", "outcome"])
+        return self.store.rows(SOURCE_ASSET, others).select_columns(["row_id", "outcome"])
 
     def student_version(self) -> str:
         """Name of the student that the current packs and configuration give."""
@@ -105,7 +103,8 @@ def stage_summaries(run: Run, assets: list[str]) -> list[dict[str, Any]]:
     """Per finished asset what the report shows of it; a partitioned asset once a refresh."""
     summaries = []
     for asset in assets:
-        for refresh in run.store.refreshes(asset) or [None]:
+        refreshes: list[str | None] = [*run.store.refreshes(asset)] or [None]
+        for refresh in refreshes:
             manifest = run.store.manifest(asset, refresh)
             if manifest is None:
                 continue

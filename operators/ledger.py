@@ -90,8 +90,12 @@ class Ledger:
         )
         counts = {name.removeprefix("sum(").removesuffix(")"): int(value or 0) for name, value in sums.items()}
         limit, known = counts.pop("reply_limit"), self.read(stage, ["generated_tokens"])
-        mean = known.mean("generated_tokens") if known is not None else None
-        return {"asked": num_asked, **counts, "reply_tokens": limit if mean is None else int(counts["new"] * mean)}
+        mean: Any = known.mean("generated_tokens") if known is not None else None
+        return {
+            "asked": num_asked,
+            **counts,
+            "reply_tokens": limit if mean is None else int(counts["new"] * float(mean)),
+        }
 
     def _make(self, new: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, Any]:
         commit = _Committer(f"{self._folder}/{stage}", stage, teacher.model)

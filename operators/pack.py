@@ -9,6 +9,7 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
@@ -19,6 +20,7 @@ from operators.stage import StageConfig, require_columns
 
 COLUMNS_IN = ("row_id", "input", "outcome", "final_instruction", "final_response")
 TOO_LONG = "quarantined:too_long"
+_COUNTED = {"rows": "row_ids", "tokens": "input_ids"}
 
 
 class PackConfig(StageConfig):
@@ -94,6 +96,17 @@ class Packer:
         packs = best_fit_decreasing(documents, self._config.max_tokens)
         report_progress("pack", rows=len(recycled), tokens=sum(map(len, documents)))
         return _to_table(packs, quarantined)
+
+
+def count_packed(packs: Dataset) -> dict[str, int]:
+    """Rows in packs and quarantine, and tokens: {"rows", "tokens"}; for the manifest and the check of conservation."""
+    sums = packs.map_batches(_count_pack_rows, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "tokens"])
+    return {name: int(sums[f"sum({name})"] or 0) for name in ("rows", "tokens")}
+
+
+def _count_pack_rows(packs: pa.Table) -> pa.Table:
+    sums = {name: pc.sum(pc.list_value_length(packs[column])).as_py() or 0 for name, column in _COUNTED.items()}
+    return pa.table({name: [value] for name, value in sums.items()})
 
 
 def best_fit_decreasing(documents: list[Document], max_tokens: int) -> list[list[Document]]:

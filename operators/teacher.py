@@ -105,7 +105,7 @@ def prompt_token_ids(messages: str, model: str) -> list[int]:
 
 
 def num_prompt_tokens(messages: str, teacher: TeacherConfig) -> int:
-    """Length of a prompt in the teacher's tokens; for an endpoint, whose tokenizer is unknown, a third of its characters."""
+    """Length of a prompt in the teacher's tokens; a third of its characters where the tokenizer is unknown."""
     if teacher.backend == "vllm":
         return len(prompt_token_ids(messages, teacher.model))
     return len(messages) // 3
