@@ -10,7 +10,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -112,12 +111,12 @@ def _partials(rows: Dataset, summarise: Any, arguments: dict[str, Any]) -> Itera
         summarise, fn_kwargs=arguments, batch_size=None, batch_format="pyarrow", num_cpus=0.5, zero_copy_batch=True
     )
     for batch in parts.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from (json.loads(part) for part in batch["partial"].to_pylist())
+        yield from (json.loads(part) for part in pa.table(batch)["partial"].to_pylist())
 
 
 def _add(counts: Counts, more: dict[str, dict[str, float]]) -> None:
     for name, values in more.items():
-        counts[name].update(values)  # type: ignore[arg-type]  # score sums are floats; update adds them all the same
+        counts[name].update(values)
 
 
 def _partial(**parts: Any) -> pa.Table:
@@ -222,10 +221,13 @@ def _rows(outcomes: Counter[str], neutralised: Counter[str], packed: Counts | No
         prefix = f"{kind}:"
         return {name.removeprefix(prefix): n for name, n in outcomes.most_common() if name.startswith(prefix)}
 
-    rows = {"source": outcomes.total(), "quarantined": by_reason("quarantined"), "dropped": by_reason("dropped")}
+    quarantined, dropped = by_reason("quarantined"), by_reason("dropped")
     recycled = {outcome: outcomes[outcome] for outcome in columns.RECYCLED_OUTCOMES}
-    ended = sum(rows["quarantined"].values()) + sum(rows["dropped"].values()) + sum(recycled.values())
-    return rows | {
+    ended = sum(quarantined.values()) + sum(dropped.values()) + sum(recycled.values())
+    return {
+        "source": outcomes.total(),
+        "quarantined": quarantined,
+        "dropped": dropped,
         "recycled": recycled,
         "under_way": outcomes.total() - ended,
         "neutralised": neutralised["rows"],
@@ -283,6 +285,3 @@ def _packing(packed: Counts | None) -> Figures:
             "median": median_of_counts(packed["document_tokens"]),
         },
     }
-
-
-assert all(low < high for edges in (WORD_EDGES, SCORE_EDGES) for low, high in pairwise(edges)), "edges must rise"

@@ -1,0 +1,232 @@
+"""The report of a run: one self-contained HTML page for people, and the same figures as JSON for machines.
+
+The page loads nothing and runs no script (its Content-Security-Policy forbids both), and escapes every text.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ray.data import Dataset
+
+from operators.report_charts import Chart, Series, curve, histogram
+from operators.report_figures import Figures, ReportConfig, collect_figures, cut_text
+from operators.report_texts import redacted, visible, word_diff
+
+__all__ = ["Report", "ReportConfig", "build_report", "collect_figures"]
+
+TEMPLATE = "report.html.j2"
+FIRST_STAGE = "raw_instructions"
+TEACHER = ("calls", "cached_calls", "failed_calls", "prompt_tokens", "generated_tokens", "seconds")
+TRAIN = (
+    *("steps", "tokens", "supervised_tokens", "seconds", "tokens_per_second", "first_loss", "last_loss"),
+    *("losses", "grad_norms", "neftune_alpha", "attention", "zero_stage", "num_workers"),
+)
+STAGE = ("asset", "seconds", "rows_in", "rows_out", "outcomes", "cached", "teacher", "peak_memory_mib")
+RELEASE = ("released", "version", "previous", "reasons")
+SCORE_NAMES = {
+    "ifd_original": "original instruction",
+    "ifd_better_instruction": "rewritten instruction",
+    "rifd_selected": "response kept so far",
+    "rifd_better_response": "rewritten response",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """`figures` goes to reports/<run>.json (no NaN in it), `html` to reports/<run>.html."""
+
+    figures: Figures
+    html: str
+
+
+def build_report(
+    run: str,
+    recycled: Dataset | None,
+    packs: Dataset | None,
+    stages: list[dict[str, Any]],
+    student: dict[str, Any],
+    evaluation: dict[str, Any],
+    release: dict[str, Any],
+    config: dict[str, Any],
+    report: ReportConfig,
+) -> Report:
+    """Gather a run's figures and render them; a part that did not run is said to be missing.
+
+    Columns in: `columns.RECYCLED`, `columns.PACKS`; None for a stage that did not run.
+
+    Args:
+        run: the run's name, as in reports/<run>.html.
+        stages: by asset: seconds, rows_out, cached, and where known rows_in, outcomes, teacher, peak_memory_mib.
+        student: the training manifest, or {}.
+        evaluation: held_out_loss (nats per token), samples, judge; or {}.
+        release: released, version, previous, reasons; or {}.
+        config: the whole run configuration.
+        report: what to show.
+
+    Raises:
+        ValueError: a data set lacks a column.
+    """
+    collected = collect_figures(recycled, packs, report)
+    figures = {
+        "run": run,
+        **collected,
+        "packing": collected["packing"] | _efficiency(collected["packing"], config),
+        "teacher": _teacher(stages),
+        "train": {name: student.get(name) for name in TRAIN} if student else {},
+        "evaluation": evaluation,
+        "release": {name: release.get(name) for name in RELEASE} if release else {},
+        "stages": [{name: stage.get(name) for name in STAGE} for stage in stages],
+        "conservation": _conservation(collected["rows"], stages, has_packs=packs is not None),
+    }
+    figures = _json_ready(figures)
+    return Report(figures, _render(figures, config, report))
+
+
+def _teacher(stages: list[dict[str, Any]]) -> Figures:
+    """Sums over the stages; a call is `cached` where the ledger already held its reply."""
+    return {name: sum((stage.get("teacher") or {}).get(name) or 0 for stage in stages) for name in TEACHER}
+
+
+def _efficiency(packing: Figures, config: dict[str, Any]) -> Figures:
+    """The share of the packs' room that holds tokens; a pack's room is `pack.max_tokens`, else the longest pack."""
+    if not packing:
+        return {}
+    room = (config.get("pack") or {}).get("max_tokens") or packing["longest_pack"]
+    return {
+        "max_tokens": room,
+        "efficiency": packing["tokens"] / (packing["packs"] * room) if packing["packs"] else None,
+    }
+
+
+def _conservation(rows: Figures, stages: list[dict[str, Any]], *, has_packs: bool) -> Figures:
+    """Every row that came in has exactly one outcome, and every recycled row is packed or has a reason why not."""
+    came_in = next((stage.get("rows_out") for stage in stages if stage.get("asset") == FIRST_STAGE), None)
+    came_in = rows["source"] if came_in is None else came_in
+    recycled = sum(rows["recycled"].values())
+    out = recycled + sum(rows["quarantined"].values()) + sum(rows["dropped"].values())
+    all_packed = not has_packs or recycled == rows["packed"] + sum(rows["unpacked"].values())
+    return {"in": came_in, "out": out, "holds": came_in == out and all_packed}
+
+
+def _json_ready(value: Any) -> Any:
+    """Plain JSON values; NaN and infinity become null, because JSON has neither."""
+    if isinstance(value, dict):
+        return {str(key): _json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return _json_ready(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _render(figures: Figures, config: dict[str, Any], report: ReportConfig) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "visible": visible,
+        "count": _count,
+        "decimal": _decimal,
+        "duration": _duration,
+        "share": _share,
+        "words": lambda name: str(name).replace("_", " "),
+    }
+    environment.globals |= {"word_diff": word_diff, "cut_text": lambda text: cut_text(text or "", report.max_chars)}
+    plain = json.loads(json.dumps(config, default=str))
+    return environment.get_template(TEMPLATE).render(
+        **figures,
+        score_names=SCORE_NAMES,
+        funnel=_funnel(figures["rows"]),
+        charts=_charts(figures),
+        samples=(figures["evaluation"].get("samples") or [])[: report.num_samples],
+        configuration=redacted(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)),
+    )
+
+
+def _funnel(rows: Figures) -> list[dict[str, Any]]:
+    """The steps with their bars; a segment is (style class, label, count, start and width in % of the source)."""
+    steps: list[dict[str, Any]] = []
+    left = rows["source"]
+
+    def add(
+        name: str, reasons: dict[str, int], css: str, *, removes: bool, parts: dict[str, int] | None = None
+    ) -> None:
+        nonlocal left
+        total = sum((parts or reasons).values())
+        start = left - total if removes else 0
+        segments = []
+        for label, count in (parts or {name: total}).items():
+            segments.append((label if parts else css, label, count, *_percent(start, count, rows["source"])))
+            start += count
+        steps.append({"name": name, "count": total, "removes": removes, "segments": segments, "reasons": reasons})
+        left -= total if removes else 0
+
+    add("source", {}, "source", removes=False, parts={"source": rows["source"]})
+    add("quarantined", rows["quarantined"], "quarantined", removes=True)
+    add("dropped", rows["dropped"], "dropped", removes=True)
+    if rows["under_way"]:
+        add("under way", {"no outcome": rows["under_way"]}, "dropped", removes=True)
+    add("recycled", {}, "", removes=False, parts=rows["recycled"])
+    steps[-1]["parts"] = rows["recycled"]
+    add("packed", rows["unpacked"], "", removes=False, parts={"packed": rows["packed"]})
+    return steps
+
+
+def _percent(start: float, count: float, whole: float) -> tuple[float, float]:
+    return (100 * start / whole, 100 * count / whole) if whole else (0.0, 0.0)
+
+
+def _charts(figures: Figures) -> dict[str, Chart | None]:
+    charts: dict[str, Chart | None] = {}
+    for name, lengths in figures["lengths"].items():
+        both = [Series("before", "before", lengths["before"]), Series("after", "after", lengths["after"])]
+        charts[name] = histogram(f"Words per {name}, before and after", "words", lengths["edges"], both)
+    for kind, old, new in (
+        ("IFD", "ifd_original", "ifd_better_instruction"),
+        ("r-IFD", "rifd_selected", "rifd_better_response"),
+    ):
+        scores = figures["scores"]
+        both = [
+            Series(SCORE_NAMES[name], css, scores[name]["counts"]) for name, css in ((old, "before"), (new, "after"))
+        ]
+        limit = (1.0, "1: not eligible from here")
+        charts[kind] = histogram(f"{kind} of the original and of the rewrite", kind, scores[old]["edges"], both, limit)
+    tokens = figures["packing"].get("document_tokens")
+    if tokens:
+        series = [Series("examples", "after", tokens["counts"])]
+        charts["tokens"] = histogram("Tokens per packed example", "tokens", tokens["edges"], series)
+    train = figures["train"]
+    charts["loss"] = curve("Training loss", "loss, nats per token", train.get("losses") or [])
+    charts["grad_norm"] = curve("Gradient norm before clipping", "norm", train.get("grad_norms") or [], css="before")
+    return charts
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _decimal(value: float | None, places: int = 3) -> str:
+    return "–" if value is None else f"{value:,.{places}f}"
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return "–" if part is None or not whole else f"{100 * part / whole:.0f} %"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
