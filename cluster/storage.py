@@ -37,7 +37,7 @@ class Plan:
     """
 
     build: Callable[[], Dataset | Mapping[str, Any]]
-    figures: Callable[[Dataset | Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda _: {})
+    figures: Callable[[Any], Mapping[str, Any]] = field(default=lambda _: {})
 
 
 def fingerprint_of(description: Description) -> str:

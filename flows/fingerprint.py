@@ -5,6 +5,7 @@ content, so that the same data in an uploaded copy of the working directory is t
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,20 +42,20 @@ def source_files(path: str) -> list[RefreshFile]:
 class Describer:
     """Describes any asset of a graph under one configuration; the store tells what other refreshes have taken."""
 
-    def __init__(self, config: RunConfig, graph: dg.AssetGraph) -> None:
+    def __init__(self, config: RunConfig, specs: Mapping[str, dg.AssetSpec]) -> None:
         """Open the store that belongs to the configuration."""
         self._config = config
-        self._graph = graph
+        self._specs = specs
         self.store = AssetStore(config.storage, self.describe)
 
     def describe(self, asset: str, refresh: str | None) -> dict[str, Any]:
         """Code version, configuration and inputs of an asset; see the module."""
-        node = self._graph.get(dg.AssetKey(asset))
-        sections = {name: getattr(self._config, name).identity() for name in node.metadata.get(CONFIG_KEYS, [])}
-        described: dict[str, Any] = {"code": node.code_version, "config": sections, "inputs": {}}
+        spec = self._specs[asset]
+        sections = {name: getattr(self._config, name).identity() for name in spec.metadata.get(CONFIG_KEYS, [])}
+        described: dict[str, Any] = {"code": spec.code_version, "config": sections, "inputs": {}}
         if asset == SOURCE_ASSET:
             described["files"] = [[file.name, file.identity] for file in self.files_of(refresh)]
-        for parent in sorted(key.to_user_string() for key in node.parent_keys):
+        for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
             described["inputs"] |= self._input(parent, refresh)
         return described
 
@@ -73,7 +74,7 @@ class Describer:
         return source_files(self._config.source.path)
 
     def _input(self, parent: str, refresh: str | None) -> dict[str, str]:
-        if self._graph.get(dg.AssetKey(parent)).partitions_def is None:
+        if self._specs[parent].partitions_def is None:
             return {parent: fingerprint_of(self.describe(parent, None))}
         if refresh is not None:
             return {parent: fingerprint_of(self.describe(parent, refresh))}

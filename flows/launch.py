@@ -19,7 +19,7 @@ from cluster.runtime import connected
 from flows.checks import CHECKS, SURVIVAL_CHECK
 from flows.config import ConfigError, load_config
 from flows.plan import PreflightError, preflight, print_plan
-from flows.recycle_and_train import ASSETS, GRAPH, REFRESHES
+from flows.recycle_and_train import ASSETS, REFRESHES, SPECS
 from flows.run import Run, open_run
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
@@ -34,7 +34,7 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
     arguments = _parse(argv)
     try:
         config = load_config(arguments.config, arguments.override)
-        run = open_run(config, GRAPH)
+        run = open_run(config, SPECS)
         selected = _selection(arguments.select)
         with ExitStack() as stack:
             if not arguments.plan:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
             logs = stack.enter_context(connected())
             problems = preflight(run)
             if arguments.plan:
-                return print_plan(run, GRAPH, arguments.refresh, problems, out)
+                return print_plan(run, SPECS, arguments.refresh, problems, out)
             if problems:
                 raise PreflightError("\n".join(problems))
             out.write(f"storage: {config.storage}\nlogs of engines and workers: {logs}\n")
@@ -69,7 +69,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _selection(names: str) -> dg.AssetSelection | None:
     if not names:
         return None
-    known = [key.to_user_string() for key in GRAPH.toposorted_asset_keys]
+    known = list(SPECS)
     unknown = [name for name in names.split(",") if name not in known]
     if unknown:
         raise ConfigError(f"--select: {', '.join(unknown)}: no such asset; there are {', '.join(known)}")

@@ -1,5 +1,6 @@
 """Looks before it leaps: what a run would do and why, what it would ask of the teacher, and if it can be placed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -28,12 +29,11 @@ def preflight(run: Run) -> list[str]:
     return [*_template_problems(run), *_placement_problems(run), *_memory_problems(run), *_source_problems(run)]
 
 
-def print_plan(run: Run, graph: dg.AssetGraph, refresh: str, problems: list[str], out: TextIO) -> int:
+def print_plan(run: Run, specs: Mapping[str, dg.AssetSpec], refresh: str, problems: list[str], out: TextIO) -> int:
     """Print a line an asset and the teacher's work to come; 2 if the plan cannot be placed, else 0."""
     out.write(f"plan of {run.config.name}, refresh {refresh}, storage {run.config.storage}\n")
-    for key in graph.toposorted_asset_keys:
-        asset = key.to_user_string()
-        partition = refresh if graph.get(key).partitions_def is not None else None
+    for asset, spec in specs.items():
+        partition = refresh if spec.partitions_def is not None else None
         out.write(f"  {asset:<26}{_state(run, asset, partition)}\n")
     for line in _teacher_work(run, refresh):
         out.write(f"  {line}\n")

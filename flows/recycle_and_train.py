@@ -166,7 +166,7 @@ def report(
 
     def build() -> dict[str, Any]:
         config = run.config
-        stages = stage_summaries(run, [key.to_user_string() for key in GRAPH.toposorted_asset_keys])
+        stages = stage_summaries(run, SPECS)
         made = build_report(
             config.name,
             recycled_instructions,
@@ -198,7 +198,7 @@ ASSETS = [
     released,
     report,
 ]
-GRAPH = dg.Definitions(assets=ASSETS).resolve_asset_graph()
+SPECS = {spec.key.to_user_string(): spec for asset in ASSETS for spec in asset.specs}  # in the order of the graph
 
 
 if __name__ == "__main__":

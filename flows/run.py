@@ -1,5 +1,6 @@
 """What every asset is handed: the configuration, the store, the ledger and the models of one run."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,10 @@ from operators.models import resolve_model
 from operators.teacher import TeacherConfig
 
 
-def open_run(config: RunConfig, graph: dg.AssetGraph) -> "Run":
+def open_run(config: RunConfig, specs: Mapping[str, dg.AssetSpec]) -> "Run":
     """Apply a configuration to the storage that it names."""
     config = config.model_copy(update={"storage": anchor(config.storage)})
-    return Run(config, Describer(config, graph))
+    return Run(config, Describer(config, specs))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def rows_where(rows: Dataset, outcome: str) -> Dataset:
     return rows.filter(expr=ray.data.expressions.col("outcome") == outcome)
 
 
-def stage_summaries(run: Run, assets: list[str]) -> list[dict[str, Any]]:
+def stage_summaries(run: Run, assets: Iterable[str]) -> list[dict[str, Any]]:
     """Per finished asset what the report shows of it; a partitioned asset once a refresh."""
     summaries = []
     for asset in assets:
