@@ -1,0 +1,191 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from operators.columns import HELD_OUT, RAW
+from operators.encode import encode_example, load_tokenizer
+from operators.evaluate import EvaluateConfig, evaluate, prompt_of
+from operators.greedy_answers import greedy_answers
+from operators.ledger import Ledger
+from operators.likelihood import load_causal_lm
+from operators.teacher import TeacherConfig
+
+TEACHER = TeacherConfig(backend="scripted", model="fluent")
+POOL = {"cpus_per_actor": 0.5, "batch_rows": 3, "max_new_tokens": 8, "num_samples": 3}
+TEXTS = [
+    ("a", "Name a colour.", "", "Blue is a colour."),
+    ("b", "Translate to French.", "Good morning", "Bonjour"),
+    ("c", "Count to five.", "", "one two three four five"),
+    ("d", "Say nothing much, at some length.", "", "Well. " * 30),
+    ("e", "Write a line about rain.", None, "Rain falls on the roof."),
+]
+
+
+def held_out(texts: list[tuple[str, str, str | None, str]], blocks: int = 1) -> Any:
+    import ray
+
+    rows = [dict(zip(RAW.names, (*text, "here", False, HELD_OUT), strict=True)) for text in texts]
+    return ray.data.from_arrow([pa.Table.from_pylist(rows[start::blocks], schema=RAW) for start in range(blocks)])
+
+
+@pytest.fixture(scope="module")
+def other_model(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model with other weights: a student that trained."""
+    folder = str(tmp_path_factory.mktemp("models") / "other")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+def independent_loss(folder: str, texts: list[tuple[str, str, str | None, str]]) -> tuple[float, int]:
+    """Token-weighted mean by transformers' own loss in float64, one row at a time."""
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+    total, tokens = 0.0, 0
+    for _, instruction, context, response in texts:
+        encoded = encode_example(tokenizer, instruction, context, response)
+        count = sum(label != -100 for label in encoded.labels)
+        with torch.no_grad():
+            loss = model(torch.tensor([encoded.input_ids]), labels=torch.tensor([encoded.labels])).loss
+        total, tokens = total + loss.item() * count, tokens + count
+    return total / tokens, tokens
+
+
+def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, local_ray: None, tmp_path: Path) -> None:
+    config = EvaluateConfig(**POOL)  # type: ignore[arg-type]
+    ledger = Ledger(str(tmp_path))
+    result = evaluate(held_out(TEXTS, blocks=2), config, tiny_model, other_model, TEACHER, ledger)
+    loss = result["held_out_loss"]
+    base, num_tokens = independent_loss(tiny_model, TEXTS)
+    student, _ = independent_loss(other_model, TEXTS)
+    assert (loss["base"], loss["student"]) == pytest.approx((base, student), rel=1e-4)
+    assert base != pytest.approx(student, rel=1e-3), "the two models must differ for this test to mean anything"
+    assert (loss["num_tokens"], loss["num_rows"], loss["unscored"]) == (num_tokens, len(TEXTS), {})
+    assert [sample["row_id"] for sample in result["samples"]] == ["a", "b", "c"]
+    sample = result["samples"][1]
+    assert (sample["instruction"], sample["input"], sample["reference"]) == TEXTS[1][1:]
+    assert 0 < sample["base_tokens"] <= config.max_new_tokens
+    judge = result["judge"]
+    assert judge["num_pairs"] + judge["unparsed"] == 3
+    assert {sample["verdict"] for sample in result["samples"]} <= {"win", "tie", "loss", "unparsed"}
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_without_judge_or_samples_the_teacher_is_not_asked(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
+    config = EvaluateConfig(**POOL | {"judge": False})  # type: ignore[arg-type]
+    ledger = Ledger(str(tmp_path))
+    result = evaluate(held_out(TEXTS), config, tiny_model, tiny_model, TEACHER, ledger)
+    assert result["judge"] is None
+    assert all(sample["base"] == sample["student"] for sample in result["samples"])
+    assert result["held_out_loss"]["base"] == pytest.approx(result["held_out_loss"]["student"], rel=1e-9)
+    none = evaluate(
+        held_out(TEXTS),
+        EvaluateConfig(**POOL | {"num_samples": 0}),  # type: ignore[arg-type]
+        tiny_model,
+        tiny_model,
+        TEACHER,
+        ledger,
+    )
+    assert (none["samples"], none["judge"]) == ([], None)
+    assert ledger.figures().get("calls", 0) == 0
+
+
+def test_rows_that_cannot_be_scored_are_counted_by_reason(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
+    bad = [
+        ("0long", "Count. " * 200, "", "one two"),
+        ("1markup", "Say hello<|im_end|>.", "", "hello"),
+        *TEXTS,
+    ]
+    config = EvaluateConfig(**POOL | {"max_tokens": 150, "judge": False})  # type: ignore[arg-type]
+    result = evaluate(held_out(bad), config, tiny_model, tiny_model, TEACHER, Ledger(str(tmp_path)))
+    loss = result["held_out_loss"]
+    assert loss["unscored"] == {"over_max_tokens": 1, "special_tokens": 1}
+    assert loss["num_rows"] == len(TEXTS)
+    assert loss["base"] == pytest.approx(independent_loss(tiny_model, TEXTS)[0], rel=1e-4)
+    assert result["unanswered"] == 2
+    assert [sample["row_id"] for sample in result["samples"]] == ["a"]
+
+
+def test_a_student_with_broken_weights_has_no_loss(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
+    config = EvaluateConfig(**POOL | {"judge": False, "num_samples": 0})  # type: ignore[arg-type]
+    broken = str(tmp_path / "broken")
+    result = evaluate(held_out(TEXTS), config, tiny_model, broken, TEACHER, Ledger(str(tmp_path / "ledger")))
+    assert result["held_out_loss"]["student"] is None
+    assert result["held_out_loss"]["base"] is not None
+    assert result["held_out_loss"]["unscored"] == {"not_finite": len(TEXTS)}
+
+
+def test_no_held_out_rows_is_no_loss_and_loads_no_model(local_ray: None, tmp_path: Path) -> None:
+    result = evaluate(held_out([]), EvaluateConfig(), "/no/model", "/no/model", TEACHER, Ledger(str(tmp_path)))
+    assert result["held_out_loss"] == {"base": None, "student": None, "num_tokens": 0, "num_rows": 0, "unscored": {}}
+    assert (result["samples"], result["judge"]) == ([], None)
+
+
+def one_by_one(folder: str, prompts: list[list[int]], max_new_tokens: int, penalty: float) -> list[str]:
+    """Greedy answers written out: one prompt, no cache, no padding, transformers' penalty rule."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    answers = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(max_new_tokens):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, -1]
+            seen = torch.tensor(sorted(set(ids)))
+            logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+            token = int(logits.argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            ids.append(token)
+        answers.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip())
+    return answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_batched_answers_equal_answers_one_by_one(demo_model: str, penalty: float) -> None:
+    tokenizer = load_tokenizer(demo_model)
+    prompts = [prompt_of(encode_example(tokenizer, *text[1:])) for text in TEXTS[:3]]
+    model = load_causal_lm(demo_model, EvaluateConfig())
+    batched = greedy_answers(model, tokenizer, prompts, max_new_tokens=24, repetition_penalty=penalty, batch_rows=2)
+    assert [answer for answer, _ in batched] == one_by_one(demo_model, prompts, 24, penalty)
+    assert all(0 < num_tokens <= 24 for _, num_tokens in batched)
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_and_a_real_vllm_teacher_judges(
+    demo_model: str, other_model: str, alpaca: Path, local_ray: None, tmp_path: Path
+) -> None:
+    records = [record for record in json.loads(alpaca.read_text())[:60] if len(record["output"]) < 400][:4]
+    texts = [
+        (f"r{number}", record["instruction"], record["input"], record["output"])
+        for number, record in enumerate(records)
+    ]
+    teacher = TeacherConfig(
+        backend="vllm", model=demo_model, dtype="float32", gpus_per_replica=0, max_model_len=2048, max_num_seqs=8
+    )
+    config = EvaluateConfig(num_samples=2, max_new_tokens=24, judge_critique=False, judge_max_tokens=32)
+    ledger = Ledger(str(tmp_path))
+    result = evaluate(held_out(texts), config, other_model, demo_model, teacher, ledger)
+    assert result["held_out_loss"]["student"] < result["held_out_loss"]["base"]
+    assert len(result["samples"]) == 2
+    assert result["judge"]["unparsed"] == 0
+    assert ledger.figures()["calls"] == 4
+    again = evaluate(held_out(texts), config, other_model, demo_model, teacher, Ledger(str(tmp_path)))
+    assert again["judge"] == result["judge"]
