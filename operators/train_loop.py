@@ -60,7 +60,8 @@ class TrainJob:
 @dataclass(frozen=True)
 class StepMetrics:
     """One line of metrics.jsonl. Loss in nats per supervised token, with the noise on; `neft_l2` is the mean norm of
-    the noise over the step's documents, null without noise; `grad_norm` is before clipping.
+    the noise over the step's documents, null without noise; `grad_norm` is before clipping, null under ZeRO 0 in fp32,
+    where DeepSpeed clips but does not tell.
     """
 
     step: int
@@ -245,9 +246,10 @@ def _metrics_file(path: Path, start: int) -> Iterator[TextIO | None]:
         yield None
         return
     kept = [line for line in read_metrics(path) if line["step"] < start]
-    with path.open("w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept)
-        file.flush()
+    shortened = path.with_name(f".{path.name}")
+    shortened.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    shortened.replace(path)
+    with path.open("a") as file:
         yield file
 
 

@@ -5,25 +5,22 @@ import math
 import os
 import signal
 import threading
-import time
+from contextlib import contextmanager
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from pydantic import ValidationError
+from ray.train import TrainingFailedError
+from transformers import AutoModelForCausalLM
 
-from operators import columns
-from operators.encode import encode_example, load_tokenizer
-from operators.pack import Document, _to_table, best_fit_decreasing
 from operators.train import MANIFEST, TrainConfig, train
 from operators.train_loop import load_student, read_metrics, summed_loss
 from operators.train_plan import PackStore
 
 CONFIG = TrainConfig(
     num_workers=1,
-    max_steps=4,
+    max_steps=8,
     packs_per_step=5,
     learning_rate=1e-3,
     precision="fp32",
@@ -32,23 +29,6 @@ CONFIG = TrainConfig(
     cpus_per_worker=0.5,
     threads_per_worker=1,
 )
-
-
-def write_packs(path, student, examples=24, max_tokens=160):
-    """Packs of small examples; the order of documents is that of their ids."""
-    tokenizer = load_tokenizer(student)
-    texts = [
-        (f"Count from {n} to {n + 3}.", "", " ".join(str(n + k) for k in range(4 + n % 5))) for n in range(examples)
-    ]
-    documents = [Document(f"r{n:03d}", encode_example(tokenizer, *text)) for n, text in enumerate(texts)]
-    table = _to_table(best_fit_decreasing(documents, max_tokens), [("bad", "quarantined:too_long")])
-    pq.write_table(table, path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def packs_file(tiny_model, tmp_path_factory):
-    return write_packs(tmp_path_factory.mktemp("packs") / "packs.parquet", tiny_model)
 
 
 @pytest.fixture
@@ -95,7 +75,7 @@ def test_packed_logits_are_those_of_the_documents_alone(packs_file, tiny_model):
 def test_manifest_and_metrics_agree(alone):
     folder, manifest = alone
     lines = read_metrics(folder / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(4))
+    assert [line["step"] for line in lines] == list(range(8))
     assert manifest["losses"] == [line["loss"] for line in lines]
     assert manifest["last_loss"] < manifest["first_loss"]
     assert manifest["first_loss"] == pytest.approx(math.log(49152), rel=0.05)  # random weights know nothing
@@ -110,8 +90,104 @@ def test_manifest_and_metrics_agree(alone):
 def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, packs, tiny_model, tmp_path, workers, stage):
     manifest = run(packs, tiny_model, tmp_path, num_workers=workers, zero_stage=stage)
     assert manifest["losses"] == pytest.approx(alone[1]["losses"], rel=1e-5)
-    assert manifest["grad_norms"] == pytest.approx(alone[1]["grad_norms"], rel=1e-4)
+    if stage:  # DeepSpeed does not tell its norm without ZeRO
+        assert manifest["grad_norms"] == pytest.approx(alone[1]["grad_norms"], rel=1e-4)
     assert manifest["neft_l2"] == pytest.approx(alone[1]["neft_l2"], rel=1e-6)
     one, many = (AutoModelForCausalLM.from_pretrained(folder) for folder in (alone[0], tmp_path))
     for (name, expected), (_, got) in zip(one.named_parameters(), many.named_parameters(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@contextmanager
+def killed_after(folder, step):
+    """SIGKILL rank 0, from outside, as soon as its metrics show `step`; the pid is in the list that is yielded."""
+    killed, leave = [], threading.Event()
+
+    def watch():
+        while not leave.wait(0.005):
+            lines = read_metrics(folder / "metrics.jsonl")
+            if lines and lines[-1]["step"] >= step:
+                os.kill(lines[-1]["pid"], signal.SIGKILL)
+                killed.append(lines[-1]["pid"])
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield killed
+    finally:
+        leave.set()
+        watcher.join()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_restarted_at_the_last_checkpoint(alone, packs, tiny_model, tmp_path):
+    with killed_after(tmp_path, step=3) as killed:
+        manifest = run(
+            packs, tiny_model, tmp_path, num_workers=2, zero_stage=3, checkpoint_every_steps=2, max_failures=1
+        )
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert killed
+    assert lines[1]["pid"] == killed[0] != lines[-1]["pid"]
+    assert [line["step"] for line in lines] == list(range(8))
+    assert manifest["losses"] == pytest.approx(alone[1]["losses"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_that_died_goes_on_when_it_is_started_again(alone, packs, tiny_model, tmp_path):
+    with killed_after(tmp_path, step=3), pytest.raises(TrainingFailedError):
+        run(packs, tiny_model, tmp_path, num_workers=2, checkpoint_every_steps=2)
+    died = read_metrics(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="world_size=2, this run has 1"):
+        run(packs, tiny_model, tmp_path, num_workers=1, checkpoint_every_steps=2)
+    manifest = run(packs, tiny_model, tmp_path, num_workers=2, checkpoint_every_steps=2)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines[1] == died[1]  # kept, not measured again
+    assert lines[-1]["pid"] != died[-1]["pid"]
+    assert manifest["losses"] == pytest.approx(alone[1]["losses"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_finished_run_trains_nothing_whatever_the_resources(alone, packs, tiny_model):
+    folder, manifest = alone
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns
+    assert run(packs, tiny_model, folder, num_workers=2, zero_stage=3) == manifest
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_finished_folder_is_not_overwritten_by_another_run(alone, packs, tiny_model):
+    with pytest.raises(ValueError, match="finished student of other packs or another configuration"):
+        run(packs, tiny_model, alone[0], neftune_alpha=0)
+
+
+@pytest.mark.slow
+def test_without_noise_in_bf16_with_recomputation(alone, packs, tiny_model, tmp_path):
+    changes = {"neftune_alpha": 0, "precision": "bf16", "activation_checkpointing": True, "num_workers": 2}
+    manifest = run(packs, tiny_model, tmp_path, max_steps=2, **changes)
+    assert manifest["neft_l2"] is None
+    assert manifest["first_loss"] == pytest.approx(alone[1]["first_loss"], rel=1e-2)
+    assert next(AutoModelForCausalLM.from_pretrained(tmp_path).parameters()).dtype == torch.bfloat16
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    config = TrainConfig(learning_rate=1.0, warmup_fraction=0.1)
+    rates = [config.learning_rate_at(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 1e-3
+    assert config.learning_rate_at(0, 1) > 0
+
+
+def test_resources_do_not_change_the_identity_but_the_recipe_does():
+    base = CONFIG.run_identity("digest", "student")
+    assert CONFIG.model_copy(update={"num_workers": 7, "zero_stage": 3}).run_identity("digest", "student") == base
+    assert CONFIG.model_copy(update={"neftune_alpha": 10}).run_identity("digest", "student") != base
+    assert CONFIG.run_identity("other", "student") != base
+
+
+def test_an_absurd_configuration_is_refused():
+    for key, value in {"zero_stage": 4, "num_workers": 0, "neftune_alpha": -1, "attention": "magic"}.items():
+        with pytest.raises(ValidationError, match=key):
+            TrainConfig.model_validate({key: value})

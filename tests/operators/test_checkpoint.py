@@ -1,0 +1,139 @@
+"""Checkpoints and export, on one in-process worker with a real DeepSpeed engine."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from operators.checkpoint import (
+    CheckpointSpec,
+    complete_checkpoints,
+    export_student,
+    load_checkpoint,
+    require_continuable,
+    save_checkpoint,
+    write_json,
+)
+from operators.train_config import TrainConfig
+from operators.train_loop import Trainer, TrainJob, _loaded, _prepare_process
+from operators.train_plan import PackStore, read_index
+
+SPEC = CheckpointSpec("identity", world_size=2, zero_stage=2)
+
+
+def write_checkpoint(checkpoints, step, spec=SPEC):
+    """A complete checkpoint of one file."""
+    folder = checkpoints / f"step-{step:08d}"
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "shard.pt").write_bytes(b"12345")
+    spec = {"identity": spec.identity, "world_size": spec.world_size, "zero_stage": spec.zero_stage}
+    write_json(folder / "COMPLETE", {"step": step, "spec": spec, "files": {"state/shard.pt": 5}})
+    return folder
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+    write_checkpoint(tmp_path, 10)
+    (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").write_bytes(b"123")
+    (write_checkpoint(tmp_path, 30) / "state" / "shard.pt").unlink()
+    (write_checkpoint(tmp_path, 40) / "COMPLETE").unlink()
+    assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [10]
+    assert require_continuable(tmp_path, SPEC).step == 10
+
+
+def test_the_newest_is_continued_and_none_is_a_fresh_start(tmp_path):
+    assert require_continuable(tmp_path / "absent", SPEC) is None
+    for step in (10, 100, 20):
+        write_checkpoint(tmp_path, step)
+    assert require_continuable(tmp_path, SPEC).step == 100
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [CheckpointSpec("identity", 1, 2), CheckpointSpec("identity", 2, 3), CheckpointSpec("other", 2, 2)],
+    ids=["world_size", "zero_stage", "identity"],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, spec, request):
+    write_checkpoint(tmp_path, 10)
+    with pytest.raises(ValueError, match=f"written with {request.node.callspec.id}="):
+        require_continuable(tmp_path, spec)
+
+
+def test_json_is_replaced_whole(tmp_path):
+    write_json(tmp_path / "a.json", {"n": 1})
+    write_json(tmp_path / "a.json", {"n": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"n": 2}
+
+
+@pytest.fixture(scope="module")
+def monkeypatch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def job(monkeypatch, tiny_model, packs_file, tmp_path_factory):
+    """A ZeRO-3 job of one worker, inside a process group of this process."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = TrainConfig(
+        zero_stage=3, max_steps=4, packs_per_step=3, learning_rate=1e-3, precision="fp32", activation_checkpointing=True
+    )
+    files = [packs_file]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    _prepare_process(config)
+    digest = read_index(files).digest
+    yield TrainJob(config, tiny_model, str(folder), files, digest, config.run_identity(digest, tiny_model))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_restored_engine_goes_on_as_if_nothing_had_happened(job, tmp_path):
+    store, settings = PackStore(job.files), job.config.deepspeed(job.config.packs_per_step)
+    with _loaded(job, settings) as (engine, noise):
+        trainer = Trainer(job, engine, noise, store)
+        for step in (0, 1):
+            trainer.step(step)
+        save_checkpoint(engine, tmp_path, 2, job.spec)
+        expected = [trainer.step(step) for step in (2, 3)]
+    with _loaded(job, settings) as (engine, noise):
+        load_checkpoint(engine, require_continuable(tmp_path, job.spec))
+        trainer = Trainer(job, engine, noise, store)
+        got = [trainer.step(step) for step in (2, 3)]
+    assert [step.loss for step in got] == [step.loss for step in expected]
+    assert [step.grad_norm for step in got] == pytest.approx([step.grad_norm for step in expected], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_exported_student_is_the_engine_s_model(job, tmp_path):
+    with _loaded(job, job.config.deepspeed(job.config.packs_per_step)) as (engine, noise):
+        Trainer(job, engine, noise, PackStore(job.files)).step(0)
+        export_student(engine, job.student, tmp_path)
+        tokens = torch.tensor([PackStore(job.files).pack(0).input_ids])
+        engine.eval()
+        with torch.no_grad():
+            expected = engine(input_ids=tokens, use_cache=False).logits
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(job.student)(input_ids=tokens).logits
+        got = exported(input_ids=tokens).logits
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(got, base, rtol=1e-5, atol=1e-6)
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path).chat_template
+        == AutoTokenizer.from_pretrained(job.student).chat_template
+    )
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
+    assert next(exported.parameters()).dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_old_checkpoints_are_removed_and_an_unfinished_one_is_replaced(job, tmp_path):
+    with _loaded(job, job.config.deepspeed(job.config.packs_per_step)) as (engine, _):
+        (tmp_path / "step-00000003").mkdir()
+        (tmp_path / "step-00000003" / "half").write_text("")
+        for step in (1, 2, 3):
+            save_checkpoint(engine, tmp_path, step, job.spec, keep=2)
+    assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [2, 3]
+    assert not (tmp_path / "step-00000003" / "half").exists()
