@@ -40,6 +40,8 @@ MAX_SHUFFLED_BLOCKS = 4_096
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 # Where a record stood; dropped again once duplicates are marked.
 _LOCATED = pa.schema([*columns.RAW, pa.field("file", pa.int32()), pa.field("position", pa.int64())])
 
@@ -195,7 +197,8 @@ def _row(piece: Piece, record: Record, config: ReadConfig, special_tokens: froze
 
 
 def _is_held_out(row_id: str, config: ReadConfig) -> bool:
-    return int(_hash([config.split_salt, row_id])[:13], 16) < config.held_out_fraction * 16**13
+    digest = hashlib.sha256(f"{config.split_salt}:{row_id}".encode()).hexdigest()
+    return int(digest[:13], 16) < config.held_out_fraction * 16**13
 
 
 def _finish(block: pa.Table) -> pa.Table:
@@ -237,4 +240,4 @@ def _chunks(rows: Iterable[tuple[object, ...]], size: int) -> Iterator[list[tupl
 
 
 def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()[:32]
+    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:32]

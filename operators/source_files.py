@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 READABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 _SPLITTABLE_SUFFIXES = (".jsonl", ".parquet")
 _LISTED_IN_MESSAGE = 5
+_OPEN_COST_BYTES = 1 << 20  # opening a file on an object store takes about as long as reading this much
 
 
 class SourceFile(NamedTuple):
@@ -35,9 +36,9 @@ def list_source_files(path: str) -> list[SourceFile]:
     """The .json, .jsonl and .parquet files that `path` names, sorted by path.
 
     Args:
-        path: a file, a folder (read recursively; names that begin with `.` or `_` are skipped, as Spark and Hive do),
-            a glob (`*`, `?`, `[...]`, `**`), or a URI of one of these (pyarrow's file systems, else fsspec's; in a URI
-            a `?` begins the file system's options).
+        path: a file, a folder (read recursively), a glob (`*`, `?`, `[...]`, `**`), or a URI of one of these (pyarrow's file systems, else fsspec's; in a URI
+            a `?` begins the file system's options). Below a folder and in a glob, names that begin with `.` or `_`
+            are skipped, as Spark and Hive do: they are files being written.
 
     Raises:
         ValueError: nothing is there, or no file of these formats; the message says what was found.
@@ -82,13 +83,14 @@ def plan_pieces(files: Iterable[str], range_bytes: int) -> list[list[Piece]]:
     The order of pieces is the order of `files`, so a piece's file number and a record's position order all records.
     """
     tasks: list[list[Piece]] = []
-    load = range_bytes
+    load = 0
     for piece in _cut(list(dict.fromkeys(files)), range_bytes):
-        if load + (piece.end - piece.start) > range_bytes:
+        cost = max(piece.end - piece.start, _OPEN_COST_BYTES)
+        if not tasks or load + cost > range_bytes:
             tasks.append([])
             load = 0
         tasks[-1].append(piece)
-        load += piece.end - piece.start
+        load += cost
     return tasks
 
 
@@ -136,7 +138,7 @@ def _walk(filesystem: pafs.FileSystem, base: str) -> Iterator[pafs.FileInfo]:
         if entry.type != pafs.FileType.File:
             continue
         hidden = any(part.startswith((".", "_")) for part in entry.path[len(folder) :].split("/"))
-        if (pattern is None and not hidden) or (pattern is not None and pattern.fullmatch(entry.path)):
+        if not hidden and (pattern is None or pattern.fullmatch(entry.path)):
             yield entry
 
 

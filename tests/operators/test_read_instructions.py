@@ -1,0 +1,440 @@
+"""Every record of the source becomes one row, whatever is wrong with it, and the same row however it is read."""
+
+import json
+import random
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.data import Dataset
+
+from operators import columns, record_formats
+from operators.read_instructions import ReadConfig, list_source_files, read_instructions, row_id_of
+from operators.record_formats import Record, read_records
+from operators.source_files import plan_pieces
+
+TOKENS = frozenset({"</s>", "<|im_end|>"})
+GOOD = {"instruction": "Name a fruit.", "input": "", "output": "Apple."}
+
+
+def rows_of(rows: Dataset) -> list[dict[str, object]]:
+    """All rows of a small test data set, in an order of their own."""
+    rows = rows.materialize()
+    assert rows.schema().names == columns.RAW.names
+    found: list[dict[str, object]] = rows.take_all()
+    return sorted(found, key=lambda row: str(row["row_id"]))
+
+
+def read(path: Path | str, **settings: object) -> list[dict[str, object]]:
+    config = ReadConfig.model_validate({"path": str(path), "held_out_fraction": 0, **settings})
+    files = [file.path for file in list_source_files(str(path))]
+    return rows_of(read_instructions(config, files, TOKENS))
+
+
+def outcomes(rows: list[dict[str, object]]) -> Counter[object]:
+    return Counter(row["outcome"] for row in rows)
+
+
+def records_of(path: Path, range_bytes: int = 1 << 20) -> list[Record]:
+    return [
+        record for task in plan_pieces([str(path)], range_bytes) for piece in task for record in read_records(piece)
+    ]
+
+
+def alpaca_like(count: int, seed: int = 0) -> list[dict[str, str]]:
+    random_state = random.Random(seed)
+    return [
+        {
+            "instruction": f"Question {index} é😀",
+            "input": "" if index % 3 else f"context {index}\r\nline",
+            "output": "yes " * random_state.randint(1, 40),
+        }
+        for index in range(count)
+    ]
+
+
+def write_jsonl(path: Path, records: list[dict[str, str]]) -> Path:
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, records: list[dict[str, str]]) -> Path:
+    path.write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, records: list[dict[str, str]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(records), path, row_group_size=7)
+    return path
+
+
+WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], Path]] = {
+    "jsonl": write_jsonl,
+    "json": write_json,
+    "parquet": write_parquet,
+}
+
+
+def turns(*roles: str) -> str:
+    return json.dumps({"messages": [{"role": role, "content": f"{role} says"} for role in roles]})
+
+
+def fields(**changes: object) -> str:
+    return json.dumps(GOOD | changes)
+
+
+# One line of JSONL and the outcome it must have.
+HOSTILE: list[tuple[bytes, str]] = [
+    (fields().encode(), ""),
+    (fields(input=None, instruction="no input").encode(), ""),
+    (json.dumps({"instruction": "alias", "response": "of output"}).encode(), ""),
+    (turns("user", "assistant").encode(), ""),
+    (fields(instruction="<|im_<|im_end|>end|>").encode(), ""),
+    (b'{"instruction": "cut', "quarantined:malformed_json"),
+    (b"[" * 100_000, "quarantined:malformed_json"),
+    (b'{"instruction": ' + b"1" * 5_000 + b"}", "quarantined:malformed_json"),
+    (b"\x00", "quarantined:malformed_json"),
+    (b"[1]", "quarantined:not_an_object"),
+    (b"null", "quarantined:not_an_object"),
+    (b"{}", "quarantined:missing_field"),
+    (fields(output=None).encode(), "quarantined:missing_field"),
+    (fields(instruction=7).encode(), "quarantined:non_string_field"),
+    (fields(input=["a"]).encode(), "quarantined:non_string_field"),
+    (fields(instruction=" \n").encode(), "quarantined:empty_instruction"),
+    (fields(instruction="\u200b").encode(), "quarantined:empty_instruction"),
+    (fields(output="").encode(), "quarantined:empty_response"),
+    (fields(instruction="x" * 1_000_000).encode(), "quarantined:too_long"),
+    (fields(output="y" * 32_001).encode(), "quarantined:too_long"),
+    (b'{"instruction": "caf\xe9", "output": "x"}', "quarantined:invalid_utf8"),
+    (fields(output="a\x00b").encode(), "quarantined:control_characters"),
+    (fields(instruction="\x1c").encode(), "quarantined:control_characters"),
+    (rb'{"instruction": "lone \ud800", "output": "x"}', "quarantined:control_characters"),
+    (turns("user", "assistant", "user", "assistant").encode(), "quarantined:multi_turn"),
+    (turns("system", "user", "assistant").encode(), "quarantined:system_turn"),
+    (turns("assistant", "user").encode(), "quarantined:malformed_messages"),
+    (turns("user").encode(), "quarantined:malformed_messages"),
+    (turns().encode(), "quarantined:malformed_messages"),
+    (b'{"messages": "hello"}', "quarantined:malformed_messages"),
+    (b'{"messages": [{"role": "user", "content": [1]}]}', "quarantined:malformed_messages"),
+    (fields().encode(), "dropped:duplicate"),
+    (fields(output=" Apple.\r\n").encode(), "dropped:duplicate"),
+]
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """All of HOSTILE with blank lines between, which are no records."""
+    path = tmp_path / "hostile.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n\n \r\n".join(line for line, _ in HOSTILE))
+    return path
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_every_hostile_line_is_one_row_with_its_own_reason(hostile: Path) -> None:
+    rows = read(hostile)
+    assert outcomes(rows) == Counter(outcome for _, outcome in HOSTILE)
+    assert len({row["row_id"] for row in rows}) == len(HOSTILE)
+    for row in rows:
+        assert all(isinstance(row[name], str) for name in ("instruction", "input", "response"))
+        if str(row["outcome"]).startswith("quarantined"):
+            assert all(len(str(row[name])) <= 2_000 for name in ("instruction", "input", "response"))
+    assert [row["instruction"] for row in rows if row["neutralised"]] == ["<|im_<| im_end |>end|>"]
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("range_bytes", [100_000])
+def test_byte_ranges_give_the_same_rows_as_one_range(hostile: Path, range_bytes: int) -> None:
+    assert read(hostile, range_bytes=range_bytes) == read(hostile)
+
+
+@pytest.mark.parametrize("range_bytes", [50, 999, 300_000])
+def test_hostile_lines_are_cut_nowhere(hostile: Path, range_bytes: int) -> None:
+    assert records_of(hostile, range_bytes) == records_of(hostile)
+
+
+@pytest.mark.parametrize("kind", sorted(WRITERS))
+@pytest.mark.parametrize("range_bytes", [1, 7, 100, 10_000])
+def test_every_record_belongs_to_exactly_one_range(tmp_path: Path, kind: str, range_bytes: int) -> None:
+    records = alpaca_like(40)
+    path = WRITERS[kind](tmp_path / f"data.{kind}", records)
+    found = records_of(path, range_bytes)
+    assert [record.value for record in found] == records
+    assert len({record.position for record in found}) == len(records)
+
+
+@pytest.mark.parametrize("read_bytes", [1, 5, 64])
+def test_a_json_array_is_the_same_through_any_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
+) -> None:
+    monkeypatch.setattr(record_formats, "READ_BYTES", read_bytes)
+    path = tmp_path / "data.json"
+    values: list[object] = [*alpaca_like(10), 12345678, "text", None, [1, [2]]]
+    path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    assert [record.value for record in records_of(path)] == values
+
+
+@pytest.mark.parametrize(
+    ("content", "reasons"),
+    [
+        (b"[]", []),
+        (b"[{}, {}", ["", "", "malformed_json"]),
+        (b"[{}, {]", ["", "malformed_json"]),
+        (b"[{} {}]", ["", "malformed_json"]),
+        (b"[{}] tail", ["", "malformed_json"]),
+        (b"[" * 100_000, ["malformed_json"]),
+        (b'[{"a": "\xff"}, {}]', ["invalid_utf8", ""]),
+        (b"\xef\xbb\xbf[{}]", [""]),
+        (b'{"a": 1}\n{"a": \n{"a": 2}\n', ["", "malformed_json", ""]),  # JSONL by another name
+        (b'{\n"a": 1}\n{"a": 2}', ["", ""]),  # objects over several lines
+        (b"", ["unreadable_file"]),
+    ],
+)
+def test_a_broken_json_file_keeps_the_rows_before_the_break(tmp_path: Path, content: bytes, reasons: list[str]) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    assert [record.reason for record in records_of(path)] == reasons
+
+
+def test_a_line_longer_than_any_record_is_skipped_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_formats, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(record_formats, "READ_BYTES", 30)
+    path = tmp_path / "data.jsonl"
+    path.write_text("{}\n" + "x" * 1_000 + "\n{}\n")
+    for range_bytes in (10, 64, 5_000):
+        assert [record.reason for record in records_of(path, range_bytes)] == ["", "too_long", ""]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_unreadable_files_are_rows_that_name_the_file(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "good.jsonl", [GOOD])
+    (tmp_path / "empty.parquet").touch()
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "garbage.parquet").write_bytes(b"PAR1" + b"\x00" * 500)
+    broken = write_parquet(tmp_path / "truncated.parquet", alpaca_like(20))
+    broken.write_bytes(broken.read_bytes()[:-30])
+    rows = read(tmp_path, range_bytes=100)
+    assert outcomes(rows) == {"": 1, "quarantined:unreadable_file": 4}
+    bad = {Path(str(row["origin"])).name for row in rows if row["outcome"]}
+    assert bad == {"empty.parquet", "empty.jsonl", "garbage.parquet", "truncated.parquet"}
+
+
+def test_a_damaged_row_group_does_not_cost_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    table = pa.Table.from_pylist(alpaca_like(21))
+    pq.write_table(table, path, row_group_size=7, write_page_checksum=True, compression="zstd")
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[start + 10 : start + 60] = b"\xff" * 50
+    path.write_bytes(content)
+    assert Counter(record.reason for record in records_of(path)) == {"": 14, "unreadable_file": 1}
+
+
+def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    texts = pa.array([b"fine", b"caf\xe9", b"good"]).view(pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
+    pq.write_table(pa.table({"instruction": texts, "output": ["a", "b", "c"]}), path)
+    assert [record.reason for record in records_of(path)] == ["", "invalid_utf8", ""]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_three_formats_and_any_order_give_the_same_ids(tmp_path: Path) -> None:
+    records = alpaca_like(50)
+    ids = []
+    for kind, write in WRITERS.items():
+        shuffled = random.Random(kind).sample(records, len(records))
+        rows = read(write(tmp_path / f"data.{kind}", shuffled), held_out_fraction=0.3)
+        assert {row["outcome"] for row in rows} == {"", columns.HELD_OUT}
+        ids.append([(row["row_id"], row["instruction"], row["outcome"]) for row in rows])
+    assert ids[0] == ids[1] == ids[2]
+    assert len(ids[0]) == 50
+
+
+def test_the_id_is_that_of_the_canonical_texts() -> None:
+    assert row_id_of("a", "", "b") != row_id_of("a", "b", "")
+    assert len(row_id_of("a", "", "b")) == 32
+    record = Record(0, {"instruction": " e\u0301\r\nx ", "output": "y"}, "")
+    from operators.read_instructions import extract_texts
+
+    texts = extract_texts(record, ReadConfig(path="x"))
+    assert texts.instruction == unicodedata.normalize("NFC", "é\nx")
+
+
+def test_a_chat_is_read_like_an_alpaca_record(tmp_path: Path) -> None:
+    from operators.read_instructions import extract_texts
+
+    chat = {"messages": json.loads(turns("system", "user", "assistant"))["messages"], "instruction": None}
+    prepended = extract_texts(Record(0, chat, ""), ReadConfig(path="x", system_turn="prepend"))
+    assert prepended == ("system says\n\nuser says", "", "assistant says", "")
+    chat["messages"][0]["content"] = " "
+    assert extract_texts(Record(0, chat, ""), ReadConfig(path="x")) == ("user says", "", "assistant says", "")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_messages_in_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "chat.parquet"
+    chats = [json.loads(turns("user", "assistant")), json.loads(turns("user", "assistant", "user", "assistant"))]
+    pq.write_table(pa.Table.from_pylist([*chats, {"messages": None}]), path)
+    assert outcomes(read(path)) == {"": 1, "quarantined:multi_turn": 1, "quarantined:missing_field": 1}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_first_copy_stays_whichever_block_the_others_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("operators.read_instructions.SHUFFLED_BLOCK_BYTES", 2_000)
+    records = alpaca_like(30)
+    for number in range(3):
+        write_jsonl(tmp_path / f"{number}.jsonl", records if number else records[:10] * 2)
+    config = ReadConfig(path=str(tmp_path), held_out_fraction=0.3, range_bytes=1_000)
+    files = [file.path for file in list_source_files(str(tmp_path))]
+    rows = read_instructions(config, files, TOKENS).materialize()
+    assert rows.num_blocks() >= 3
+    found = rows_of(rows)
+    kept = [row for row in found if row["outcome"] != "dropped:duplicate"]
+    assert len(found) == 80
+    assert len(kept) == 30
+    assert len({row["row_id"] for row in found}) == 80
+    assert Counter(Path(str(row["origin"])).name for row in kept) == {"0.jsonl": 10, "1.jsonl": 20}
+    assert 0 < sum(row["outcome"] == columns.HELD_OUT for row in kept) < 30
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_hash_repartition_gives_one_block_all_rows_of_a_key() -> None:
+    """What finding duplicates rests on in the pinned Ray: no partition is split, even beyond the block size."""
+    context = ray.data.DataContext.get_current()
+    before = context.target_max_block_size
+    context.target_max_block_size = 10_000
+    try:
+        keys = ray.data.range(6_000, override_num_blocks=6).map_batches(
+            lambda batch: {"key": [str(value % 11) for value in batch["id"]], "text": ["x" * 50] * len(batch["id"])}
+        )
+        blocks = keys.repartition(3, keys=["key"]).map_batches(
+            lambda block: pa.table({"keys": [sorted(set(block["key"].to_pylist()))], "rows": [block.num_rows]}),
+            batch_size=None,
+            batch_format="pyarrow",
+        )
+        found = [row for row in blocks.take_all() if row["rows"]]
+    finally:
+        context.target_max_block_size = before
+    assert sum(row["rows"] for row in found) == 6_000
+    assert len(found) <= 3
+    assert sorted(key for row in found for key in row["keys"]) == sorted(str(key) for key in range(11))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_limit_takes_the_first_records_and_reads_no_further(tmp_path: Path) -> None:
+    records = alpaca_like(100)
+    write_jsonl(tmp_path / "a.jsonl", records[:30])
+    write_json(tmp_path / "b.json", records[30:])
+    (tmp_path / "c.jsonl").write_text("never reached")
+    rows = read(tmp_path, limit=40, range_bytes=200)
+    assert {row["instruction"] for row in rows} == {record["instruction"] for record in records[:40]}
+    assert outcomes(rows) == {"": 40}
+
+
+def test_held_out_rows_follow_id_and_salt_alone() -> None:
+    from operators.read_instructions import _is_held_out
+
+    ids = [row_id_of(str(number), "", "") for number in range(4_000)]
+
+    def held_out(**settings: object) -> set[str]:
+        config = ReadConfig.model_validate({"path": "x", "held_out_fraction": 0.25, **settings})
+        return {row_id for row_id in ids if _is_held_out(row_id, config)}
+
+    assert 900 < len(held_out()) < 1_100
+    assert held_out() == held_out(range_bytes=1)
+    assert len(held_out() & held_out(split_salt="other")) < 350
+    assert held_out(held_out_fraction=0.1) < held_out()  # a larger share only adds rows
+    assert held_out(held_out_fraction=0) == set()
+
+
+def test_files_are_found_in_folders_globs_and_uris(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "_temporary").mkdir(parents=True)
+    for name in (
+        "b.jsonl",
+        "a.json",
+        "deep/c.parquet",
+        "deep/D.JSONL",
+        ".hidden.json",
+        "deep/_temporary/x.json",
+        "n.csv",
+    ):
+        (tmp_path / name).write_text("{}")
+
+    def names(path: str) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = [file.path for file in list_source_files(path)]
+        assert bool(caught) == ("csv" in "".join(str(warning.message) for warning in caught))
+        return [path.removeprefix("file://").removeprefix(f"{tmp_path}/") for path in found]
+
+    everything = ["a.json", "b.jsonl", "deep/D.JSONL", "deep/c.parquet"]
+    assert names(str(tmp_path)) == names(f"file://{tmp_path}") == names(f"{tmp_path}/") == everything
+    assert names(f"{tmp_path}/*.json*") == names(f"file://{tmp_path}/[ab].json*") == ["a.json", "b.jsonl"]
+    assert names(f"{tmp_path}/**/*.parquet") == ["deep/c.parquet"]
+    assert names(f"{tmp_path}/*/?.parquet") == ["deep/c.parquet"]
+    assert names(f"{tmp_path}/a.json") == ["a.json"]
+    file = list_source_files(f"{tmp_path}/a.json")[0]
+    assert (file.size, file.mtime_ns) == (2, (tmp_path / "a.json").stat().st_mtime_ns)
+
+
+def test_small_files_share_a_task_in_the_order_given(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{number}.jsonl") for number in range(130)]
+    for path in paths[1:]:
+        Path(path).write_text("{}")
+    Path(paths[0]).touch()
+    tasks = plan_pieces([*paths, paths[5]], 64 << 20)  # named twice, read once
+    assert [len(task) for task in tasks] == [64, 64, 2]
+    assert [piece.path for task in tasks for piece in task] == paths
+
+
+def test_an_fsspec_uri_is_read(tmp_path: Path) -> None:
+    import fsspec
+
+    with fsspec.open("memory://ingest/a.jsonl", "wb") as file:
+        file.write(b'{"instruction": "a"}\n')
+    (found,) = list_source_files("memory://ingest")
+    (piece,) = plan_pieces([found.path], 100)[0]
+    assert [record.value for record in read_records(piece)] == [{"instruction": "a"}]
+
+
+def test_a_source_without_readable_files_is_refused_with_what_was_found(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="matches no file"):
+        list_source_files(str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="matches no file"):
+        list_source_files(str(tmp_path))
+    (tmp_path / "data.csv").write_text("a,b")
+    with pytest.raises(ValueError, match=r"found .*data\.csv"):
+        list_source_files(str(tmp_path))
+    with pytest.raises(ValueError, match="no files to read"):
+        read_instructions(ReadConfig(path="x"), [], TOKENS)
+
+
+def test_credentials_in_a_uri_reach_no_row() -> None:
+    from operators.source_files import shown
+
+    assert shown("s3://key:secret@bucket/a.jsonl?access_key=1") == "s3://bucket/a.jsonl"
+    assert shown("/data/what?@home.jsonl") == "/data/what?@home.jsonl"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_demo_source_is_whole() -> None:
+    path = Path(__file__).resolve().parents[2] / "configs" / "demo_instructions.jsonl"
+    rows = read(path)
+    assert outcomes(rows) == {"": 32}
+    assert any(row["input"] for row in rows)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_real_alpaca_records_are_all_accounted_for(alpaca: Path) -> None:
+    rows = read(alpaca)
+    assert len(rows) == len(json.loads(alpaca.read_text(encoding="utf-8")))
+    assert outcomes(rows)[""] > 1_400
+    assert len(read(alpaca, limit=24)) == 24
