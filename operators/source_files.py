@@ -36,8 +36,8 @@ def list_source_files(path: str) -> list[SourceFile]:
     """The .json, .jsonl and .parquet files that `path` names, sorted by path.
 
     Args:
-        path: a file, a folder (read recursively), a glob (`*`, `?`, `[...]`, `**`), or a URI of one of these (pyarrow's file systems, else fsspec's; in a URI
-            a `?` begins the file system's options). Below a folder and in a glob, names that begin with `.` or `_`
+        path: a file, a folder (read recursively), a glob (`*`, `?`, `[...]`, `**`), or a URI of one of these
+            (pyarrow's file systems, else fsspec's; in a URI a `?` begins the file system's options). Below a folder and in a glob, names that begin with `.` or `_`
             are skipped, as Spark and Hive do: they are files being written.
 
     Raises:

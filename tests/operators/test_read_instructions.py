@@ -153,7 +153,7 @@ def test_byte_ranges_give_the_same_rows_as_one_range(hostile: Path, range_bytes:
     assert read(hostile, range_bytes=range_bytes) == read(hostile)
 
 
-@pytest.mark.parametrize("range_bytes", [50, 999, 300_000])
+@pytest.mark.parametrize("range_bytes", [5_000, 99_999])
 def test_hostile_lines_are_cut_nowhere(hostile: Path, range_bytes: int) -> None:
     assert records_of(hostile, range_bytes) == records_of(hostile)
 
