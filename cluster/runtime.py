@@ -32,7 +32,7 @@ def connected() -> Iterator[Path]:
         ray.init(
             log_to_driver=False,
             logging_level=logging.ERROR,
-            include_dashboard=None,
+            include_dashboard=False,
             runtime_env=None if _code_was_uploaded() else _runtime_env(),
         )
     _quiet()

@@ -90,7 +90,7 @@ class AssetStore(dg.IOManager):
     def handle_output(self, context: dg.OutputContext, obj: Plan) -> None:
         """Carry out the plan if the asset is stale, and tell Dagster what is there now."""
         asset = context.asset_key.to_user_string()
-        refresh = context.partition_key if context.has_partition_key else None
+        refresh = context.asset_partition_key if context.has_asset_partitions else None
         description = self._describe(asset, refresh)
         manifest = self.manifest(asset, refresh)
         if manifest is None or manifest["fingerprint"] != fingerprint_of(description):
@@ -104,8 +104,9 @@ class AssetStore(dg.IOManager):
         asset = context.asset_key.to_user_string()
         if not context.has_asset_partitions:
             return self._read(asset, None)
-        if context.has_partition_key:
-            return self._read(asset, context.partition_key)
+        keys = list(context.asset_partition_keys)
+        if len(keys) == 1:
+            return self._read(asset, keys[0])
         return self.rows(asset, self.refreshes(asset))
 
     def rows(self, asset: str, refreshes: Sequence[str | None]) -> Dataset:
