@@ -3,6 +3,8 @@
 The environment says only where (addresses, credentials), never what. Every error names file, key, value and limit.
 """
 
+import os
+import shlex
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -23,6 +25,9 @@ from operators.stage import StageConfig
 from operators.teacher import TeacherConfig
 from operators.train import TrainConfig
 
+CONFIG_VARIABLE = "RECYCLE_CONFIG"  # which YAML file, where no command line says it
+OVERRIDES_VARIABLE = "RECYCLE_OVERRIDES"  # dotted overrides, written as in a shell
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message is what the user reads, one line an error."""
@@ -37,8 +42,14 @@ class StudentConfig(StageConfig):
 class ScheduleConfig(StageConfig):
     """When the daemon looks for new data."""
 
-    cron: str = Field("0 3 * * *", description="five fields; a refresh starts only if there is new data")
+    cron: str = Field("0 3 * * *", description="five fields, UTC; a refresh starts only if there is new data")
     sensor_seconds: int = Field(60, ge=1, description="how often the source is looked at between two ticks of cron")
+    settle_seconds: float = Field(
+        5, ge=0, description="a file that changed less than this ago may be half copied and waits for the next look"
+    )
+    active: bool = Field(
+        False, description="sensor and schedule are on as soon as the daemon runs; else switch them on in the web UI"
+    )
 
 
 class RunConfig(StageConfig):
@@ -67,6 +78,20 @@ class RunConfig(StageConfig):
                 f"teacher.max_model_len: {self.teacher.max_model_len}"
             )
         return self
+
+
+def default_config() -> Path:
+    """The YAML file where no command line names one."""
+    return Path(os.environ.get(CONFIG_VARIABLE, "configs/demo.yaml"))
+
+
+def config_of_environment() -> RunConfig:
+    """The configuration of processes that Dagster starts: they have no command line of ours.
+
+    Raises:
+        ConfigError: as of `load_config`.
+    """
+    return load_config(default_config(), shlex.split(os.environ.get(OVERRIDES_VARIABLE, "")))
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:

@@ -5,9 +5,10 @@ content, so that the same data in an uploaded copy of the working directory is t
 """
 
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,37 @@ WHOLE_FILE_BYTES = 64 << 20  # larger files are known by size, time and their fi
 
 @dataclass(frozen=True)
 class RefreshFile:
-    """A source file; `identity` tells its content apart from any other."""
+    """A source file; `identity` tells its content from any other, `changed` is when it was written (Unix time)."""
 
     path: str
     name: str
     identity: str
+    changed: float | None
 
 
-def source_files(path: str) -> list[RefreshFile]:
-    """All files of the source, with names relative to the folder that holds them all."""
+def source_files(path: str, settle_s: float = 0) -> list[RefreshFile]:
+    """All files of the source, with names relative to the folder that holds them all.
+
+    A file that changed less than `settle_s` ago may still be being copied, and is left out.
+    """
     found = list_source_files(path)
     parents = {str(Path(file.path).parent) for file in found}
     shared = min(parents, key=len) if parents else ""
-    return [RefreshFile(file.path, file.path.removeprefix(shared).lstrip("/"), _identity(file)) for file in found]
+    return [
+        RefreshFile(file.path, file.path.removeprefix(shared).lstrip("/"), _identity(file), _changed(file))
+        for file in found
+        if _is_settled(file, settle_s)
+    ]
 
 
 class Describer:
     """Describes any asset of a graph under one configuration; the store tells what other refreshes have taken."""
 
-    def __init__(self, config: RunConfig, specs: Mapping[str, dg.AssetSpec]) -> None:
-        """Open the store that belongs to the configuration."""
+    def __init__(self, config: RunConfig, specs: Mapping[str, dg.AssetSpec], settle_s: float = 0) -> None:
+        """Open the store that belongs to the configuration; source files younger than `settle_s` are not there yet."""
         self._config = config
         self._specs = specs
+        self._settle_s = settle_s
         self.store = AssetStore(config.storage, self.describe)
 
     def describe(self, asset: str, refresh: str | None) -> dict[str, Any]:
@@ -71,7 +81,7 @@ class Describer:
 
     @cached_property
     def _source_files(self) -> list[RefreshFile]:
-        return source_files(self._config.source.path)
+        return source_files(self._config.source.path, self._settle_s)
 
     def _input(self, parent: str, refresh: str | None) -> dict[str, str]:
         if self._specs[parent].partitions_def is None:
@@ -83,6 +93,16 @@ class Describer:
         return {f"{parent}[{key}]": manifest["fingerprint"] for key, manifest in manifests.items() if manifest}
 
 
+def _changed(file: SourceFile) -> float | None:
+    return None if file.mtime_ns is None else file.mtime_ns / 1e9
+
+
+def _is_settled(file: SourceFile, settle_s: float) -> bool:
+    changed = _changed(file)  # an object store shows only whole objects, whether it tells their time or not
+    return settle_s <= 0 or changed is None or time.time() - changed >= settle_s
+
+
+@lru_cache(maxsize=100_000)  # a daemon looks at the same files again and again, and reads each only once
 def _identity(file: SourceFile) -> str:
     local = Path(file.path.removeprefix("file://"))
     if not local.is_file():

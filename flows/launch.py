@@ -17,7 +17,7 @@ from cluster.dagster_home import driver_tag, open_instance, reap
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import connected
 from flows.checks import CHECKS, SURVIVAL_CHECK
-from flows.config import ConfigError, load_config
+from flows.config import ConfigError, default_config, load_config
 from flows.plan import PreflightError, preflight, print_plan
 from flows.recycle_and_train import ASSETS, REFRESHES, SPECS
 from flows.run import Run, open_run
@@ -38,14 +38,14 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
         selected = _selection(arguments.select)
         with ExitStack() as stack:
             if not arguments.plan:
-                stack.enter_context(lease(config.storage))
+                stack.enter_context(lease(run.config.storage))
             logs = stack.enter_context(connected())
             problems = preflight(run)
             if arguments.plan:
                 return print_plan(run, SPECS, arguments.refresh, problems, out)
             if problems:
                 raise PreflightError("\n".join(problems))
-            out.write(f"storage: {config.storage}\nlogs of engines and workers: {logs}\n")
+            out.write(f"storage: {run.config.storage}\nlogs of engines and workers: {logs}\n")
             stack.enter_context(ProgressLines(sys.stderr))
             return _materialise(run, arguments.refresh, selected, out)
     except (ConfigError, ModelNotFoundError, PreflightError) as error:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="flows/recycle_and_train.py", description="Recycle a data set, train on it.")
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"), help="YAML file (%(default)s)")
+    parser.add_argument("--config", type=Path, default=default_config(), help="YAML file (%(default)s)")
     parser.add_argument("override", nargs="*", help="dotted.key=value, such as train.max_steps=20")
     parser.add_argument("--plan", action="store_true", help="execute nothing; say what would be done and why")
     parser.add_argument("--select", default="", metavar="ASSET,...", help="make only these assets")

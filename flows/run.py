@@ -21,10 +21,10 @@ from operators.models import resolve_model
 from operators.teacher import TeacherConfig
 
 
-def open_run(config: RunConfig, specs: Mapping[str, dg.AssetSpec]) -> "Run":
-    """Apply a configuration to the storage that it names."""
+def open_run(config: RunConfig, specs: Mapping[str, dg.AssetSpec], settle_s: float = 0) -> "Run":
+    """Apply a configuration to the storage that it names; source files younger than `settle_s` seconds are left out."""
     config = config.model_copy(update={"storage": anchor(config.storage)})
-    return Run(config, Describer(config, specs))
+    return Run(config, Describer(config, specs, settle_s))
 
 
 @dataclass(frozen=True)
