@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from kernels.neftune import EmbeddingNoise, batch_of_pack, neftune
 from operators.checkpoint import (
@@ -225,6 +226,7 @@ def _prepare_process(config: TrainConfig) -> None:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    disable_progress_bar()
     # DeepSpeed would compile a shared-memory all-reduce wherever it finds a compiler; gloo needs none.
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)

@@ -191,3 +191,12 @@ def test_an_absurd_configuration_is_refused():
     for key, value in {"zero_stage": 4, "num_workers": 0, "neftune_alpha": -1, "attention": "magic"}.items():
         with pytest.raises(ValidationError, match=key):
             TrainConfig.model_validate({key: value})
+
+
+@pytest.mark.slow
+def test_the_demo_model_learns_on_two_workers(packs, demo_model, tmp_path):
+    manifest = run(packs, demo_model, tmp_path, num_workers=2, max_steps=2, packs_per_step=2, learning_rate=2e-5)
+    assert manifest["last_loss"] < manifest["first_loss"] < 4  # a trained model, not a random one
+    assert len(manifest["peak_rss_bytes"]) == 2
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
+    assert exported.config.tie_word_embeddings
