@@ -37,16 +37,17 @@ def list_source_files(path: str) -> list[SourceFile]:
 
     Args:
         path: a file, a folder (read recursively), a glob (`*`, `?`, `[...]`, `**`), or a URI of one of these
-            (pyarrow's file systems, else fsspec's; in a URI a `?` begins the file system's options). Below a folder and in a glob, names that begin with `.` or `_`
-            are skipped, as Spark and Hive do: they are files being written.
+            (pyarrow's file systems, else fsspec's; in a URI a `?` begins the file system's options).
+            Below a folder and in a glob, names that begin with `.` or `_` are skipped, as Spark and Hive do: they
+            are files being written.
 
     Raises:
         ValueError: nothing is there, or no file of these formats; the message says what was found.
     """
     filesystem, base, uri = _resolve(path)
     found = list(_walk(filesystem, base))
-    readable = [info for info in found if info.extension and f".{info.extension.lower()}" in READABLE_SUFFIXES]
-    others = [info.path for info in found if info not in readable]
+    readable = [info for info in found if info.path.lower().endswith(READABLE_SUFFIXES)]
+    others = [info.path for info in found if not info.path.lower().endswith(READABLE_SUFFIXES)]
     if not found:
         raise ValueError(
             f"read_instructions: source.path: {shown(path)!r} matches no file; give a file, folder or glob"

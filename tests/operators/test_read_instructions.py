@@ -3,7 +3,6 @@
 import json
 import random
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,15 @@ import pytest
 import ray
 from ray.data import Dataset
 
-from operators import columns, record_formats
-from operators.read_instructions import ReadConfig, list_source_files, read_instructions, row_id_of
+from operators import columns
+from operators.read_instructions import (
+    ReadConfig,
+    _is_held_out,
+    extract_texts,
+    list_source_files,
+    read_instructions,
+    row_id_of,
+)
 from operators.record_formats import Record, read_records
 from operators.source_files import plan_pieces
 
@@ -158,58 +164,6 @@ def test_hostile_lines_are_cut_nowhere(hostile: Path, range_bytes: int) -> None:
     assert records_of(hostile, range_bytes) == records_of(hostile)
 
 
-@pytest.mark.parametrize("kind", sorted(WRITERS))
-@pytest.mark.parametrize("range_bytes", [1, 7, 100, 10_000])
-def test_every_record_belongs_to_exactly_one_range(tmp_path: Path, kind: str, range_bytes: int) -> None:
-    records = alpaca_like(40)
-    path = WRITERS[kind](tmp_path / f"data.{kind}", records)
-    found = records_of(path, range_bytes)
-    assert [record.value for record in found] == records
-    assert len({record.position for record in found}) == len(records)
-
-
-@pytest.mark.parametrize("read_bytes", [1, 5, 64])
-def test_a_json_array_is_the_same_through_any_window(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
-) -> None:
-    monkeypatch.setattr(record_formats, "READ_BYTES", read_bytes)
-    path = tmp_path / "data.json"
-    values: list[object] = [*alpaca_like(10), 12345678, "text", None, [1, [2]]]
-    path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-    assert [record.value for record in records_of(path)] == values
-
-
-@pytest.mark.parametrize(
-    ("content", "reasons"),
-    [
-        (b"[]", []),
-        (b"[{}, {}", ["", "", "malformed_json"]),
-        (b"[{}, {]", ["", "malformed_json"]),
-        (b"[{} {}]", ["", "malformed_json"]),
-        (b"[{}] tail", ["", "malformed_json"]),
-        (b"[" * 100_000, ["malformed_json"]),
-        (b'[{"a": "\xff"}, {}]', ["invalid_utf8", ""]),
-        (b"\xef\xbb\xbf[{}]", [""]),
-        (b'{"a": 1}\n{"a": \n{"a": 2}\n', ["", "malformed_json", ""]),  # JSONL by another name
-        (b'{\n"a": 1}\n{"a": 2}', ["", ""]),  # objects over several lines
-        (b"", ["unreadable_file"]),
-    ],
-)
-def test_a_broken_json_file_keeps_the_rows_before_the_break(tmp_path: Path, content: bytes, reasons: list[str]) -> None:
-    path = tmp_path / "data.json"
-    path.write_bytes(content)
-    assert [record.reason for record in records_of(path)] == reasons
-
-
-def test_a_line_longer_than_any_record_is_skipped_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_formats, "MAX_RECORD_BYTES", 100)
-    monkeypatch.setattr(record_formats, "READ_BYTES", 30)
-    path = tmp_path / "data.jsonl"
-    path.write_text("{}\n" + "x" * 1_000 + "\n{}\n")
-    for range_bytes in (10, 64, 5_000):
-        assert [record.reason for record in records_of(path, range_bytes)] == ["", "too_long", ""]
-
-
 @pytest.mark.usefixtures("local_ray")
 def test_unreadable_files_are_rows_that_name_the_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "good.jsonl", [GOOD])
@@ -222,25 +176,6 @@ def test_unreadable_files_are_rows_that_name_the_file(tmp_path: Path) -> None:
     assert outcomes(rows) == {"": 1, "quarantined:unreadable_file": 4}
     bad = {Path(str(row["origin"])).name for row in rows if row["outcome"]}
     assert bad == {"empty.parquet", "empty.jsonl", "garbage.parquet", "truncated.parquet"}
-
-
-def test_a_damaged_row_group_does_not_cost_the_others(tmp_path: Path) -> None:
-    path = tmp_path / "data.parquet"
-    table = pa.Table.from_pylist(alpaca_like(21))
-    pq.write_table(table, path, row_group_size=7, write_page_checksum=True, compression="zstd")
-    start = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
-    content = bytearray(path.read_bytes())
-    content[start + 10 : start + 60] = b"\xff" * 50
-    path.write_bytes(content)
-    assert Counter(record.reason for record in records_of(path)) == {"": 14, "unreadable_file": 1}
-
-
-def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> None:
-    path = tmp_path / "data.parquet"
-    texts = pa.array([b"fine", b"caf\xe9", b"good"]).view(pa.binary())
-    texts = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
-    pq.write_table(pa.table({"instruction": texts, "output": ["a", "b", "c"]}), path)
-    assert [record.reason for record in records_of(path)] == ["", "invalid_utf8", ""]
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -260,15 +195,11 @@ def test_the_id_is_that_of_the_canonical_texts() -> None:
     assert row_id_of("a", "", "b") != row_id_of("a", "b", "")
     assert len(row_id_of("a", "", "b")) == 32
     record = Record(0, {"instruction": " e\u0301\r\nx ", "output": "y"}, "")
-    from operators.read_instructions import extract_texts
-
     texts = extract_texts(record, ReadConfig(path="x"))
     assert texts.instruction == unicodedata.normalize("NFC", "é\nx")
 
 
 def test_a_chat_is_read_like_an_alpaca_record(tmp_path: Path) -> None:
-    from operators.read_instructions import extract_texts
-
     chat = {"messages": json.loads(turns("system", "user", "assistant"))["messages"], "instruction": None}
     prepended = extract_texts(Record(0, chat, ""), ReadConfig(path="x", system_turn="prepend"))
     assert prepended == ("system says\n\nuser says", "", "assistant says", "")
@@ -340,8 +271,6 @@ def test_the_limit_takes_the_first_records_and_reads_no_further(tmp_path: Path) 
 
 
 def test_held_out_rows_follow_id_and_salt_alone() -> None:
-    from operators.read_instructions import _is_held_out
-
     ids = [row_id_of(str(number), "", "") for number in range(4_000)]
 
     def held_out(**settings: object) -> set[str]:
@@ -355,56 +284,6 @@ def test_held_out_rows_follow_id_and_salt_alone() -> None:
     assert held_out(held_out_fraction=0) == set()
 
 
-def test_files_are_found_in_folders_globs_and_uris(tmp_path: Path) -> None:
-    (tmp_path / "deep" / "_temporary").mkdir(parents=True)
-    for name in (
-        "b.jsonl",
-        "a.json",
-        "deep/c.parquet",
-        "deep/D.JSONL",
-        ".hidden.json",
-        "deep/_temporary/x.json",
-        "n.csv",
-    ):
-        (tmp_path / name).write_text("{}")
-
-    def names(path: str) -> list[str]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = [file.path for file in list_source_files(path)]
-        assert bool(caught) == ("csv" in "".join(str(warning.message) for warning in caught))
-        return [path.removeprefix("file://").removeprefix(f"{tmp_path}/") for path in found]
-
-    everything = ["a.json", "b.jsonl", "deep/D.JSONL", "deep/c.parquet"]
-    assert names(str(tmp_path)) == names(f"file://{tmp_path}") == names(f"{tmp_path}/") == everything
-    assert names(f"{tmp_path}/*.json*") == names(f"file://{tmp_path}/[ab].json*") == ["a.json", "b.jsonl"]
-    assert names(f"{tmp_path}/**/*.parquet") == ["deep/c.parquet"]
-    assert names(f"{tmp_path}/*/?.parquet") == ["deep/c.parquet"]
-    assert names(f"{tmp_path}/a.json") == ["a.json"]
-    file = list_source_files(f"{tmp_path}/a.json")[0]
-    assert (file.size, file.mtime_ns) == (2, (tmp_path / "a.json").stat().st_mtime_ns)
-
-
-def test_small_files_share_a_task_in_the_order_given(tmp_path: Path) -> None:
-    paths = [str(tmp_path / f"{number}.jsonl") for number in range(130)]
-    for path in paths[1:]:
-        Path(path).write_text("{}")
-    Path(paths[0]).touch()
-    tasks = plan_pieces([*paths, paths[5]], 64 << 20)  # named twice, read once
-    assert [len(task) for task in tasks] == [64, 64, 2]
-    assert [piece.path for task in tasks for piece in task] == paths
-
-
-def test_an_fsspec_uri_is_read(tmp_path: Path) -> None:
-    import fsspec
-
-    with fsspec.open("memory://ingest/a.jsonl", "wb") as file:
-        file.write(b'{"instruction": "a"}\n')
-    (found,) = list_source_files("memory://ingest")
-    (piece,) = plan_pieces([found.path], 100)[0]
-    assert [record.value for record in read_records(piece)] == [{"instruction": "a"}]
-
-
 def test_a_source_without_readable_files_is_refused_with_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="matches no file"):
         list_source_files(str(tmp_path / "absent"))
@@ -415,13 +294,6 @@ def test_a_source_without_readable_files_is_refused_with_what_was_found(tmp_path
         list_source_files(str(tmp_path))
     with pytest.raises(ValueError, match="no files to read"):
         read_instructions(ReadConfig(path="x"), [], TOKENS)
-
-
-def test_credentials_in_a_uri_reach_no_row() -> None:
-    from operators.source_files import shown
-
-    assert shown("s3://key:secret@bucket/a.jsonl?access_key=1") == "s3://bucket/a.jsonl"
-    assert shown("/data/what?@home.jsonl") == "/data/what?@home.jsonl"
 
 
 @pytest.mark.usefixtures("local_ray")
