@@ -22,6 +22,7 @@ from ray.data import Dataset
 
 from cluster.storage import Plan
 from flows.run import Run, rows_where, stage_summaries
+from flows.schedules import definitions
 from operators.columns import HELD_OUT
 from operators.drop_seen import drop_seen
 from operators.evaluate import evaluate
@@ -199,6 +200,12 @@ ASSETS = [
     report,
 ]
 SPECS = {spec.key.to_user_string(): spec for asset in ASSETS for spec in asset.specs}  # in the order of the graph
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What `dagster dev -m flows.recycle_and_train` serves, configured by $RECYCLE_CONFIG and $RECYCLE_OVERRIDES."""
+    return definitions(ASSETS, SPECS, REFRESHES)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""Recurring refreshes: a schedule and a sensor look for new source files and ask for a run that takes them.
+
+A refresh is named by its files, so whoever sees the same files asks for the same refresh. One run goes at a time, and
+nothing is asked for while one is queued or running: files that arrive meanwhile make the next refresh. A file is taken
+once it has not changed for `schedule.settle_seconds`; to be safe with slower copies, write beside the source, or under
+a name that begins with `.` or `_`, and rename.
+"""
+# No `from __future__ import annotations` here: Dagster reads the annotations.
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from cluster.lease import lease
+from cluster.runtime import connected
+from cluster.storage import AssetStore
+from flows.checks import CHECKS, PARTITION_TAG
+from flows.config import RunConfig, config_of_environment
+from flows.fingerprint import SOURCE_ASSET, RefreshFile
+from flows.plan import PreflightError, preflight
+from flows.run import Run, open_run
+from operators.columns import UNDER_WAY
+from operators.progress import ProgressLines
+
+JOB = "refresh_and_retrain"
+LAST_OF_REFRESH = "recycled_instructions"
+UNFINISHED_RUNS = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+Specs = Mapping[str, dg.AssetSpec]
+
+
+def definitions(
+    assets: Sequence[dg.AssetsDefinition], specs: Specs, refreshes: dg.DynamicPartitionsDefinition
+) -> dg.Definitions:
+    """What Dagster's web server and daemon serve: the graph, its checks, one job, a schedule and a sensor.
+
+    Raises:
+        ConfigError: the configuration that the environment names cannot be used.
+    """
+    config = config_of_environment()
+    job = dg.define_asset_job(JOB, selection=dg.AssetSelection.all(), executor_def=dg.in_process_executor)
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=CHECKS,
+        jobs=[job],
+        schedules=[new_data_schedule(config, specs, refreshes)],
+        sensors=[new_data_sensor(config, specs, refreshes)],
+        resources={"run": run_resource(specs), "io_manager": store_of_run},
+        executor=dg.in_process_executor,
+    )
+
+
+def new_data_sensor(config: RunConfig, specs: Specs, refreshes: dg.DynamicPartitionsDefinition) -> dg.SensorDefinition:
+    """Looks every `schedule.sensor_seconds`."""
+    status = dg.DefaultSensorStatus.RUNNING if config.schedule.active else dg.DefaultSensorStatus.STOPPED
+
+    @dg.sensor(job_name=JOB, minimum_interval_seconds=config.schedule.sensor_seconds, default_status=status)
+    def new_data_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        """Asks for a refresh as soon as the source has new files."""
+        found = wanted_runs(context.instance, _look(config, specs))
+        if isinstance(found, dg.SkipReason):
+            return found
+        keys = [str(request.partition_key) for request in found]
+        return dg.SensorResult(run_requests=found, dynamic_partitions_requests=[refreshes.build_add_request(keys)])
+
+    return new_data_sensor
+
+
+def new_data_schedule(
+    config: RunConfig, specs: Specs, refreshes: dg.DynamicPartitionsDefinition
+) -> dg.ScheduleDefinition:
+    """Looks at the times of `schedule.cron`, UTC."""
+    status = dg.DefaultScheduleStatus.RUNNING if config.schedule.active else dg.DefaultScheduleStatus.STOPPED
+
+    @dg.schedule(job_name=JOB, cron_schedule=config.schedule.cron, default_status=status)
+    def new_data_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        """Asks for a refresh at fixed times, if the source has new files."""
+        found = wanted_runs(context.instance, _look(config, specs))
+        if not isinstance(found, dg.SkipReason):
+            keys = [str(request.partition_key) for request in found]
+            context.instance.add_dynamic_partitions(str(refreshes.name), keys)
+        return found
+
+    return new_data_schedule
+
+
+def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] | dg.SkipReason:
+    """The runs to launch now, the one for new files last; or why there is nothing to launch.
+
+    Earlier refreshes that broke off before their rows were recycled are asked for once more whenever there is new data:
+    otherwise the student would be trained without them.
+    """
+    under_way = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS), limit=1)
+    if under_way:
+        return dg.SkipReason(f"{_named(under_way[0])} is {under_way[0].status.value}; new files wait for its end")
+    try:
+        new = run.describer.files_of(None)
+    except ValueError as error:  # no file at all
+        return dg.SkipReason(str(error))
+    if not new:
+        return dg.SkipReason(
+            f"source.path: {run.config.source.path} has no file that no refresh has taken and that is older than "
+            f"{run.config.schedule.settle_seconds:g} s"
+        )
+    key = refresh_key(new)
+    ended = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: key}), limit=1)
+    if ended:
+        return dg.SkipReason(f"{_named(ended[0])} ended as {ended[0].status.value}; see why, then re-execute it")
+    again = [dg.RunRequest(run_key=f"{broken} before {key}", partition_key=broken) for broken in _broken_off(run.store)]
+    return [*again, dg.RunRequest(run_key=key, partition_key=key)]
+
+
+def refresh_key(files: Sequence[RefreshFile]) -> str:
+    """A name that the same files always give: the day of the newest, UTC, and a hash of names and contents."""
+    named = sorted((file.name, file.identity) for file in files)
+    digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:8]
+    newest = max((file.changed for file in files if file.changed is not None), default=None)
+    return digest if newest is None else f"{datetime.fromtimestamp(newest, UTC):%Y-%m-%d}-{digest}"
+
+
+def run_resource(specs: Specs) -> dg.ResourceDefinition:
+    """The `run` of a process that Dagster launched; the command line hands over a `Run` of its own instead."""
+
+    @dg.resource
+    def launched_run(_: dg.InitResourceContext) -> Iterator[Run]:
+        """Holds the storage and the connection to Ray while the run goes on."""
+        run = _look(config_of_environment(), specs)
+        with lease(run.config.storage), connected(), ProgressLines(sys.stderr):
+            problems = preflight(run)
+            if problems:
+                raise PreflightError("\n".join(problems))
+            yield run
+
+    return launched_run
+
+
+@dg.io_manager(required_resource_keys={"run"})
+def store_of_run(context: dg.InitResourceContext) -> AssetStore:
+    """The store of the same `Run` that the assets are handed."""
+    run: Run = context.resources.run
+    return run.store
+
+
+def _look(config: RunConfig, specs: Specs) -> Run:
+    """A fresh look at source and storage."""
+    return open_run(config, specs, config.schedule.settle_seconds)
+
+
+def _broken_off(store: AssetStore) -> list[str]:
+    """Refreshes that have rows to recycle and were not recycled to the end."""
+    finished = set(store.refreshes(LAST_OF_REFRESH))
+    manifests = {key: store.manifest(SOURCE_ASSET, key) or {} for key in store.refreshes(SOURCE_ASSET)}
+    return [key for key, manifest in manifests.items() if key not in finished and _has_rows(manifest)]
+
+
+def _has_rows(manifest: Mapping[str, Mapping[str, int]]) -> bool:
+    return manifest.get("outcomes", {}).get(UNDER_WAY, 0) > 0
+
+
+def _named(run: dg.DagsterRun) -> str:
+    refresh = run.tags.get(PARTITION_TAG)
+    return f"run {run.run_id[:8]}" + (f" of refresh {refresh}" if refresh else "")
