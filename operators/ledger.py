@@ -56,9 +56,8 @@ class Ledger:
             "stop" | "length"; prompt_tokens, generated_tokens: int32; error: str, "" if answered.
 
         Raises:
-            ValueError: a column is missing.
+            ray.exceptions.RayTaskError: from a ValueError that names the missing columns.
         """
-        require_columns(f"ledger {stage}", ["row_id", "messages", "schema", "max_tokens"], calls.columns() or [])
         parts = teacher.key_parts()
         keyed = calls.map_batches(
             partial(_add_keys, stage=stage, teacher_parts=parts), batch_format="pyarrow", num_cpus=0.25
@@ -192,6 +191,7 @@ def _partition_by_key(data: Dataset, num_rows: int) -> Dataset:
 
 
 def _add_keys(calls: pa.Table, stage: str, teacher_parts: list[str | float | int]) -> pa.Table:
+    require_columns(f"ledger {stage}", ["row_id", "messages", "schema", "max_tokens"], calls.column_names)
     keys = [
         call_key(call, stage, teacher_parts) if call["messages"] is not None else f"not asked {call['row_id']}"
         for call in calls.select(["row_id", "messages", "schema", "max_tokens"]).to_pylist()

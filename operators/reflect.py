@@ -56,7 +56,7 @@ def reflect(
     """
     answered = ledger.answer(reflection_calls(rows, about, config), teacher, about.stage)
     return answered.map_batches(
-        partial(_read_replies, about=about, config=config, special_tokens=special_tokens),
+        partial(read_replies, about=about, config=config, special_tokens=special_tokens),
         batch_format="pyarrow",
         num_cpus=0.25,
     )
@@ -86,7 +86,7 @@ def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig) -> pa.T
     return rows.append_column("max_tokens", pa.array([config.max_tokens] * size, pa.int32()))
 
 
-def _read_replies(rows: pa.Table, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]) -> pa.Table:
+def read_replies(rows: pa.Table, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]) -> pa.Table:
     new: dict[str, list[str | None]] = {
         name: [] for name in (*about.columns_out, about.critique_column, about.status_column)
     }

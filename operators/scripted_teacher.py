@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 SECTION = re.compile(r"^\[(?P<name>[A-Z][A-Za-z ]+)\]$", re.MULTILINE)
+CRITERION = re.compile(r"^(?P<name>[a-z ]+): \.\.\.$", re.MULTILINE)
 CARELESS_UNPARSABLE, CARELESS_FAILING = 4, 7
 
 
@@ -31,8 +32,10 @@ def _structured_text(call: dict[str, Any], number: int) -> str:
     if call["schema"]:
         properties = json.loads(call["schema"])["properties"]
         return json.dumps({name: _value(name, kind, number) for name, kind in properties.items()})
-    sections = list(dict.fromkeys(SECTION.findall(json.loads(call["messages"])[-1]["content"])))
-    return "\n".join(f"[{name}]" if name == "End" else f"[{name}]\n{name} {number % 1000}." for name in sections)
+    prompt = json.loads(call["messages"])[-1]["content"]
+    bodies = {name: f"{name} {number % 1000}." for name in SECTION.findall(prompt)}
+    bodies |= {"Critique": "\n".join(f"{name}: {number % 1000}." for name in CRITERION.findall(prompt)), "End": ""}
+    return "\n".join(f"[{name}]\n{body}".strip() for name, body in bodies.items())
 
 
 def _value(name: str, kind: dict[str, Any], number: int) -> str | int:

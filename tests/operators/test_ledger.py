@@ -102,7 +102,7 @@ class TestAnswer:
         assert rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage")) == first
 
     def test_missing_column_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="ledger stage: columns messages are missing"):
+        with pytest.raises(ray.exceptions.RayTaskError, match="ledger stage: columns messages are missing"):
             Ledger(str(tmp_path)).answer(calls("a").drop_columns(["messages"]), TEACHER, "stage")
 
 
