@@ -87,6 +87,7 @@ def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig) -> pa.T
 
 
 def read_replies(rows: pa.Table, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]) -> pa.Table:
+    """Put what the teacher wrote into the columns of `about`; rows that were not asked get nulls."""
     new: dict[str, list[str | None]] = {
         name: [] for name in (*about.columns_out, about.critique_column, about.status_column)
     }

@@ -1,0 +1,71 @@
+"""A mistake in the configuration is one line that names file, key, value and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.config import ConfigError, RunConfig, load_config
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+SMOKE = REPOSITORY / "configs" / "smoke.yaml"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert load_config(path, []).name == path.stem
+
+
+def test_overrides_are_applied_and_typed() -> None:
+    config = load_config(SMOKE, ["train.max_steps=7", "select.policy=none", "teacher.replicas=[1, 4]", "source.limit="])
+    assert config.train.max_steps == 7
+    assert config.select.policy == "none"
+    assert config.teacher.replicas == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.zero_stage=4", r"smoke.yaml: train.zero_stage: 4 is not one of 0, 1, 2, 3"),
+        ("train.neftune_alfa=5", r"smoke.yaml: train.neftune_alfa: no such key; there are .*neftune_alpha"),
+        ("trian.max_steps=5", r"smoke.yaml: trian: no such key; there are .*train"),
+        ("train.num_workers=0", r"smoke.yaml: train.num_workers: 0: input should be greater than or equal to 1"),
+        ("teacher.backend=gpt", r"smoke.yaml: teacher.backend: 'gpt' is not one of vllm, openai, scripted"),
+        ("select.policy=best", r"smoke.yaml: select.policy: 'best' is not one of .*ifd_rifd"),
+        ("teacher.max_model_len=1000", r"reflect.max_tokens: 1024 leaves no room for a prompt"),
+        ("train", r"'train': an override has the form dotted.key=value"),
+        ("name.first=x", r"'name.first=x': name is a value, not a section"),
+    ],
+)
+def test_mistakes_are_explained(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(SMOKE, [override])
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "not a YAML file"), ("- 1", "holds list, keys and values are needed"), ("", "holds NoneType")],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "x.yaml", [])
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match="nowhere.yaml: no such file"):
+        load_config(Path("nowhere.yaml"), [])
+
+
+def test_identity_leaves_out_where_and_how_fast() -> None:
+    plain, scaled = (load_config(SMOKE, over) for over in ([], ["teacher.replicas=8", "teacher.batch_rows=7"]))
+    assert plain.teacher.identity() == scaled.teacher.identity()
+    assert plain.teacher.identity() != load_config(SMOKE, ["teacher.temperature=0.5"]).teacher.identity()
+
+
+def test_every_section_names_only_its_own_fields_as_operational() -> None:
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        operational = getattr(section, "OPERATIONAL", frozenset())
+        assert operational <= set(getattr(section, "model_fields", {})), name
