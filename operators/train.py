@@ -37,7 +37,7 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> dic
     Columns in: PACKS; rows whose outcome is not "packed" are skipped.
 
     Args:
-        packs: read from Parquet.
+        packs: from any storage; copied into `folder` while training.
         config: what to do and with how many workers.
         student: folder or hub id of the base model.
         folder: gets the Hugging Face folder; a path that all workers share.
@@ -55,7 +55,7 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> dic
     require_columns("train", columns.PACKS.names, packs.columns())
     target = Path(folder).resolve()
     (target / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    files = _local_files(packs, target)
+    files = _shared_files(packs, target)
     index = read_index(files)
     job = TrainJob(config, student, str(target), files, index.digest, config.run_identity(index.digest, student))
     finished = _finished(target, job.identity)
@@ -71,11 +71,11 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> dic
     return manifest
 
 
-def _local_files(packs: Dataset, target: Path) -> list[str]:
-    """Parquet files that workers can map; packs that lie in object storage are copied beside the student."""
-    files = packs.input_files()
-    if files and all(Path(file).is_file() for file in files):
-        return sorted(str(Path(file).resolve()) for file in files)
+def _shared_files(packs: Dataset, target: Path) -> list[str]:
+    """Copy the packs beside the student, where every worker can map them, wherever they came from.
+
+    `Dataset.input_files()` would save the copy but is empty for Ray 2.58's Parquet reader.
+    """
     copy = target / CHECKPOINTS / "packs"
     packs.write_parquet(str(copy), mode=SaveMode.OVERWRITE)
     return sorted(str(file) for file in copy.rglob("*.parquet"))

@@ -19,6 +19,7 @@ _OPERATIONAL = {
     "cpus_per_worker",
     "threads_per_worker",
 }
+_BUCKET_ELEMENTS = 50_000_000
 
 
 class TrainConfig(StageConfig):
@@ -89,7 +90,12 @@ class TrainConfig(StageConfig):
             "gradient_accumulation_steps": micro_steps,
             "gradient_clipping": self.max_grad_norm,
             "optimizer": {"type": "AdamW", "params": adamw},
-            "zero_optimization": {"stage": self.zero_stage},
+            "zero_optimization": {
+                "stage": self.zero_stage,
+                # DeepSpeed's default of 5e8 elements is two gigabytes of buffer a worker, more than a small model.
+                "reduce_bucket_size": _BUCKET_ELEMENTS,
+                "allgather_bucket_size": _BUCKET_ELEMENTS,
+            },
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
         }
