@@ -129,7 +129,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(below, dict):
             raise ConfigError(f"{override!r}: {section} is a value, not a section")
         values = below
-    values[last] = yaml.safe_load(text) if text else ""
+    values[last] = yaml.safe_load(text)
 
 
 def _explain(error: ErrorDetails) -> str:

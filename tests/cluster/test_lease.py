@@ -8,9 +8,14 @@ import pytest
 
 from cluster.lease import StorageBusyError, lease
 
-HOLD = (
-    "import sys; from cluster.lease import lease\nwith lease(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
-)
+HOLD = """
+import sys
+from cluster.lease import lease
+
+with lease(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_second_run_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:

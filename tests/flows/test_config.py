@@ -54,7 +54,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, m
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match="nowhere.yaml: no such file"):
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file"):
         load_config(Path("nowhere.yaml"), [])
 
 
