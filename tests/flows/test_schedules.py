@@ -1,0 +1,170 @@
+"""The sensor and the schedule ask once for what is new, say why when they ask for nothing, and wait for each other."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from flows.config import load_config
+from flows.fingerprint import SOURCE_ASSET
+from flows.recycle_and_train import REFRESHES, SPECS
+from flows.run import Run, open_run
+from flows.schedules import JOB, new_data_schedule, new_data_sensor, refresh_key, wanted_runs
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PARTITION = "dagster/partition"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def instance() -> Any:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def look(tmp_path: Path, *overrides: str) -> Run:
+    """A fresh look, as each tick has it."""
+    paths = [f"storage={tmp_path / 'storage'}", f"source.path={tmp_path / 'source'}"]
+    config = load_config(REPOSITORY / "configs/smoke.yaml", [*paths, *overrides])
+    return open_run(config, SPECS, config.schedule.settle_seconds)
+
+
+def drop(folder: Path, name: str, text: str = "Say hello.", age_s: float = 3600) -> Path:
+    """A source file that was last changed `age_s` ago."""
+    file = folder / name
+    file.write_text(json.dumps({"instruction": text, "input": "", "output": "Hello."}) + "\n")
+    os.utime(file, (time.time() - age_s,) * 2)
+    return file
+
+
+def finish(run: Run, asset: str, refresh: str, **manifest: Any) -> None:
+    """Leave an asset as a finished run leaves it."""
+    folder = Path(run.config.storage) / "assets" / asset / f"refresh={refresh}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"fingerprint": "0", **manifest}))
+    (folder / "_SUCCESS").touch()
+
+
+def take(run: Run, refresh: str, under_way: int = 1) -> None:
+    """Let a refresh take every file that is there."""
+    files = [[file.name, file.identity] for file in run.describer.files_of(refresh)]
+    finish(run, SOURCE_ASSET, refresh, made_from={"files": files}, outcomes={"": under_way})
+
+
+def keys(found: list[dg.RunRequest] | dg.SkipReason) -> list[str | None]:
+    assert isinstance(found, list), found
+    return [request.partition_key for request in found]
+
+
+def reason(found: list[dg.RunRequest] | dg.SkipReason) -> str:
+    assert isinstance(found, dg.SkipReason), found
+    return str(found.skip_message)
+
+
+def test_new_files_give_one_run_whose_name_depends_only_on_them(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance
+) -> None:
+    drop(source, "a.jsonl")
+    first, again = wanted_runs(instance, look(tmp_path)), wanted_runs(instance, look(tmp_path))
+    assert keys(first) == keys(again) == [first[0].run_key]  # type: ignore[index]
+    drop(source, "b.jsonl", "Say goodbye.")
+    assert keys(wanted_runs(instance, look(tmp_path))) != keys(first)
+
+
+def test_files_that_a_refresh_has_taken_are_not_asked_for_again(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance
+) -> None:
+    drop(source, "a.jsonl")
+    take(look(tmp_path), "base")
+    finish(look(tmp_path), "recycled_instructions", "base")
+    assert "no file that no refresh has taken" in reason(wanted_runs(instance, look(tmp_path)))
+    drop(source, "b.jsonl", "Say goodbye.")
+    new = look(tmp_path).describer.files_of(None)
+    assert [file.name for file in new] == ["b.jsonl"]
+    assert keys(wanted_runs(instance, look(tmp_path))) == [refresh_key(new)]
+
+
+def test_a_rewritten_file_is_new(tmp_path: Path, source: Path, instance: dg.DagsterInstance) -> None:
+    drop(source, "a.jsonl")
+    take(look(tmp_path), "base")
+    finish(look(tmp_path), "recycled_instructions", "base")
+    drop(source, "a.jsonl", "Say goodbye.", age_s=1800)
+    assert len(keys(wanted_runs(instance, look(tmp_path)))) == 1
+
+
+def test_a_file_that_just_changed_waits(tmp_path: Path, source: Path, instance: dg.DagsterInstance) -> None:
+    drop(source, "half.jsonl", age_s=1)
+    settle = "schedule.settle_seconds=600"
+    assert "older than 600 s" in reason(wanted_runs(instance, look(tmp_path, settle)))
+    whole = drop(source, "whole.jsonl")
+    assert [file.path for file in look(tmp_path, settle).describer.files_of(None)] == [str(whole)]
+
+
+def test_an_empty_source_is_a_reason_not_an_error(tmp_path: Path, source: Path, instance: dg.DagsterInstance) -> None:
+    assert str(source) in reason(wanted_runs(instance, look(tmp_path)))
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+def test_nothing_is_asked_for_while_a_run_is_under_way(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance, status: dg.DagsterRunStatus
+) -> None:
+    drop(source, "a.jsonl")
+    add_run(instance, {PARTITION: "base"}, status)
+    assert f"of refresh base is {status.value}" in reason(wanted_runs(instance, look(tmp_path)))
+
+
+def test_a_failed_refresh_is_named_and_not_launched_over_and_over(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance
+) -> None:
+    drop(source, "a.jsonl")
+    [key] = keys(wanted_runs(instance, look(tmp_path)))
+    add_run(instance, {PARTITION: str(key)}, dg.DagsterRunStatus.FAILURE)
+    assert f"of refresh {key} ended as FAILURE" in reason(wanted_runs(instance, look(tmp_path)))
+
+
+def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_without_it(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance
+) -> None:
+    drop(source, "a.jsonl")
+    take(look(tmp_path), "broken")
+    take(look(tmp_path), "nothing-usable", under_way=0)
+    assert isinstance(wanted_runs(instance, look(tmp_path)), dg.SkipReason)
+    drop(source, "b.jsonl", "Say goodbye.")
+    found = keys(wanted_runs(instance, look(tmp_path)))
+    assert found == ["broken", refresh_key(look(tmp_path).describer.files_of(None))]
+
+
+def test_sensor_and_schedule_ask_for_the_same_refresh(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance
+) -> None:
+    drop(source, "a.jsonl")
+    config = look(tmp_path).config
+    sensor, schedule = new_data_sensor(config, SPECS, REFRESHES), new_data_schedule(config, SPECS, REFRESHES)
+    seen = sensor(dg.build_sensor_context(instance))
+    assert isinstance(seen, dg.SensorResult)
+    [by_sensor] = seen.run_requests
+    assert seen.dynamic_partitions_requests[0].partition_keys == [by_sensor.partition_key]
+    [by_schedule] = schedule(dg.build_schedule_context(instance))
+    assert (by_schedule.partition_key, by_schedule.run_key) == (by_sensor.partition_key, by_sensor.run_key)
+    assert instance.get_dynamic_partitions("refresh") == [by_schedule.partition_key]
+
+
+def test_both_are_off_unless_the_configuration_says_otherwise(tmp_path: Path, source: Path) -> None:
+    off, on = look(tmp_path).config, look(tmp_path, "schedule.active=true").config
+    assert new_data_sensor(off, SPECS, REFRESHES).default_status == dg.DefaultSensorStatus.STOPPED
+    assert new_data_sensor(on, SPECS, REFRESHES).default_status == dg.DefaultSensorStatus.RUNNING
+    assert new_data_schedule(on, SPECS, REFRESHES).default_status == dg.DefaultScheduleStatus.RUNNING
+
+
+def add_run(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.DagsterRunStatus) -> None:
+    instance.add_run(dg.DagsterRun(job_name=JOB, tags=tags, status=status))
