@@ -62,6 +62,7 @@ def independent_loss(folder: str, texts: list[tuple[str, str, str | None, str]])
     return total / tokens, tokens
 
 
+@pytest.mark.slow
 def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, local_ray: None, tmp_path: Path) -> None:
     config = EvaluateConfig(**POOL)  # type: ignore[arg-type]
     ledger = Ledger(str(tmp_path))
@@ -82,25 +83,18 @@ def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, lo
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-def test_without_judge_or_samples_the_teacher_is_not_asked(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_without_judge_the_teacher_is_not_asked(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
     config = EvaluateConfig(**POOL | {"judge": False})  # type: ignore[arg-type]
     ledger = Ledger(str(tmp_path))
     result = evaluate(held_out(TEXTS), config, tiny_model, tiny_model, TEACHER, ledger)
     assert result["judge"] is None
     assert all(sample["base"] == sample["student"] for sample in result["samples"])
     assert result["held_out_loss"]["base"] == pytest.approx(result["held_out_loss"]["student"], rel=1e-9)
-    none = evaluate(
-        held_out(TEXTS),
-        EvaluateConfig(**POOL | {"num_samples": 0}),  # type: ignore[arg-type]
-        tiny_model,
-        tiny_model,
-        TEACHER,
-        ledger,
-    )
-    assert (none["samples"], none["judge"]) == ([], None)
     assert ledger.figures().get("calls", 0) == 0
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_scored_are_counted_by_reason(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
     bad = [
         ("0long", "Count. " * 200, "", "one two"),
@@ -117,15 +111,17 @@ def test_rows_that_cannot_be_scored_are_counted_by_reason(tiny_model: str, local
     assert [sample["row_id"] for sample in result["samples"]] == ["a"]
 
 
+@pytest.mark.slow
 def test_a_student_with_broken_weights_has_no_loss(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
     model.save_pretrained(tmp_path / "broken")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
-    config = EvaluateConfig(**POOL | {"judge": False, "num_samples": 0})  # type: ignore[arg-type]
-    broken = str(tmp_path / "broken")
-    result = evaluate(held_out(TEXTS), config, tiny_model, broken, TEACHER, Ledger(str(tmp_path / "ledger")))
+    config = EvaluateConfig(**POOL | {"num_samples": 0})  # type: ignore[arg-type]
+    broken, ledger = str(tmp_path / "broken"), Ledger(str(tmp_path / "ledger"))
+    result = evaluate(held_out(TEXTS), config, tiny_model, broken, TEACHER, ledger)
+    assert (result["samples"], result["judge"], ledger.figures()) == ([], None, {}), "no sample, nothing to judge"
     assert result["held_out_loss"]["student"] is None
     assert result["held_out_loss"]["base"] is not None
     assert result["held_out_loss"]["unscored"] == {"not_finite": len(TEXTS)}
