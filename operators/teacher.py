@@ -48,7 +48,9 @@ class TeacherConfig(StageConfig):
     model: str = Field(description="folder, hub id or package:<wheel>; for openai the name the endpoint knows")
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = Field(0, ge=0, description="each call samples with a seed of its own, derived from this and its key")
+    seed: int = Field(
+        0, ge=0, description="on GPUs and endpoints each call samples with a seed made from this and its key"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int = Field(4096, ge=256, description="prompt and reply together, tokens")
     replicas: int | tuple[int, int] = Field(1, description="engines, or (min, max) for an autoscaled pool")
@@ -165,6 +167,7 @@ def _engine_kwargs(teacher: TeacherConfig, *, on_cpu: bool) -> dict[str, Any]:
         "dtype": teacher.dtype,
         "max_model_len": teacher.max_model_len,
         "max_num_seqs": teacher.max_num_seqs,
+        "seed": teacher.seed,
         "tensor_parallel_size": teacher.tensor_parallel,
         "load_format": "safetensors",
         "trust_remote_code": False,
@@ -188,8 +191,9 @@ def _vllm_request(call: dict[str, Any], teacher: TeacherConfig) -> dict[str, Any
         "temperature": teacher.temperature,
         "top_p": teacher.top_p,
         "max_tokens": int(call["max_tokens"]),
-        "seed": call_seed(call["call_key"]),
     }
+    if teacher.gpus_per_replica:  # the CPU engine dies of a seed per request (its generator keeps no offset)
+        sampling["seed"] = call_seed(call["call_key"])
     if call["schema"]:
         sampling["structured_outputs"] = {"json": call["schema"]}
     ids = prompt_token_ids(call["messages"], teacher.model)
