@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +17,7 @@ import dagster as dg
 from cluster.dagster_home import driver_tag, open_instance, reap
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import connected
+from cluster.terminal import quiet_terminal
 from flows.checks import CHECKS, SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
 from flows.plan import PreflightError, preflight, print_plan
@@ -25,35 +27,53 @@ from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
 
 DONE, FAILED, UNUSABLE, BROKEN_INVARIANT = 0, 1, 2, 3
-UNPARTITIONED_CODES = (ConfigError, ModelNotFoundError, PreflightError)
+Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
-    """Run the flow as the command line says; see the module for the exit codes."""
+def main(argv: Sequence[str], terminal: Terminal | None = None) -> int:
+    """Run the flow as the command line says; see the module for the exit codes.
+
+    Args:
+        argv: the command line without the program's name.
+        terminal: where to write results and errors; None takes the process's own, and sends the noise of all
+            libraries to a file under `<storage>/logs`, whose path is printed.
+    """
     arguments = _parse(argv)
-    try:
-        config = load_config(arguments.config, arguments.override)
-        run = open_run(config, SPECS)
-        selected = _selection(arguments.select)
-        with ExitStack() as stack:
-            if not arguments.plan:
-                stack.enter_context(lease(run.config.storage))
-            logs = stack.enter_context(connected())
-            problems = preflight(run)
-            if arguments.plan:
-                return print_plan(run, SPECS, arguments.refresh, problems, out)
-            if problems:
-                raise PreflightError("\n".join(problems))
-            out.write(f"storage: {run.config.storage}\nlogs of engines and workers: {logs}\n")
-            stack.enter_context(ProgressLines(sys.stderr))
-            return _materialise(run, arguments.refresh, selected, out)
-    except (ConfigError, ModelNotFoundError, PreflightError) as error:
-        sys.stderr.write(f"{error}\n")
-        return UNUSABLE
-    except StorageBusyError as error:
-        sys.stderr.write(f"{error}\n")
-        return FAILED
+    with ExitStack() as stack:
+        out, err = terminal or (sys.stdout, sys.stderr)
+        try:
+            run = open_run(load_config(arguments.config, arguments.override), SPECS)
+            selected = _selection(arguments.select)
+            if terminal is None:
+                log = Path(run.local("logs")) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
+                out, err = stack.enter_context(quiet_terminal(log))
+                out.write(f"storage: {run.config.storage}\nlog: {log}\n")
+            return _run(run, arguments, selected, stack, (out, err))
+        except (ConfigError, ModelNotFoundError, PreflightError) as error:
+            err.write(f"{error}\n")
+            return UNUSABLE
+        except StorageBusyError as error:
+            err.write(f"{error}\n")
+            return FAILED
+
+
+def _run(
+    run: Run, arguments: argparse.Namespace, selected: dg.AssetSelection | None, stack: ExitStack, terminal: Terminal
+) -> int:
+    out, err = terminal
+    if not arguments.plan:
+        stack.enter_context(lease(run.config.storage))
+    logs = stack.enter_context(connected())
+    problems = preflight(run)
+    if arguments.plan:
+        return print_plan(run, SPECS, arguments.refresh, problems, out)
+    if problems:
+        raise PreflightError("\n".join(problems))
+    out.write(f"logs of engines and workers: {logs}\n")
+    out.flush()
+    stack.enter_context(ProgressLines(err))
+    return _materialise(run, arguments.refresh, selected, terminal)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -76,7 +96,7 @@ def _selection(names: str) -> dg.AssetSelection | None:
     return dg.AssetSelection.assets(*names.split(","))
 
 
-def _materialise(run: Run, refresh: str, selected: dg.AssetSelection | None, out: TextIO) -> int:
+def _materialise(run: Run, refresh: str, selected: dg.AssetSelection | None, terminal: Terminal) -> int:
     with open_instance(Path(run.dagster_home)) as instance:
         reap(instance)
         instance.add_dynamic_partitions(str(REFRESHES.name), [refresh])
@@ -90,11 +110,12 @@ def _materialise(run: Run, refresh: str, selected: dg.AssetSelection | None, out
             run_config=QUIET,
             raise_on_error=False,
         )
-        return _conclude(run, result, out)
+        return _conclude(run, result, terminal)
 
 
-def _conclude(run: Run, result: dg.ExecuteInProcessResult, out: TextIO) -> int:
+def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -> int:
     """Print what was made and how it ended, in lines that a person reads."""
+    out, err = terminal
     for asset, refresh in sorted(run.store.made):
         manifest = run.store.manifest(asset, refresh)
         if manifest is not None:
@@ -103,14 +124,14 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, out: TextIO) -> int:
         out.write("everything was up to date: no teacher call, no training\n")
     failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
     for check in failed:
-        sys.stderr.write(f"{check.metadata['message'].value}\n")
+        err.write(f"{check.metadata['message'].value}\n")
     if any(check.check_name == SURVIVAL_CHECK for check in failed):
         return UNUSABLE
     if failed:
         return BROKEN_INVARIANT
     if not result.success:
         for event in result.get_step_failure_events():
-            sys.stderr.write(f"{event.step_key}: {_root_cause(event)}\n")
+            err.write(f"{event.step_key}: {_root_cause(event)}\n")
         return FAILED
     report = run.store.manifest("report")
     if report is not None:

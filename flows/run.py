@@ -13,7 +13,7 @@ from ray.data import Dataset
 
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
-from flows.config import RunConfig
+from flows.config import ConfigError, RunConfig
 from flows.fingerprint import SOURCE_ASSET, Describer
 from operators.chat_markup import special_tokens_of
 from operators.ledger import Ledger
@@ -23,7 +23,10 @@ from operators.teacher import TeacherConfig
 
 def open_run(config: RunConfig, specs: Mapping[str, dg.AssetSpec], settle_s: float = 0) -> "Run":
     """Apply a configuration to the storage that it names; source files younger than `settle_s` seconds are left out."""
-    config = config.model_copy(update={"storage": anchor(config.storage)})
+    try:
+        config = config.model_copy(update={"storage": anchor(config.storage)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return Run(config, Describer(config, specs, settle_s))
 
 
@@ -77,11 +80,16 @@ class Run:
         """Name of the student that the current packs and configuration give."""
         return self.store.current_fingerprint("student")
 
+    def local(self, name: str) -> str:
+        """A folder on this machine for what cannot live in an object store: Dagster's SQLite, logs."""
+        if "://" not in self.config.storage:
+            return self.path(name)
+        return str(Path.home() / ".recycle-and-train" / self.config.name / name)
+
     @property
     def dagster_home(self) -> str:
-        """Folder of Dagster's run history; on this machine, for SQLite cannot live in an object store."""
-        local = "://" not in self.config.storage
-        return self.path("dagster") if local else str(Path.home() / ".recycle-and-train" / self.config.name)
+        """Folder of Dagster's run history."""
+        return self.local("dagster")
 
     def path(self, *parts: str) -> str:
         """A place under the storage."""

@@ -48,9 +48,7 @@ class TeacherConfig(StageConfig):
     model: str = Field(description="folder, hub id or package:<wheel>; for openai the name the endpoint knows")
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = Field(
-        0, ge=0, description="on GPUs and endpoints each call samples with a seed made from this and its key"
-    )
+    seed: int = Field(0, ge=0, description="on GPUs and endpoints it is part of every call's own seed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int = Field(4096, ge=256, description="prompt and reply together, tokens")
     replicas: int | tuple[int, int] = Field(1, description="engines, or (min, max) for an autoscaled pool")

@@ -1,0 +1,179 @@
+"""The flow as its user meets it: the graph, the command line, what is made again and what is not, and the exit codes.
+
+Runs with the scripted teacher and a tiny student, but with the real Ray Data, Ray Train, DeepSpeed and Dagster.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.launch import main
+from flows.recycle_and_train import SPECS
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+SMOKE = str(REPOSITORY / "configs" / "smoke.yaml")
+Flow = Callable[..., tuple[int, str]]
+
+EDGES = {
+    "raw_instructions": set(),
+    "held_out": {"raw_instructions"},
+    "instruction_reflections": {"raw_instructions"},
+    "selected_instructions": {"instruction_reflections"},
+    "response_reflections": {"selected_instructions"},
+    "recycled_instructions": {"response_reflections"},
+    "packed_sequences": {"recycled_instructions"},
+    "student": {"packed_sequences"},
+    "evaluation": {"held_out", "student"},
+    "released": {"student", "evaluation"},
+    "report": {"recycled_instructions", "packed_sequences", "student", "evaluation", "released"},
+}
+
+
+def test_the_graph_has_the_edges_of_the_design() -> None:
+    found = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in SPECS.items()}
+    assert found == EDGES
+
+
+@pytest.fixture
+def flow(tmp_path: Path, tiny_model: str, local_ray: None) -> Flow:
+    """Runs the flow on a storage of the test's own; returns the exit code and what was printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        out, err = io.StringIO(), io.StringIO()
+        settings = [f"storage={tmp_path}/storage", f"student.model={tiny_model}", "evaluate.judge=false"]
+        code = main(["--config", SMOKE, *settings, "train.num_workers=1", *arguments], (out, err))
+        sys.stderr.write(err.getvalue())
+        return code, out.getvalue()
+
+    return run
+
+
+def write_source(path: Path, count: int, start: int = 0) -> Path:
+    rows = [
+        {"instruction": f"Name {n} rivers.", "input": "", "output": f"River {n}."} for n in range(start, start + count)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def manifest(tmp_path: Path, asset: str, refresh: str = "base") -> dict[str, Any]:
+    folder = tmp_path / "storage" / "assets" / asset
+    partitioned = folder / f"refresh={refresh}"
+    found: dict[str, Any] = json.loads(
+        ((partitioned if partitioned.is_dir() else folder) / "manifest.json").read_text()
+    )
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_then_nothing_then_only_what_changed(flow: Flow, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source.jsonl", 20)
+    code, printed = flow(f"source.path={source}")
+    assert code == 0, printed
+    figures = json.loads((tmp_path / "storage" / "reports" / "smoke.json").read_text())
+    assert figures["rows"]["source"] == 20
+    assert figures["conservation"]["holds"]
+    assert figures["train"]["steps"] == 2
+    held_out = figures["rows"]["dropped"].get("held_out", 0)
+    assert figures["teacher"]["calls"] == 2 * (20 - held_out)
+    assert (tmp_path / "storage" / "released.json").is_file()
+
+    assert flow(f"source.path={source}") == (0, flow_up_to_date(flow, source))
+
+    code, printed = flow(f"source.path={source}", "train.max_steps=3")
+    assert code == 0, printed
+    assert "made student" in printed
+    assert "made packed_sequences" not in printed
+    assert manifest(tmp_path, "student")["value"]["steps"] == 3
+
+    more = write_source(tmp_path / "source.jsonl", 24)
+    code, printed = flow(f"source.path={more}", "--plan")
+    assert code == 0
+    assert "raw_instructions          stale: files changed" in printed
+    code, printed = flow(f"source.path={more}", "--select", "raw_instructions,instruction_reflections")
+    assert code == 0, printed
+    assert manifest(tmp_path, "instruction_reflections")["figures"]["calls"] <= 4
+
+
+def flow_up_to_date(flow: Flow, source: Path) -> str:
+    code, printed = flow(f"source.path={source}")
+    assert code == 0
+    assert "everything was up to date: no teacher call, no training" in printed
+    return printed
+
+
+@pytest.mark.slow
+def test_a_second_refresh_takes_only_new_files_and_new_rows(flow: Flow, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write_source(folder / "first.jsonl", 12)
+    settings = [f"source.path={folder}", "source.held_out_fraction=0", "--select"]
+    reflect = "raw_instructions,instruction_reflections"
+    assert flow(*settings, reflect)[0] == 0
+    write_source(folder / "second.jsonl", 6, start=9)
+    assert flow(*settings, reflect, "--refresh", "second")[0] == 0
+    second = manifest(tmp_path, "raw_instructions", "second")
+    assert second["outcomes"] == {"": 3, "dropped:seen_in_earlier_refresh": 3}
+    assert manifest(tmp_path, "instruction_reflections", "second")["figures"]["calls"] == 3
+    code, printed = flow(*settings, reflect)
+    assert code == 0
+    assert "everything was up to date" in printed
+
+
+class TestExitCodes:
+    def test_a_misspelt_key_is_two_and_one_line(self, flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
+        code, _ = flow("train.max_stepps=1")
+        assert code == 2
+        assert "train.max_stepps: no such key" in last_line(capsys)
+
+    def test_a_model_that_does_not_exist_is_two(self, flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
+        code, _ = flow("teacher.backend=vllm", "teacher.model=/nowhere/model")
+        assert code == 2
+        assert "teacher.model: no folder '/nowhere/model'" in last_line(capsys)
+
+    def test_an_unknown_asset_is_two(self, flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
+        assert flow("--select", "packs")[0] == 2
+        assert "--select: packs: no such asset; there are raw_instructions" in last_line(capsys)
+
+    def test_a_plan_that_cannot_be_placed_is_two(self, flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
+        assert flow("train.num_workers=64")[0] == 2
+        assert "train: needs 64 CPU at once, the cluster has 2; lower train.num_workers" in last_line(capsys)
+
+    def test_a_source_that_is_not_there_is_two(self, flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
+        assert flow("source.path=/nowhere.jsonl")[0] == 2
+        assert "source.path" in last_line(capsys)
+
+    def test_a_source_that_no_row_survives_is_two(
+        self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "bad.jsonl").write_text('{"instruction": "", "output": "x"}\nnot json\n')
+        assert flow(f"source.path={tmp_path}/bad.jsonl")[0] == 2
+        message = last_line(capsys)
+        assert "raw_instructions: no row of" in message
+        assert "1 quarantined:empty_instruction, 1 quarantined:malformed_json" in message
+
+    def test_a_row_that_vanished_is_three(self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
+        assert flow(source, "--select", "raw_instructions")[0] == 0
+        lose_a_row(tmp_path / "storage" / "assets" / "raw_instructions" / "refresh=base")
+        assert flow(source, "--select", "instruction_reflections")[0] == 3
+        assert "instruction_reflections: 3 rows out against 4 read" in last_line(capsys)
+
+
+def lose_a_row(folder: Path) -> None:
+    """Rewrite one file of an asset with a row less, and its size in the manifest, as no crash could."""
+    held = json.loads((folder / "manifest.json").read_text())
+    file = next(name for name in held["files"] if pq.read_table(folder / name).num_rows)
+    pq.write_table(pq.read_table(folder / file).slice(1), folder / file)
+    held["files"][file] = (folder / file).stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(held))
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return [line for line in capsys.readouterr().err.splitlines() if line.strip()][-1]
