@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ray.data import Dataset
 
 from operators.report_charts import Chart, Series, curve, histogram
-from operators.report_figures import Figures, ReportConfig, collect_figures, cut_text
+from operators.report_figures import RATIO, Figures, ReportConfig, collect_figures
+from operators.report_pairs import cut_text
 from operators.report_texts import redacted, visible, word_diff
 
 __all__ = ["Report", "ReportConfig", "build_report", "collect_figures"]
@@ -72,7 +73,8 @@ def build_report(
     Raises:
         ValueError: a data set lacks a column.
     """
-    collected = collect_figures(recycled, packs, report)
+    policy = (config.get("select") or {}).get("policy") or "ifd_rifd"
+    collected = collect_figures(recycled, packs, report, policy)
     figures = {
         "run": run,
         **collected,
@@ -139,7 +141,8 @@ def _render(figures: Figures, config: dict[str, Any], report: ReportConfig) -> s
         "decimal": _decimal,
         "duration": _duration,
         "share": _share,
-        "words": lambda name: str(name).replace("_", " "),
+        "words": lambda name: str(name).replace("_", " ").replace(":", ": "),
+        "short": lambda value: "–" if value is None else f"{value:,.4g}",
     }
     environment.globals |= {"word_diff": word_diff, "cut_text": lambda text: cut_text(text or "", report.max_chars)}
     plain = json.loads(json.dumps(config, default=str))
@@ -191,20 +194,19 @@ def _charts(figures: Figures) -> dict[str, Chart | None]:
     for name, lengths in figures["lengths"].items():
         both = [Series("before", "before", lengths["before"]), Series("after", "after", lengths["after"])]
         charts[name] = histogram(f"Words per {name}, before and after", "words", lengths["edges"], both)
+    scores = figures["scores"]
     for kind, old, new in (
         ("IFD", "ifd_original", "ifd_better_instruction"),
         ("r-IFD", "rifd_selected", "rifd_better_response"),
     ):
-        scores = figures["scores"]
-        both = [
-            Series(SCORE_NAMES[name], css, scores[name]["counts"]) for name, css in ((old, "before"), (new, "after"))
-        ]
-        limit = (1.0, "1: not eligible from here")
-        charts[kind] = histogram(f"{kind} of the original and of the rewrite", kind, scores[old]["edges"], both, limit)
-    tokens = figures["packing"].get("document_tokens")
-    if tokens:
-        series = [Series("examples", "after", tokens["counts"])]
-        charts["tokens"] = histogram("Tokens per packed example", "tokens", tokens["edges"], series)
+        is_ratio = scores[old]["measure"] == RATIO
+        name = kind if is_ratio else "Perplexity"
+        both = [Series(SCORE_NAMES[one], css, scores[one]["counts"]) for one, css in ((old, "before"), (new, "after"))]
+        title = f"{name} of the original and of the rewrite"
+        charts[kind] = histogram(title, name, scores[old]["edges"], both, limit=1.0 if is_ratio else None)
+    tokens = figures["packing"].get("document_tokens") or {"counts": [], "edges": []}
+    series = [Series("examples", "after", tokens["counts"])]
+    charts["tokens"] = histogram("Tokens per packed example", "tokens", tokens["edges"], series, y_label="examples")
     train = figures["train"]
     charts["loss"] = curve("Training loss", "loss, nats per token", train.get("losses") or [])
     charts["grad_norm"] = curve("Gradient norm before clipping", "norm", train.get("grad_norms") or [], css="before")
@@ -220,7 +222,7 @@ def _decimal(value: float | None, places: int = 3) -> str:
 
 
 def _share(part: float | None, whole: float | None) -> str:
-    return "–" if part is None or not whole else f"{100 * part / whole:.0f} %"
+    return "–" if part is None or not whole else f"{100 * part / whole:.0f}\u202f%"
 
 
 def _duration(seconds: float | None) -> str:

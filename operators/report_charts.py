@@ -10,6 +10,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 40
 FEW_VALUES = 150  # below this, two bins are drawn as one: narrow bars of one or two rows say nothing
 MAX_POINTS = 240  # of a curve; longer ones are drawn as means of equal stretches
 MAX_X_LABELS = 9
+CURVE_RIGHT = 48  # room for the last value behind the end of the line
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Chart:
     table: list[list[str]]
     bars: list[dict[str, Any]] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
-    limit: tuple[float, str] | None = None
+    limit: float | None = None
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -45,37 +46,44 @@ class Chart:
 
 
 def histogram(
-    title: str, x_label: str, edges: Sequence[float], series: list[Series], limit: tuple[float, str] | None = None
+    title: str,
+    x_label: str,
+    edges: Sequence[float],
+    series: list[Series],
+    *,
+    y_label: str = "rows",
+    limit: float | None = None,
 ) -> Chart | None:
     """Bars side by side in each bin; the last bin is open. None if nothing was counted.
 
     Args:
         edges: lower edges; bins are drawn equally wide.
         series: counts by bin.
-        limit: an edge to mark by a line, and what it says.
+        limit: an edge to mark by a line; what lies beyond is shaded.
     """
     total = max((sum(one.values) for one in series), default=0)
     if not total:
         return None
     if total < FEW_VALUES:
         edges, series = edges[::2], [Series(one.name, one.css, _in_twos(one.values)) for one in series]
-    first, last = _used_bins(edges, series, limit[0] if limit else None)
-    edges, series = edges[first:last], [Series(one.name, one.css, one.values[first:last]) for one in series]
+    names = [_bin_name(edges, at) for at in range(len(edges))]
+    first, last = _used_bins(edges, series, limit)
+    edges, names = edges[first:last], names[first:last]
+    series = [Series(one.name, one.css, one.values[first:last]) for one in series]
     ceiling, y_ticks = _counting_axis(max(max(one.values) for one in series))
     slot = (WIDTH - LEFT - RIGHT) / len(edges)
-    names = [_bin_name(edges, position, is_open=last == first + len(edges)) for position in range(len(edges))]
     every = math.ceil(len(edges) / MAX_X_LABELS)
     return Chart(
         title,
         x_label,
-        "rows",
+        y_label,
         [(one.css, one.name) for one in series],
         [(LEFT + slot * at, _plain(edge)) for at, edge in enumerate(edges) if at % every == 0],
         [(_y(tick, 0, ceiling), f"{tick:,}") for tick in y_ticks],
         [x_label, *(one.name for one in series)],
         [[name, *(f"{one.values[at]:,}" for one in series)] for at, name in enumerate(names)],
         bars=_bars(series, names, slot, ceiling),
-        limit=(LEFT + slot * edges.index(limit[0]), limit[1]) if limit else None,
+        limit=None if limit is None else LEFT + slot * list(edges).index(limit),
     )
 
 
@@ -89,7 +97,7 @@ def curve(title: str, y_label: str, values: Sequence[float | None], css: str = "
     last_step = max(points[-1][0], 2)
 
     def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (step - 1) / (last_step - 1)
+        return LEFT + (WIDTH - LEFT - CURVE_RIGHT) * (step - 1) / (last_step - 1)
 
     placed = [(x(step), _y(value, low, high), f"step {step:.0f}: {value:.4g}") for step, value in points]
     line = {
@@ -108,6 +116,7 @@ def curve(title: str, y_label: str, values: Sequence[float | None], css: str = "
         ["step", y_label],
         [[f"{step:.0f}", f"{value:.4g}"] for step, value in points],
         lines=[line],
+        right=WIDTH - CURVE_RIGHT,
     )
 
 
@@ -142,9 +151,9 @@ def _used_bins(edges: Sequence[float], series: list[Series], limit: float | None
     return min(used), max(used) + 1
 
 
-def _bin_name(edges: Sequence[float], at: int, *, is_open: bool) -> str:
+def _bin_name(edges: Sequence[float], at: int) -> str:
     if at + 1 == len(edges):
-        return f"{_plain(edges[at])} or more" if is_open else f"from {_plain(edges[at])}"
+        return f"{_plain(edges[at])} or more"
     return f"{_plain(edges[at])} to under {_plain(edges[at + 1])}"
 
 

@@ -4,8 +4,6 @@ Cost: one pass over the recycled rows and one over the packs. A partial holds co
 per outcome, so the driver's memory does not grow with the data.
 """
 
-import hashlib
-import heapq
 import json
 import math
 from collections import Counter
@@ -19,12 +17,16 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators import columns
+from operators.report_pairs import REFLECTIONS, draw_pairs, lowest
 from operators.stage import StageConfig, require_columns
 
 # Words: every doubling halved, so that bars are equally wide on a logarithmic axis; the last bin is open.
 WORD_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 # Scores: perplexity ratios; 1 is an edge because the policy keeps what lies below it; the last bin is open.
-SCORE_EDGES = tuple(round(step * 0.05, 2) for step in range(41))
+RATIO_EDGES = tuple(round(step * 0.05, 2) for step in range(41))
+# Policy perplexity scores by perplexities instead, which spread over orders of magnitude.
+RATIO, PERPLEXITY = "ratio", "perplexity"
+SCORE_EDGES: dict[str, tuple[float, ...]] = {RATIO: RATIO_EDGES, PERPLEXITY: WORD_EDGES}
 # Which text a score belongs to: without the text there is nothing to score, with it a null counts as unscored.
 SCORED_TEXTS = {
     "ifd_original": "instruction",
@@ -32,10 +34,9 @@ SCORED_TEXTS = {
     "rifd_selected": "selected_instruction",
     "rifd_better_response": "better_response",
 }
-REFLECTIONS = ("instruction_reflection", "response_reflection")
+# Why a score is missing, as "original:<reason>,better_instruction:<reason>".
+UNSCORED = ("ifd_unscored", "rifd_unscored")
 LENGTHS = {"instruction": ("instruction", "final_instruction"), "response": ("response", "final_response")}
-PAIR_TEXTS = ("instruction", "input", "response", "final_instruction", "final_response")
-PAIR_CRITIQUES = ("instruction_critique", "response_critique")
 
 Counts = dict[str, Counter[str]]
 Figures = dict[str, Any]
@@ -50,24 +51,30 @@ class ReportConfig(StageConfig):
     seed: int = Field(default=0, description="fixes which pairs are drawn")
 
 
-def collect_figures(recycled: Dataset | None, packs: Dataset | None, report: ReportConfig) -> Figures:
+def collect_figures(
+    recycled: Dataset | None, packs: Dataset | None, report: ReportConfig, policy: str = "ifd_rifd"
+) -> Figures:
     """Fold both data sets into counts, histograms and a sample; rows never reach the driver.
 
     Columns in: `columns.RECYCLED`, `columns.PACKS`; None stands for a stage that did not run.
 
+    Args:
+        policy: `select.policy`, which says what the scores are: perplexities under "perplexity", else ratios.
+
     Returns:
         rows {source, quarantined, dropped, recycled, under_way, neutralised, packed, unpacked}, lengths (words),
-        scores (perplexity ratios, no unit), reflections, packing (tokens), and pairs (texts cut to `max_chars`).
+        scores (no unit), reflections, packing (tokens), and pairs (texts cut to `max_chars`).
 
     Raises:
         ValueError: a column is missing.
     """
-    counts, pairs = _fold_rows(recycled, report)
+    measure = PERPLEXITY if policy == PERPLEXITY else RATIO
+    counts, pairs = _fold_rows(recycled, report, measure)
     packed = _fold_packs(packs)
     return {
         "rows": _rows(counts["outcome"], counts["neutralised"], packed),
         "lengths": {name: _lengths(counts, name) for name in LENGTHS},
-        "scores": {name: _scores(counts, name) for name in SCORED_TEXTS},
+        "scores": {name: _scores(counts, name, measure) for name in SCORED_TEXTS},
         "reflections": {name: dict(counts[name].most_common()) for name in REFLECTIONS},
         "packing": _packing(packed),
         "pairs": pairs,
@@ -82,17 +89,17 @@ def bin_counts(lengths: Counter[str], edges: Sequence[float]) -> list[int]:
     return [int(total) for total in totals]
 
 
-def _fold_rows(recycled: Dataset | None, report: ReportConfig) -> tuple[Counts, list[dict[str, Any]]]:
-    names = ("outcome", "neutralised", "score_sum", "scored", "unscored", *REFLECTIONS, *SCORED_TEXTS)
+def _fold_rows(recycled: Dataset | None, report: ReportConfig, measure: str) -> tuple[Counts, list[dict[str, Any]]]:
+    names = ("outcome", "neutralised", "score_sum", "scored", "unscored", *REFLECTIONS, *SCORED_TEXTS, *UNSCORED)
     words = tuple(f"{name}_{side}" for name in LENGTHS for side in ("before", "after"))
     counts: Counts = {name: Counter() for name in (*names, *words)}
     pairs: dict[str, list[Any]] = {outcome: [] for outcome in columns.RECYCLED_OUTCOMES}
     if recycled is not None:
         require_columns("report", columns.RECYCLED.names, recycled.columns() or columns.RECYCLED.names)
-        for part in _partials(recycled, _summarise_rows, {"report": report}):
+        for part in _partials(recycled, _summarise_rows, {"report": report, "measure": measure}):
             _add(counts, part["counts"])
             for outcome, drawn in part["pairs"].items():
-                pairs[outcome] = heapq.nsmallest(report.num_pairs, pairs[outcome] + drawn, key=lambda draw: draw[:2])
+                pairs[outcome] = lowest(pairs[outcome] + drawn, report.num_pairs)
     return counts, [pair for outcome in columns.RECYCLED_OUTCOMES for _, _, pair in pairs[outcome]]
 
 
@@ -123,12 +130,12 @@ def _partial(**parts: Any) -> pa.Table:
     return pa.table({"partial": pa.array([json.dumps(parts)], pa.string())})
 
 
-def _summarise_rows(rows: pa.Table, report: ReportConfig) -> pa.Table:
+def _summarise_rows(rows: pa.Table, report: ReportConfig, measure: str) -> pa.Table:
     rows = columns.conform(rows, columns.RECYCLED)
     counts: dict[str, dict[str, float]] = {
         "outcome": _value_counts(pc.fill_null(rows["outcome"], columns.UNDER_WAY)),
         "neutralised": {"rows": pc.sum(rows["neutralised"]).as_py() or 0},
-        **{name: _value_counts(rows[name].drop_null()) for name in REFLECTIONS},
+        **{name: _value_counts(rows[name].drop_null()) for name in (*REFLECTIONS, *UNSCORED)},
     }
     recycled = rows.filter(pc.is_in(rows["outcome"], pa.array(columns.RECYCLED_OUTCOMES)))
     for name, sides in LENGTHS.items():
@@ -140,61 +147,17 @@ def _summarise_rows(rows: pa.Table, report: ReportConfig) -> pa.Table:
         with_text = recycled.filter(pc.is_valid(recycled[text]))
         values = pc.fill_null(with_text[name], math.nan).to_numpy()
         finite = values[np.isfinite(values)]
-        bins = np.searchsorted(SCORE_EDGES, finite, side="right") - 1
+        bins = np.searchsorted(SCORE_EDGES[measure], finite, side="right") - 1
         counts[name] = {str(bin_): int(count) for bin_, count in zip(*np.unique(bins, return_counts=True), strict=True)}
         scored["score_sum"][name] = float(finite.sum())
         scored["scored"][name] = len(finite)
         scored["unscored"][name] = len(values) - len(finite)
-    return _partial(counts=counts | scored, pairs=_draw_pairs(recycled, report))
+    pairs = draw_pairs(recycled, report.num_pairs, report.max_chars, report.seed)
+    return _partial(counts=counts | scored, pairs=pairs)
 
 
 def _value_counts(values: pa.ChunkedArray) -> dict[str, float]:
     return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values).to_pylist()}
-
-
-def _draw_pairs(recycled: pa.Table, report: ReportConfig) -> dict[str, list[Any]]:
-    """The rows of lowest seeded hash by outcome: the same rows whatever the blocks and their order."""
-    outcomes = recycled["outcome"].to_pylist()
-    hashes = [_draw(row_id, report.seed) for row_id in recycled["row_id"].to_pylist()]
-    drawn: dict[str, list[Any]] = {}
-    for outcome in columns.RECYCLED_OUTCOMES:
-        mine = (row for row, name in enumerate(outcomes) if name == outcome)
-        lowest = heapq.nsmallest(report.num_pairs, mine, key=hashes.__getitem__)
-        pairs = [_cut_pair(pair, report.max_chars) for pair in recycled.take(pa.array(lowest, pa.int64())).to_pylist()]
-        drawn[outcome] = [(hashes[row], pair["row_id"], pair) for row, pair in zip(lowest, pairs, strict=True)]
-    return drawn
-
-
-def _draw(row_id: str, seed: int) -> str:
-    return hashlib.blake2b(f"{seed}:{row_id}".encode(), digest_size=8).hexdigest()
-
-
-def _cut_pair(row: dict[str, Any], max_chars: int) -> dict[str, Any]:
-    pair = {name: row[name] for name in ("row_id", "origin", "outcome", *REFLECTIONS)}
-    pair |= {name: _finite(row[name]) for name in SCORED_TEXTS}
-    pair |= {name: cut_text(row[name] or "", max_chars) for name in PAIR_TEXTS}
-    return pair | {name: _cut_critique(row[name], max_chars) for name in PAIR_CRITIQUES}
-
-
-def cut_text(text: str, max_chars: int) -> dict[str, Any]:
-    """The head of a text with the number of characters that it really has."""
-    return {"text": text[:max_chars], "num_chars": len(text)}
-
-
-def _cut_critique(critique: str | None, max_chars: int) -> dict[str, dict[str, Any]]:
-    """Criterion -> cut sentence; a critique that is no JSON object is shown as one unnamed criterion."""
-    if not critique:
-        return {}
-    try:
-        parsed = json.loads(critique)
-    except json.JSONDecodeError:
-        parsed = critique
-    named = parsed if isinstance(parsed, dict) else {"critique": parsed}
-    return {str(name)[:100]: cut_text(str(sentence), max_chars) for name, sentence in list(named.items())[:20]}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _summarise_packs(packs: pa.Table) -> pa.Table:
@@ -258,15 +221,23 @@ def median_of_counts(counts: Counter[str]) -> float | None:
     return found / 2
 
 
-def _scores(counts: Counts, name: str) -> Figures:
-    scored = counts["scored"][name]
-    bins = [counts[name][str(bin_)] for bin_ in range(len(SCORE_EDGES))]
+def _scores(counts: Counts, name: str, measure: str) -> Figures:
+    scored, edges = counts["scored"][name], SCORE_EDGES[measure]
+    bins = [counts[name][str(bin_)] for bin_ in range(len(edges))]
+    prefix, _, text = name.partition("_")
+    reasons: Counter[str] = Counter()
+    for entry, count in counts[f"{prefix}_unscored"].items():
+        reasons.update(
+            {part.removeprefix(f"{text}:"): count for part in entry.split(",") if part.startswith(f"{text}:")}
+        )
     return {
-        "edges": list(SCORE_EDGES),
+        "measure": measure,
+        "edges": list(edges),
         "counts": bins,
         "scored": scored,
         "unscored": counts["unscored"][name],
-        "below_one": sum(bins[: SCORE_EDGES.index(1.0)]),
+        "unscored_reasons": dict(reasons.most_common()),
+        "below_one": sum(bins[: edges.index(1)]) if measure == RATIO else None,
         "mean": counts["score_sum"][name] / scored if scored else None,
     }
 

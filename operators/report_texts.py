@@ -17,18 +17,10 @@ WORD = re.compile(r"\w+\s*|[^\w\s]+\s*|\s+")
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&])([^=&\s]+)=[^&\s]+")
 
 MAX_DIFF_WORDS = 1200  # comparing is quadratic; longer texts are shown side by side
-MIN_SHARED = 0.3  # below this share of words in common, a diff is confetti: the texts are shown side by side
+MIN_KEPT = 0.4  # of the shorter text's words; below it a diff is confetti, and the texts are shown side by side
 MIN_KEPT_WORDS = 3  # a shorter run between two changes is shown as changed: whole phrases read better
 
 KEPT, DELETED, INSERTED = "kept", "deleted", "inserted"
-
-
-@dataclass(frozen=True)
-class WordDiff:
-    """The parts (kind, text) in reading order; empty where the texts share too little to be interleaved."""
-
-    parts: tuple[tuple[str, str], ...]
-    shared_fraction: float
 
 
 @dataclass(frozen=True)
@@ -50,17 +42,18 @@ def redacted(text: str) -> str:
     return CREDENTIALS.sub(lambda found: f"{found[1]}=…" if found[1] else "…", text)
 
 
-def word_diff(before: str, after: str) -> WordDiff:
-    """Compare by words; the space behind a word does not count."""
+def word_diff(before: str, after: str) -> tuple[tuple[str, str], ...]:
+    """The parts (kind, text) of both texts in reading order, compared by words; the space behind a word does not count.
+
+    Empty where the texts share too little, or are too long, to be interleaved.
+    """
     old, new = WORD.findall(before), WORD.findall(after)
     if max(len(old), len(new)) > MAX_DIFF_WORDS:
-        return WordDiff((), 0.0)
+        return ()
     matcher = SequenceMatcher(None, [word.strip() for word in old], [word.strip() for word in new], autojunk=False)
-    shared = matcher.ratio()
-    if shared < MIN_SHARED:
-        return WordDiff((), shared)
-    changes = [_Change(tag == "equal", old[a:b], new[c:d]) for tag, a, b, c, d in matcher.get_opcodes()]
-    return WordDiff(tuple(_parts(_joined(changes))), shared)
+    changes = _joined([_Change(tag == "equal", old[a:b], new[c:d]) for tag, a, b, c, d in matcher.get_opcodes()])
+    num_kept = sum(len(change.after) for change in changes if change.kept)
+    return tuple(_parts(changes)) if num_kept >= MIN_KEPT * min(len(old), len(new)) else ()
 
 
 def _joined(changes: list[_Change]) -> list[_Change]:
