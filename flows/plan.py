@@ -107,7 +107,9 @@ def _wanted(run: Run) -> dict[str, dict[str, float]]:
     wanted = {}
     if teacher.backend == "vllm":
         engines = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
-        each = {"CPU": teacher.cpus_per_replica, "GPU": teacher.gpus_per_replica * teacher.tensor_parallel}
+        on_cpu = {"CPU": teacher.cpus_per_replica, "GPU": 0.0}
+        on_gpu = {"CPU": float(teacher.tensor_parallel), "GPU": float(teacher.tensor_parallel)}
+        each = on_cpu if teacher.device == "cpu" else on_gpu
         wanted["teacher"] = {name: engines * count for name, count in each.items()}
     workers = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
     wanted["train"] = {name: train.num_workers * count for name, count in workers.items()}
@@ -130,7 +132,7 @@ def _memory_problems(run: Run) -> list[str]:
     nodes = node_memory()
     largest, problems = max(nodes), []
     teacher, train = run.teacher, run.config.train
-    if teacher.backend == "vllm" and teacher.gpus_per_replica == 0:
+    if teacher.backend == "vllm" and teacher.device == "cpu":
         need = _weight_bytes(teacher.model) + teacher.cpu_kv_cache_gib * GIB
         if need > largest:
             problems.append(_too_big("teacher.model", need, largest, "lower teacher.cpu_kv_cache_gib"))

@@ -29,7 +29,7 @@ class TeacherConfig(StageConfig):
     OPERATIONAL = frozenset(
         {
             "replicas",
-            "gpus_per_replica",
+            "device",
             "cpus_per_replica",
             "tensor_parallel",
             "batch_rows",
@@ -52,7 +52,7 @@ class TeacherConfig(StageConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int = Field(4096, ge=256, description="prompt and reply together, tokens")
     replicas: int | tuple[int, int] = Field(1, description="engines, or (min, max) for an autoscaled pool")
-    gpus_per_replica: float = Field(1, ge=0, description="0 runs the engine on CPUs")
+    device: Literal["gpu", "cpu"] = Field("gpu", description="gpu: one for each tensor_parallel rank of a replica")
     cpus_per_replica: float = Field(1, gt=0, description="CPUs an engine without GPUs reserves")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the weights")
     batch_rows: int = Field(64, ge=1, description="rows handed over, and committed to the ledger, at a time")
@@ -122,8 +122,8 @@ def _model_identity(teacher: TeacherConfig) -> list[str]:
 def _generate_vllm(calls: Dataset, teacher: TeacherConfig) -> Dataset:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    on_cpu = teacher.gpus_per_replica == 0
-    bundle = {"CPU": teacher.cpus_per_replica} if on_cpu else {"CPU": 1, "GPU": teacher.gpus_per_replica}
+    on_cpu = teacher.device == "cpu"
+    bundle = {"CPU": teacher.cpus_per_replica} if on_cpu else {"CPU": 1, "GPU": 1}
     config = vLLMEngineProcessorConfig(
         model_source=teacher.model,
         engine_kwargs=_engine_kwargs(teacher, on_cpu=on_cpu),
@@ -190,7 +190,7 @@ def _vllm_request(call: dict[str, Any], teacher: TeacherConfig) -> dict[str, Any
         "top_p": teacher.top_p,
         "max_tokens": int(call["max_tokens"]),
     }
-    if teacher.gpus_per_replica:  # the CPU engine dies of a seed per request (its generator keeps no offset)
+    if teacher.device == "gpu":  # the CPU engine dies of a seed per request (its generator keeps no offset)
         sampling["seed"] = call_seed(call["call_key"])
     if call["schema"]:
         sampling["structured_outputs"] = {"json": call["schema"]}

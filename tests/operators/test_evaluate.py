@@ -174,7 +174,7 @@ def test_a_real_model_answers_and_a_real_vllm_teacher_judges(
         for number, record in enumerate(records)
     ]
     teacher = TeacherConfig(
-        backend="vllm", model=demo_model, dtype="float32", gpus_per_replica=0, max_model_len=2048, max_num_seqs=8
+        backend="vllm", model=demo_model, dtype="float32", device="cpu", max_model_len=2048, max_num_seqs=8
     )
     config = EvaluateConfig(num_samples=2, max_new_tokens=24, judge_critique=False, judge_max_tokens=32)
     ledger = Ledger(str(tmp_path))
