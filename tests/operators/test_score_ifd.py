@@ -71,9 +71,7 @@ def test_batched_scores_equal_an_independent_computation(tiny_model: str, batch_
 
 
 @pytest.mark.slow
-def test_scores_of_real_records_by_a_real_model_equal_an_independent_computation(
-    demo_model: str, alpaca: Path
-) -> None:
+def test_scores_of_real_records_by_a_real_model_equal_an_independent_computation(demo_model: str, alpaca: Path) -> None:
     records = [record for record in json.loads(alpaca.read_text())[:40] if len(record["output"]) < 800][:10]
     pairs = [Pair(record["instruction"], record["input"], record["output"]) for record in records]
     assert_scores_match(demo_model, pairs, ScoreConfig(batch_tokens=1024))
