@@ -1,5 +1,6 @@
 """What every asset is handed: the configuration, the store, the ledger and the models of one run."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,23 +110,31 @@ def rows_where(rows: Dataset, outcome: str) -> Dataset:
 
 
 def stage_summaries(run: Run, assets: Iterable[str]) -> list[dict[str, Any]]:
-    """Per finished asset what the report shows of it; a partitioned asset once a refresh."""
+    """Per finished asset what the report shows of it, summed over the refreshes that were recycled."""
+    recycled = run.store.refreshes("recycled_instructions")
     summaries = []
     for asset in assets:
-        refreshes: list[str | None] = [*run.store.refreshes(asset)] or [None]
-        for refresh in refreshes:
-            manifest = run.store.manifest(asset, refresh)
-            if manifest is None:
-                continue
-            summary = {
-                "asset": f"{asset} [{refresh}]" if refresh else asset,
-                "seconds": manifest["seconds"],
-                "rows_out": manifest.get("rows"),
-                "outcomes": manifest.get("outcomes", {}),
-                "cached": (asset, refresh) not in run.store.made,
-                "peak_memory_mib": manifest["peak_memory_mib"],
-            }
-            if "calls" in manifest["figures"]:
-                summary["teacher"] = {**manifest["figures"], "seconds": manifest["seconds"]}
-            summaries.append(summary)
+        refreshes: list[str | None] = [*recycled] if run.store.refreshes(asset) else [None]
+        manifests = [manifest for key in refreshes if (manifest := run.store.manifest(asset, key))]
+        if manifests:
+            summaries.append(
+                _summary(asset, manifests) | {"cached": not run.store.made & {(asset, k) for k in refreshes}}
+            )
     return summaries
+
+
+def _summary(asset: str, manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    outcomes: Counter[str] = Counter()
+    figures: Counter[str] = Counter()
+    for manifest in manifests:
+        outcomes.update(manifest.get("outcomes", {}))
+        figures.update(manifest["figures"])
+    seconds = sum(manifest["seconds"] for manifest in manifests)
+    return {
+        "asset": asset,
+        "seconds": seconds,
+        "rows_out": sum(manifest["rows"] for manifest in manifests) if "rows" in manifests[0] else None,
+        "outcomes": dict(outcomes),
+        "peak_memory_mib": max(manifest["peak_memory_mib"] for manifest in manifests),
+        **({"teacher": {**figures, "seconds": seconds}} if "calls" in figures else {}),
+    }

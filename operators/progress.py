@@ -101,6 +101,11 @@ class ProgressLines:
         self._thread.join()
         ray.kill(self._board)
 
+    def wait_for(self, stage: str, rows: int) -> None:
+        """Block until a stage has reported this many rows; reports travel on their own."""
+        while ray.get(self._board.snapshot.remote()).get(stage, StageProgress()).rows < rows:
+            self._stop.wait(DRAW_EVERY_S / 10)
+
     def _draw_until_stopped(self) -> None:
         interactive = self._out.isatty()
         shown: dict[str, str] = {}

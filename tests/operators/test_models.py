@@ -1,0 +1,50 @@
+"""A model is found or refused in one line, and the packaged one is an ordinary Hugging Face folder."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from operators.models import ModelNotFoundError, model_revision, resolve_model
+
+
+def test_the_packaged_model_is_a_folder_that_answers(demo_model: str) -> None:
+    assert (Path(demo_model) / "model.safetensors").is_file()
+    assert not list(Path(demo_model).glob("*.bin"))
+    tokenizer, model = AutoTokenizer.from_pretrained(demo_model), AutoModelForCausalLM.from_pretrained(demo_model)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("package:no_such_wheel", "teacher.model: package 'no_such_wheel' is not installed"),
+        ("package:json", "teacher.model: package 'json' holds 0 .gguf files"),
+        ("/nowhere", "teacher.model: no folder '/nowhere'"),
+        ("a b", "teacher.model: no folder 'a b'"),
+        ("someone/no-such-model", "teacher.model: 'someone/no-such-model' is no folder and cannot be loaded"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_one_line(model: str, message: str) -> None:
+    with pytest.raises(ModelNotFoundError) as error:
+        resolve_model(model, "teacher.model")
+    assert str(error.value).startswith(message)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"has no config.json"):
+        resolve_model(str(tmp_path), "student.model")
+
+
+def test_a_revision_survives_a_move_but_not_a_change(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(b"weights")
+    here, there = (str(tmp_path / folder) for folder in ("here", "there"))
+    assert model_revision(here) == model_revision(there)
+    (tmp_path / "there" / "model.safetensors").write_bytes(b"other weights")
+    assert model_revision(here) != model_revision(there)
