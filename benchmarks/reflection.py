@@ -1,0 +1,66 @@
+"""What the pipeline itself costs: rows a second through reflection and ledger with the scripted teacher.
+
+The teacher answers at once, so this is the overhead of reading, prompting, keying, committing, joining and parsing.
+Nothing is timed before the rows have been counted: every row comes back parsed, and the second run calls nobody.
+
+    .venv/bin/python benchmarks/reflection.py [ROWS]
+"""
+
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from cluster.runtime import connected
+from operators.columns import RAW
+from operators.ledger import Ledger
+from operators.reflect import ReflectConfig
+from operators.reflect_instructions import reflect_instructions
+from operators.teacher import TeacherConfig
+
+TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=256)
+TEXT = "Explain in a few words why the sea is salt and what follows from it for the people who live beside it. "
+
+
+def write_rows(path: str, num_rows: int) -> None:
+    names = [f"{number:032x}" for number in range(num_rows)]
+    same = {"input": "", "origin": "benchmark", "neutralised": False, "outcome": ""}
+    columns = {"row_id": names, "instruction": [TEXT + name for name in names], "response": [TEXT] * num_rows}
+    columns |= {name: [value] * num_rows for name, value in same.items()}
+    pq.write_table(pa.table(columns).select(RAW.names).cast(RAW), path)
+
+
+def run(source: str, folder: str, num_rows: int) -> tuple[float, Ledger]:
+    """Seconds of one pass; fails unless every row came back parsed."""
+    ledger = Ledger(f"{folder}/ledger")
+    started = time.perf_counter()
+    rows = reflect_instructions(ray.data.read_parquet(source), ReflectConfig(), TEACHER, ledger, frozenset())
+    parsed = rows.filter(expr=ray.data.expressions.col("instruction_reflection") == "parsed").count()
+    seconds = time.perf_counter() - started
+    if parsed != num_rows:
+        raise SystemExit(f"red gate: {parsed} rows parsed of {num_rows}; no time is reported")
+    return seconds, ledger
+
+
+def main() -> None:
+    num_rows = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+    with tempfile.TemporaryDirectory() as folder, connected():
+        write_rows(f"{folder}/rows.parquet", num_rows)
+        first, ledger = run(f"{folder}/rows.parquet", folder, num_rows)
+        second, again = run(f"{folder}/rows.parquet", folder, num_rows)
+        if (ledger.figures()["calls"], again.figures()["calls"]) != (num_rows, 0):
+            raise SystemExit("red gate: a call was made twice or not at all")
+    machine = f"{platform.processor() or platform.machine()}, {ray.__version__=}"
+    print(f"reflection  {num_rows} rows  first {first:.1f} s ({num_rows / first:.0f} rows/s)  "
+          f"second, all from the ledger {second:.1f} s ({num_rows / second:.0f} rows/s)  {machine}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
