@@ -58,6 +58,8 @@ def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | 
         total: how many rows there will be in all, once known.
         note: a few words to show behind the line, such as a loss.
     """
+    if not ray.is_initialized():  # `get_actor` would start a Ray of its own
+        return
     try:
         board: Any = ray.get_actor(BOARD_NAME, namespace=BOARD_NAME)
     except ValueError:
