@@ -1,6 +1,8 @@
 """A Ray cluster of one node, and other processes, on this machine: started, waited for, and stopped without remains."""
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -8,14 +10,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
 POLL_S = 0.5
-GRACE_S = 20.0  # between asking a process to end and killing it
+GRACE_S = 10.0  # between asking a process to end and killing it
 START_S = 180.0
+PATIENCE = {  # Ray's 30 s and 60 s are too few on a busy machine
+    "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": f"{START_S:g}",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_S:g}",
+}
 
 
 @contextmanager
@@ -24,14 +31,16 @@ def child(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command while inside, its output in `log`; at the end it and all that it started are gone.
 
-    The command is looked up beside this interpreter first. A Ctrl-C in the terminal does not reach it.
+    What lies beside this interpreter comes first on its PATH. A Ctrl-C in the terminal does not reach it.
     """
-    executable = shutil.which(command[0], path=str(Path(sys.executable).parent)) or command[0]
+    inherited = dict(os.environ if environment is None else environment)
+    path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
+    executable = shutil.which(command[0], path=path) or command[0]
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - the caller's own command
             [executable, *command[1:]],
             cwd=cwd,
-            env=dict(environment) if environment is not None else None,
+            env={**inherited, "PATH": path},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -44,18 +53,17 @@ def child(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its descendants: asked first, killed after a while."""
-    family = _family(process.pid)
-    process.terminate()
+    """End all that `child` started: asked first, killed after a while."""
+    asked: set[psutil.Process] = set()
     deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        family |= _family(process.pid)
+    while family := _family(process.pid):
+        for member in family - asked:
+            _signal(member, signal.SIGTERM)
+        asked |= family
+        if time.monotonic() > deadline:
+            for member in family:
+                _signal(member, signal.SIGKILL)
         time.sleep(POLL_S)
-    _, alive = psutil.wait_procs(family, timeout=max(POLL_S, deadline - time.monotonic()))
-    for survivor in {*alive, *(grandchild for one in alive for grandchild in _family(one.pid))}:
-        if survivor.is_running():
-            survivor.kill()
-    psutil.wait_procs(alive, timeout=GRACE_S)
     process.wait()
 
 
@@ -70,33 +78,41 @@ def local_cluster(
 ) -> Iterator[str]:
     """A cluster of this machine while inside; yields the address of its dashboard and jobs API.
 
-    Only the dashboard has a fixed port, so that it can stand beside other clusters. Jobs without a working directory
-    of their own run in `cwd`.
+    It stands beside other clusters: only the dashboard has a fixed port, and its files, Ray's note of the default
+    cluster among them, lie in a folder of its own that goes with it. Jobs without a working directory run in `cwd`.
 
     Raises:
         RuntimeError: it did not come up; the message names the log.
     """
     ports = [f"--{name}={free_port()}" for name in ("port", "dashboard-agent-listen-port", "ray-client-server-port")]
-    loopback = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
-    command = ["ray", "start", "--head", "--block", "--disable-usage-stats", *loopback, *ports, *options]
+    dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+    # Not --block: it ends the cluster if Ray's client server, which nobody here uses, waited in vain for a slow start.
+    command = ["ray", "start", "--head", "--disable-usage-stats", *dashboard, *ports, *options]
     address = f"http://127.0.0.1:{dashboard_port}"
-    with child(command, log, cwd=cwd, environment=environment) as process:
-        wait_for(f"{address}/api/version", process, log)
+    patient = {**PATIENCE, **(os.environ if environment is None else environment)}
+    # Ray's sockets lie in that folder, and the path of a socket has at most 107 characters.
+    with (
+        TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        child([*command, f"--temp-dir={folder}"], log, cwd=cwd, environment=patient) as process,
+    ):
+        wait_for(f"{address}/api/version", log, process)
+        if process.wait(2 * START_S) != 0:
+            raise RuntimeError(f"`ray start` ended with {process.returncode}; see {log}")
         yield address
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float = START_S) -> None:
-    """Return as soon as a process that was just started answers at an address.
+def wait_for(url: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Return as soon as a server that was just started answers.
 
     Raises:
-        RuntimeError: it ended, or did not answer in time; the message names the log.
+        RuntimeError: its process ended, or it did not answer in time; the message names the log.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + START_S
     while not answers(url):
-        if process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended with {process.returncode}; see {log}")
+        if process.poll():
+            raise RuntimeError(f"the server of {url} ended with {process.returncode}; see {log}")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{url} did not answer within {timeout_s:g} s; see {log}")
+            raise RuntimeError(f"{url} did not answer within {START_S:g} s; see {log}")
         time.sleep(POLL_S)
 
 
@@ -118,9 +134,22 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _family(pid: int) -> set[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        return {parent, *parent.children(recursive=True)}
-    except psutil.NoSuchProcess:
-        return set()
+def _family(leader: int) -> set[psutil.Process]:
+    """The processes of the session that `leader` opened, whether it still lives or not, and all their descendants."""
+    family: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) == leader:
+                family |= {process, *process.children(recursive=True)}
+    return {member for member in family if _is_alive(member)}
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)

@@ -63,7 +63,9 @@ def new_data_sensor(config: RunConfig, specs: Specs, refreshes: dg.DynamicPartit
     """Looks every `schedule.sensor_seconds`."""
     status = dg.DefaultSensorStatus.RUNNING if config.schedule.active else dg.DefaultSensorStatus.STOPPED
 
-    @dg.sensor(job_name=JOB, minimum_interval_seconds=config.schedule.sensor_seconds, default_status=status)
+    @dg.sensor(
+        name="new_data", job_name=JOB, minimum_interval_seconds=config.schedule.sensor_seconds, default_status=status
+    )
     def new_data_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         """Asks for a refresh as soon as the source has new files."""
         found = wanted_runs(context.instance, _look(config, specs))
@@ -81,7 +83,7 @@ def new_data_schedule(
     """Looks at the times of `schedule.cron`, UTC."""
     status = dg.DefaultScheduleStatus.RUNNING if config.schedule.active else dg.DefaultScheduleStatus.STOPPED
 
-    @dg.schedule(job_name=JOB, cron_schedule=config.schedule.cron, default_status=status)
+    @dg.schedule(name="refresh", job_name=JOB, cron_schedule=config.schedule.cron, default_status=status)
     def new_data_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         """Asks for a refresh at fixed times, if the source has new files."""
         found = wanted_runs(context.instance, _look(config, specs))

@@ -144,19 +144,18 @@ def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_with
     assert found == ["broken", refresh_key(look(tmp_path).describer.files_of(None))]
 
 
-def test_sensor_and_schedule_ask_for_the_same_refresh(
-    tmp_path: Path, source: Path, instance: dg.DagsterInstance
-) -> None:
+def test_sensor_and_schedule_ask_for_the_same_refresh(tmp_path: Path, source: Path) -> None:
     drop(source, "a.jsonl")
     config = look(tmp_path).config
     sensor, schedule = new_data_sensor(config, SPECS, REFRESHES), new_data_schedule(config, SPECS, REFRESHES)
-    seen = sensor(dg.build_sensor_context(instance))
-    assert isinstance(seen, dg.SensorResult)
-    [by_sensor] = seen.run_requests
-    assert seen.dynamic_partitions_requests[0].partition_keys == [by_sensor.partition_key]
-    [by_schedule] = schedule(dg.build_schedule_context(instance))
+    with dg.instance_for_test() as instance:
+        seen = sensor(dg.build_sensor_context(instance))
+        assert isinstance(seen, dg.SensorResult)
+        [by_sensor] = seen.run_requests or []
+        assert seen.dynamic_partitions_requests[0].partition_keys == [by_sensor.partition_key]
+        [by_schedule] = schedule(dg.build_schedule_context(instance))
+        assert instance.get_dynamic_partitions("refresh") == [by_schedule.partition_key]
     assert (by_schedule.partition_key, by_schedule.run_key) == (by_sensor.partition_key, by_sensor.run_key)
-    assert instance.get_dynamic_partitions("refresh") == [by_schedule.partition_key]
 
 
 def test_both_are_off_unless_the_configuration_says_otherwise(tmp_path: Path, source: Path) -> None:

@@ -1,0 +1,44 @@
+"""A real Ray cluster of this machine, apart from all others, for tests of jobs and of the daemon."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(default_of_jobs: Path) -> Iterator[str]:
+    """Address of the jobs API of a cluster that was started in the repository root."""
+    from cluster.local import free_port, local_cluster
+
+    options = ["--num-cpus=2", "--object-store-memory=300000000"]
+    environment = {**os.environ, "RECYCLE_CONFIG": str(default_of_jobs)}
+    environment.pop("RAY_ADDRESS", None)
+    log = default_of_jobs.parent / "ray.log"
+    with local_cluster(free_port(), log, cwd=REPOSITORY, environment=environment, options=options) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def default_of_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of jobs that name none; a test may write it."""
+    return tmp_path_factory.mktemp("jobs") / "default.yaml"
+
+
+@pytest.fixture
+def small_run(tmp_path: Path, tiny_model: str) -> list[str]:
+    """Overrides of configs/smoke.yaml: storage and source in `tmp_path`, a tiny student, one step, no judge."""
+    return [
+        f"storage={tmp_path / 'storage'}",
+        f"source.path={tmp_path / 'source'}",
+        f"student.model={tiny_model}",
+        "evaluate.judge=false",
+        "source.held_out_fraction=0.3",
+        "evaluate.num_samples=1",
+        "train.num_workers=1",
+        "train.zero_stage=0",
+        "train.max_steps=1",
+    ]

@@ -1,0 +1,134 @@
+"""The real daemon, on a real cluster: a new file becomes one refresh that pays for its own rows only."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+from dagster._core.scheduler.instigation import InstigatorType, TickStatus
+
+from cluster.dagster_home import open_instance
+from cluster.local import child
+from flows.config import load_config
+from flows.recycle_and_train import SPECS
+from flows.run import Run, open_run
+from flows.ui import server_environment
+from operators.columns import PACKED
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = REPOSITORY / "configs/smoke.yaml"
+POLL_S, REFRESH_S, TICK_S = 1.0, 600.0, 120.0
+FIRST, SECOND = 8, 3
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture
+def run(small_run: list[str]) -> Run:
+    always_on = ["schedule.active=true", "schedule.sensor_seconds=2", "schedule.settle_seconds=1"]
+    return open_run(load_config(CONFIG, [*small_run, *always_on]), SPECS)
+
+
+@pytest.fixture
+def daemon(run: Run, small_run: list[str], ray_cluster: str, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """The instance that a running daemon works on."""
+    overrides = [*small_run, "schedule.active=true", "schedule.sensor_seconds=2", "schedule.settle_seconds=1"]
+    environment = {**server_environment(run, CONFIG, overrides), "RAY_API_SERVER_ADDRESS": ray_cluster}
+    command = ["dagster-daemon", "run", "-m", "flows.recycle_and_train", "-d", str(REPOSITORY)]
+    with (
+        open_instance(Path(run.dagster_home)) as instance,
+        child(command, tmp_path / "daemon.log", cwd=tmp_path, environment=environment),
+    ):
+        yield instance
+
+
+def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
+    run: Run, daemon: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    drop(tmp_path, "first.jsonl", 0, FIRST)
+    [first] = finished_runs(daemon, 1)
+    drop(tmp_path, "second.jsonl", FIRST - 1, SECOND + 1)  # one row of the first file comes again
+    _, second = finished_runs(daemon, 2)
+    wait_until(lambda: idle_ticks(daemon) > 1, TICK_S, "a third look at the source")
+    assert len(daemon.get_runs()) == 2
+
+    keys = [str(one.tags["dagster/partition"]) for one in (first, second)]
+    assert sorted(run.store.refreshes("recycled_instructions")) == sorted(keys)
+    raw = manifest(run, "raw_instructions", keys[1])
+    assert raw["outcomes"]["dropped:seen_in_earlier_refresh"] == 1
+    calls = [manifest(run, "instruction_reflections", key)["figures"] for key in keys]
+    under_way = [manifest(run, "raw_instructions", key)["outcomes"][""] for key in keys]
+    assert [figures["calls"] for figures in calls] == under_way
+    assert sum(figures["cached_calls"] for figures in calls) == 0
+    assert ledger_rows(run, "reflect_instructions") == sum(under_way)
+    assert packed_rows(run) == sum(under_way)
+    assert all(one.tags.get("dagster/sensor_name") for one in (first, second))
+
+
+def drop(tmp_path: Path, name: str, start: int, count: int) -> None:
+    """Write records aside and rename, as the documentation asks; none of them is held out of the teacher's sight."""
+    source = tmp_path / "source"
+    source.mkdir(exist_ok=True)
+    records = [
+        {"instruction": f"Name {number + 2} things that are green.", "input": "", "output": "Grass and leaves."}
+        for number in range(start, start + count)
+    ]
+    aside = tmp_path / name
+    aside.write_text("".join(json.dumps(record) + "\n" for record in records))
+    aside.rename(source / name)
+
+
+def finished_runs(instance: dg.DagsterInstance, count: int) -> list[dg.DagsterRun]:
+    """The first `count` runs, oldest first, once they have succeeded."""
+
+    def ended() -> bool:
+        runs = instance.get_runs()
+        assert not [one for one in runs if one.status == dg.DagsterRunStatus.FAILURE], failures(instance)
+        return len(runs) >= count and all(one.is_finished for one in runs)
+
+    wait_until(ended, REFRESH_S, f"run {count} to end")
+    return list(reversed(instance.get_runs()))
+
+
+def failures(instance: dg.DagsterInstance) -> str:
+    """What the event logs say of failed runs."""
+    [failed, *_] = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+    return "\n".join(entry.user_message + str(entry.dagster_event) for entry in instance.all_logs(failed.run_id)[-6:])
+
+
+def idle_ticks(instance: dg.DagsterInstance) -> int:
+    """How often the sensor found nothing to do after the last run ended."""
+    [state] = instance.all_instigator_state(instigator_type=InstigatorType.SENSOR)
+    ended = max(instance.get_run_records(), key=lambda record: record.end_time or 0).end_time
+    ticks = instance.get_ticks(
+        state.instigator_origin_id, state.selector_id, after=ended, statuses=[TickStatus.SKIPPED]
+    )
+    return len([tick for tick in ticks if "no file that no refresh has taken" in str(tick.skip_reason)])
+
+
+def wait_until(happened: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
+        time.sleep(POLL_S)
+
+
+def manifest(run: Run, asset: str, refresh: str | None = None) -> dict[str, Any]:
+    found = run.store.manifest(asset, refresh)
+    assert found is not None, (asset, refresh)
+    return found
+
+
+def ledger_rows(run: Run, stage: str) -> int:
+    return sum(pq.read_metadata(file).num_rows for file in Path(run.config.storage, "ledger", stage).glob("*.parquet"))
+
+
+def packed_rows(run: Run) -> int:
+    """Rows of all refreshes that are in packs."""
+    held = manifest(run, "packed_sequences")
+    assert held["outcomes"][PACKED] > 0
+    return int(held["figures"]["rows"])

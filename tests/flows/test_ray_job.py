@@ -1,0 +1,100 @@
+"""`ray job submit`, in the literal and in the recommended form, on a real cluster; the job ends as the flow ends."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.job_submission import JobSubmissionClient
+
+from flows.config import load_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMOKE = "configs/smoke.yaml"
+SUBMISSION = re.compile(r"Job '(raysubmit_\w+)' submitted")
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the client and the jobs API say of a job."""
+
+    client_code: int
+    driver_code: int | None
+    status: str
+    text: str
+
+
+def submit(address: str, *arguments: str) -> Ended:
+    """Run `ray job submit` in the repository root, as a person would."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["ray", "job", "submit", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": path, "RAY_API_SERVER_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    text = done.stdout + done.stderr
+    submitted = SUBMISSION.search(text)
+    assert submitted is not None, text
+    job = JobSubmissionClient(address).get_job_info(submitted[1])
+    return Ended(done.returncode, job.driver_exit_code, str(job.status), text)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    records = [{"instruction": f"Name {number} green things.", "input": "", "output": "Grass."} for number in range(8)]
+    (source / "green.json").write_text(json.dumps(records))
+    return tmp_path / "storage"
+
+
+@pytest.mark.slow
+def test_the_literal_command_and_the_recommended_one_do_the_same_work(
+    ray_cluster: str, default_of_jobs: Path, small_run: list[str], storage: Path
+) -> None:
+    config = load_config(REPOSITORY / SMOKE, small_run)
+    default_of_jobs.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    literal = submit(ray_cluster, "flows/recycle_and_train.py")
+    assert (literal.client_code, literal.driver_code, literal.status) == (0, 0, "SUCCEEDED"), literal.text
+    assert (storage / "reports/smoke.html").is_file()
+    assert "made student" in literal.text
+
+    uploaded = ["--working-dir", ".", "--", "flows/recycle_and_train.py", "--config", SMOKE, *small_run]
+    again = submit(ray_cluster, *uploaded)
+    assert (again.client_code, again.driver_code) == (0, 0), again.text
+    assert "everything was up to date" in again.text
+
+    longer = submit(ray_cluster, *uploaded, "train.max_steps=2")
+    assert (longer.client_code, longer.driver_code) == (0, 0), longer.text
+    assert "made student" in longer.text
+    assert "made instruction_reflections" not in longer.text
+
+
+@pytest.mark.slow
+def test_the_job_ends_with_the_exit_code_of_the_flow(ray_cluster: str, small_run: list[str]) -> None:
+    ended = submit(ray_cluster, "--", "flows/recycle_and_train.py", "--config", SMOKE, *small_run, "train.zero_stage=4")
+    assert (ended.client_code, ended.driver_code, ended.status) == (1, 2, "FAILED"), ended.text
+    assert "train.zero_stage: 4 is not one of" in ended.text
+    assert "Traceback" not in ended.text
+
+
+def test_the_script_is_executable_where_git_checks_it_out() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--stage", "flows/recycle_and_train.py"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert listed.stdout.startswith("100755"), listed.stdout
