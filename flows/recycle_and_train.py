@@ -30,7 +30,7 @@ from operators.pack import count_packed, pack
 from operators.read_instructions import read_instructions
 from operators.reflect_instructions import reflect_instructions
 from operators.reflect_responses import reflect_responses
-from operators.release import release
+from operators.release import release as decide_release
 from operators.report import build_report
 from operators.select import select_instructions, select_responses
 from operators.train import train
@@ -149,9 +149,9 @@ def evaluation(held_out: Dataset, student: dict[str, Any], run: RunResource) -> 
 
 
 @dg.asset(group_name="evaluate", code_version="1", metadata=uses("release"))
-def released(evaluation: dict[str, Any], student: dict[str, Any], run: RunResource) -> Plan:
+def release(evaluation: dict[str, Any], student: dict[str, Any], run: RunResource) -> Plan:
     """Whether the student replaces the released one, and why."""
-    return Plan(partial(release, evaluation, student["version"], run.path("released.json"), run.config.release))
+    return Plan(partial(decide_release, evaluation, student["version"], run.path("released.json"), run.config.release))
 
 
 @dg.asset(group_name="evaluate", kinds={"html"}, code_version="1", metadata=uses("report"))
@@ -160,7 +160,7 @@ def report(
     packed_sequences: Dataset,
     student: dict[str, Any],
     evaluation: dict[str, Any],
-    released: dict[str, Any],
+    release: dict[str, Any],
     run: RunResource,
 ) -> Plan:
     """What a person opens: reports/<run>.html, and the same figures as JSON."""
@@ -175,7 +175,7 @@ def report(
             stages,
             student,
             evaluation,
-            released,
+            release,
             config.model_dump(mode="json"),
             config.report,
         )
@@ -196,7 +196,7 @@ ASSETS = [
     packed_sequences,
     student,
     evaluation,
-    released,
+    release,
     report,
 ]
 SPECS = {spec.key.to_user_string(): spec for asset in ASSETS for spec in asset.specs}  # in the order of the graph

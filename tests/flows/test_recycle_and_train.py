@@ -30,8 +30,8 @@ EDGES = {
     "packed_sequences": {"recycled_instructions"},
     "student": {"packed_sequences"},
     "evaluation": {"held_out", "student"},
-    "released": {"student", "evaluation"},
-    "report": {"recycled_instructions", "packed_sequences", "student", "evaluation", "released"},
+    "release": {"student", "evaluation"},
+    "report": {"recycled_instructions", "packed_sequences", "student", "evaluation", "release"},
 }
 
 
@@ -144,6 +144,13 @@ class TestExitCodes:
     def test_a_plan_that_cannot_be_placed_is_two(self, flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
         assert flow("train.num_workers=64")[0] == 2
         assert "train: needs 64 CPU at once, the cluster has 2; lower train.num_workers" in last_line(capsys)
+
+    def test_a_model_that_does_not_fit_into_memory_is_two(
+        self, flow: Flow, demo_model: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        teacher = ["teacher.backend=vllm", "teacher.device=cpu", f"teacher.model={demo_model}"]
+        assert flow(*teacher, "teacher.cpu_kv_cache_gib=4096")[0] == 2
+        assert "teacher.model: needs about 4096.5 GiB, a node has" in last_line(capsys)
 
     def test_a_source_that_is_not_there_is_two(self, flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
         assert flow("source.path=/nowhere.jsonl")[0] == 2
