@@ -54,6 +54,9 @@ def child(
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End all that `child` started: asked first, killed after a while."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)  # a server that is asked first closes its own children in order
     asked: set[psutil.Process] = set()
     deadline = time.monotonic() + GRACE_S
     while family := _family(process.pid):

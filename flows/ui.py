@@ -13,15 +13,14 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
 
 from cluster.dagster_home import RAY_DASHBOARD, open_instance
-from cluster.local import POLL_S, answers, child, local_cluster, wait_for
+from cluster.local import answers, child, local_cluster, wait_for
 from cluster.runtime import REPOSITORY
 from flows.config import CONFIG_VARIABLE, OVERRIDES_VARIABLE, ConfigError, default_config, load_config
 from flows.recycle_and_train import SPECS
@@ -33,7 +32,7 @@ RAY_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
 def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
-    """Serve until Ctrl-C (0), or until one of the servers ends by itself (1); 2 if the configuration is of no use."""
+    """Serve until Ctrl-C (0), or until Dagster ends by itself (1); 2 if the configuration is of no use."""
     arguments = _parse(argv)
     try:
         run = open_run(load_config(arguments.config, arguments.override), SPECS)
@@ -42,10 +41,9 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
         return UNUSABLE
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        with ExitStack() as stack:
-            return _until_one_ends(
-                stack.enter_context(serving(run, arguments.config, arguments.override, arguments.port, out))
-            )
+        with serving(run, arguments.config, arguments.override, arguments.port, out) as server:
+            server.wait()
+            raise RuntimeError(f"Dagster ended with {server.returncode}; its log is named above")
     except KeyboardInterrupt:
         out.write("stopped\n")
         return DONE
@@ -57,12 +55,14 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
 @contextmanager
 def serving(
     run: Run, config: Path, overrides: Sequence[str], port: int, out: TextIO
-) -> Iterator[dict[Path, subprocess.Popen[bytes]]]:
-    """Web server and daemon while inside, and a cluster unless there is one; yields what runs, by its log.
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Web server and daemon while inside, and a cluster unless there is one; yields the process that runs both.
 
     Raises:
         RuntimeError: something did not start; the message names the log.
     """
+    if answers(f"http://127.0.0.1:{port}"):
+        raise RuntimeError(f"port {port} of this machine is taken; give another by --port")
     home = Path(run.dagster_home)
     with open_instance(home):
         pass
@@ -70,7 +70,8 @@ def serving(
     logs.mkdir(exist_ok=True)
     environment = server_environment(run, config, overrides)
     address, url = environment[RAY_ADDRESS_VARIABLE], f"http://127.0.0.1:{port}"
-    serve = ["-m", MODULE, "-d", str(REPOSITORY)]
+    # Web server and daemon share one process with our code, which stays up and keeps what it knows of the source.
+    serve = ["dagster", "dev", "--host", "127.0.0.1", "--port", str(port), "-m", MODULE, "-d", str(REPOSITORY)]
     with ExitStack() as stack:
         if not answers(f"{address}/api/version"):
             out.write("starting a Ray cluster on this machine\n")
@@ -78,16 +79,12 @@ def serving(
             stack.enter_context(cluster)
         out.write(f"starting web server and daemon; their logs: {logs}\n")
         out.flush()
-        daemon = ["dagster-daemon", "run", *serve]
-        web = ["dagster-webserver", "--host", "127.0.0.1", "--port", str(port), *serve]
-        servers = {}
-        for command in (daemon, web):
-            log = logs / f"{command[0]}.log"
-            servers[log] = stack.enter_context(child(command, log, cwd=REPOSITORY, environment=environment))
-        wait_for(url, log, servers[log])
-        out.write(f"assets: {url}/asset-groups\nRay: {address}\nCtrl-C ends both\n")
+        log = logs / "dagster.log"
+        server = stack.enter_context(child(serve, log, cwd=REPOSITORY, environment=environment))
+        wait_for(url, log, server)
+        out.write(f"assets: {url}/asset-groups\nRay: {address}\nCtrl-C stops what was started\n")
         out.flush()
-        yield servers
+        yield server
 
 
 def server_environment(run: Run, config: Path, overrides: Sequence[str]) -> dict[str, str]:
@@ -126,15 +123,6 @@ def _port_here(address: str) -> int:
     if parts.hostname not in ("127.0.0.1", "localhost") or parts.port is None:
         raise RuntimeError(f"{RAY_ADDRESS_VARIABLE}: no Ray cluster answers at {address}")
     return parts.port
-
-
-def _until_one_ends(servers: Mapping[Path, subprocess.Popen[bytes]]) -> int:
-    while True:
-        for log, server in servers.items():
-            if server.poll() is not None:
-                sys.stderr.write(f"{log.stem} ended with {server.returncode}; see {log}\n")
-                return FAILED
-        time.sleep(POLL_S)
 
 
 def _as_interrupt(*_: object) -> None:

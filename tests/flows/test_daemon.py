@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +13,57 @@ import pytest
 from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 
 from cluster.dagster_home import open_instance
-from cluster.local import child
+from cluster.local import free_port
 from flows.config import load_config
 from flows.recycle_and_train import SPECS
 from flows.run import Run, open_run
-from flows.ui import server_environment
+from flows.ui import serving
 from operators.columns import PACKED
+from operators.drop_seen import SEEN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "configs/smoke.yaml"
 POLL_S, REFRESH_S, TICK_S = 1.0, 600.0, 120.0
-FIRST, SECOND = 8, 3
+FIRST, SECOND = 8, 4
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture
-def run(small_run: list[str]) -> Run:
-    always_on = ["schedule.active=true", "schedule.sensor_seconds=2", "schedule.settle_seconds=1"]
-    return open_run(load_config(CONFIG, [*small_run, *always_on]), SPECS)
+def overrides(small_run: list[str]) -> list[str]:
+    return [*small_run, "schedule.active=true", "schedule.sensor_seconds=2", "schedule.settle_seconds=1"]
 
 
 @pytest.fixture
-def daemon(run: Run, small_run: list[str], ray_cluster: str, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """The instance that a running daemon works on."""
-    overrides = [*small_run, "schedule.active=true", "schedule.sensor_seconds=2", "schedule.settle_seconds=1"]
-    environment = {**server_environment(run, CONFIG, overrides), "RAY_API_SERVER_ADDRESS": ray_cluster}
-    command = ["dagster-daemon", "run", "-m", "flows.recycle_and_train", "-d", str(REPOSITORY)]
-    with (
-        open_instance(Path(run.dagster_home)) as instance,
-        child(command, tmp_path / "daemon.log", cwd=tmp_path, environment=environment),
-    ):
+def run(overrides: list[str]) -> Run:
+    return open_run(load_config(CONFIG, overrides), SPECS)
+
+
+@pytest.fixture
+def daemon(
+    run: Run, overrides: list[str], ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
+    """The instance that the servers of `make ui` work on."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_cluster)
+    with serving(run, CONFIG, overrides, free_port(), StringIO()), open_instance(Path(run.dagster_home)) as instance:
         yield instance
 
 
 def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
     run: Run, daemon: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    drop(tmp_path, "first.jsonl", 0, FIRST)
+    drop(tmp_path, "first.jsonl", FIRST)
     [first] = finished_runs(daemon, 1)
-    drop(tmp_path, "second.jsonl", FIRST - 1, SECOND + 1)  # one row of the first file comes again
+    drop(tmp_path, "second.jsonl", FIRST + SECOND)  # the rows of the first file come again
     _, second = finished_runs(daemon, 2)
     wait_until(lambda: idle_ticks(daemon) > 1, TICK_S, "a third look at the source")
     assert len(daemon.get_runs()) == 2
 
     keys = [str(one.tags["dagster/partition"]) for one in (first, second)]
     assert sorted(run.store.refreshes("recycled_instructions")) == sorted(keys)
-    raw = manifest(run, "raw_instructions", keys[1])
-    assert raw["outcomes"]["dropped:seen_in_earlier_refresh"] == 1
     calls = [manifest(run, "instruction_reflections", key)["figures"] for key in keys]
     under_way = [manifest(run, "raw_instructions", key)["outcomes"][""] for key in keys]
+    assert manifest(run, "raw_instructions", keys[1])["outcomes"][SEEN] == under_way[0]
     assert [figures["calls"] for figures in calls] == under_way
     assert sum(figures["cached_calls"] for figures in calls) == 0
     assert ledger_rows(run, "reflect_instructions") == sum(under_way)
@@ -69,13 +71,13 @@ def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
     assert all(one.tags.get("dagster/sensor_name") for one in (first, second))
 
 
-def drop(tmp_path: Path, name: str, start: int, count: int) -> None:
-    """Write records aside and rename, as the documentation asks; none of them is held out of the teacher's sight."""
+def drop(tmp_path: Path, name: str, count: int) -> None:
+    """Write records aside and rename, as the documentation asks."""
     source = tmp_path / "source"
     source.mkdir(exist_ok=True)
     records = [
         {"instruction": f"Name {number + 2} things that are green.", "input": "", "output": "Grass and leaves."}
-        for number in range(start, start + count)
+        for number in range(count)
     ]
     aside = tmp_path / name
     aside.write_text("".join(json.dumps(record) + "\n" for record in records))
