@@ -51,6 +51,7 @@ def world(tmp_path: Path, local_ray: None) -> World:
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Any:
+    (tmp_path / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
         yield instance
 

@@ -54,3 +54,12 @@ def test_schema_demands_the_critique_first_and_limits_lengths() -> None:
     assert list(schema["properties"]) == schema["required"]
     assert schema["properties"]["ambiguity"]["maxLength"] == 100
     assert schema["properties"]["better_response"]["maxLength"] == 900
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_rows_share_a_prefix_that_an_engine_can_cache(form: ReplyFormat) -> None:
+    for prompt in (instruction_reflection_prompt, response_reflection_prompt):
+        first, second = prompt("one", "Q", "", "A", form), prompt("two", "Other", "in", "B", form)
+        static = first[: first.index("<instruction ")]
+        assert len(static) > len(first) / 2
+        assert second.startswith(static)
