@@ -56,7 +56,7 @@ def test_real_engine_gives_parsable_reflections_and_a_row_for_every_failure(demo
     asked = "Name the capital of France."
     calls = [call(n, response_reflection_prompt(str(n), asked, "", f"It is number {n}.", "json")) for n in range(4)]
     calls.append(call(4, "word " * 3000))
-    calls.append(call(5, "Count to one hundred, one number a line.", schema="", max_tokens=8))
+    calls.append(call(5, "Count to one hundred, one number a line.", schema="", max_tokens=3))
     replies = generate(ray.data.from_arrow(pa.Table.from_pylist(calls, schema=CALLS)), teacher)
     table = pa.concat_tables(replies.iter_batches(batch_format="pyarrow", batch_size=None))
     assert table.schema.names == REPLIES.names
@@ -69,4 +69,4 @@ def test_real_engine_gives_parsable_reflections_and_a_row_for_every_failure(demo
         assert isinstance(parsed, Reflection) or row["finish_reason"] == "length", row["reply"]
     assert rows["4"]["reply"] is None
     assert "1024" in rows["4"]["error"]
-    assert (rows["5"]["generated_tokens"], rows["5"]["finish_reason"]) == (8, "length")
+    assert (rows["5"]["generated_tokens"], rows["5"]["finish_reason"]) == (3, "length")
