@@ -72,7 +72,6 @@ def _run(
         raise PreflightError("\n".join(problems))
     out.write(f"logs of engines and workers: {logs}\n")
     out.flush()
-    stack.enter_context(ProgressLines(err))
     return _materialise(run, arguments.refresh, selected, terminal)
 
 
@@ -100,16 +99,17 @@ def _materialise(run: Run, refresh: str, selected: dg.AssetSelection | None, ter
     with open_instance(Path(run.dagster_home)) as instance:
         reap(instance)
         instance.add_dynamic_partitions(str(REFRESHES.name), [refresh])
-        result = dg.materialize(
-            [*ASSETS, *CHECKS],
-            partition_key=refresh,
-            instance=instance,
-            resources={"run": run, "io_manager": run.store},
-            selection=selected,
-            tags=driver_tag(),
-            run_config=QUIET,
-            raise_on_error=False,
-        )
+        with ProgressLines(terminal[1]):  # its last line is drawn before the conclusion is printed
+            result = dg.materialize(
+                [*ASSETS, *CHECKS],
+                partition_key=refresh,
+                instance=instance,
+                resources={"run": run, "io_manager": run.store},
+                selection=selected,
+                tags=driver_tag(),
+                run_config=QUIET,
+                raise_on_error=False,
+            )
         return _conclude(run, result, terminal)
 
 
