@@ -1,0 +1,5 @@
+"""HyperAttention (arXiv:2310.05869): attention in near-linear time with exact gradients of its estimator."""
+
+from kernels.hyper_attention.config import HyperAttentionConfig
+
+__all__ = ["HyperAttentionConfig"]

@@ -1,0 +1,61 @@
+"""The settings of HyperAttention, checked when they are made."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class HyperAttentionConfig:
+    """What `hyper_attention` computes; two calls with equal settings and inputs agree bit for bit.
+
+    Attributes:
+        mode: "paper" is Algorithms 1-4 of arXiv:2310.05869; "causal_local" is ours, strictly causal.
+        block_size: paper: keys that each query reads exactly from the sorted order, and queries that share them.
+        num_samples: paper: keys drawn from those that the block leaves out; 0 drops the residual.
+        num_projections: sign bits of the angular LSH; there are two to this power of buckets.
+        leaf: paper, causal: the recursion ends in exact causal attention over this many tokens. The authors use 4096,
+            a co-author 2048; the smaller, the faster and the coarser.
+        window: causal_local: keys before a query that are exact, at least; rounded up to the edge of a segment.
+        num_sinks: causal_local: first tokens of each document, exact for all its queries.
+        lookback: causal_local: keys of the query's own bucket, older than its window, that are exact.
+        segment: causal_local: tokens of one pooled segment of older keys.
+        exact_below: documents of at most this many keys get exact attention.
+        seed: determines projections and samples.
+
+    Raises:
+        ValueError: a value is out of range; the message names the argument, the value and the limit.
+    """
+
+    mode: Literal["paper", "causal_local"] = "paper"
+    block_size: int = 256
+    num_samples: int = 256
+    num_projections: int = 7
+    leaf: int = 1024
+    window: int = 1024
+    num_sinks: int = 4
+    lookback: int = 256
+    segment: int = 64
+    exact_below: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("paper", "causal_local"):
+            raise ValueError(f"hyper_attention: mode is {self.mode!r}; it must be 'paper' or 'causal_local'")
+        limits = {
+            "block_size": (1, 65536),
+            "num_samples": (0, 65536),
+            "num_projections": (1, 10),
+            "leaf": (1, 1 << 20),
+            "window": (1, 1 << 30),
+            "num_sinks": (0, 1024),
+            "lookback": (0, 65536),
+            "segment": (1, 65536),
+            "exact_below": (0, 1 << 62),
+            "seed": (-(1 << 63), (1 << 63) - 1),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise ValueError(f"hyper_attention: {name} is {value!r}; it must be an integer from {low} to {high}")
+            if not low <= value <= high:
+                raise ValueError(f"hyper_attention: {name} is {value}; it must be from {low} to {high}")

@@ -1,0 +1,74 @@
+"""Random numbers from counters, and the angular LSH of Definition 1 in arXiv:2310.05869.
+
+There is no generator: a number depends on (seed, stream, indices) alone, so a document gets the same projections and
+samples alone or packed, in any batch, on any device, without a copy from the host.
+
+Shape letters: B batch, H heads, T tokens, D head size, L levels, R projections.
+"""
+
+import torch
+from torch import Tensor
+
+PROJECTIONS, SAMPLES = 1, 2
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def uniform(seed: int, stream: int, *indices: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1), float64, one for each element of the broadcast int64 `indices`.
+
+    Args:
+        seed: any signed 64-bit number.
+        stream: PROJECTIONS or SAMPLES; different streams are independent.
+        indices: what the number depends on, such as level, head and slot.
+    """
+    state = _mix(torch.zeros_like(indices[0]) + _signed((seed * 2 + 1) * _GOLDEN + stream))
+    for index in indices:
+        state = _mix(state ^ (index * _signed(_GOLDEN)))
+    # 53 bits, centred: exact in float64, never 0 or 1.
+    return (((state >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53
+
+
+def projections(seed: int, levels: int, heads: int, dimensions: int, bits: int, device: torch.device) -> Tensor:
+    """Normal projections, fp32 [H, D, L * R]; those of a level do not depend on how many levels there are."""
+    level, head, dimension, bit = (
+        torch.arange(n, device=device).view([-1 if axis == i else 1 for axis in range(4)])
+        for i, n in enumerate((levels, heads, dimensions, bits))
+    )
+    number_LHDR = uniform(seed, PROJECTIONS, level, head, dimension, bit)
+    normal_LHDR = torch.erfinv(2 * number_LHDR - 1).float()
+    return normal_LHDR.permute(1, 2, 0, 3).reshape(heads, dimensions, levels * bits)
+
+
+def gray_buckets(x_BHTD: Tensor, projections_HDLR: Tensor, levels: int) -> Tensor:
+    """Bucket of each row at each level, int32 [L, B, H, T] in 0 <= bucket < 2**R (Definition 1).
+
+    The R signs of the projected row are a word of a Gray code; its rank in that code is the bucket, so neighbouring
+    buckets differ in one sign. Computed in fp32 and without gradient: the choice of keys is not differentiated.
+
+    Args:
+        x_BHTD: queries or keys, any floating dtype.
+        projections_HDLR: [Hp, D, L * R] as from `projections`, with H a multiple of Hp: grouped heads share theirs.
+        levels: L.
+    """
+    B, H, T, D = x_BHTD.shape
+    heads = projections_HDLR.shape[0]
+    grouped = x_BHTD.detach().float().reshape(B, heads, (H // heads) * T, D)
+    sign = (grouped @ projections_HDLR > 0).view(B, H, T, levels, -1)
+    place = 2 ** torch.arange(sign.shape[-1], device=x_BHTD.device, dtype=torch.int32)
+    word = (sign * place).sum(-1, dtype=torch.int32).permute(3, 0, 1, 2)
+    for shift in (1, 2, 4, 8):
+        word = word ^ (word >> shift)
+    return word.contiguous()
+
+
+def _mix(words: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64; torch shifts arithmetically, so the copied sign bits are masked off."""
+    words = words + _signed(_GOLDEN)
+    words = (words ^ ((words >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
+    words = (words ^ ((words >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    return words ^ ((words >> 31) & ((1 << 33) - 1))
+
+
+def _signed(word: int) -> int:
+    word &= (1 << 64) - 1
+    return word - (1 << 64) if word >> 63 else word

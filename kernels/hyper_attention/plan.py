@@ -1,0 +1,222 @@
+"""Which query reads which key, and with which weight: every decision of the estimator, as tensors.
+
+All paths (reference, CPU, Triton) read the same plan, forward and backward, and differ only in arithmetic. Nothing
+here is differentiated. Without documents, or on a GPU, nothing is copied to the host.
+
+A query's keys come from two places:
+
+- the *band*: contiguous keys in their own order, exact;
+- at each *level*, of one *segment* (a range of queries against a range of keys, each sorted by bucket): the block, a
+  contiguous range of sorted keys, exact; and samples from the segment's other keys, with a weight.
+
+Sorting permutes positions only within a segment's range, so that slot numbers and positions share one space: "slot" is
+an index into `query_order` or `key_order`. Every table of a query is monotone in the slot, so the queries of a key are
+a contiguous range too: dK and dV have one owner each, without atomics.
+
+Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, P segments, M samples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.hyper_attention.config import HyperAttentionConfig
+from kernels.hyper_attention.documents import Documents
+from kernels.hyper_attention.hashing import SAMPLES, gray_buckets, projections, uniform
+from kernels.hyper_attention.segments import Split, split_causal, split_documents
+
+
+@dataclass(frozen=True)
+class Band:
+    """Exact keys by position; int32, monotone in the last axis.
+
+    Attributes:
+        start: [B, T], first key position of each query.
+        stop: [B, T], one past its last.
+        query_start: [B, S], first query position that reads the key.
+        query_stop: [B, S], one past the last.
+    """
+
+    start: Tensor
+    stop: Tensor
+    query_start: Tensor
+    query_stop: Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the recursion: disjoint segments, each with its sort, its blocks and its samples.
+
+    The sampled key of query slot t and draw m is slot `key_start + rank + (block_size if t < split else 0)`: the draw
+    is a rank among the keys outside the block, which is the same number of keys for all queries.
+
+    Attributes:
+        query_order: int32 [B, Hq, T], position of the query at each slot; the slot itself outside of segments.
+        key_order: int32 [B, Hk, S], position of the key at each slot; the slot itself outside of segments.
+        block_start: int32 [B, T], first key slot of the block of each query slot; monotone.
+        block_stop: int32 [B, T], one past the last; equal to `block_start` outside of segments.
+        block_query_start: int32 [B, S], first query slot whose block has this key slot; monotone.
+        block_query_stop: int32 [B, S], one past the last.
+        query_segment: int32 [B, T], the segment of each query slot, or -1.
+        segments: int32 [B, P, 4], (key_start, key_stop, query_start, query_stop) of each segment, in slots; unused
+            segments are empty. Increasing in P.
+        block_keys: int32 [B, P], keys in each block of the segment: min(block_size, its keys).
+        sample_rank: int32 [B, Hk, P, M], increasing and without repetition in M.
+        sample_log_weight: fp32 [B, P, M], log of the number of keys that the draw stands for; -inf: no draw.
+        sample_split: int32 [B, Hk, P, M], query slot from which on the block lies after the sampled rank.
+    """
+
+    query_order: Tensor
+    key_order: Tensor
+    block_start: Tensor
+    block_stop: Tensor
+    block_query_start: Tensor
+    block_query_stop: Tensor
+    query_segment: Tensor
+    segments: Tensor
+    block_keys: Tensor
+    sample_rank: Tensor
+    sample_log_weight: Tensor
+    sample_split: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The band and the levels; no query reads a key twice."""
+
+    band: Band
+    levels: tuple[Level, ...]
+
+
+def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config: HyperAttentionConfig) -> Plan:
+    """Plan of mode "paper": Algorithms 1-4 of arXiv:2310.05869.
+
+    Causal: the document is cut in tiles of `leaf` tokens, exact and causal (the band). At level l, of the tiles of
+    h = leaf * 2**l tokens each odd one reads the even one before it through sortLSH and samples. This is Algorithm 4
+    with cuts at powers of two, so that key ranges are always full. Otherwise: one level, a segment for each document.
+
+    Args:
+        q: [B, Hq, T, D]; query t stands at key position t + S - T.
+        k: [B, Hk, S, D].
+        causal: a query reads keys up to its own position only.
+        documents: of the key positions; more than one only if S == T.
+        config: sizes and seed.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if causal:
+        longest = S if documents.single or q.device.type != "cpu" else int(documents.lengths().max())
+        tiles = range(0 if longest <= config.exact_below else ((longest - 1) // config.leaf).bit_length())
+        halves = [config.leaf << level for level in tiles]
+        splits = [split_causal(documents, half, S - T, T, config) for half in halves]
+    else:
+        splits = [] if config.exact_below >= S else [split_documents(documents, T, config)]
+    band = _band(documents, T, causal, config)
+    if not splits:
+        return Plan(band, ())
+    bits, levels = config.num_projections, len(splits)
+    projection = projections(config.seed, levels, k.shape[1], q.shape[3], bits, q.device)
+    query_buckets, key_buckets = gray_buckets(q, projection, levels), gray_buckets(k, projection, levels)
+    offset = S - T if causal else 0
+    return Plan(
+        band,
+        tuple(_level(split, query_buckets[i], key_buckets[i], offset, i, config) for i, split in enumerate(splits)),
+    )
+
+
+def ranges_of_keys(start_BT: Tensor, stop_BT: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """For monotone key ranges of the queries, the contiguous range of queries that read each key, int32 [B, S]."""
+    key = torch.arange(keys, device=start_BT.device, dtype=torch.int32).expand(start_BT.shape[0], -1).contiguous()
+    first = torch.searchsorted(stop_BT.contiguous(), key, right=True, out_int32=True)
+    last = torch.searchsorted(start_BT.contiguous(), key, right=True, out_int32=True)
+    return first, torch.maximum(first, last)
+
+
+def _band(documents: Documents, queries: int, causal: bool, config: HyperAttentionConfig) -> Band:
+    S = documents.start.shape[1]
+    exact = documents.lengths() <= config.exact_below
+    if causal:
+        position = torch.arange(S - queries, S, device=documents.start.device)
+        begin, exact = documents.start[:, S - queries :], exact[:, S - queries :]
+        start = torch.where(exact, begin, position - (position - begin) % config.leaf)
+        stop = torch.where(documents.padding()[:, S - queries :], position, position + 1)
+    elif documents.single:
+        start = torch.zeros_like(documents.start[:, :1]).expand(-1, queries)
+        stop = start + (S if config.exact_below >= S else 0)
+    else:
+        start, stop = documents.start, torch.where(exact, documents.stop, documents.start)
+    start, stop = start.to(torch.int32), stop.to(torch.int32)
+    return Band(start, stop, *ranges_of_keys(start, stop, S))
+
+
+def _level(
+    split: Split, query_bucket: Tensor, key_bucket: Tensor, offset: int, level: int, config: HyperAttentionConfig
+) -> Level:
+    buckets = 1 << config.num_projections
+    T, S = query_bucket.shape[2], key_bucket.shape[2]
+    is_query = split.segment >= 0
+    group_T = split.group[:, offset : offset + T] if T + offset == S else split.group[:, :1].expand(-1, T)
+    query_order = _sorted(group_T, is_query, query_bucket, buckets)
+    key_order = _sorted(split.group, split.is_key, key_bucket, buckets)
+    start, stop = _blocks(split, T, config.block_size)
+    block_keys = (split.segments[..., 1] - split.segments[..., 0]).clamp(max=config.block_size)
+    rank, log_weight = _samples(split, block_keys, key_bucket.shape[1], level, config)
+    first_key, (first_query, last_query) = split.segments[..., 0], split.segments[..., 2:].unbind(-1)
+    slot = (rank + first_key[:, None, :, None]).to(torch.int32)
+    past = torch.searchsorted(start, slot.flatten(1), right=True).view_as(slot)
+    crossed = past.clamp(first_query[:, None, :, None], last_query[:, None, :, None])
+    return Level(
+        query_order=query_order,
+        key_order=key_order,
+        block_start=start,
+        block_stop=stop,
+        **dict(zip(("block_query_start", "block_query_stop"), ranges_of_keys(start, stop, S), strict=True)),
+        query_segment=split.segment.to(torch.int32).contiguous(),
+        segments=split.segments.to(torch.int32).contiguous(),
+        block_keys=block_keys.to(torch.int32),
+        sample_rank=rank.to(torch.int32),
+        sample_log_weight=log_weight,
+        sample_split=crossed.to(torch.int32),
+    )
+
+
+def _sorted(group_BT: Tensor, member_BT: Tensor, bucket_BHT: Tensor, buckets: int) -> Tensor:
+    """Positions by (group, bucket, position), int32 [B, H, T]; a position outside of segments stays in its place."""
+    key = (group_BT * buckets)[:, None] + torch.where(member_BT[:, None], bucket_BHT, 0)
+    return key.sort(dim=-1, stable=True).indices.to(torch.int32)
+
+
+def _blocks(split: Split, queries: int, size: int) -> tuple[Tensor, Tensor]:
+    """Algorithm 1: queries in runs of `size` slots; each run reads `size` keys about its own relative rank."""
+    slot = torch.arange(queries, device=split.segment.device)
+    segment = split.segment.clamp(min=0)
+    key_start, key_stop, query_start, query_stop = (bound.gather(1, segment) for bound in split.segments.unbind(-1))
+    keys, count = key_stop - key_start, (query_stop - query_start).clamp(min=1)
+    run = (slot - query_start) // size * size
+    rows = torch.minimum(torch.full_like(count, size), count - run)
+    # Equal lengths and full runs give key_start + run: the diagonal blocks of the paper.
+    low = torch.div((2 * run + rows) * keys - size * count, 2 * count, rounding_mode="floor")
+    low = torch.minimum(low.clamp(min=0), (keys - size).clamp(min=0))
+    start = key_start + low
+    stop = start + keys.clamp(max=size)
+    member = split.segment >= 0
+    stop = torch.where(member, stop, 0).cummax(1).values
+    return torch.where(member, start, stop).to(torch.int32), stop.to(torch.int32)
+
+
+def _samples(
+    split: Split, block_keys_BP: Tensor, heads: int, level: int, config: HyperAttentionConfig
+) -> tuple[Tensor, Tensor]:
+    """One draw from each of M strata of the ranks outside the block: none twice, and each weighs its stratum."""
+    M = config.num_samples
+    device = block_keys_BP.device
+    unseen = (split.segments[..., 1] - split.segments[..., 0] - block_keys_BP)[..., None]
+    unseen = torch.where((split.segments[..., 3] > split.segments[..., 2])[..., None], unseen, 0)
+    draw = torch.arange(M, device=device)
+    low = draw * unseen // max(M, 1)
+    size = (draw + 1) * unseen // max(M, 1) - low
+    head = torch.arange(heads, device=device)[:, None, None]
+    counters = (torch.full_like(head, level), head, split.draw_key[:, None, :, None], draw)
+    chance = uniform(config.seed, SAMPLES, *counters)
+    rank = low[:, None] + (chance * size[:, None]).long()
+    return rank, size.float().log()

@@ -1,0 +1,87 @@
+"""The definition: what the estimator computes, written densely and plainly; every other path must agree with it.
+
+Memory is T x S for each head: for tests and small inputs only.
+
+Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, P segments, M samples.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.hyper_attention.plan import Band, Level, Plan
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention in which the key j of query i counts exp(w_ij) times: softmax(scale * q k^T + w) v.
+
+    w is 0 for exact keys, the log of the number of keys a sample stands for, and -inf for keys that are not read.
+    Differentiable by autograd in q, k and v; computed in the dtype of q, but at least in fp32.
+
+    Args:
+        q: [B, Hq, T, D].
+        k: [B, Hk, S, D], Hq a multiple of Hk.
+        v: [B, Hk, S, Dv].
+        plan: for these shapes.
+        scale: factor of the logits.
+
+    Returns:
+        Output [B, Hq, T, Dv] in the dtype of q and log-sum-exp of the weighted logits [B, Hq, T], at least fp32. A
+        query that reads no key has output 0 and log-sum-exp -inf.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    groups = q.shape[1] // k.shape[1]
+    key, value = (x.to(wide).repeat_interleave(groups, dim=1) for x in (k, v))
+    log_weight = log_weights(plan, q.shape[1], k.shape[1])
+    logits = scale * (q.to(wide) @ key.transpose(-1, -2)) + log_weight.to(wide)
+    empty = log_weight.isneginf().all(-1, keepdim=True)
+    logits = logits.masked_fill(empty, 0.0)
+    lse = logits.logsumexp(-1, keepdim=True)
+    out = ((logits - lse).exp() @ value).masked_fill(empty, 0.0)
+    return out.to(q.dtype), lse.masked_fill(empty, -torch.inf).squeeze(-1)
+
+
+def log_weights(plan: Plan, query_heads: int, key_heads: int) -> Tensor:
+    """The weights w of `reference_attention`, fp32 [B, Hq, T, S].
+
+    Raises:
+        RuntimeError: the plan lets a query read a key twice.
+    """
+    count, total = _band(plan.band, query_heads)
+    for level in plan.levels:
+        for head in range(query_heads):
+            key_head = head // (query_heads // key_heads)
+            for batch in range(count.shape[0]):
+                weight = _level(level, batch, head, key_head)
+                total[batch, head] += weight
+                count[batch, head] += (weight > 0).int()
+    if int(count.max()) > 1:
+        raise RuntimeError("hyper_attention: the plan lets a query read a key twice")
+    return total.log()
+
+
+def _band(band: Band, query_heads: int) -> tuple[Tensor, Tensor]:
+    """How often each query reads each key in the band, int32 and fp32 [B, Hq, T, S]."""
+    key = torch.arange(band.query_start.shape[1], device=band.start.device)
+    inside = (key >= band.start[..., None]) & (key < band.stop[..., None])
+    inside = inside[:, None].expand(-1, query_heads, -1, -1)
+    return inside.int().contiguous(), inside.float().contiguous()
+
+
+def _level(level: Level, batch: int, head: int, key_head: int) -> Tensor:
+    """How many keys each key stands for, for one head, fp32 [T, S] in positions; 0 where it is not read."""
+    query_position = level.query_order[batch, head].long()
+    key_position = level.key_order[batch, key_head].long()
+    weight = torch.zeros(len(query_position), len(key_position), device=query_position.device)
+    key_slot = torch.arange(len(key_position), device=query_position.device)
+    for slot, position in enumerate(query_position.tolist()):
+        segment = int(level.query_segment[batch, slot])
+        if segment < 0:
+            continue
+        start, stop = level.block_start[batch, slot], level.block_stop[batch, slot]
+        weight[position, key_position[(key_slot >= start) & (key_slot < stop)]] = 1
+        rank = level.sample_rank[batch, key_head, segment]
+        after_block = slot < level.sample_split[batch, key_head, segment]
+        sample = level.segments[batch, segment, 0] + rank + level.block_keys[batch, segment] * after_block
+        drawn = level.sample_log_weight[batch, segment] > -torch.inf
+        weight[position, key_position[sample[drawn].long()]] += level.sample_log_weight[batch, segment][drawn].exp()
+    return weight
