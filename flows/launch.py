@@ -61,7 +61,7 @@ def main(argv: Sequence[str], terminal: Terminal | None = None) -> int:
 def _run(
     run: Run, arguments: argparse.Namespace, selected: dg.AssetSelection | None, stack: ExitStack, terminal: Terminal
 ) -> int:
-    out, err = terminal
+    out, _ = terminal
     if not arguments.plan:
         stack.enter_context(lease(run.config.storage))
     logs = stack.enter_context(connected())

@@ -2,11 +2,11 @@
 
 One Parquet row a call, under `<folder>/<stage>/`, keyed by a hash of everything that determines the reply
 (`calls.call_key`). A call whose key is there is answered from there: after a crash, in the next scheduled run, or when
-a later stage changes. Files appear whole or not at all, and are never rewritten. Failed calls are kept too: they are
-made again until they have failed `teacher.max_attempts` times, so that one poisonous row cannot cost for ever.
+a later stage changes. Files appear whole or not at all; many small ones are merged into large ones, and only then
+deleted. Failed calls are kept too: they are made again until they have failed `teacher.max_attempts` times.
 
 Cost: two hash shuffles a stage, one of keys (which calls are new) and one of rows (to bring the replies back). Nothing
-is collected on the driver.
+is collected on the driver. How calls are made, and what may stop them, is in `ask`.
 """
 
 import datetime
@@ -21,32 +21,60 @@ import ray
 from pyarrow import fs
 from ray.data import Dataset
 
+from operators.ask import FATAL, Asking, TeacherStoppedError
+from operators.budget import BudgetConfig, Tokens
 from operators.calls import CALLS, REPLIES, call_key
 from operators.progress import report_progress
 from operators.stage import require_columns
-from operators.teacher import TeacherConfig, generate, num_prompt_tokens
+from operators.teacher import TeacherConfig, num_prompt_tokens
 
 RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string())])
 ROWS_PER_PARTITION = 50_000
+COMPACT_ABOVE, FILES_MERGED = 1024, 256
 REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in ("call_key", "row_id"))
 
 
 class Ledger:
     """The store of all teacher calls of one project; `figures()` tells what this process asked and paid for."""
 
-    def __init__(self, folder: str) -> None:
-        """Open the ledger at an absolute path or a URI; it need not exist."""
-        self._folder = folder
+    def __init__(self, folder: str, budget: BudgetConfig | None = None, *, offline: bool = False) -> None:
+        """Open the ledger at an absolute path or a URI; it need not exist.
+
+        Args:
+            folder: holds a folder a stage.
+            budget: what all calls of the ledger together may cost; no limit if None.
+            offline: make no call; a reply that is not there is an error.
+        """
+        self._folder, self._offline = folder, offline
+        self._budget = budget or BudgetConfig()
         self._figures: dict[str, float] = {}
 
     def figures(self) -> dict[str, float]:
-        """Calls, cached_calls, failed_calls, prompt_tokens, generated_tokens of all `answer` calls so far."""
-        return dict(self._figures)
+        """Calls, cached_calls, failed_calls, prompt_tokens, generated_tokens, cost of all `answer` calls so far."""
+        if not self._figures:
+            return {}
+        used = Tokens(int(self._figures["prompt_tokens"]), int(self._figures["generated_tokens"]))
+        return self._figures | {"cost": self._budget.cost(used)}
 
-    def answer(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> Dataset:
+    def answer(
+        self,
+        calls: Dataset,
+        teacher: TeacherConfig,
+        stage: str,
+        *,
+        first: int | None = None,
+        optional: bool = False,
+    ) -> Dataset:
         """Bring every call its reply; the teacher is asked only what the ledger does not hold.
 
         New calls are made and committed before this returns; the result itself is lazy.
+
+        Args:
+            calls: see below.
+            teacher: who answers.
+            stage: names the part of the ledger, and the stage in errors.
+            first: make no more new calls than this; None makes all.
+            optional: an offline ledger leaves these calls without a reply instead of refusing.
 
         Columns in:
             row_id: str, unique; messages: JSON list of {"role", "content"}, null where nothing is asked;
@@ -57,19 +85,31 @@ class Ledger:
 
         Raises:
             ray.exceptions.RayTaskError: from a ValueError that names the missing columns.
+            TeacherStoppedError: see `ask.Asking.run`; or the ledger is offline and lacks replies.
         """
-        parts = teacher.key_parts()
-        keyed = calls.map_batches(
-            partial(_add_keys, stage=stage, teacher_parts=parts), batch_format="pyarrow", num_cpus=0.25
-        )
+        self._compact(stage)
+        keyed, asked = _keyed(calls, teacher, stage)
         counts = keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "asked"])
         num_rows, num_asked = int(counts["sum(rows)"] or 0), int(counts["sum(asked)"] or 0)
-        asked = keyed.map_batches(_asked, batch_format="pyarrow", num_cpus=0.25)
-        new = self._without_known(asked, stage, teacher.max_attempts, num_asked)
-        num_new = num_asked if new is asked else new.count()
+        attempts = 1 if self._offline else teacher.max_attempts
+
+        def pending() -> Dataset:
+            new = self._without_known(asked, stage, attempts, num_asked)
+            return new if first is None else new.limit(first)
+
+        num_new = pending().count() if num_asked and (first is not None or self.files(stage)) else num_asked
         report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger")
-        made = self._make(new, teacher, stage) if num_new else {}
-        self._add_figures(num_asked - num_new, num_new, made)
+        made: dict[str, int] = {}
+        if num_new and self._offline and not optional:
+            raise TeacherStoppedError(
+                f"{stage}: the ledger lacks {num_new} of {num_asked} replies, and --reparse makes no call; "
+                "the prompt, the teacher or the rows have changed: run without it"
+            )
+        if num_new and not self._offline:
+            commit = partial(_commit, folder=f"{self._folder}/{stage}", stage=stage, model=teacher.model)
+            spent = self._spent() if self._budget.is_limited() else Tokens()
+            made = Asking(stage, teacher, self._budget, commit, pending, spent).run()
+        self._add_figures(num_asked - num_new, 0 if self._offline else num_new, made)
         return self._bring_replies(keyed, stage, num_rows)
 
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
@@ -78,10 +118,7 @@ class Ledger:
         Also the new calls' prompt_tokens, and reply_tokens as predicted: new calls times the mean length of the replies
         that the ledger holds for this stage, or the limit where it holds none.
         """
-        keyed = calls.map_batches(
-            partial(_add_keys, stage=stage, teacher_parts=teacher.key_parts()), batch_format="pyarrow", num_cpus=0.25
-        )
-        asked = keyed.map_batches(_asked, batch_format="pyarrow", num_cpus=0.25)
+        _, asked = _keyed(calls, teacher, stage)
         num_asked = asked.count()
         new = self._without_known(asked, stage, teacher.max_attempts, num_asked)
         sums = new.map_batches(partial(_measure_calls, teacher=teacher), batch_format="pyarrow", num_cpus=0.25).sum(
@@ -95,12 +132,6 @@ class Ledger:
             **counts,
             "reply_tokens": limit if mean is None else int(counts["new"] * float(mean)),
         }
-
-    def _make(self, new: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, Any]:
-        commit = _Committer(f"{self._folder}/{stage}", stage, teacher.model)
-        committed = generate(new, teacher).map_batches(commit, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
-        sums: dict[str, Any] = committed.sum(["failed_calls", "prompt_tokens", "generated_tokens"])
-        return {name.removeprefix("sum(").removesuffix(")"): int(value) for name, value in sums.items()}
 
     def _add_figures(self, num_cached: int, num_new: int, made: dict[str, Any]) -> None:
         added = {
@@ -138,36 +169,53 @@ class Ledger:
 
     def read(self, stage: str, columns: list[str]) -> Dataset | None:
         """All committed records of a stage, lazily; None if there are none. Unfinished files are not looked at."""
-        filesystem, root = (
-            fs.FileSystem.from_uri(f"{self._folder}/{stage}")
-            if "://" in self._folder
-            else (fs.LocalFileSystem(), f"{self._folder}/{stage}")
-        )
-        selector = fs.FileSelector(root, allow_not_found=True)
-        files = [info.path for info in filesystem.get_file_info(selector) if info.path.endswith(".parquet")]
+        files = self.files(stage)
         if not files:
             return None
-        return ray.data.read_parquet(sorted(files), filesystem=filesystem).select_columns(columns)
+        filesystem, _ = fs.FileSystem.from_uri(self._folder)
+        return ray.data.read_parquet(files, filesystem=filesystem).select_columns(columns)
+
+    def files(self, stage: str) -> list[str]:
+        """Paths of the finished files of a stage within the ledger's file system, sorted."""
+        filesystem, root = fs.FileSystem.from_uri(self._folder)
+        selector = fs.FileSelector(f"{root}/{stage}", allow_not_found=True)
+        found = filesystem.get_file_info(selector)
+        return sorted(info.path for info in found if info.path.endswith(".parquet") and info.base_name[0] != ".")
+
+    def _spent(self) -> Tokens:
+        """What all stages have paid for so far."""
+        filesystem, root = fs.FileSystem.from_uri(self._folder)
+        spent, columns = Tokens(), ["prompt_tokens", "generated_tokens"]
+        for folder in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
+            records = self.read(folder.base_name, columns)
+            if records is not None:
+                sums: Any = records.sum(columns)
+                spent += Tokens(*(int(sums[f"sum({name})"] or 0) for name in columns))
+        return spent
+
+    def _compact(self, stage: str) -> None:
+        """Merge the files of a stage, many small into few large, where there are more than a reader likes."""
+        files = self.files(stage)
+        if len(files) <= COMPACT_ABOVE:
+            return
+        merge: Any = ray.remote(num_cpus=0.25)(_merge_files)
+        groups = [files[start : start + FILES_MERGED] for start in range(0, len(files), FILES_MERGED)]
+        ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups])
 
 
-class _Committer:
-    """Writes one file a batch of replies, and answers with one row of counts."""
+def _commit(replies: pa.Table, folder: str, stage: str, model: str) -> None:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    columns = [*replies.columns, *(pa.array([text] * replies.num_rows) for text in (stage, model, now))]
+    write_whole(folder, pa.Table.from_arrays(columns, schema=RECORD))
+    report_progress(stage, rows=replies.num_rows, tokens=pc.sum(replies["generated_tokens"]).as_py() or 0)
 
-    def __init__(self, folder: str, stage: str, model: str) -> None:
-        self._folder, self._stage, self._model = folder, stage, model
 
-    def __call__(self, replies: pa.Table) -> pa.Table:
-        if replies.num_rows:
-            write_whole(self._folder, self._records(replies))
-            report_progress(self._stage, rows=replies.num_rows, tokens=pc.sum(replies["generated_tokens"]).as_py() or 0)
-        failed = pc.sum(pc.not_equal(replies["error"], "")).as_py() or 0
-        sums = [pc.sum(replies[name]).as_py() or 0 for name in ("prompt_tokens", "generated_tokens")]
-        return pa.table({"failed_calls": [failed], "prompt_tokens": sums[:1], "generated_tokens": sums[1:]})
-
-    def _records(self, replies: pa.Table) -> pa.Table:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        columns = [*replies.columns, *(pa.array([text] * replies.num_rows) for text in (self._stage, self._model, now))]
-        return pa.Table.from_arrays(columns, schema=RECORD)
+def _merge_files(folder: str, files: list[str]) -> None:
+    """Write the records of these files into one, then delete them; cut off in between, some records lie there twice."""
+    filesystem, _ = fs.FileSystem.from_uri(folder)
+    write_whole(folder, pa.concat_tables(pq.read_table(file, filesystem=filesystem) for file in files))
+    for file in files:
+        filesystem.delete_file(file)
 
 
 def write_whole(folder: str, table: pa.Table) -> None:
@@ -188,6 +236,13 @@ def _num_partitions(num_rows: int) -> int:
 def _partition_by_key(data: Dataset, num_rows: int) -> Dataset:
     """All rows of one key in one block."""
     return data.repartition(_num_partitions(num_rows), keys=["call_key"])
+
+
+def _keyed(calls: Dataset, teacher: TeacherConfig, stage: str) -> tuple[Dataset, Dataset]:
+    """The calls with their keys; and only those that ask something, in the columns of CALLS."""
+    add_keys = partial(_add_keys, stage=stage, teacher_parts=teacher.key_parts())
+    keyed = calls.map_batches(add_keys, batch_format="pyarrow", num_cpus=0.25)
+    return keyed, keyed.map_batches(_asked, batch_format="pyarrow", num_cpus=0.25)
 
 
 def _add_keys(calls: pa.Table, stage: str, teacher_parts: list[str | float | int]) -> pa.Table:
@@ -216,10 +271,12 @@ def _asked(keyed: pa.Table) -> pa.Table:
 
 
 def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:
-    """Keys that were answered, or have failed so often that they are not worth another try."""
-    counts = known.append_column("answered", pc.equal(known["error"], "")).group_by("call_key")
-    table = counts.aggregate([("answered", "any"), ("call_key", "count")])
+    """Keys that were answered, have failed so often that they are not worth another try, or kill the engine."""
+    known = known.append_column("answered", pc.equal(known["error"], ""))
+    known = known.append_column("fatal", pc.starts_with(known["error"], FATAL))
+    table = known.group_by("call_key").aggregate([("answered", "any"), ("fatal", "any"), ("call_key", "count")])
     settled = pc.or_(table["answered_any"], pc.greater_equal(table["call_key_count"], max_attempts))
+    settled = pc.or_(settled, table["fatal_any"])
     return table.filter(settled).select(["call_key"])
 
 

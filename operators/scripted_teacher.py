@@ -2,10 +2,12 @@
 
 It fills every text property of the call's JSON schema, or every section that the prompt asks for, with a text
 derived from the call's key. `model` chooses the behaviour: "fluent" always answers well; "careless" answers every
-fourth call without structure and lets every seventh fail, as real teachers do.
+fourth call without structure and lets every seventh fail, as real teachers do; "mortal" dies, with its process, of a
+prompt that contains the word POISON; "broken" lets every call fail.
 """
 
 import json
+import os
 import re
 from typing import Any
 
@@ -18,7 +20,9 @@ def scripted_reply(call: dict[str, Any], model: str) -> dict[str, Any]:
     """One reply in the columns of `teacher.REPLIES`."""
     number = int(call["call_key"][:8], 16)
     reply = {"call_key": call["call_key"], "row_id": call["row_id"], "finish_reason": "stop", "error": ""}
-    if model == "careless" and number % CARELESS_FAILING == 0:
+    if model == "mortal" and "POISON" in call["messages"]:
+        os._exit(1)
+    if model == "broken" or (model == "careless" and number % CARELESS_FAILING == 0):
         failed = {"reply": None, "finish_reason": None, "error": "scripted failure"}
         return {**reply, **failed, "prompt_tokens": 0, "generated_tokens": 0}
     text = "I would rather talk about the weather."

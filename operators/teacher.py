@@ -21,6 +21,7 @@ from operators.scripted_teacher import scripted_reply
 from operators.stage import StageConfig
 
 ERROR_CHARS = 500
+DEATHS_OF_ONE_BATCH = 2
 
 
 class TeacherConfig(StageConfig):
@@ -38,6 +39,8 @@ class TeacherConfig(StageConfig):
             "cpu_kv_cache_gib",
             "cpu_threads",
             "max_attempts",
+            "max_failed_share",
+            "no_progress_timeout_s",
             "base_url",
             "api_key_env",
             "concurrent_requests",
@@ -61,6 +64,10 @@ class TeacherConfig(StageConfig):
     cpu_kv_cache_gib: int = Field(1, ge=1)
     cpu_threads: int = Field(1, ge=1, description="threads of an engine on CPUs")
     max_attempts: int = Field(3, ge=1, description="calls that failed this often are not made again")
+    max_failed_share: float = Field(0.5, ge=0, le=1, description="of a stage's calls; with more failures it stops")
+    no_progress_timeout_s: float = Field(
+        1800, gt=0, description="a stage without a reply for so long stops; the start of the engine counts"
+    )
     base_url: str = Field("", description="openai: address of the endpoint, such as http://127.0.0.1:8000/v1")
     api_key_env: str = Field("OPENAI_API_KEY", description="openai: variable that holds the key")
     concurrent_requests: int = Field(16, ge=1, description="openai: requests in flight")
@@ -73,13 +80,14 @@ class TeacherConfig(StageConfig):
 def generate(calls: Dataset, teacher: TeacherConfig) -> Dataset:
     """Answer every call once; a call that fails becomes a row with `error`, never an exception.
 
+    An engine that dies is replaced and its batch tried `DEATHS_OF_ONE_BATCH` - 1 times more; then the execution fails.
+
     Columns in:
         call_key, row_id: str; messages: JSON list of {"role", "content"}; schema: JSON schema of the reply or "";
         max_tokens: int32, of the reply.
     Columns out:
         REPLIES. `reply` is null exactly where `error` is not empty. `finish_reason` is "stop" or "length".
     """
-    calls = calls.repartition(target_num_rows_per_block=teacher.batch_rows)
     backends: dict[str, Callable[[Dataset, TeacherConfig], Dataset]] = {
         "vllm": _generate_vllm,
         "openai": _generate_openai,
@@ -146,6 +154,8 @@ def _generate_vllm(calls: Dataset, teacher: TeacherConfig) -> Dataset:
         preprocess_map_kwargs={"num_cpus": 0.25},
         postprocess_map_kwargs={"num_cpus": 0.25},
     )
+    # By default Ray replaces a dying engine for ever, and its calls are never answered.
+    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_task_retries"] = DEATHS_OF_ONE_BATCH - 1
     return processor(calls).map_batches(_from_vllm, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 
@@ -240,4 +250,6 @@ def _generate_scripted(calls: Dataset, teacher: TeacherConfig) -> Dataset:
     def answer(batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([scripted_reply(call, teacher.model) for call in batch.to_pylist()], schema=REPLIES)
 
-    return calls.map_batches(answer, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    return calls.map_batches(
+        answer, batch_size=None, batch_format="pyarrow", num_cpus=0.25, max_retries=DEATHS_OF_ONE_BATCH - 1
+    )

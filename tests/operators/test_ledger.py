@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from operators.ask import TeacherStoppedError
+from operators.budget import BudgetConfig
 from operators.calls import call_key
 from operators.ledger import Ledger
 from operators.teacher import TeacherConfig
@@ -104,6 +106,72 @@ class TestAnswer:
     def test_missing_column_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ray.exceptions.RayTaskError, match="ledger stage: columns messages are missing"):
             Ledger(str(tmp_path)).answer(calls("a").drop_columns(["messages"]), TEACHER, "stage")
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestWhatStopsTheTeacher:
+    def test_a_call_that_kills_the_engine_is_found_and_left_alone(self, tmp_path: Path) -> None:
+        mortal = TEACHER.model_copy(update={"model": "mortal"})
+        both = calls(*"abcdefghij").union(calls("deadly", prompt="POISON"))
+        ledger = Ledger(str(tmp_path))
+        rows = rows_of(ledger.answer(both, mortal, "stage"))
+        assert [row_id for row_id, row in rows.items() if row["reply"] is None] == ["deadly"]
+        assert rows["deadly"]["error"].startswith("fatal: the engine died of it")
+        assert ledger.figures()["failed_calls"] == 1
+        again = Ledger(str(tmp_path))
+        again.answer(both, mortal, "stage")
+        assert paid(again) == (0, 11)
+
+    def test_an_engine_that_dies_of_everything_is_to_blame_not_the_calls(self, tmp_path: Path) -> None:
+        mortal = TEACHER.model_copy(update={"model": "mortal"})
+        with pytest.raises(TeacherStoppedError, match="stage: the engine dies of every call"):
+            Ledger(str(tmp_path)).answer(calls("a", "b", prompt="POISON"), mortal, "stage")
+        assert not Ledger(str(tmp_path)).files("stage")
+
+    def test_too_many_failures_stop_the_stage(self, tmp_path: Path) -> None:
+        broken = TEACHER.model_copy(update={"model": "broken"})
+        with pytest.raises(TeacherStoppedError, match=r"stage: \d+ of \d+ calls failed.*'scripted failure'"):
+            Ledger(str(tmp_path)).answer(calls(*map(str, range(200))), broken, "stage")
+        made = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "stage").glob("*.parquet"))
+        assert 20 <= made < 200
+
+    def test_a_budget_is_never_exceeded_and_a_larger_one_goes_on(self, tmp_path: Path) -> None:
+        many = calls(*map(str, range(60)))
+        budget = BudgetConfig(max_tokens=300)  # a call reserves 64 and the prompt, and uses far less
+        one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
+        with pytest.raises(TeacherStoppedError, match=r"stage: budget.max_tokens: 300 is reached"):
+            Ledger(str(tmp_path), budget).answer(many, one_by_one, "stage")
+        used = tokens_in(tmp_path / "stage")
+        assert 150 < used <= 300
+        made = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "stage").glob("*.parquet"))
+        ledger = Ledger(str(tmp_path))
+        ledger.answer(many, TEACHER, "stage")
+        assert paid(ledger) == (60 - made, made)
+
+    def test_cost_is_limited_like_tokens(self, tmp_path: Path) -> None:
+        budget = BudgetConfig(max_cost=1.0, prompt_price=0.0, generated_price=10_000)
+        with pytest.raises(TeacherStoppedError, match=r"stage: budget.max_cost: 1 is reached"):
+            Ledger(str(tmp_path), budget).answer(calls(*map(str, range(60))), TEACHER, "stage")
+
+    def test_an_offline_ledger_makes_no_call(self, tmp_path: Path) -> None:
+        with pytest.raises(TeacherStoppedError, match="the ledger lacks 2 of 2 replies"):
+            Ledger(str(tmp_path), offline=True).answer(calls("a", "b"), TEACHER, "stage")
+        first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage"))
+        assert rows_of(Ledger(str(tmp_path), offline=True).answer(calls("a", "b"), TEACHER, "stage")) == first
+
+    def test_many_files_become_few_and_say_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
+        first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abcdef"), one_by_one, "stage"))
+        monkeypatch.setattr("operators.ledger.COMPACT_ABOVE", 3)
+        ledger = Ledger(str(tmp_path))
+        assert rows_of(ledger.answer(calls(*"abcdef"), TEACHER, "stage")) == first
+        assert paid(ledger) == (0, 6)
+        assert len(ledger.files("stage")) == 1
+
+
+def tokens_in(folder: Path) -> int:
+    records = pa.concat_tables(pq.read_table(file) for file in folder.glob("*.parquet"))
+    return sum(records["prompt_tokens"].to_pylist()) + sum(records["generated_tokens"].to_pylist())
 
 
 def key_of(row_id: str, teacher: TeacherConfig) -> str:

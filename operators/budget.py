@@ -1,0 +1,50 @@
+"""What the teacher may cost: hard limits over everything that the ledger of a storage holds."""
+
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from operators.stage import StageConfig
+
+MILLION = 1_000_000
+
+
+class BudgetConfig(StageConfig):
+    """Limits on the whole ledger, all stages and runs together; none by default. The unit of cost is yours."""
+
+    OPERATIONAL = frozenset({"max_tokens", "max_cost", "prompt_price", "generated_price"})
+
+    max_tokens: int | None = Field(None, ge=1, description="prompt and generated tokens together")
+    max_cost: float | None = Field(None, gt=0, description="in the unit of the prices")
+    prompt_price: float = Field(0.0, ge=0, description="of a million prompt tokens")
+    generated_price: float = Field(0.0, ge=0, description="of a million generated tokens")
+
+    def is_limited(self) -> bool:
+        """Whether there is any limit to keep."""
+        return self.max_tokens is not None or self.max_cost is not None
+
+    def cost(self, tokens: "Tokens") -> float:
+        """What these tokens cost, in the unit of the prices."""
+        return (tokens.prompt * self.prompt_price + tokens.generated * self.generated_price) / MILLION
+
+    def exceeded_by(self, tokens: "Tokens") -> str:
+        """The key and value of the limit that this many tokens break; "" if none."""
+        if self.max_tokens is not None and tokens.prompt + tokens.generated > self.max_tokens:
+            return f"budget.max_tokens: {self.max_tokens}"
+        if self.max_cost is not None and self.cost(tokens) > self.max_cost:
+            return f"budget.max_cost: {self.max_cost:g}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens read and written by a teacher."""
+
+    prompt: int = 0
+    generated: int = 0
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.generated + other.generated)
+
+    def __sub__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt - other.prompt, self.generated - other.generated)

@@ -1,0 +1,106 @@
+"""Watches over the calls of one stage: how many are in flight, what may still be spent, if the teacher still answers.
+
+One small actor a stage. Calls ask to be admitted before they reach the engine and are settled once their reply is on
+disk. What is admitted and not settled is in flight: all that a crash can lose, and the suspects if an engine dies.
+"""
+
+import asyncio
+
+from operators.budget import BudgetConfig, Tokens
+
+JUDGED_AFTER = 20  # calls; before that, a share of failures says nothing
+
+
+class Supervisor:
+    """The actor's body; `admit` waits, so the methods are coroutines."""
+
+    def __init__(self, budget: BudgetConfig, spent: Tokens, max_in_flight: int, max_failed_share: float) -> None:
+        """Start to watch.
+
+        Args:
+            budget: the limits.
+            spent: what the ledger held before this stage.
+            max_in_flight: calls that may be admitted and not settled.
+            max_failed_share: of the settled calls; if more have failed, no further call is admitted.
+        """
+        self._budget, self._spent = budget, spent
+        self._max_in_flight, self._max_failed_share = max_in_flight, max_failed_share
+        self._in_flight: dict[str, Tokens] = {}
+        self._reserved = Tokens()  # what the calls in flight cost at most
+        self._settled = self._failed = 0
+        self._last_error = ""
+        self._closed = ""
+        self._changed = asyncio.Condition()
+
+    async def admit(self, keys: list[str], most: list[Tokens]) -> int:
+        """Wait until these calls may be made; returns how many of them, from the first, may be.
+
+        Args:
+            keys: of the calls; admitting a key again replaces it, so a task that is retried counts once.
+            most: what each call costs at most: its prompt and the longest reply.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or not self._in_flight or self._fits(keys, most))
+            if self._closed:
+                return 0
+            count = len(keys)
+            while count and not self._affordable(most[:count]):
+                count -= 1
+            if count < len(keys):
+                self._closed = self._over_budget(most[: count + 1])
+            for key, tokens in zip(keys[:count], most[:count], strict=True):
+                self._release(key)
+                self._in_flight[key] = tokens
+                self._reserved += tokens
+            return count
+
+    async def settle(self, keys: list[str], used: Tokens, failed: int, error: str) -> None:
+        """These calls are on disk; `failed` of them have no reply, `error` says why the last of those has none."""
+        async with self._changed:
+            for key in keys:
+                self._release(key)
+            self._spent += used
+            self._settled += len(keys)
+            self._failed += failed
+            self._last_error = error or self._last_error
+            if self._settled >= JUDGED_AFTER and self._failed > self._max_failed_share * self._settled:
+                self._closed = self._closed or (
+                    f"{self._failed} of {self._settled} calls failed, more than teacher.max_failed_share: "
+                    f"{self._max_failed_share:g}; the last with {self._last_error!r}; see to the teacher and run again"
+                )
+            self._changed.notify_all()
+
+    async def abandon(self) -> list[str]:
+        """The engine is gone: returns the keys of the calls that were in flight, and forgets them."""
+        async with self._changed:
+            keys = list(self._in_flight)
+            self._in_flight.clear()
+            self._reserved = Tokens()
+            self._changed.notify_all()
+            return keys
+
+    async def closed(self) -> str:
+        """Why no further call is admitted, for the user to read; "" while calls are."""
+        return self._closed
+
+    async def answered(self) -> int:
+        """How many calls have got a reply."""
+        return self._settled - self._failed
+
+    def _fits(self, keys: list[str], most: list[Tokens]) -> bool:
+        return len(self._in_flight) + len(keys) <= self._max_in_flight and self._affordable(most)
+
+    def _affordable(self, most: list[Tokens]) -> bool:
+        return not self._budget.exceeded_by(self._with(most))
+
+    def _with(self, most: list[Tokens]) -> Tokens:
+        return sum(most, self._spent + self._reserved)
+
+    def _release(self, key: str) -> None:
+        self._reserved -= self._in_flight.pop(key, Tokens())
+
+    def _over_budget(self, most: list[Tokens]) -> str:
+        return (
+            f"{self._budget.exceeded_by(self._with(most))} is reached ({self._spent.prompt} prompt and "
+            f"{self._spent.generated} generated tokens spent); raise it and run again, what is paid for is kept"
+        )
