@@ -65,6 +65,7 @@ class Level:
         sample_rank: int32 [B, Hk, P, M], increasing and without repetition in M.
         sample_log_weight: fp32 [B, P, M], log of the number of keys that the draw stands for; -inf: no draw.
         sample_split: int32 [B, Hk, P, M], query slot from which on the block lies after the sampled rank.
+        run: query slots that share a block, counted from each segment's first.
     """
 
     query_order: Tensor
@@ -79,6 +80,7 @@ class Level:
     sample_rank: Tensor
     sample_log_weight: Tensor
     sample_split: Tensor
+    run: int
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def _level(
         sample_rank=rank.to(torch.int32),
         sample_log_weight=log_weight,
         sample_split=crossed.to(torch.int32),
+        run=config.block_size,
     )
 
 

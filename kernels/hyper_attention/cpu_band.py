@@ -1,0 +1,118 @@
+"""The band on a CPU: each tile of queries with a common first key reads older keys in full and its own causally.
+
+Tiles that follow each other at equal steps are one call on strided views: nothing is copied, even where tiles overlap.
+
+Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, N tiles, R rows, C keys.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from kernels.hyper_attention.cpu_flash import merge_, part_backward, part_forward
+from kernels.hyper_attention.plan import Band
+
+
+@dataclass
+class _Strip:
+    """`count` tiles of `rows` queries from `row` on against `keys` keys from `key` on, the next `step` keys later."""
+
+    batch: int
+    row: int
+    rows: int
+    key: int
+    keys: int
+    causal: bool
+    step: int = 0
+    count: int = 1
+
+    def query_tiles(self, x: Tensor, group: slice) -> Tensor:
+        """View [N, Hk, R, ...] of x [B, Hq, T, ...] for the heads of `group`."""
+        piece = x[self.batch, group, self.row : self.row + self.rows * self.count]
+        return piece.view(len(piece), self.count, self.rows, *x.shape[3:]).transpose(0, 1)
+
+    def key_tiles(self, x: Tensor) -> Tensor:
+        """View [N, Hk, C, D] of x [B, Hk, S, D]; tiles may overlap."""
+        piece = x[self.batch, :, self.key : self.key + self.step * (self.count - 1) + self.keys]
+        return piece.unfold(1, self.keys, max(self.step, 1)).permute(1, 0, 3, 2)
+
+
+def band_forward(q: Tensor, k: Tensor, v: Tensor, band: Band, scale: float, out: Tensor, lse: Tensor) -> None:
+    """Merge the band into `out` [B, Hq, T, D] and `lse` [B, Hq, T], in place."""
+    for strip in _strips(band):
+        key, value = strip.key_tiles(k), strip.key_tiles(v)
+        for group in _groups(q, k):
+            part = part_forward(strip.query_tiles(q, group), key, value, scale, strip.causal)
+            merge_(strip.query_tiles(out, group), strip.query_tiles(lse, group), *part)
+
+
+def band_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    band: Band,
+    scale: float,
+    grads: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Add the band's share to `grads`, (dq, dk, dv), in place; `out` and `lse` are those of the whole softmax."""
+    for strip in _strips(band):
+        key, value = strip.key_tiles(k), strip.key_tiles(v)
+        for group in _groups(q, k):
+            rows = [strip.query_tiles(x, group) for x in (grad_out, q, out, lse)]
+            parts = part_backward(rows[0], rows[1], key, value, rows[2], rows[3], scale, strip.causal)
+            strip.query_tiles(grads[0], group).add_(parts[0])
+            for grad, part in zip(grads[1:], parts[1:], strict=True):
+                _add_tiles(strip, grad, part)
+
+
+def _add_tiles(strip: _Strip, grad: Tensor, part: Tensor) -> None:
+    """Add [N, Hk, C, D] to the keys of each tile; tiles may overlap, so those that do are added in turn."""
+    turns = 1 if strip.step >= strip.keys else -(-strip.keys // max(strip.step, 1))
+    for turn in range(min(turns, strip.count)):
+        tiles = strip.key_tiles(grad)[turn::turns]
+        tiles.add_(part[turn::turns])
+
+
+def _groups(q: Tensor, k: Tensor) -> Iterator[slice]:
+    """Query heads that read key heads 0, 1, ..., one of each group at a time."""
+    groups = q.shape[1] // k.shape[1]
+    for member in range(groups):
+        yield slice(member, None, groups)
+
+
+def _strips(band: Band) -> list[_Strip]:
+    """The band as tiles: queries with a common first key read what is older than the first of them, then their own."""
+    strips: list[_Strip] = []
+    for batch in range(band.start.shape[0]):
+        start = band.start[batch]
+        changes = (start[1:] != start[:-1]).nonzero().flatten() + 1
+        edges = [0, *changes.tolist(), len(start)]
+        for row, end in pairwise(edges):
+            key, rows = int(start[row]), end - row
+            last = int(band.stop[batch, row + rows - 1])
+            begin = int(band.stop[batch, row])
+            if last == begin > key:
+                _append(strips, _Strip(batch, row, rows, key, last - key, causal=False))
+            elif last > begin:
+                if begin - 1 > key:
+                    _append(strips, _Strip(batch, row, rows, key, begin - 1 - key, causal=False))
+                _append(strips, _Strip(batch, row, rows, begin - 1, rows, causal=True))
+    return strips
+
+
+def _append(strips: list[_Strip], tile: _Strip) -> None:
+    """Add a tile to the strip that it continues, else as a strip of its own."""
+    for strip in strips[-2:]:
+        shape = (strip.batch, strip.rows, strip.keys, strip.causal)
+        follows = strip.row + strip.count * strip.rows == tile.row
+        step = tile.key - strip.key if strip.count == 1 else strip.step
+        same = shape == (tile.batch, tile.rows, tile.keys, tile.causal)
+        if same and follows and step > 0 and tile.key == strip.key + step * strip.count:
+            strip.step, strip.count = step, strip.count + 1
+            return
+    strips.append(tile)
