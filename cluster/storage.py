@@ -57,6 +57,7 @@ class AssetStore(dg.IOManager):
         """
         self._filesystem, self._root = fs.FileSystem.from_uri(root)
         self._describe = describe
+        self.made_again: set[str] = set()  # assets that are made even if they are not stale
         self.made: set[tuple[str, str | None]] = set()  # (asset, refresh) that this process made rather than found
 
     def folder(self, asset: str, refresh: str | None) -> str:
@@ -93,7 +94,8 @@ class AssetStore(dg.IOManager):
         refresh = context.asset_partition_key if context.has_asset_partitions else None
         description = self._describe(asset, refresh)
         manifest = self.manifest(asset, refresh)
-        if manifest is None or manifest["fingerprint"] != fingerprint_of(description):
+        stale = manifest is None or manifest["fingerprint"] != fingerprint_of(description)
+        if manifest is None or stale or asset in self.made_again:
             manifest = self._make(asset, refresh, obj, description)
             self.made.add((asset, refresh))
         shown = {name: manifest[name] for name in ("rows", "outcomes", "figures", "seconds") if manifest.get(name)}

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from operators.budget import BudgetConfig
 from operators.evaluate import EvaluateConfig
 from operators.models import PACKAGE_PREFIX
 from operators.pack import PackConfig
@@ -59,6 +60,7 @@ class RunConfig(StageConfig):
     storage: str = Field(description="folder or URI that holds assets, ledger, students and reports")
     source: ReadConfig
     teacher: TeacherConfig
+    budget: BudgetConfig = BudgetConfig()
     student: StudentConfig
     reflect: ReflectConfig = ReflectConfig()
     score: ScoreConfig = ScoreConfig()

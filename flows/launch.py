@@ -23,6 +23,7 @@ from flows.config import ConfigError, default_config, load_config
 from flows.plan import PreflightError, preflight, print_plan
 from flows.recycle_and_train import ASSETS, REFRESHES, SPECS
 from flows.run import Run, open_run
+from operators.ask import TeacherStoppedError
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str], terminal: Terminal | None = None) -> int:
     with ExitStack() as stack:
         out, err = terminal or (sys.stdout, sys.stderr)
         try:
-            run = open_run(load_config(arguments.config, arguments.override), SPECS)
+            run = open_run(load_config(arguments.config, arguments.override), SPECS, reparse=arguments.reparse)
             selected = _selection(arguments.select)
             if terminal is None:
                 log = Path(run.local("logs")) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
@@ -53,7 +54,7 @@ def main(argv: Sequence[str], terminal: Terminal | None = None) -> int:
         except (ConfigError, ModelNotFoundError, PreflightError) as error:
             err.write(f"{error}\n")
             return UNUSABLE
-        except StorageBusyError as error:
+        except (StorageBusyError, TeacherStoppedError) as error:
             err.write(f"{error}\n")
             return FAILED
 
@@ -62,12 +63,14 @@ def _run(
     run: Run, arguments: argparse.Namespace, selected: dg.AssetSelection | None, stack: ExitStack, terminal: Terminal
 ) -> int:
     out, _ = terminal
-    if not arguments.plan:
+    if arguments.canary and not arguments.plan:
+        raise ConfigError("--canary: only with --plan; a run makes all its calls")
+    if arguments.canary or not arguments.plan:
         stack.enter_context(lease(run.config.storage))
     logs = stack.enter_context(connected())
     problems = preflight(run)
     if arguments.plan:
-        return print_plan(run, SPECS, arguments.refresh, problems, out)
+        return print_plan(run, SPECS, arguments.refresh, problems, out, canary=arguments.canary)
     if problems:
         raise PreflightError("\n".join(problems))
     out.write(f"logs of engines and workers: {logs}\n")
@@ -80,6 +83,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=default_config(), help="YAML file (%(default)s)")
     parser.add_argument("override", nargs="*", help="dotted.key=value, such as train.max_steps=20")
     parser.add_argument("--plan", action="store_true", help="execute nothing; say what would be done and why")
+    parser.add_argument(
+        "--canary", type=int, default=0, metavar="N", help="with --plan: make N calls first, to predict all from them"
+    )
+    parser.add_argument("--reparse", action="store_true", help="read the stored replies again; make no teacher call")
     parser.add_argument("--select", default="", metavar="ASSET,...", help="make only these assets")
     parser.add_argument("--refresh", default="base", metavar="KEY", help="batch of source data (%(default)s)")
     return parser.parse_intermixed_args(argv)
@@ -143,4 +150,8 @@ def _root_cause(event: dg.DagsterEvent) -> str:
     error = event.step_failure_data.error
     while error is not None and error.cause is not None:
         error = error.cause
-    return error.message.strip() if error is not None else "failed without an error"
+    if error is None:
+        return "failed without an error"
+    message = error.message.strip()
+    # Ours are written for the user, who need not know what class they have.
+    return message.partition(": ")[2] if error.cls_name == TeacherStoppedError.__name__ else message

@@ -11,6 +11,7 @@ from cluster.runtime import cluster_resources, node_memory
 from flows.fingerprint import SOURCE_ASSET
 from flows.run import Run
 from operators import reflect_instructions, reflect_responses
+from operators.budget import Tokens
 from operators.encode import EncodingError, load_tokenizer, require_template
 from operators.read_instructions import read_instructions
 from operators.reflect import Reflecting, reflection_calls
@@ -29,13 +30,30 @@ def preflight(run: Run) -> list[str]:
     return [*_template_problems(run), *_placement_problems(run), *_memory_problems(run), *_source_problems(run)]
 
 
-def print_plan(run: Run, specs: Mapping[str, dg.AssetSpec], refresh: str, problems: list[str], out: TextIO) -> int:
-    """Print a line an asset and the teacher's work to come; 2 if the plan cannot be placed, else 0."""
+def print_plan(
+    run: Run,
+    specs: Mapping[str, dg.AssetSpec],
+    refresh: str,
+    problems: list[str],
+    out: TextIO,
+    *,
+    canary: int = 0,
+) -> int:
+    """Print a line an asset and the teacher's work to come; 2 if the plan cannot be placed, else 0.
+
+    Args:
+        run: the configuration and its storage.
+        specs: the assets, in order.
+        refresh: the batch of source data that it is about.
+        problems: of `preflight`.
+        out: where to print.
+        canary: teacher calls to make, so that the length of all replies is predicted from theirs; they are kept.
+    """
     out.write(f"plan of {run.config.name}, refresh {refresh}, storage {run.config.storage}\n")
     for asset, spec in specs.items():
         partition = refresh if spec.partitions_def is not None else None
         out.write(f"  {asset:<26}{_state(run, asset, partition)}\n")
-    for line in _teacher_work(run, refresh):
+    for line in _teacher_work(run, refresh, 0 if problems else canary):
         out.write(f"  {line}\n")
     have = cluster_resources()
     for stage, wanted in _wanted(run).items():
@@ -72,25 +90,33 @@ def _differences(before: dict[str, object], now: dict[str, object], prefix: str 
     return reasons
 
 
-def _teacher_work(run: Run, refresh: str) -> list[str]:
+def _teacher_work(run: Run, refresh: str, canary: int) -> list[str]:
     """Calls to come of both reflections; of the second only if the rows that it reflects on are there."""
     raw = _rows(run, SOURCE_ASSET, refresh)
     if raw is None:
         raw = read_instructions(run.config.source, run.source(refresh), run.special_tokens)
     selected = _rows(run, "selected_instructions", refresh)
-    lines = [_calls_line(run, raw, reflect_instructions.ABOUT)]
+    lines = [_calls_line(run, raw, reflect_instructions.ABOUT, canary)]
     if selected is not None:
-        return [*lines, _calls_line(run, selected, reflect_responses.ABOUT)]
+        return [*lines, _calls_line(run, selected, reflect_responses.ABOUT, canary)]
     return [*lines, f"{reflect_responses.STAGE:<26}at most as many calls; known when selected_instructions is made"]
 
 
-def _calls_line(run: Run, rows: Dataset, about: Reflecting) -> str:
+def _calls_line(run: Run, rows: Dataset, about: Reflecting, canary: int) -> str:
     calls = reflection_calls(rows, about, run.config.reflect)
-    count = run.ledger().count_calls(calls, run.teacher, about.stage)
+    ledger = run.ledger()
+    if canary:
+        ledger.answer(calls, run.teacher, about.stage, first=canary)
+    count = ledger.count_calls(calls, run.teacher, about.stage)
+    tokens = Tokens(count["prompt_tokens"], count["reply_tokens"])
+    budget = run.config.budget
+    cost = f", cost {budget.cost(tokens):.2f}" if budget.cost(tokens) else ""
+    exceeded = budget.exceeded_by(tokens)
     return (
         f"{about.stage:<26}{count['new']} new calls, {count['asked'] - count['new']} from the ledger, "
         f"{count['over_long']} over-long; "
-        f"about {count['prompt_tokens']} prompt and {count['reply_tokens']} reply tokens"
+        f"about {tokens.prompt} prompt and {tokens.generated} reply tokens{cost}"
+        f"{f'; will stop at {exceeded}' if exceeded else ''}"
     )
 
 

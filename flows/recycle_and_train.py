@@ -28,7 +28,10 @@ from operators.drop_seen import drop_seen
 from operators.evaluate import evaluate
 from operators.pack import count_packed, pack
 from operators.read_instructions import read_instructions
+from operators.reflect import reflection_version
+from operators.reflect_instructions import ABOUT as INSTRUCTIONS
 from operators.reflect_instructions import reflect_instructions
+from operators.reflect_responses import ABOUT as RESPONSES
 from operators.reflect_responses import reflect_responses
 from operators.release import release as decide_release
 from operators.report import build_report
@@ -66,12 +69,12 @@ def held_out(raw_instructions: Dataset) -> Plan:
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray", "vllm"},
-    code_version="1",
+    code_version=reflection_version(INSTRUCTIONS),
     metadata=uses("reflect", "teacher"),
 )
 def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Plan:
     """The teacher's critique of every instruction, and a better one with its own answer."""
-    ledger = run.ledger()
+    ledger = run.ledger(offline=run.reparse)
     reflected = partial(
         reflect_instructions, raw_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
     )
@@ -95,12 +98,12 @@ def selected_instructions(instruction_reflections: Dataset, run: RunResource) ->
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray", "vllm"},
-    code_version="1",
+    code_version=reflection_version(RESPONSES),
     metadata=uses("reflect", "teacher"),
 )
 def response_reflections(selected_instructions: Dataset, run: RunResource) -> Plan:
     """The teacher's critique of every selected response, and a better one."""
-    ledger = run.ledger()
+    ledger = run.ledger(offline=run.reparse)
     reflected = partial(
         reflect_responses, selected_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
     )

@@ -21,14 +21,28 @@ from operators.ledger import Ledger
 from operators.models import resolve_model
 from operators.teacher import TeacherConfig
 
+REFLECTIONS = frozenset({"instruction_reflections", "response_reflections"})
 
-def open_run(config: RunConfig, specs: Mapping[str, dg.AssetSpec], settle_s: float = 0) -> "Run":
-    """Apply a configuration to the storage that it names; source files younger than `settle_s` seconds are left out."""
+
+def open_run(
+    config: RunConfig, specs: Mapping[str, dg.AssetSpec], settle_s: float = 0, *, reparse: bool = False
+) -> "Run":
+    """Apply a configuration to the storage that it names.
+
+    Args:
+        config: what to do.
+        specs: the assets.
+        settle_s: source files younger than this many seconds are left out.
+        reparse: make the reflections again from stored replies, and no teacher call.
+    """
     try:
         config = config.model_copy(update={"storage": anchor(config.storage)})
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return Run(config, Describer(config, specs, settle_s))
+    run = Run(config, Describer(config, specs, settle_s), reparse=reparse)
+    if reparse:
+        run.store.made_again |= REFLECTIONS
+    return run
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,7 @@ class Run:
 
     config: RunConfig
     describer: Describer
+    reparse: bool = False  # the reflections are read from the ledger again, without a call
 
     @property
     def store(self) -> AssetStore:
@@ -62,9 +77,9 @@ class Run:
         teacher = special_tokens_of(self.teacher.model) if self.teacher.backend == "vllm" else frozenset()
         return special_tokens_of(self.student) | teacher
 
-    def ledger(self) -> Ledger:
+    def ledger(self, *, offline: bool = False) -> Ledger:
         """The teacher ledger, with figures of its own for the asset that asks for it."""
-        return Ledger(f"{self.config.storage}/ledger")
+        return Ledger(f"{self.config.storage}/ledger", self.config.budget, offline=offline)
 
     def source(self, refresh: str) -> list[str]:
         """Paths of the files that belong to a refresh."""

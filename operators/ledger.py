@@ -31,6 +31,7 @@ from operators.teacher import TeacherConfig, num_prompt_tokens
 RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string())])
 ROWS_PER_PARTITION = 50_000
 COMPACT_ABOVE, FILES_MERGED = 1024, 256
+CALL_COLUMNS = ("messages", "schema", "max_tokens")
 REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in ("call_key", "row_id"))
 
 
@@ -91,13 +92,15 @@ class Ledger:
         keyed, asked = _keyed(calls, teacher, stage)
         counts = keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "asked"])
         num_rows, num_asked = int(counts["sum(rows)"] or 0), int(counts["sum(asked)"] or 0)
+        if not num_asked:
+            return keyed.map_batches(_without_replies, batch_format="pyarrow", num_cpus=0.25)
         attempts = 1 if self._offline else teacher.max_attempts
 
         def pending() -> Dataset:
             new = self._without_known(asked, stage, attempts, num_asked)
             return new if first is None else new.limit(first)
 
-        num_new = pending().count() if num_asked and (first is not None or self.files(stage)) else num_asked
+        num_new = pending().count() if first is not None or self.files(stage) else num_asked
         report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger")
         made: dict[str, int] = {}
         if num_new and self._offline and not optional:
@@ -287,6 +290,13 @@ def _tag_rows(keyed: pa.Table, schema: pa.Schema) -> pa.Table:
     return rows.append_column("is_reply", pa.array([False] * rows.num_rows))
 
 
+def _without_replies(keyed: pa.Table) -> pa.Table:
+    rows = keyed.drop_columns(["call_key", *CALL_COLUMNS])
+    for name in REPLY_COLUMNS:
+        rows = rows.append_column(REPLIES.field(name), pa.nulls(rows.num_rows, REPLIES.field(name).type))
+    return rows
+
+
 def _tag_replies(known: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = {
         field.name: known["call_key"] if field.name == "call_key" else pa.nulls(known.num_rows, field.type)
@@ -305,6 +315,6 @@ def _merge(both: pa.Table) -> pa.Table:
     first = first.select(["call_key", *(f"{name}_first" for name in REPLY_COLUMNS)]).rename_columns(
         ["call_key", *REPLY_COLUMNS]
     )
-    rows = both.filter(pc.invert(both["is_reply"])).drop_columns(["is_reply", "messages", "schema", "max_tokens"])
+    rows = both.filter(pc.invert(both["is_reply"])).drop_columns(["is_reply", *CALL_COLUMNS])
     joined = rows.drop_columns(list(REPLY_COLUMNS)).join(first, "call_key", join_type="left outer")
     return joined.drop_columns(["call_key"])

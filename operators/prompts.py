@@ -34,6 +34,18 @@ RESPONSE_SECTIONS: Final = {"better_response": "Better Answer"}
 CRITIQUE_HEADING: Final = "Critique"
 END_HEADING: Final = "End"
 
+# what is wrong with a reply that one more turn may mend -> what the teacher is told
+REPAIRABLE: Final = {
+    "cut_off": "it ran into the length limit, so be briefer",
+    "no_json": "it is not one JSON object",
+    "missing_section": "a part of it is missing",
+    "repeated_heading": "a heading stands in it more than once",
+    "sections_out_of_order": "its parts are not in the order that was asked for",
+    "text_after_end": "there is text after the end",
+    "missing_criterion": "a criterion is missing",
+    "empty_section": "a part of it is empty",
+}
+
 
 def instruction_reflection_prompt(
     row_id: str, instruction: str, input_text: str, response: str, form: ReplyFormat
@@ -62,6 +74,14 @@ def response_reflection_prompt(row_id: str, instruction: str, input_text: str, r
             _reply_form(form, RESPONSE_CRITERIA, RESPONSE_SECTIONS),
             _fenced(row_id, instruction, input_text, response),
         ]
+    )
+
+
+def repair_prompt(reason: str, form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]) -> str:
+    """Ask again after a reply that cannot be used, for a reason of REPAIRABLE; the last turn of a conversation."""
+    return (
+        f"Your reply cannot be used: {REPAIRABLE[reason]}. Answer the same request again, completely. "
+        f"{_reply_form(form, criteria, sections)}"
     )
 
 

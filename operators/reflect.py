@@ -1,5 +1,11 @@
-"""What both reflections share: their configuration, and the way from rows to calls and from replies to columns."""
+"""What both reflections share: their configuration, and the way from rows to calls and from replies to columns.
 
+A reply that cannot be read gets one more turn: the teacher sees its own reply and what is wrong with it. If that fails
+too, the row keeps its original and the first reason.
+"""
+
+import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +15,11 @@ import pyarrow as pa
 from pydantic import Field
 from ray.data import Dataset
 
+from operators import replies
 from operators.chat_markup import neutralise
 from operators.columns import UNDER_WAY, conform
-from operators.ledger import Ledger
-from operators.prompts import ReplyFormat, reply_schema
+from operators.ledger import REPLY_COLUMNS, Ledger
+from operators.prompts import REPAIRABLE, ReplyFormat, repair_prompt, reply_schema
 from operators.replies import Rejected, parse_reply
 from operators.stage import StageConfig, require_columns
 from operators.teacher import TeacherConfig
@@ -25,6 +32,8 @@ class ReflectConfig(StageConfig):
     max_tokens: int = Field(1024, ge=16, description="of one reply")
     critique_chars: int = Field(400, ge=20, description="json: longest sentence about one criterion")
     text_chars: int = Field(8000, ge=20, description="json: longest rewritten text")
+    repair: bool = Field(True, description="one more turn for a reply that cannot be read")
+    repair_chars: int = Field(4000, ge=0, description="of the unreadable reply, shown to the teacher again")
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,31 @@ def reflect(
 
     A rewritten text is neutralised like the source was: the teacher cannot plant control tokens either.
     """
+    read = partial(read_replies, about=about, config=config, special_tokens=special_tokens)
     answered = ledger.answer(reflection_calls(rows, about, config), teacher, about.stage)
-    return answered.map_batches(
-        partial(read_replies, about=about, config=config, special_tokens=special_tokens),
-        batch_format="pyarrow",
-        num_cpus=0.25,
-    )
+    first = answered.map_batches(read, batch_format="pyarrow", num_cpus=0.25)
+    if config.repair:
+        # Held in the object store, which spills to disk: asking again reads it three times.
+        unread = first.materialize().map_batches(
+            partial(_add_repairs, about=about, config=config, special_tokens=special_tokens),
+            batch_format="pyarrow",
+            num_cpus=0.25,
+        )
+        answered = ledger.answer(unread, teacher, f"{about.stage}_repair", optional=True)
+        first = answered.map_batches(partial(read, repaired=True), batch_format="pyarrow", num_cpus=0.25)
+    return first.map_batches(partial(conform, schema=about.schema_out), batch_format="pyarrow", num_cpus=0.25)
+
+
+def reflection_version(about: Reflecting) -> str:
+    """Changes with every word of the prompt and with the parser, so that a finished reflection is known to be stale.
+
+    The ledger knows prompts by themselves: a new parser reads the stored replies and costs no call.
+    """
+    forms: tuple[ReplyFormat, ...] = ("json", "delimited")
+    prompts = [about.prompt("row", "instruction", "input", "response", form) for form in forms]
+    prompts += [repair_prompt(reason, form, about.criteria, about.sections) for form in forms for reason in REPAIRABLE]
+    texts = {"prompt": "".join(prompts), "parser": inspect.getsource(replies)}
+    return ", ".join(f"{name} {hashlib.sha256(text.encode()).hexdigest()[:8]}" for name, text in texts.items())
 
 
 def reflection_calls(rows: Dataset, about: Reflecting, config: ReflectConfig) -> Dataset:
@@ -86,22 +114,59 @@ def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig) -> pa.T
     return rows.append_column("max_tokens", pa.array([config.max_tokens] * size, pa.int32()))
 
 
-def read_replies(rows: pa.Table, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]) -> pa.Table:
-    """Put what the teacher wrote into the columns of `about`; rows that were not asked get nulls."""
-    new: dict[str, list[str | None]] = {
-        name: [] for name in (*about.columns_out, about.critique_column, about.status_column)
-    }
-    for row in rows.select(["outcome", "reply", "finish_reason"]).to_pylist():
-        values: list[str | None] = [None] * len(new)
-        if row["outcome"] == UNDER_WAY:
+def _add_repairs(rows: pa.Table, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]) -> pa.Table:
+    """The columns of a second call for rows whose reply could not be read; the others ask nothing."""
+    reasons = [(status or "").removeprefix("rejected:") for status in rows[about.status_column].to_pylist()]
+    replies_so_far = rows["reply"].to_pylist()
+    rows = _add_calls(rows.drop_columns(list(REPLY_COLUMNS)), about, config)
+    messages: list[str | None] = []
+    for first, reply, reason in zip(rows["messages"].to_pylist(), replies_so_far, reasons, strict=True):
+        if first is None or reason not in REPAIRABLE:
+            messages.append(None)
+            continue
+        shown = neutralise((reply or "")[: config.repair_chars], special_tokens)
+        turns = [
+            {"role": "assistant", "content": shown},
+            {"role": "user", "content": repair_prompt(reason, config.form, about.criteria, about.sections)},
+        ]
+        messages.append(json.dumps([*json.loads(first), *turns], ensure_ascii=False))
+    place = rows.column_names.index("messages")
+    return rows.set_column(place, "messages", pa.array(messages, pa.string()))
+
+
+def read_replies(
+    rows: pa.Table,
+    about: Reflecting,
+    config: ReflectConfig,
+    special_tokens: frozenset[str],
+    *,
+    repaired: bool = False,
+) -> pa.Table:
+    """Put what the teacher wrote into the columns of `about`; rows that were not asked get nulls.
+
+    Args:
+        rows: with the columns of a reply.
+        about: which reflection.
+        config: the form of the reply.
+        special_tokens: broken up in what the teacher wrote.
+        repaired: these are replies to a second turn; a row without a readable one keeps what it had.
+    """
+    names = (*about.columns_out, about.critique_column, about.status_column)
+    new: dict[str, list[str | None]] = {name: [] for name in names}
+    kept = list(names) if repaired else []
+    for row in rows.select(["outcome", "reply", "finish_reason", *kept]).to_pylist():
+        values = [row.get(name) for name in names]
+        if row["outcome"] == UNDER_WAY and (not repaired or row["reply"] is not None):
             parsed = parse_reply(row["reply"], row["finish_reason"], config.form, about.criteria, about.sections)
-            if isinstance(parsed, Rejected):
-                values[-1] = f"rejected:{parsed.reason}"
-            else:
+            if not isinstance(parsed, Rejected):
                 texts = [neutralise(text, special_tokens) for text in parsed.texts.values()]
-                values = [*texts, json.dumps(parsed.critique, ensure_ascii=False), "parsed"]
+                status = "repaired" if repaired else "parsed"
+                values = [*texts, json.dumps(parsed.critique, ensure_ascii=False), status]
+            elif not repaired:
+                values[-1] = f"rejected:{parsed.reason}"
         for column, value in zip(new.values(), values, strict=True):
             column.append(value)
+    rows = rows.drop_columns(kept)
     for name, column in new.items():
         rows = rows.append_column(name, pa.array(column, pa.string()))
-    return conform(rows, about.schema_out)
+    return rows

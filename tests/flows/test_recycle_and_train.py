@@ -121,6 +121,46 @@ def test_a_second_refresh_takes_only_new_files_and_new_rows(flow: Flow, tmp_path
     assert "everything was up to date" in printed
 
 
+class TestWithoutPayingTwice:
+    REFLECT = ("source.held_out_fraction=0", "--select", "raw_instructions,instruction_reflections")
+
+    def test_reparse_reads_again_and_makes_no_call(self, flow: Flow, tmp_path: Path) -> None:
+        source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
+        assert flow(source, *self.REFLECT)[0] == 0
+        code, printed = flow(source, "--reparse", *self.REFLECT)
+        assert code == 0
+        assert "made instruction_reflections: 4 rows" in printed
+        assert manifest(tmp_path, "instruction_reflections")["figures"]["calls"] == 0
+
+    def test_reparse_of_a_changed_prompt_is_refused(
+        self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
+        assert flow(source, *self.REFLECT)[0] == 0
+        assert flow(source, "reflect.form=delimited", "--reparse", *self.REFLECT)[0] == 1
+        assert "the ledger lacks 4 of 4 replies, and --reparse makes no call" in last_line(capsys)
+
+    def test_a_canary_is_paid_once_and_predicts(self, flow: Flow, tmp_path: Path) -> None:
+        source = f"source.path={write_source(tmp_path / 'source.jsonl', 8)}"
+        limits = ("source.held_out_fraction=0", "teacher.batch_rows=1", "reflect.max_tokens=64")
+        code, printed = flow(source, *limits, "--plan", "--canary", "2", "budget.max_tokens=1500")
+        assert code == 0
+        assert "6 new calls, 2 from the ledger" in printed
+        assert "will stop at budget.max_tokens: 1500" in printed
+
+    def test_a_budget_stops_the_run_and_a_larger_one_finishes_it(
+        self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = f"source.path={write_source(tmp_path / 'source.jsonl', 8)}"
+        limits = ("reflect.max_tokens=64", "teacher.batch_rows=1")
+        assert flow(source, *limits, "budget.max_tokens=1500", *self.REFLECT)[0] == 1
+        assert "instruction_reflections: reflect_instructions: budget.max_tokens: 1500 is reached" in last_line(capsys)
+        assert flow(source, *limits, *self.REFLECT)[0] == 0
+        figures = manifest(tmp_path, "instruction_reflections")["figures"]
+        assert figures["cached_calls"] >= 1
+        assert figures["calls"] + figures["cached_calls"] == 8
+
+
 class TestExitCodes:
     def test_a_misspelt_key_is_two_and_one_line(self, flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
         code, _ = flow("train.max_stepps=1")

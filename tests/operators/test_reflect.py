@@ -1,6 +1,7 @@
 """From rows to calls and from replies to columns: nothing under way is skipped, nothing settled is touched."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import ray
 from operators.columns import INSTRUCTION_REFLECTED, RAW, SELECTED, conform
 from operators.ledger import Ledger
 from operators.prompts import RESPONSE_CRITERIA
-from operators.reflect import ReflectConfig, read_replies
+from operators.reflect import ReflectConfig, read_replies, reflection_version
+from operators.reflect_instructions import ABOUT as INSTRUCTION
 from operators.reflect_instructions import reflect_instructions
 from operators.reflect_responses import ABOUT, reflect_responses
 from operators.teacher import TeacherConfig
@@ -62,12 +64,42 @@ def test_every_row_under_way_is_reflected_and_every_row_comes_back(tmp_path: Pat
 
 @pytest.mark.usefixtures("local_ray")
 def test_unusable_replies_keep_their_reason_and_no_half_of_a_pair(tmp_path: Path) -> None:
-    reflected = reflect_instructions(raw(60, 0), ReflectConfig(), CARELESS, Ledger(str(tmp_path)), frozenset())
+    once = ReflectConfig(repair=False)
+    reflected = reflect_instructions(raw(60, 0), once, CARELESS, Ledger(str(tmp_path)), frozenset())
     rows = by_id(reflected).values()
     assert {row["instruction_reflection"] for row in rows} == {"parsed", "rejected:no_json", "rejected:call_failed"}
     for row in rows:
         pair = (row["better_instruction"], row["better_instruction_response"])
         assert all(pair) if row["instruction_reflection"] == "parsed" else pair == (None, None)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_reply_that_cannot_be_read_gets_one_more_turn(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    rows = by_id(reflect_instructions(raw(60, 0), ReflectConfig(), CARELESS, ledger, frozenset()))
+    statuses = Counter(row["instruction_reflection"] for row in rows.values())
+    assert set(statuses) == {"parsed", "repaired", "rejected:no_json", "rejected:call_failed"}
+    for row in rows.values():
+        has_pair = row["instruction_reflection"] in ("parsed", "repaired")
+        assert bool(row["better_instruction"]) == bool(row["better_instruction_response"]) == has_pair
+    repairs = [row["call_key"] for row in ledger.read("reflect_instructions_repair", ["call_key"]).iter_rows()]  # type: ignore[union-attr]
+    assert len(repairs) == statuses["repaired"] + statuses["rejected:no_json"]
+    again = Ledger(str(tmp_path), offline=True)  # the second run reads, and makes no call
+    assert by_id(reflect_instructions(raw(60, 0), ReflectConfig(), CARELESS, again, frozenset())) == rows
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_new_parser_reads_the_stored_replies_without_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ReflectConfig(form="delimited", repair=False)
+    reflect_instructions(raw(), config, FLUENT, Ledger(str(tmp_path)), frozenset()).materialize()
+    before = reflection_version(INSTRUCTION)
+    monkeypatch.setattr("inspect.getsource", lambda module: "another parser")
+    assert reflection_version(INSTRUCTION).split(", ")[0] == before.split(", ")[0]
+    assert reflection_version(INSTRUCTION) != before
+    offline = Ledger(str(tmp_path), offline=True)
+    stricter = config.model_copy(update={"critique_chars": 20})
+    rows = by_id(reflect_instructions(raw(), stricter, FLUENT, offline, frozenset()))
+    assert sum(row["instruction_reflection"] == "parsed" for row in rows.values()) == 5
 
 
 @pytest.mark.usefixtures("local_ray")
