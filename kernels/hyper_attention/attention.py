@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernels.hyper_attention import cpu, documents
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.plan import Plan, build_plan
+from kernels.hyper_attention.plan_local import build_local_plan
 
 _HEAD_SIZES = range(16, 257)
 
@@ -153,7 +154,10 @@ def _plan(q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequ
         elif falls:
             raise ValueError(message)
         tokens = documents.of_ids(ids)
-    return build_plan(q, k, causal, tokens, _config(settings))
+    config = _config(settings)
+    if config.mode == "causal_local":
+        return build_local_plan(q.shape[2], tokens, config)
+    return build_plan(q, k, causal, tokens, config)
 
 
 def _settings(config: HyperAttentionConfig) -> list[int]:

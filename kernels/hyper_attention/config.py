@@ -18,7 +18,7 @@ class HyperAttentionConfig:
         window: causal_local: keys before a query that are exact, at least; rounded up to the edge of a segment.
         num_sinks: causal_local: first tokens of each document, exact for all its queries.
         lookback: causal_local: keys of the query's own bucket, older than its window, that are exact.
-        segment: causal_local: tokens of one pooled segment of older keys.
+        segment: causal_local: tokens of one pooled segment of older keys, more than num_sinks; 0: no pooled keys.
         exact_below: documents of at most this many keys get exact attention.
         seed: determines projections and samples.
 
@@ -49,7 +49,7 @@ class HyperAttentionConfig:
             "window": (1, 1 << 30),
             "num_sinks": (0, 1024),
             "lookback": (0, 65536),
-            "segment": (1, 65536),
+            "segment": (0, 65536),
             "exact_below": (0, 1 << 62),
             "seed": (-(1 << 63), (1 << 63) - 1),
         }
@@ -59,3 +59,5 @@ class HyperAttentionConfig:
                 raise ValueError(f"hyper_attention: {name} is {value!r}; it must be an integer from {low} to {high}")
             if not low <= value <= high:
                 raise ValueError(f"hyper_attention: {name} is {value}; it must be from {low} to {high}")
+        if 0 < self.segment <= self.num_sinks:
+            raise ValueError(f"hyper_attention: segment is {self.segment}; it must exceed num_sinks, {self.num_sinks}")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kernels.hyper_attention.cpu_band import band_backward, band_forward
 from kernels.hyper_attention.cpu_level import level_backward, level_forward
-from kernels.hyper_attention.plan import Plan
+from kernels.hyper_attention.plan import Plan, Pooled
+from kernels.hyper_attention.pooling import add_pooled_gradient_, log_counts, pool
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
@@ -37,6 +38,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
     lse = q.new_full(q.shape[:3], -torch.inf)
     out = torch.zeros_like(q)
     band_forward(q, k, v, plan.band, scale, out, lse)
+    if plan.sinks is not None:
+        band_forward(q, k, v, plan.sinks, scale, out, lse)
+    if plan.pooled is not None:
+        mean_k, mean_v = pool(k, plan.pooled), pool(v, plan.pooled)
+        band_forward(q, mean_k, mean_v, plan.pooled.band, scale, out, lse, log_counts(plan.pooled))
     for level in plan.levels:
         level_forward(q, k, v, level, scale, out, lse)
     return out.to(dtype), lse
@@ -72,10 +78,33 @@ def backward(
     lse = lse.to(q.dtype).masked_fill(lse.isneginf(), 0.0)
     grads = (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
     band_backward(grad_out, q, k, v, out, lse, plan.band, scale, grads)
+    if plan.sinks is not None:
+        band_backward(grad_out, q, k, v, out, lse, plan.sinks, scale, grads)
+    if plan.pooled is not None:
+        _pooled_backward(grad_out, q, k, v, out, lse, plan.pooled, scale, grads)
     for level in plan.levels:
         level_backward(grad_out, q, k, v, out, lse, level, scale, grads)
     grad_q, grad_k, grad_v = (grad[..., :D].to(dtype) for grad in grads)
     return grad_q, grad_k, grad_v
+
+
+def _pooled_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pooled: Pooled,
+    scale: float,
+    grads: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Add the pooled keys' share to `grads`, (dq, dk, dv), in place."""
+    mean_k, mean_v = pool(k, pooled), pool(v, pooled)
+    means = (grads[0], torch.zeros_like(mean_k), torch.zeros_like(mean_v))
+    band_backward(grad_out, q, mean_k, mean_v, out, lse, pooled.band, scale, means, log_counts(pooled))
+    for grad, mean in zip(grads[1:], means[1:], strict=True):
+        add_pooled_gradient_(grad, mean, pooled)
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:

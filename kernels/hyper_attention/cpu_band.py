@@ -38,13 +38,26 @@ class _Strip:
         piece = x[self.batch, :, self.key : self.key + self.step * (self.count - 1) + self.keys]
         return piece.unfold(1, self.keys, max(self.step, 1)).permute(1, 0, 3, 2)
 
+    def bias(self, log_weight: Tensor | None) -> Tensor | None:
+        """View [N, 1, 1, C] of log_weight [B, S]."""
+        return None if log_weight is None else self.key_tiles(log_weight[:, None, :, None]).transpose(2, 3)
 
-def band_forward(q: Tensor, k: Tensor, v: Tensor, band: Band, scale: float, out: Tensor, lse: Tensor) -> None:
-    """Merge the band into `out` [B, Hq, T, D] and `lse` [B, Hq, T], in place."""
+
+def band_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    band: Band,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    log_weight: Tensor | None = None,
+) -> None:
+    """Merge the band into `out` [B, Hq, T, D] and `lse` [B, Hq, T], in place; log_weight [B, S] belongs to the keys."""
     for strip in _strips(band):
-        key, value = strip.key_tiles(k), strip.key_tiles(v)
+        key, value, bias = strip.key_tiles(k), strip.key_tiles(v), strip.bias(log_weight)
         for group in _groups(q, k):
-            part = part_forward(strip.query_tiles(q, group), key, value, scale, strip.causal)
+            part = part_forward(strip.query_tiles(q, group), key, value, scale, strip.causal, bias)
             merge_(strip.query_tiles(out, group), strip.query_tiles(lse, group), *part)
 
 
@@ -58,13 +71,14 @@ def band_backward(
     band: Band,
     scale: float,
     grads: tuple[Tensor, Tensor, Tensor],
+    log_weight: Tensor | None = None,
 ) -> None:
     """Add the band's share to `grads`, (dq, dk, dv), in place; `out` and `lse` are those of the whole softmax."""
     for strip in _strips(band):
-        key, value = strip.key_tiles(k), strip.key_tiles(v)
+        key, value, bias = strip.key_tiles(k), strip.key_tiles(v), strip.bias(log_weight)
         for group in _groups(q, k):
             rows = [strip.query_tiles(x, group) for x in (grad_out, q, out, lse)]
-            parts = part_backward(rows[0], rows[1], key, value, rows[2], rows[3], scale, strip.causal)
+            parts = part_backward(rows[0], rows[1], key, value, rows[2], rows[3], scale, strip.causal, bias)
             strip.query_tiles(grads[0], group).add_(parts[0])
             for grad, part in zip(grads[1:], parts[1:], strict=True):
                 _add_tiles(strip, grad, part)
@@ -86,12 +100,17 @@ def _groups(q: Tensor, k: Tensor) -> Iterator[slice]:
 
 
 def _strips(band: Band) -> list[_Strip]:
-    """The band as tiles: queries with a common first key read what is older than the first of them, then their own."""
+    """The band as tiles: queries with a common first key, whose last is common too or their own.
+
+    Those with keys of their own read what is older than the first of these in full, then their own causally.
+    """
     strips: list[_Strip] = []
     for batch in range(band.start.shape[0]):
-        start = band.start[batch]
-        changes = (start[1:] != start[:-1]).nonzero().flatten() + 1
-        edges = [0, *changes.tolist(), len(start)]
+        start, stop = band.start[batch], band.stop[batch]
+        grows = stop.diff()
+        cut = (start.diff() != 0) | (grows > 1)
+        cut[1:] |= (grows[1:] != grows[:-1]) & ~cut[:-1]
+        edges = [0, *(cut.nonzero().flatten() + 1).tolist(), len(start)]
         for row, end in pairwise(edges):
             key, rows = int(start[row]), end - row
             last = int(band.stop[batch, row + rows - 1])

@@ -84,11 +84,37 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """Segments of keys of which each is read as one key, its mean, with the log of its count as weight.
+
+    Attributes:
+        band: ranges of segments, as `Band` with P in place of S.
+        start: int32 [B, P], first key of each segment; 0 if unused: no range has it.
+        skip: int32 [B, P], keys at its beginning that its mean leaves out, less than `length`.
+        length: L, keys of each segment.
+    """
+
+    band: Band
+    start: Tensor
+    skip: Tensor
+    length: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The band and the levels; no query reads a key twice."""
+    """All parts of the softmax; no query reads a key twice. Levels are of mode "paper", sinks and pooled of the other.
+
+    Attributes:
+        band: exact keys by position.
+        levels: sorted blocks and samples.
+        sinks: more exact keys, before the band.
+        pooled: means of keys before the band.
+    """
 
     band: Band
     levels: tuple[Level, ...]
+    sinks: Band | None = None
+    pooled: Pooled | None = None
 
 
 def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config: HyperAttentionConfig) -> Plan:

@@ -8,13 +8,15 @@ Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head 
 import torch
 from torch import Tensor
 
-from kernels.hyper_attention.plan import Band, Level, Plan
+from kernels.hyper_attention.plan import Band, Level, Plan, Pooled
+from kernels.hyper_attention.pooling import log_counts, pool
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
     """Attention in which the key j of query i counts exp(w_ij) times: softmax(scale * q k^T + w) v.
 
-    w is 0 for exact keys, the log of the number of keys a sample stands for, and -inf for keys that are not read.
+    w is 0 for exact keys, the log of the number of keys a sample stands for, and -inf for keys that are not read. The
+    means of the plan's pooled segments are further keys, with the log of their counts.
     Differentiable by autograd in q, k and v; computed in the dtype of q, but at least in fp32.
 
     Args:
@@ -32,6 +34,9 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: floa
     groups = q.shape[1] // k.shape[1]
     key, value = (x.to(wide).repeat_interleave(groups, dim=1) for x in (k, v))
     log_weight = log_weights(plan, q.shape[1], k.shape[1])
+    if plan.pooled is not None:
+        key, value = (torch.cat([x, pool(x, plan.pooled)], 2) for x in (key, value))
+        log_weight = torch.cat([log_weight, _pooled(plan.pooled, q.shape[1])], -1)
     logits = scale * (q.to(wide) @ key.transpose(-1, -2)) + log_weight.to(wide)
     empty = log_weight.isneginf().all(-1, keepdim=True)
     logits = logits.masked_fill(empty, 0.0)
@@ -47,6 +52,9 @@ def log_weights(plan: Plan, query_heads: int, key_heads: int) -> Tensor:
         RuntimeError: the plan lets a query read a key twice.
     """
     count, total = _band(plan.band, query_heads)
+    if plan.sinks is not None:
+        sinks = _band(plan.sinks, query_heads)
+        count, total = count + sinks[0], total + sinks[1]
     for level in plan.levels:
         for head in range(query_heads):
             key_head = head // (query_heads // key_heads)
@@ -57,6 +65,12 @@ def log_weights(plan: Plan, query_heads: int, key_heads: int) -> Tensor:
     if int(count.max()) > 1:
         raise RuntimeError("hyper_attention: the plan lets a query read a key twice")
     return total.log()
+
+
+def _pooled(pooled: Pooled, query_heads: int) -> Tensor:
+    """Log weights of the pooled keys, fp32 [B, Hq, T, P]."""
+    _, inside = _band(pooled.band, query_heads)
+    return inside.log() + log_counts(pooled)[:, None, None]
 
 
 def _band(band: Band, query_heads: int) -> tuple[Tensor, Tensor]:

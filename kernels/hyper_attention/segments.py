@@ -41,7 +41,7 @@ def split_documents(documents: Documents, queries: int, config: HyperAttentionCo
         return Split(segments, zero[:, :1].expand(-1, queries), zero == 0, zero, zero[:, :1])
     position = torch.arange(S, device=start.device)
     is_key = documents.lengths() > config.exact_below
-    index, table = _numbered(is_key & (position == start), S // (config.exact_below + 1))
+    index, table = numbered(is_key & (position == start), S // (config.exact_below + 1))
     begin, end = _at(start, table), _at(stop, table)
     segments = torch.stack([begin, end, begin, end], -1)
     group = (start != start.roll(1, 1)).long().cumsum(1)
@@ -56,7 +56,7 @@ def split_causal(documents: Documents, half: int, offset: int, queries: int, con
     long = documents.lengths() > config.exact_below
     odd, within = (local // half) % 2 == 1, local % half
     most = (S + half - 1) // (2 * half) if documents.single else S // (half + 1)
-    index, table = _numbered(long & odd & (within == 0), most)
+    index, table = numbered(long & odd & (within == 0), most)
     has_queries = start + (local // half + 1) * half < stop
     is_key = long & ~odd & has_queries
     begin = torch.where(table < S, table, 0)
@@ -68,7 +68,7 @@ def split_causal(documents: Documents, half: int, offset: int, queries: int, con
     return Split(torch.stack(bounds, -1), torch.where(long & odd, index, -1)[:, offset:], is_key, group, pair)
 
 
-def _numbered(first_BS: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def numbered(first_BS: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Number the marked positions: of each position the last mark's number, [B, S]; each mark's position, [B, most]."""
     B, S = first_BS.shape
     index = first_BS.long().cumsum(1) - 1

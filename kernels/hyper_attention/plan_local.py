@@ -1,0 +1,82 @@
+"""The plan of mode "causal_local": three bands, none of which depends on what a later token holds.
+
+A document is cut in segments of L tokens and in steps of whole segments. Query i, in the step that begins at token e,
+reads, each key once and in one softmax:
+
+1. window: tokens e - W .. i exactly, where W is `window` rounded up to whole segments;
+2. sinks: the first `num_sinks` tokens, exactly, where they lie before the window;
+3. pooled: each whole segment before the window as one key, its mean key and mean value with the weight log(count).
+   Sinks are left out of their segment.
+
+Everything is a range in the order of positions, so there is nothing to sort, and rows of one step share their ranges.
+
+Shape letters: B batch, Hk key heads, T queries, S keys, P pooled segments, L tokens of a segment, D head size.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.hyper_attention.config import HyperAttentionConfig
+from kernels.hyper_attention.documents import Documents
+from kernels.hyper_attention.plan import Band, Plan, Pooled, ranges_of_keys
+from kernels.hyper_attention.segments import numbered
+
+_STEP = 256
+
+
+def build_local_plan(queries: int, documents: Documents, config: HyperAttentionConfig) -> Plan:
+    """Plan for `queries` queries, the last of the document's positions; documents of `exact_below` keys are all window.
+
+    Args:
+        queries: T; query t stands at key position t + S - T.
+        documents: of the S key positions; more than one only if S == T.
+        config: sizes.
+    """
+    S = documents.start.shape[1]
+    segment = config.segment or 1
+    step = segment * max(1, _STEP // segment)
+    window = -(-config.window // segment) * segment
+    position = torch.arange(S, device=documents.start.device)[S - queries :]
+    begin, padding = documents.start[:, S - queries :], documents.padding()[:, S - queries :]
+    local = position - begin
+    older = (local // step * step - window).clamp(min=0)
+    older = torch.where(documents.lengths()[:, S - queries :] <= config.exact_below, 0, older)
+    window_band = band(begin + older, torch.where(padding, position, position + 1), S)
+    sinks = band(begin, begin + older.clamp(max=config.num_sinks), S) if config.num_sinks else None
+    if not config.segment or config.segment > S:
+        return Plan(window_band, (), sinks)
+    segments = _Segments(documents, config)
+    first = segments.first[:, S - queries :]
+    pooled = Pooled(
+        band(first, first + older // segment, segments.start.shape[1]),
+        segments.start.to(torch.int32),
+        segments.skip.to(torch.int32),
+        config.segment,
+    )
+    return Plan(window_band, (), sinks, pooled)
+
+
+def band(start: Tensor, stop: Tensor, keys: int) -> Band:
+    """The band of the ranges [start, stop), integers [B, T], monotone, over `keys` keys."""
+    start, stop = start.to(torch.int32).contiguous(), stop.to(torch.int32).contiguous()
+    return Band(start, stop, *ranges_of_keys(start, stop, keys))
+
+
+class _Segments:
+    """Whole segments of all documents, numbered along the row; int64.
+
+    `start` [B, P] is the first token of each, 0 if unused; `skip` [B, P] how many of its first tokens are sinks;
+    `first` [B, S] the number of the first segment of each token's document.
+    """
+
+    def __init__(self, documents: Documents, config: HyperAttentionConfig) -> None:
+        S, L = documents.start.shape[1], config.segment
+        position = torch.arange(S, device=documents.start.device)
+        local = position - documents.start
+        whole = (local % L == L - 1) & ~documents.padding()
+        count, last = numbered(whole, S // L)
+        before = torch.nn.functional.pad(count + 1, (1, 0))
+        self.first = before.gather(1, documents.start)
+        self.start = torch.where(last < S, last - (L - 1), 0)
+        document_start = documents.start.gather(1, self.start)
+        self.skip = (config.num_sinks - (self.start - document_start)).clamp(min=0)
