@@ -22,8 +22,6 @@ from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.plan import Plan, build_plan
 from kernels.hyper_attention.plan_local import build_local_plan
 
-_HEAD_SIZES = range(16, 257)
-
 
 def hyper_attention(
     q: Tensor,
@@ -64,8 +62,9 @@ def hyper_attention(
     _check_tensors(q, k, v, causal)
     if config.mode == "causal_local" and not causal:
         raise ValueError("hyper_attention: causal is False, but mode 'causal_local' has a window; it needs causal=True")
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    if not math.isfinite(scale):
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    elif not math.isfinite(scale):
         raise ValueError(f"hyper_attention: scale is {scale}; it must be finite")
     ids = _document_ids(q, k, document_ids, cu_seqlens)
     if torch.is_autocast_enabled(q.device.type):
@@ -82,8 +81,9 @@ def hyper_attention(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None, causal: bool, scale: float, settings: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    plan = _plan(q, k, document_ids, causal, settings)
-    out, lse = _path(q.device).forward(q, k, v, plan, scale)
+    with torch.autocast(q.device.type, enabled=False):  # else forward and backward would hash in different precision
+        plan = _plan(q, k, document_ids, causal, settings)
+        out, lse = _path(q.device).forward(q, k, v, plan, scale)
     return out, lse
 
 
@@ -101,8 +101,9 @@ def _backward(
     scale: float,
     settings: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _plan(q, k, document_ids, causal, settings)
-    grads = _path(q.device).backward(grad_out, grad_lse, q, k, v, out, lse, plan, scale)
+    with torch.autocast(q.device.type, enabled=False):
+        plan = _plan(q, k, document_ids, causal, settings)
+        grads = _path(q.device).backward(grad_out, grad_lse, q, k, v, out, lse, plan, scale)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
@@ -177,7 +178,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
         raise ValueError(f"hyper_attention: {shapes} disagree; they must be [B, Hq, T, D] and twice [B, Hk, S, D]")
     if min(*q.shape, *k.shape) < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"hyper_attention: {shapes}: no size may be 0, and Hq must be a multiple of Hk")
-    if q.shape[3] not in _HEAD_SIZES:
+    if not 16 <= q.shape[3] <= 256:
         raise ValueError(f"hyper_attention: D is {q.shape[3]}; it must be from 16 to 256")
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"hyper_attention: T is {q.shape[2]}, above S = {k.shape[2]}; with causal it may not be")
