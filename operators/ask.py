@@ -1,9 +1,4 @@
-"""Makes the calls that the ledger does not hold: admitted, answered, committed, and proof against dying engines.
-
-Ray restarts an engine that dies and tries its batch once more. A batch that kills the engine again ends the pass; its
-calls in flight are then asked in halves until the one that kills is alone. That call is recorded as failed for good,
-so that one poisonous row costs a few engine starts once, not the run.
-"""
+"""Makes the calls that the ledger does not hold: admitted, answered by the teacher, committed batch by batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,12 +11,9 @@ import ray
 from ray.data import Dataset
 
 from operators.budget import BudgetConfig, Tokens
-from operators.calls import REPLIES
 from operators.supervisor import Supervisor
 from operators.teacher import TeacherConfig, generate, num_prompt_tokens
 
-FATAL = "fatal: "  # begins the error of a call that is never made again
-MAX_POISONOUS = 4  # in a row: with more, the engine is to blame and not the calls
 BATCHES_IN_FLIGHT = 3  # for each batch that the engines can work on
 Figures = dict[str, int]
 Commit = Callable[[pa.Table], None]
@@ -38,7 +30,7 @@ class Asking:
     Attributes:
         stage: named in errors.
         commit: stores a table of replies, whole, before anything else sees it.
-        pending: the calls that the ledger does not hold now; columns calls.CALLS.
+        pending: the calls that the ledger does not hold; columns calls.CALLS.
         spent: what the ledger held before.
     """
 
@@ -46,7 +38,7 @@ class Asking:
     teacher: TeacherConfig
     budget: BudgetConfig
     commit: Commit
-    pending: Callable[[], Dataset]
+    pending: Dataset
     spent: Tokens
     figures: Figures = field(default_factory=lambda: {"failed_calls": 0, "prompt_tokens": 0, "generated_tokens": 0})
 
@@ -61,25 +53,26 @@ class Asking:
         actor: Any = ray.remote(num_cpus=0)(Supervisor)
         supervisor = actor.remote(self.budget, self.spent, BATCHES_IN_FLIGHT * working, self.teacher.max_failed_share)
         try:
-            while not self._pass(self.pending(), supervisor):
-                self._isolate(ray.get(supervisor.abandon.remote()), supervisor)
+            return self._run(supervisor)
+        except ray.exceptions.RayError:
+            if not ray.get(supervisor.closed.remote()):
+                raise
+        finally:
             closed = ray.get(supervisor.closed.remote())
+            ray.kill(supervisor)
             if closed:
                 raise TeacherStoppedError(f"{self.stage}: {closed}")
-        finally:
-            ray.kill(supervisor)
         return self.figures
 
-    def _pass(self, calls: Dataset, supervisor: Any) -> bool:
-        """Make these calls; False if an engine died of them more than once."""
-        admitted = calls.repartition(target_num_rows_per_block=self.teacher.batch_rows).map_batches(
+    def _run(self, supervisor: Any) -> Figures:
+        admitted = self.pending.repartition(target_num_rows_per_block=self.teacher.batch_rows).map_batches(
             partial(_admit, supervisor=supervisor, teacher=self.teacher, priced=self.budget.is_limited()),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.05,  # it waits more than it works; a waiting task must not keep a reply from being stored
             concurrency=8,
         )
-        committed = generate(admitted, self.teacher).map_batches(
+        committed = generate(admitted, self.teacher, supervisor).map_batches(
             partial(_commit, supervisor=supervisor, commit=self.commit),
             batch_size=None,
             batch_format="pyarrow",
@@ -90,62 +83,12 @@ class Asking:
             for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for name in self.figures:
                     self.figures[name] += int(pc.sum(batch[name]).as_py() or 0)
-        except ray.exceptions.RayError as error:
-            if not _engine_died(error):
-                raise
-            self._last_death = str(error).strip().splitlines()[0]
-            return False
         except TimeoutError as error:
             raise TeacherStoppedError(
                 f"{self.stage}: no reply for teacher.no_progress_timeout_s: {self.teacher.no_progress_timeout_s:g} s "
                 f"(engine start included); look into the engine's log, or raise it ({error})"
             ) from None
-        return True
-
-    def _isolate(self, suspects: list[str], supervisor: Any) -> None:
-        """Find the calls that kill the engine by halving, and record them as failed for good."""
-        groups, condemned = [suspects], 0
-        while groups:
-            group = groups.pop()
-            if self._pass(_only(self.pending(), group), supervisor):
-                condemned = 0
-                continue
-            left = ray.get(supervisor.abandon.remote()) or group
-            if len(left) > 1:
-                groups += [left[: len(left) // 2], left[len(left) // 2 :]]
-                continue
-            condemned += 1
-            if condemned > MAX_POISONOUS or not ray.get(supervisor.answered.remote()):
-                raise TeacherStoppedError(
-                    f"{self.stage}: the engine dies of every call ({self._last_death}); look into the engine's log"
-                )
-            self.commit(_condemned(_only(self.pending(), left), self._last_death))
-            self.figures["failed_calls"] += 1
-
-
-def _engine_died(error: ray.exceptions.RayError) -> bool:
-    """Whether a process was lost; an exception of our own code, or an engine that cannot start, is something else."""
-    if isinstance(error, ray.exceptions.RayActorError):
-        return not error.actor_init_failed
-    return isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.RaySystemError)
-
-
-def _only(calls: Dataset, keys: list[str]) -> Dataset:
-    wanted = pa.array(keys, pa.string())
-    return calls.map_batches(
-        lambda batch: batch.filter(pc.is_in(batch["call_key"], wanted)), batch_format="pyarrow", num_cpus=0.25
-    )
-
-
-def _condemned(call: Dataset, death: str) -> pa.Table:
-    replies = [
-        {
-            **{name: row[name] for name in ("call_key", "row_id")},
-            "error": f"{FATAL}the engine died of it: {death}"[:500],
-        }
-        for row in call.take_all()  # one call
-    ]
-    return pa.Table.from_pylist([{**row, "prompt_tokens": 0, "generated_tokens": 0} for row in replies], schema=REPLIES)
+        return self.figures
 
 
 def _admit(calls: pa.Table, supervisor: Any, teacher: TeacherConfig, priced: bool) -> pa.Table:

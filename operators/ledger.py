@@ -21,11 +21,12 @@ import ray
 from pyarrow import fs
 from ray.data import Dataset
 
-from operators.ask import FATAL, Asking, TeacherStoppedError
+from operators.ask import Asking, TeacherStoppedError
 from operators.budget import BudgetConfig, Tokens
 from operators.calls import CALLS, REPLIES, call_key
 from operators.progress import report_progress
 from operators.stage import require_columns
+from operators.supervisor import FATAL
 from operators.teacher import TeacherConfig, num_prompt_tokens
 
 RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string())])
@@ -96,11 +97,10 @@ class Ledger:
             return keyed.map_batches(_without_replies, batch_format="pyarrow", num_cpus=0.25)
         attempts = 1 if self._offline else teacher.max_attempts
 
-        def pending() -> Dataset:
-            new = self._without_known(asked, stage, attempts, num_asked)
-            return new if first is None else new.limit(first)
-
-        num_new = pending().count() if first is not None or self.files(stage) else num_asked
+        pending = self._without_known(asked, stage, attempts, num_asked)
+        if first is not None:
+            pending = pending.limit(first)
+        num_new = pending.count() if first is not None or self.files(stage) else num_asked
         report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger")
         made: dict[str, int] = {}
         if num_new and self._offline and not optional:
@@ -276,7 +276,7 @@ def _asked(keyed: pa.Table) -> pa.Table:
 def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:
     """Keys that were answered, have failed so often that they are not worth another try, or kill the engine."""
     known = known.append_column("answered", pc.equal(known["error"], ""))
-    known = known.append_column("fatal", pc.starts_with(known["error"], FATAL))
+    known = known.append_column("fatal", pc.match_substring(known["error"], FATAL))
     table = known.group_by("call_key").aggregate([("answered", "any"), ("fatal", "any"), ("call_key", "count")])
     settled = pc.or_(table["answered_any"], pc.greater_equal(table["call_key_count"], max_attempts))
     settled = pc.or_(settled, table["fatal_any"])

@@ -11,9 +11,34 @@ import os
 import re
 from typing import Any
 
+import ray
+
+from operators.supervisor import FATAL
+
 SECTION = re.compile(r"^\[(?P<name>[A-Z][A-Za-z ]+)\]$", re.MULTILINE)
 CRITERION = re.compile(r"^(?P<name>[a-z ]+): \.\.\.$", re.MULTILINE)
 CARELESS_UNPARSABLE, CARELESS_FAILING = 4, 7
+
+
+def scripted_replies(calls: list[dict[str, Any]], model: str, supervisor: Any) -> list[dict[str, Any]]:
+    """The replies to a batch, which the supervisor is told of as by a real engine; None leaves that out."""
+    if supervisor is None or not calls:
+        return [scripted_reply(call, model) for call in calls]
+    start = ray.get(supervisor.begin.remote([call["call_key"] for call in calls]))
+    if start.closed:
+        raise RuntimeError(start.closed)
+    replies = []
+    for call in calls:
+        if call["call_key"] in start.deadly:
+            failed = {"prompt_tokens": 0, "generated_tokens": 0, "error": FATAL}
+            replies.append({"call_key": call["call_key"], "row_id": call["row_id"], **failed})
+            continue
+        if start.one_by_one:
+            ray.get(supervisor.begin_turn.remote(call["call_key"]))
+        replies.append(scripted_reply(call, model))
+        if start.one_by_one:
+            ray.get(supervisor.end_turn.remote(call["call_key"]))
+    return replies
 
 
 def scripted_reply(call: dict[str, Any], model: str) -> dict[str, Any]:

@@ -1,14 +1,39 @@
 """Watches over the calls of one stage: how many are in flight, what may still be spent, if the teacher still answers.
 
 One small actor a stage. Calls ask to be admitted before they reach the engine and are settled once their reply is on
-disk. What is admitted and not settled is in flight: all that a crash can lose, and the suspects if an engine dies.
+disk: what is admitted and not settled is in flight, all that a crash can lose.
+
+An engine that dies is replaced by Ray, which hands it the same batch again, for ever. So engines say what they begin: a
+batch that comes back is taken one call at a time, and a call that twice killed an engine in its turn is not begun
+again (once may be the fault of another batch on that engine). One such call costs three engine starts, once, and the
+other engines work on.
 """
 
 import asyncio
+from collections import Counter
+from dataclasses import dataclass
 
 from operators.budget import BudgetConfig, Tokens
 
 JUDGED_AFTER = 20  # calls; before that, a share of failures says nothing
+DEADLY_AFTER = 2  # deaths of an engine in the turn of one call
+MAX_DEADLY = 3  # different calls while no other survives; with more, the engine is to blame
+FATAL = "fatal: the engine died of this call"  # in the error of a call that is never made again
+
+
+@dataclass(frozen=True)
+class Start:
+    """How an engine is to take a batch.
+
+    Attributes:
+        one_by_one: the batch has killed an engine before.
+        deadly: keys of calls that are known to kill; not to be begun.
+        closed: why no call is to be begun at all; "" if they may.
+    """
+
+    one_by_one: bool
+    deadly: frozenset[str]
+    closed: str
 
 
 class Supervisor:
@@ -27,6 +52,11 @@ class Supervisor:
         self._max_in_flight, self._max_failed_share = max_in_flight, max_failed_share
         self._in_flight: dict[str, Tokens] = {}
         self._reserved = Tokens()  # what the calls in flight cost at most
+        self._begun: Counter[str] = Counter()  # batches, by the key of their first call
+        self._turns: Counter[str] = Counter()  # how often a call had its turn alone and did not come back
+        self._deadly: set[str] = set()
+        self._deadly_in_a_row = 0
+        self._any_survived = False
         self._settled = self._failed = 0
         self._last_error = ""
         self._closed = ""
@@ -59,6 +89,10 @@ class Supervisor:
         async with self._changed:
             for key in keys:
                 self._release(key)
+                self._begun.pop(key, None)
+                self._turns.pop(key, None)
+            if len(keys) > failed:
+                self._note_survival()
             self._spent += used
             self._settled += len(keys)
             self._failed += failed
@@ -70,22 +104,29 @@ class Supervisor:
                 )
             self._changed.notify_all()
 
-    async def abandon(self) -> list[str]:
-        """The engine is gone: returns the keys of the calls that were in flight, and forgets them."""
-        async with self._changed:
-            keys = list(self._in_flight)
-            self._in_flight.clear()
-            self._reserved = Tokens()
-            self._changed.notify_all()
-            return keys
+    async def begin(self, keys: list[str]) -> Start:
+        """An engine is about to begin a batch."""
+        self._begun[keys[0]] += 1
+        deadly = frozenset(key for key in keys if self._turns[key] >= DEADLY_AFTER)
+        self._deadly_in_a_row += len(deadly - self._deadly)
+        self._deadly |= deadly
+        none_survives = len(deadly) == len(keys) and not self._any_survived
+        if none_survives or self._deadly_in_a_row > MAX_DEADLY:
+            self._closed = self._closed or "the engine dies of every call; look into its log and at its memory"
+        return Start(self._begun[keys[0]] > 1, deadly, self._closed)
+
+    async def begin_turn(self, key: str) -> None:
+        """An engine is about to begin this call and no other of its batch."""
+        self._turns[key] += 1
+
+    async def end_turn(self, key: str) -> None:
+        """The call did not kill the engine."""
+        self._turns.pop(key, None)
+        self._note_survival()
 
     async def closed(self) -> str:
         """Why no further call is admitted, for the user to read; "" while calls are."""
         return self._closed
-
-    async def answered(self) -> int:
-        """How many calls have got a reply."""
-        return self._settled - self._failed
 
     def _fits(self, keys: list[str], most: list[Tokens]) -> bool:
         return len(self._in_flight) + len(keys) <= self._max_in_flight and self._affordable(most)
@@ -95,6 +136,9 @@ class Supervisor:
 
     def _with(self, most: list[Tokens]) -> Tokens:
         return sum(most, self._spent + self._reserved)
+
+    def _note_survival(self) -> None:
+        self._deadly_in_a_row, self._any_survived = 0, True
 
     def _release(self, key: str) -> None:
         self._reserved -= self._in_flight.pop(key, Tokens())

@@ -16,12 +16,12 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators.calls import REPLIES, call_seed
+from operators.guarded_engine import guarded
 from operators.openai_endpoint import OpenAIEndpoint
-from operators.scripted_teacher import scripted_reply
+from operators.scripted_teacher import scripted_replies
 from operators.stage import StageConfig
 
 ERROR_CHARS = 500
-DEATHS_OF_ONE_BATCH = 2
 
 
 class TeacherConfig(StageConfig):
@@ -77,10 +77,11 @@ class TeacherConfig(StageConfig):
         return [self.backend, *_model_identity(self), self.temperature, self.top_p, self.seed, self.dtype]
 
 
-def generate(calls: Dataset, teacher: TeacherConfig) -> Dataset:
+def generate(calls: Dataset, teacher: TeacherConfig, supervisor: Any = None) -> Dataset:
     """Answer every call once; a call that fails becomes a row with `error`, never an exception.
 
-    An engine that dies is replaced and its batch tried `DEATHS_OF_ONE_BATCH` - 1 times more; then the execution fails.
+    An engine that dies is replaced, and its batch begun again; a supervisor (an actor of `supervisor.Supervisor`) sees
+    to it that this has an end.
 
     Columns in:
         call_key, row_id: str; messages: JSON list of {"role", "content"}; schema: JSON schema of the reply or "";
@@ -88,12 +89,12 @@ def generate(calls: Dataset, teacher: TeacherConfig) -> Dataset:
     Columns out:
         REPLIES. `reply` is null exactly where `error` is not empty. `finish_reason` is "stop" or "length".
     """
-    backends: dict[str, Callable[[Dataset, TeacherConfig], Dataset]] = {
+    backends: dict[str, Callable[[Dataset, TeacherConfig, Any], Dataset]] = {
         "vllm": _generate_vllm,
         "openai": _generate_openai,
         "scripted": _generate_scripted,
     }
-    return backends[teacher.backend](calls, teacher)
+    return backends[teacher.backend](calls, teacher, supervisor)
 
 
 @lru_cache(maxsize=4)
@@ -127,7 +128,7 @@ def _model_identity(teacher: TeacherConfig) -> list[str]:
     return [model_revision(teacher.model), str(chat_tokenizer(teacher.model).chat_template)]
 
 
-def _generate_vllm(calls: Dataset, teacher: TeacherConfig) -> Dataset:
+def _generate_vllm(calls: Dataset, teacher: TeacherConfig, supervisor: Any) -> Dataset:
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     on_cpu = teacher.device == "cpu"
@@ -154,8 +155,9 @@ def _generate_vllm(calls: Dataset, teacher: TeacherConfig) -> Dataset:
         preprocess_map_kwargs={"num_cpus": 0.25},
         postprocess_map_kwargs={"num_cpus": 0.25},
     )
-    # By default Ray replaces a dying engine for ever, and its calls are never answered.
-    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_task_retries"] = DEATHS_OF_ONE_BATCH - 1
+    if supervisor is not None:
+        engine = processor.get_stage_by_name("vLLMEngineStage")
+        engine.fn = guarded(engine.fn, supervisor)
     return processor(calls).map_batches(_from_vllm, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 
@@ -228,7 +230,7 @@ def _from_vllm(batch: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(replies, schema=REPLIES)
 
 
-def _generate_openai(calls: Dataset, teacher: TeacherConfig) -> Dataset:
+def _generate_openai(calls: Dataset, teacher: TeacherConfig, _supervisor: Any) -> Dataset:
     return calls.map_batches(
         OpenAIEndpoint,
         fn_constructor_kwargs={
@@ -246,10 +248,9 @@ def _generate_openai(calls: Dataset, teacher: TeacherConfig) -> Dataset:
     )
 
 
-def _generate_scripted(calls: Dataset, teacher: TeacherConfig) -> Dataset:
+def _generate_scripted(calls: Dataset, teacher: TeacherConfig, supervisor: Any) -> Dataset:
     def answer(batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([scripted_reply(call, teacher.model) for call in batch.to_pylist()], schema=REPLIES)
+        replies = scripted_replies(batch.to_pylist(), teacher.model, supervisor)
+        return pa.Table.from_pylist(replies, schema=REPLIES)
 
-    return calls.map_batches(
-        answer, batch_size=None, batch_format="pyarrow", num_cpus=0.25, max_retries=DEATHS_OF_ONE_BATCH - 1
-    )
+    return calls.map_batches(answer, batch_size=None, batch_format="pyarrow", num_cpus=0.25, max_retries=-1)

@@ -13,6 +13,7 @@ from operators.ask import TeacherStoppedError
 from operators.budget import BudgetConfig
 from operators.calls import call_key
 from operators.ledger import Ledger
+from operators.supervisor import FATAL
 from operators.teacher import TeacherConfig
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=4)
@@ -116,7 +117,7 @@ class TestWhatStopsTheTeacher:
         ledger = Ledger(str(tmp_path))
         rows = rows_of(ledger.answer(both, mortal, "stage"))
         assert [row_id for row_id, row in rows.items() if row["reply"] is None] == ["deadly"]
-        assert rows["deadly"]["error"].startswith("fatal: the engine died of it")
+        assert rows["deadly"]["error"] == FATAL
         assert ledger.figures()["failed_calls"] == 1
         again = Ledger(str(tmp_path))
         again.answer(both, mortal, "stage")

@@ -1,0 +1,65 @@
+"""kill -9 of the whole job in the middle of a reflection; then the same command: what is on disk is not asked again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+ROWS, BATCH, BATCHES = 1200, 4, 2
+IN_FLIGHT = 3 * BATCH * BATCHES  # as ask.BATCHES_IN_FLIGHT says
+
+
+def command(tmp_path: Path, tiny_model: str) -> list[str]:
+    flow = REPOSITORY / "flows" / "recycle_and_train.py"
+    settings = {
+        "storage": tmp_path / "storage",
+        "source.path": tmp_path / "source.jsonl",
+        "source.held_out_fraction": 0,
+        "student.model": tiny_model,
+        "teacher.batch_rows": BATCH,
+        "teacher.concurrent_batches": BATCHES,
+        "train.num_workers": 1,
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    selected = ["--select", "raw_instructions,instruction_reflections"]
+    return [sys.executable, str(flow), "--config", "configs/smoke.yaml", *overrides, *selected]
+
+
+def records(tmp_path: Path) -> Counter[str]:
+    files = (tmp_path / "storage" / "ledger" / "reflect_instructions").glob("*.parquet")
+    tables = [pq.read_table(file, columns=["call_key"]) for file in files]
+    return Counter(pa.concat_tables(tables)["call_key"].to_pylist() if tables else [])
+
+
+@pytest.mark.slow
+def test_only_calls_in_flight_are_made_twice(tmp_path: Path, tiny_model: str) -> None:
+    rows = [{"instruction": f"Name river number {n} of the world.", "output": f"River {n}."} for n in range(ROWS)]
+    (tmp_path / "source.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    run = command(tmp_path, tiny_model)
+    job = subprocess.Popen(
+        run, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while sum(records(tmp_path).values()) < ROWS // 10:
+        assert job.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.2)  # looks at the disk; what it waits for is asserted
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    before = records(tmp_path)
+    assert ROWS // 10 <= sum(before.values()) < ROWS
+    finished = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    assert finished.returncode == 0, finished.stderr
+    after = records(tmp_path)
+    assert len(after) == ROWS
+    assert sum(after.values()) - ROWS <= IN_FLIGHT
+    manifest = json.loads((tmp_path / "storage/assets/instruction_reflections/refresh=base/manifest.json").read_text())
+    assert manifest["outcomes"] == {"": ROWS}
+    assert manifest["figures"]["cached_calls"] >= len(before)
