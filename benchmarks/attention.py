@@ -1,0 +1,217 @@
+"""Speed and memory of HyperAttention against torch's exact attention, after a correctness gate.
+
+    python benchmarks/attention.py                                  # n = 4k .. 32k, minutes
+    python benchmarks/attention.py --sizes 131072 --repeats 1       # the aims of issue 3; exact attention takes minutes
+
+Each cell is a process of its own, so that its peak memory is its own. Heads must be at least as many as threads:
+torch's exact backward runs heads in parallel and nothing else. Writes attention.json, attention.md and attention.svg.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
+from kernels.hyper_attention.documents import whole
+from kernels.hyper_attention.plan import build_plan
+from kernels.hyper_attention.plan_local import build_local_plan
+from kernels.hyper_attention.reference import reference_attention
+
+CONFIGS = {"paper": HyperAttentionConfig(), "causal_local": HyperAttentionConfig(mode="causal_local")}
+COLOURS = {"exact": "#777777", "flex": "#9467bd", "paper": "#1f77b4", "causal_local": "#d62728"}
+
+
+def inputs(heads, tokens, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, heads, tokens, size, generator=generator).requires_grad_() for _ in range(4)]
+
+
+def gate():
+    """Raise unless the measured code agrees with the reference, output and gradients."""
+    q, k, v, grad = inputs(2, 700, 64)
+    for causal, config in (
+        (False, HyperAttentionConfig(block_size=64, num_samples=64, exact_below=64)),
+        (True, HyperAttentionConfig(block_size=64, num_samples=64, leaf=64, exact_below=64)),
+        (True, HyperAttentionConfig(mode="causal_local", window=128, segment=32, exact_below=64)),
+    ):
+        documents = whole(1, 700, q.device)
+        local = config.mode == "causal_local"
+        plan = build_local_plan(700, documents, config) if local else build_plan(q, k, causal, documents, config)
+        mine = hyper_attention(q, k, v, causal, config=config)
+        truth, _ = reference_attention(q, k, v, plan, 0.125)
+        torch.testing.assert_close(mine, truth)
+        for a, b in zip(*(torch.autograd.grad(x, (q, k, v), grad) for x in (mine, truth)), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    print("gate: outputs and gradients agree with the reference")
+
+
+def attention(method, causal):
+    if method == "exact":
+        return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if method == "flex":
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        compiled = torch.compile(flex_attention)
+
+        def flex(q, k, v):
+            def rule(b, h, i, j):
+                return i >= j
+
+            mask = create_block_mask(rule, None, None, q.shape[2], k.shape[2], device="cpu") if causal else None
+            return compiled(q, k, v, block_mask=mask)
+
+        return flex
+    return lambda q, k, v: hyper_attention(q, k, v, causal, config=CONFIGS[method])
+
+
+def measure(method, causal, tokens, heads, size, repeats):
+    """Median seconds of forward and backward, and peak memory above that of the inputs, in MB."""
+    q, k, v, grad = inputs(heads, tokens, size)
+    if method == "flex":
+        q, k, v = q.detach(), k.detach(), v.detach()
+    function = attention(method, causal)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    small = [x[:, :, :8192].detach().requires_grad_(method != "flex") for x in (q, k, v)]
+    warm = function(*small)
+    if method != "flex":
+        warm.sum().backward()
+    forward, backward = [], []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        out = function(q, k, v)
+        middle = time.perf_counter()
+        if method != "flex":
+            torch.autograd.grad(out, (q, k, v), grad)
+        forward.append(middle - begin)
+        backward.append(time.perf_counter() - middle)
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {
+        "method": method,
+        "causal": causal,
+        "n": tokens,
+        "forward_s": statistics.median(forward),
+        "backward_s": None if method == "flex" else statistics.median(backward),
+        "memory_mb": memory,
+    }
+
+
+def cell(arguments, method, causal, tokens):
+    command = [sys.executable, __file__, "--cell", json.dumps([method, causal, tokens])]
+    command += ["--heads", str(arguments.heads), "--size", str(arguments.size), "--threads", str(arguments.threads)]
+    command += ["--repeats", str(arguments.repeats)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    # The command is this file and numbers.
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        print(f"{method} n={tokens} causal={causal}: no result ({done.stderr.strip().splitlines()[-1][:120]})")
+        return None
+    row = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def total(row):
+    return row["forward_s"] + (row["backward_s"] or 0.0)
+
+
+def table(rows, arguments):
+    """Markdown: seconds forward and backward, ratio to exact at the same n, growth exponent between the last sizes."""
+    exact = {(r["causal"], r["n"]): r for r in rows if r["method"] == "exact"}
+    lines = [
+        f"fp32, {arguments.heads} heads, d = {arguments.size}, {arguments.threads} threads, torch {torch.__version__},"
+        f" median of {arguments.repeats}. Ratio: exact forward + backward over this; growth: exponent to the next n.",
+        "",
+        "| attention | mask | n | forward s | backward s | ratio | growth | peak MB |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        base = exact.get((row["causal"], row["n"]))
+        same = [r for r in rows if (r["method"], r["causal"]) == (row["method"], row["causal"]) and r["n"] > row["n"]]
+        growth = math.log(total(same[0]) / total(row)) / math.log(same[0]["n"] / row["n"]) if same else None
+        backward = row["backward_s"]
+        ratio = total(base) / total(row) if base and backward is not None else None
+        numbers = [None if x is None else f"{x:.{d}f}" for x, d in ((backward, 3), (ratio, 1), (growth, 2))]
+        shown = [x if x is not None else "-" for x in numbers]
+        mask = "causal" if row["causal"] else "full"
+        lines.append(
+            f"| {row['method']} | {mask} | {row['n']} | {row['forward_s']:.3f} | {shown[0]} | {shown[1]} | {shown[2]} "
+            f"| {row['memory_mb']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(rows):
+    """Log-log plot of forward + backward seconds over n, as SVG; dashed: causal."""
+    width, height, margin = 640, 400, 60
+    rows = [row for row in rows if row["backward_s"] is not None]
+    xs, ys = [math.log2(r["n"]) for r in rows], [math.log10(total(r)) for r in rows]
+    low, high = math.floor(min(ys)), math.ceil(max(ys))
+    first, last = min(xs), max(max(xs), min(xs) + 1)
+
+    def place(n, seconds):
+        x = margin + (math.log2(n) - first) / (last - first) * (width - 3 * margin)
+        return x, height - margin - (math.log10(seconds) - low) / (high - low) * (height - 2 * margin)
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">']
+    parts.append(f'<rect width="{width}" height="{height}" fill="white"/><g font-size="12" fill="#222">')
+    for power in range(low, high + 1):
+        _, y = place(2**first, 10.0**power)
+        parts.append(f'<line x1="{margin}" x2="{width - 2 * margin}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{margin - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g} s</text>')
+    for n in sorted({row["n"] for row in rows}):
+        x, _ = place(n, 1)
+        parts.append(f'<text x="{x:.1f}" y="{height - margin + 20}" text-anchor="middle">{n // 1024}k</text>')
+    for method, causal in dict.fromkeys((r["method"], r["causal"]) for r in rows):
+        points = [place(r["n"], total(r)) for r in rows if (r["method"], r["causal"]) == (method, causal)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        dash = ' stroke-dasharray="6 4"' if causal else ""
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{COLOURS[method]}" stroke-width="2"{dash}/>')
+        x, y = points[-1]
+        label = f"{method}{' causal' if causal and method != 'causal_local' else ''}"
+        parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" fill="{COLOURS[method]}">{label}</text>')
+    parts.append(f'<text x="{margin}" y="24">forward + backward over tokens</text></g></svg>')
+    return "\n".join(parts) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
+    parser.add_argument("--methods", nargs="+", default=["exact", "paper", "causal_local"], choices=list(COLOURS))
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--size", type=int, default=64, help="head size d")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.cell:
+        print(json.dumps(measure(*arguments.cell, arguments.heads, arguments.size, arguments.repeats)))
+        return
+    gate()
+    rows = []
+    for method in arguments.methods:
+        for causal in [True] if method == "causal_local" else [False, True]:
+            rows += [cell(arguments, method, causal, n) for n in arguments.sizes]
+    rows = [row for row in rows if row]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "attention.json").write_text(json.dumps(rows, indent=1))
+    (arguments.output / "attention.md").write_text(table(rows, arguments))
+    (arguments.output / "attention.svg").write_text(figure(rows))
+    print(table(rows, arguments))
+
+
+if __name__ == "__main__":
+    main()
