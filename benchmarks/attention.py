@@ -87,15 +87,16 @@ def measure(method, causal, tokens, heads, size, repeats):
     warm = function(*small)
     if method != "flex":
         warm.sum().backward()
-    forward, backward = [], []
+    forward, backward, processor = [], [], []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin, began = time.perf_counter(), time.process_time()
         out = function(q, k, v)
         middle = time.perf_counter()
         if method != "flex":
             torch.autograd.grad(out, (q, k, v), grad)
         forward.append(middle - begin)
         backward.append(time.perf_counter() - middle)
+        processor.append(time.process_time() - began)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {
         "method": method,
@@ -103,6 +104,7 @@ def measure(method, causal, tokens, heads, size, repeats):
         "n": tokens,
         "forward_s": statistics.median(forward),
         "backward_s": None if method == "flex" else statistics.median(backward),
+        "cpu_s": statistics.median(processor),
         "memory_mb": memory,
     }
 
@@ -131,10 +133,11 @@ def table(rows, arguments):
     exact = {(r["causal"], r["n"]): r for r in rows if r["method"] == "exact"}
     lines = [
         f"fp32, {arguments.heads} heads, d = {arguments.size}, {arguments.threads} threads, torch {torch.__version__},"
-        f" median of {arguments.repeats}. Ratio: exact forward + backward over this; growth: exponent to the next n.",
+        f" median of {arguments.repeats}. CPU s: both passes, all threads. Ratio: wall time of both passes, exact over"
+        " this. Growth: exponent of wall time to the next n.",
         "",
-        "| attention | mask | n | forward s | backward s | ratio | growth | peak MB |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| attention | mask | n | forward s | backward s | CPU s | ratio | growth | peak MB |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         base = exact.get((row["causal"], row["n"]))
@@ -146,7 +149,8 @@ def table(rows, arguments):
         shown = [x if x is not None else "-" for x in numbers]
         mask = "causal" if row["causal"] else "full"
         lines.append(
-            f"| {row['method']} | {mask} | {row['n']} | {row['forward_s']:.3f} | {shown[0]} | {shown[1]} | {shown[2]} "
+            f"| {row['method']} | {mask} | {row['n']} | {row['forward_s']:.3f} | {shown[0]} | {row['cpu_s']:.2f} "
+            f"| {shown[1]} | {shown[2]} "
             f"| {row['memory_mb']:.0f} |"
         )
     return "\n".join(lines) + "\n"
