@@ -17,6 +17,7 @@ from operators.budget import BudgetConfig, Tokens
 
 JUDGED_AFTER = 20  # calls; before that, a share of failures says nothing
 DEADLY_AFTER = 2  # deaths of an engine in the turn of one call
+MAX_KILLERS = 2  # different calls of a batch, before any call survived
 MAX_DEADLY = 3  # different calls while no other survives; with more, the engine is to blame
 FATAL = "fatal: the engine died of this call"  # in the error of a call that is never made again
 
@@ -110,8 +111,9 @@ class Supervisor:
         deadly = frozenset(key for key in keys if self._turns[key] >= DEADLY_AFTER)
         self._deadly_in_a_row += len(deadly - self._deadly)
         self._deadly |= deadly
-        none_survives = len(deadly) == len(keys) and not self._any_survived
-        if none_survives or self._deadly_in_a_row > MAX_DEADLY:
+        killers = sum(self._turns[key] > 0 for key in keys)
+        none_survives = killers == MAX_KILLERS or len(deadly) == len(keys)
+        if (none_survives and not self._any_survived) or self._deadly_in_a_row > MAX_DEADLY:
             self._closed = self._closed or "the engine dies of every call; look into its log and at its memory"
         return Start(self._begun[keys[0]] > 1, deadly, self._closed)
 

@@ -157,7 +157,8 @@ def _generate_vllm(calls: Dataset, teacher: TeacherConfig, supervisor: Any) -> D
     )
     if supervisor is not None:
         engine = processor.get_stage_by_name("vLLMEngineStage")
-        engine.fn = guarded(engine.fn, supervisor)
+        # By assignment the stage would work out its resources a second time, from arguments that it has used up.
+        engine.__dict__["fn"] = guarded(engine.fn, supervisor)
     return processor(calls).map_batches(_from_vllm, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 

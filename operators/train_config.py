@@ -2,10 +2,12 @@
 
 import hashlib
 import math
-from typing import Literal
+from dataclasses import fields
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from kernels.hyper_attention import HyperAttentionConfig
 from operators.stage import StageConfig
 
 # Keys that change where and how fast a run happens, never what comes out of it.
@@ -42,13 +44,37 @@ class TrainConfig(StageConfig):
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="bf16 keeps fp32 master weights")
     activation_checkpointing: bool = Field(default=False, description="recompute activations instead of storing them")
     neftune_alpha: float = Field(default=5.0, ge=0, description="NEFTune's alpha; 0 switches the noise off")
-    attention: Literal["sdpa"] = Field(default="sdpa", description="attention of the student while training")
+    attention: Literal["sdpa", "hyper_attention"] = Field(
+        default="sdpa", description="attention of the student while training; sdpa is exact"
+    )
+    hyper_attention: dict[str, int | str] = Field(
+        default={}, description="mode and sizes, as of kernels.hyper_attention.HyperAttentionConfig"
+    )
+    hyper_attention_layers: str | list[int] = Field(
+        default="all", description="all, last:n, first:n, even, odd, or a list; the other layers stay exact"
+    )
     seed: int = Field(default=0, ge=0, description="order of the packs and NEFTune's noise")
     checkpoint_every_steps: int = Field(default=100, ge=0, description="0 means none: a restart begins anew")
     max_failures: int = Field(default=3, ge=0, description="restarts of the workers before the run fails")
     gpus_per_worker: float = Field(default=0, ge=0, le=1, description="0 trains on the CPU with gloo")
     cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
     threads_per_worker: int = Field(default=0, ge=0, description="torch threads of a worker; 0 leaves Ray's choice")
+
+    @model_validator(mode="after")
+    def _sizes_are_known(self) -> Self:
+        try:
+            self.hyper_attention_config()
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(HyperAttentionConfig))
+            raise ValueError(
+                f"hyper_attention: {str(error).rpartition(' ')[2]}: no such key; there are {known}"
+            ) from None
+        return self
+
+    def hyper_attention_config(self) -> HyperAttentionConfig:
+        """Mode and sizes for the layers that use HyperAttention; strictly causal unless the configuration says not."""
+        values: dict[str, Any] = {"mode": "causal_local", **self.hyper_attention}
+        return HyperAttentionConfig(**values)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""

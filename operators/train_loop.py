@@ -12,7 +12,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -182,7 +182,7 @@ def train_worker(settings_of_run: dict[str, TrainJob]) -> None:
 
 
 def load_student(student: str, config: TrainConfig) -> Any:
-    """The student ready for training: in fp32 or bf16, with the configured attention.
+    """The student ready for training, in fp32 or bf16, with exact attention.
 
     Raises:
         ValueError: its forward pass cannot leave out logits that no loss needs.
@@ -191,7 +191,7 @@ def load_student(student: str, config: TrainConfig) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         student,
         dtype=dtype,
-        attn_implementation=config.attention,
+        attn_implementation="sdpa",
         trust_remote_code=False,
         use_safetensors=True,
     )
@@ -210,11 +210,21 @@ def _loaded(job: TrainJob, settings: dict[str, object]) -> Iterator[tuple[Any, E
     # While this object lives, from_pretrained shards as it loads; without it every ZeRO-3 worker holds a full copy.
     sharding = HfDeepSpeedConfig(settings) if job.config.zero_stage == 3 else None
     model = load_student(job.student, job.config)
-    with neftune(model.get_input_embeddings(), job.config.neftune_alpha, job.config.seed) as noise:
+    noise_on = neftune(model.get_input_embeddings(), job.config.neftune_alpha, job.config.seed)
+    with configured_attention(model, job.config), noise_on as noise:
         engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
         yield engine, noise
         engine.destroy()
     del sharding
+
+
+def configured_attention(model: Any, config: TrainConfig) -> AbstractContextManager[object]:
+    """Inside the context the model attends as the configuration says; documents of a pack stay apart either way."""
+    if config.attention == "sdpa":
+        return nullcontext()
+    from kernels.hyper_attention.huggingface import patched_attention
+
+    return patched_attention(model, config.hyper_attention_config(), config.hyper_attention_layers)
 
 
 def _prepare_process(config: TrainConfig) -> None:
