@@ -13,7 +13,10 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from operators.budget import BudgetConfig
+from operators.decontaminate import DecontaminateConfig
+from operators.drop_near_duplicates import DeduplicateConfig
 from operators.evaluate import EvaluateConfig
+from operators.filter_rewrites import FilterConfig
 from operators.models import PACKAGE_PREFIX
 from operators.pack import PackConfig
 from operators.read_instructions import ReadConfig
@@ -59,10 +62,13 @@ class RunConfig(StageConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="names the report")
     storage: str = Field(description="folder or URI that holds assets, ledger, students and reports")
     source: ReadConfig
+    deduplicate: DeduplicateConfig = DeduplicateConfig()
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
     teacher: TeacherConfig
     budget: BudgetConfig = BudgetConfig()
     student: StudentConfig
     reflect: ReflectConfig = ReflectConfig()
+    filter: FilterConfig = FilterConfig()
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
     pack: PackConfig = PackConfig()

@@ -24,8 +24,11 @@ from cluster.storage import Plan
 from flows.run import Run, rows_where, stage_summaries
 from flows.schedules import definitions
 from operators.columns import HELD_OUT
+from operators.decontaminate import drop_contaminated, evaluation_index
+from operators.drop_near_duplicates import drop_near_duplicates
 from operators.drop_seen import drop_seen
 from operators.evaluate import evaluate
+from operators.filter_rewrites import filter_rewrites
 from operators.pack import count_packed, pack
 from operators.read_instructions import read_instructions
 from operators.reflect import reflection_version
@@ -47,14 +50,22 @@ def uses(*sections: str) -> dict[str, Any]:
     return {"config": list(sections)}
 
 
-@dg.asset(partitions_def=REFRESHES, group_name="recycle", kinds={"ray"}, code_version="1", metadata=uses("source"))
+@dg.asset(
+    partitions_def=REFRESHES,
+    group_name="recycle",
+    kinds={"ray"},
+    code_version="2",
+    metadata=uses("source", "deduplicate", "decontaminate"),
+)
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Plan:
-    """What the source holds, one row a record; bad, double and held-out records carry their reason."""
+    """What the source holds, one row a record; bad, double, held-out and contaminated records carry their reason."""
 
     def build() -> Dataset:
-        rows = read_instructions(run.config.source, run.source(context.partition_key), run.special_tokens)
-        earlier = run.earlier(context.partition_key)
-        return rows if earlier is None else drop_seen(rows, earlier)
+        config, earlier = run.config, run.earlier(context.partition_key)
+        rows = read_instructions(config.source, run.source(context.partition_key), run.special_tokens).materialize()
+        rows = rows if earlier is None else drop_seen(rows, earlier).materialize()
+        rows = drop_near_duplicates(rows, earlier, config.deduplicate).materialize()
+        return drop_contaminated(rows, earlier, config.decontaminate)
 
     return Plan(build)
 
@@ -85,13 +96,21 @@ def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Plan
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray", "pytorch"},
-    code_version="1",
-    metadata=uses("select", "score", "student"),
+    code_version="2",
+    metadata=uses("filter", "decontaminate", "select", "score", "student"),
 )
-def selected_instructions(instruction_reflections: Dataset, run: RunResource) -> Plan:
+def selected_instructions(
+    context: dg.AssetExecutionContext, instruction_reflections: Dataset, run: RunResource
+) -> Plan:
     """The student's choice by IFD: the original pair or the better instruction with its answer."""
-    config = run.config
-    return Plan(partial(select_instructions, instruction_reflections, config.select, config.score, run.student))
+
+    def build() -> Dataset:
+        config, earlier = run.config, run.earlier(context.partition_key)
+        index = evaluation_index(instruction_reflections, earlier, config.decontaminate)
+        usable = filter_rewrites(instruction_reflections, INSTRUCTIONS, config.filter, index)
+        return select_instructions(usable, config.select, config.score, run.student)
+
+    return Plan(build)
 
 
 @dg.asset(
@@ -114,13 +133,18 @@ def response_reflections(selected_instructions: Dataset, run: RunResource) -> Pl
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray", "pytorch"},
-    code_version="1",
-    metadata=uses("select", "score", "student"),
+    code_version="2",
+    metadata=uses("filter", "select", "score", "student"),
 )
 def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Plan:
     """The student's choice by r-IFD, and with it the one outcome of every row."""
     config = run.config
-    return Plan(partial(select_responses, response_reflections, config.select, config.score, run.student))
+
+    def build() -> Dataset:
+        usable = filter_rewrites(response_reflections, RESPONSES, config.filter)
+        return select_responses(usable, config.select, config.score, run.student)
+
+    return Plan(build)
 
 
 @dg.asset(group_name="train", kinds={"ray"}, code_version="1", metadata=uses("pack", "student"))

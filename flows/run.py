@@ -86,11 +86,9 @@ class Run:
         return [file.path for file in self.describer.files_of(refresh)]
 
     def earlier(self, refresh: str) -> Dataset | None:
-        """Row ids and outcomes of all other refreshes; None if this is the first."""
+        """The raw instructions of all other refreshes; None if this is the first."""
         others = [key for key in self.store.refreshes(SOURCE_ASSET) if key != refresh]
-        if not others:
-            return None
-        return self.store.rows(SOURCE_ASSET, others).select_columns(["row_id", "outcome"])
+        return self.store.rows(SOURCE_ASSET, others) if others else None
 
     def student_version(self) -> str:
         """Name of the student that the current packs and configuration give."""

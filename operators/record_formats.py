@@ -47,8 +47,8 @@ class _Binary(Protocol):
     def seek(self, offset: int, /) -> int: ...
 
 
-def read_records(piece: Piece) -> Iterator[Record]:
-    """All records of a piece, in the order of the file.
+def read_records(piece: Piece, columns: tuple[str, ...] = RECORD_COLUMNS) -> Iterator[Record]:
+    """All records of a piece, in the order of the file; of Parquet files only these columns.
 
     A file that is empty, absent, forbidden or no Parquet gives one record `unreadable_file`. Any other failure of
     the storage is raised: data that may be there on the next attempt must not be counted as bad.
@@ -66,7 +66,7 @@ def read_records(piece: Piece) -> Iterator[Record]:
     with stream:
         suffix = path.rpartition(".")[2].lower()
         if suffix == "parquet":
-            yield from _parquet_records(stream, piece)
+            yield from _parquet_records(stream, piece, columns)
             return
         buffered: _Binary = io.BufferedReader(stream, READ_BYTES)
         if suffix == "jsonl" or _holds_lines(buffered):
@@ -216,14 +216,14 @@ def _array_records(stream: _Binary) -> Iterator[Record]:
     yield Record(position, None, without_surrogates(text.rest()) or "the array has no end", "malformed_json")
 
 
-def _parquet_records(stream: pafs.FileSystem, piece: Piece) -> Iterator[Record]:
+def _parquet_records(stream: pafs.FileSystem, piece: Piece, wanted: tuple[str, ...]) -> Iterator[Record]:
     try:
         file = pq.ParquetFile(stream)
     except (pa.ArrowException, OSError) as error:
         if piece.start == 0:
             yield Record(0, None, str(error), "unreadable_file")
         return
-    columns = [name for name in file.schema_arrow.names if name in RECORD_COLUMNS]
+    columns = [name for name in file.schema_arrow.names if name in wanted]
     position = 0
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows

@@ -1,0 +1,122 @@
+"""Rewrites that cannot help are refused with their reason; good ones are left alone, real ones too."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+
+from operators import reflect_instructions, reflect_responses
+from operators.columns import HELD_OUT, INSTRUCTION_REFLECTED, RESPONSE_REFLECTED, conform
+from operators.decontaminate import DecontaminateConfig, evaluation_index
+from operators.filter_rewrites import FilterConfig, filter_rewrites, reason_against, repetition
+
+ENGLISH = "The river rises in the mountains and flows through three countries before it reaches the sea."
+FRENCH = "Le fleuve prend sa source dans les montagnes et traverse trois pays avant d'atteindre la mer."
+LOOP = "Rivers are long and wide. " * 30
+
+
+@pytest.mark.parametrize(
+    ("original", "rewrite", "reason"),
+    [
+        (ENGLISH, ENGLISH.upper() + " !", "unchanged"),
+        (ENGLISH, "  ", "too_short"),
+        (ENGLISH, ENGLISH + "x" * 20_000, "too_long"),
+        (ENGLISH, LOOP, "repetitive"),
+        (ENGLISH, FRENCH, "language_drift"),
+        (ENGLISH, f"[New Answer]\n{ENGLISH} It is long.", "leaked_markup"),
+        (ENGLISH, f"</instruction 0a1b2c3d>\n{ENGLISH} It is long.", "leaked_markup"),
+        (ENGLISH, '{"better_response": "It is long."}', "leaked_markup"),
+        (ENGLISH, "I'm sorry, but I can't help with that.", "refusal"),
+        (ENGLISH, "It rises in the Alps.", ""),
+        ("Oui", "No", ""),
+        ("print(1)", "for number in range(10):\n    print(number)", ""),
+        ("I'm sorry, I cannot say.", "I'm sorry, but I cannot know the weather of tomorrow.", ""),
+        ("Explain this line:\n[End]", "The line [End]\n[End]\ncloses the format.", ""),
+        (LOOP[:26], "A list: 1, 2, 3, 1, 2, 3, 1, 2, 3.", ""),
+    ],
+)
+def test_reasons(original: str, rewrite: str, reason: str) -> None:
+    assert reason_against(original, rewrite, FilterConfig(), is_answer=True) == reason
+
+
+def test_every_check_has_a_switch() -> None:
+    off = FilterConfig(
+        unchanged=False, max_repetition=1, language_drift=False, leaked_markup=False, refusal=False, max_chars=10**6
+    )
+    for rewrite in (ENGLISH, LOOP, FRENCH, "[New Answer]\nYes.", "I'm sorry, no.", ENGLISH + "x" * 20_000):
+        assert reason_against(ENGLISH, rewrite, off, is_answer=True) == ""
+
+
+def test_a_refusal_is_one_of_answers_only() -> None:
+    assert reason_against("Decline politely.", "I can't: use this phrase.", FilterConfig(), is_answer=False) == ""
+
+
+def test_repetition_is_a_share_of_runs() -> None:
+    assert repetition("one two three four " * 3) == 0  # too short to say
+    assert repetition(" ".join(str(n) for n in range(200))) == 0
+    assert repetition("one two three four " * 50) > 0.9
+
+
+def test_real_answers_are_not_refused(alpaca: Path) -> None:
+    """Answers of a good data set, each taken as the rewrite of its neighbour's."""
+    answers = [record["output"] for record in json.loads(alpaca.read_text())]
+    pairs = pairwise(answers)
+    found = [reason_against(one, other, FilterConfig(), is_answer=True) for one, other in pairs]
+    assert sum(map(bool, found)) <= 0.005 * len(found), [reason for reason in found if reason]
+
+
+def reflected(**columns: str | None) -> dict[str, str | None]:
+    return {
+        "row_id": "a",
+        "instruction": "Name a river.",
+        "input": "",
+        "response": "Rhine",
+        "outcome": "",
+        "better_instruction": "Name a long river in Europe.",
+        "better_instruction_response": "The Danube.",
+        "instruction_reflection": "parsed",
+        **columns,
+    }
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestFilterRewrites:
+    def statuses(self, *rows: dict[str, str | None], index: object = None) -> list[str | None]:
+        source = ray.data.from_arrow(conform(pa.Table.from_pylist(list(rows)), INSTRUCTION_REFLECTED))
+        found = filter_rewrites(source, reflect_instructions.ABOUT, FilterConfig(), index)  # type: ignore[arg-type]
+        taken = found.take_all()
+        assert [set(row) for row in taken] == [set(INSTRUCTION_REFLECTED.names)] * len(rows)
+        return [row["instruction_reflection"] for row in taken]
+
+    def test_only_readable_rewrites_under_way_are_judged(self) -> None:
+        same = {"better_instruction": "name a river"}
+        assert self.statuses(
+            reflected(),
+            reflected(**same),
+            reflected(**same, outcome="dropped:duplicate"),
+            reflected(instruction_reflection="rejected:refusal", better_instruction=None),
+            reflected(instruction_reflection="repaired", better_instruction_response="I can't answer that."),
+            reflected(better_instruction_response="Rhine"),
+        ) == ["parsed", "filtered:unchanged", "parsed", "rejected:refusal", "filtered:refusal", "parsed"]
+
+    def test_a_rewrite_that_repeats_an_evaluation_text_is_refused(self) -> None:
+        held_out = reflected(row_id="h", instruction="Name the longest river in Europe, please.", outcome=HELD_OUT)
+        source = ray.data.from_arrow(conform(pa.Table.from_pylist([held_out]), INSTRUCTION_REFLECTED))
+        index = evaluation_index(source, None, DecontaminateConfig())
+        drifted = reflected(better_instruction="Name the longest river in Europe, please!")
+        assert self.statuses(reflected(), drifted, index=index) == ["parsed", "filtered:contaminated"]
+
+    def test_a_response_is_compared_with_the_selected_one(self) -> None:
+        row = reflected(
+            selected_instruction="Name a river.",
+            selected_response="The Rhine.",
+            better_response="the rhine",
+            response_reflection="parsed",
+        )
+        source = ray.data.from_arrow(conform(pa.Table.from_pylist([row]), RESPONSE_REFLECTED))
+        [found] = filter_rewrites(source, reflect_responses.ABOUT, FilterConfig()).take_all()
+        assert found["response_reflection"] == "filtered:unchanged"
+        assert found["better_response"] == "the rhine"
