@@ -19,6 +19,7 @@ from operators.evaluate import EvaluateConfig
 from operators.filter_rewrites import FilterConfig
 from operators.models import PACKAGE_PREFIX
 from operators.pack import PackConfig
+from operators.publish import PublishConfig
 from operators.read_instructions import ReadConfig
 from operators.reflect import ReflectConfig
 from operators.release import ReleaseConfig
@@ -71,6 +72,7 @@ class RunConfig(StageConfig):
     filter: FilterConfig = FilterConfig()
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
+    publish: PublishConfig = PublishConfig()
     pack: PackConfig = PackConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

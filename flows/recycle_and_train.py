@@ -21,6 +21,7 @@ import dagster as dg
 from ray.data import Dataset
 
 from cluster.storage import Plan
+from flows.lineage import lineage_of
 from flows.run import Run, rows_where, stage_summaries
 from flows.schedules import definitions
 from operators.columns import HELD_OUT
@@ -30,6 +31,7 @@ from operators.drop_seen import drop_seen
 from operators.evaluate import evaluate
 from operators.filter_rewrites import filter_rewrites
 from operators.pack import count_packed, pack
+from operators.publish import publish
 from operators.read_instructions import read_instructions
 from operators.reflect import reflection_version
 from operators.reflect_instructions import ABOUT as INSTRUCTIONS
@@ -147,6 +149,16 @@ def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Pl
     return Plan(build)
 
 
+@dg.asset(
+    group_name="recycle", kinds={"parquet"}, code_version="1", metadata=uses("publish", "teacher", "student", "reflect")
+)
+def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Plan:
+    """The recycled instructions of all refreshes for others to load, with a card and their lineage."""
+    return Plan(
+        lambda: publish(recycled_instructions, run.path("published"), lineage_of(run, SPECS), run.config.publish)
+    )
+
+
 @dg.asset(group_name="train", kinds={"ray"}, code_version="1", metadata=uses("pack", "student"))
 def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Plan:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
@@ -220,6 +232,7 @@ ASSETS = [
     selected_instructions,
     response_reflections,
     recycled_instructions,
+    published_dataset,
     packed_sequences,
     student,
     evaluation,

@@ -10,20 +10,17 @@ is collected on the driver. How calls are made, and what may stop them, is in `a
 """
 
 import datetime
-import uuid
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import ray
-from pyarrow import fs
 from ray.data import Dataset
 
 from operators.ask import Asking, TeacherStoppedError
 from operators.budget import BudgetConfig, Tokens
 from operators.calls import CALLS, REPLIES, call_key
+from operators.ledger_files import LedgerFiles, write_whole
 from operators.progress import report_progress
 from operators.stage import require_columns
 from operators.supervisor import FATAL
@@ -31,7 +28,6 @@ from operators.teacher import TeacherConfig, num_prompt_tokens
 
 RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string())])
 ROWS_PER_PARTITION = 50_000
-COMPACT_ABOVE, FILES_MERGED = 1024, 256
 CALL_COLUMNS = ("messages", "schema", "max_tokens")
 REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in ("call_key", "row_id"))
 
@@ -48,6 +44,7 @@ class Ledger:
             offline: make no call; a reply that is not there is an error.
         """
         self._folder, self._offline = folder, offline
+        self.files = LedgerFiles(folder)
         self._budget = budget or BudgetConfig()
         self._figures: dict[str, float] = {}
 
@@ -89,7 +86,7 @@ class Ledger:
             ray.exceptions.RayTaskError: from a ValueError that names the missing columns.
             TeacherStoppedError: see `ask.Asking.run`; or the ledger is offline and lacks replies.
         """
-        self._compact(stage)
+        self.files.compact(stage)
         keyed, asked = _keyed(calls, teacher, stage)
         counts = keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "asked"])
         num_rows, num_asked = int(counts["sum(rows)"] or 0), int(counts["sum(asked)"] or 0)
@@ -100,7 +97,7 @@ class Ledger:
         pending = self._without_known(asked, stage, attempts, num_asked)
         if first is not None:
             pending = pending.limit(first)
-        num_new = pending.count() if first is not None or self.files(stage) else num_asked
+        num_new = pending.count() if first is not None or self.files.of(stage) else num_asked
         report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger")
         made: dict[str, int] = {}
         if num_new and self._offline and not optional:
@@ -110,7 +107,7 @@ class Ledger:
             )
         if num_new and not self._offline:
             commit = partial(_commit, folder=f"{self._folder}/{stage}", stage=stage, model=teacher.model)
-            spent = self._spent() if self._budget.is_limited() else Tokens()
+            spent = self.files.tokens() if self._budget.is_limited() else Tokens()
             made = Asking(stage, teacher, self._budget, commit, pending, spent).run()
         self._add_figures(num_asked - num_new, 0 if self._offline else num_new, made)
         return self._bring_replies(keyed, stage, num_rows)
@@ -128,7 +125,7 @@ class Ledger:
             ["new", "over_long", "prompt_tokens", "reply_limit"]
         )
         counts = {name.removeprefix("sum(").removesuffix(")"): int(value or 0) for name, value in sums.items()}
-        limit, known = counts.pop("reply_limit"), self.read(stage, ["generated_tokens"])
+        limit, known = counts.pop("reply_limit"), self.files.read(stage, ["generated_tokens"])
         mean: Any = known.mean("generated_tokens") if known is not None else None
         return {
             "asked": num_asked,
@@ -148,7 +145,7 @@ class Ledger:
             self._figures[name] = self._figures.get(name, 0) + value
 
     def _without_known(self, asked: Dataset, stage: str, max_attempts: int, num_rows: int) -> Dataset:
-        known = self.read(stage, ["call_key", "error"])
+        known = self.files.read(stage, ["call_key", "error"])
         if known is None:
             return asked
         settled = _partition_by_key(known, num_rows).map_batches(
@@ -158,7 +155,7 @@ class Ledger:
 
     def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int) -> Dataset:
         schema = keyed.schema().base_schema
-        known = self.read(stage, ["call_key", *REPLY_COLUMNS])
+        known = self.files.read(stage, ["call_key", *REPLY_COLUMNS])
         rows = keyed.map_batches(partial(_tag_rows, schema=schema), batch_format="pyarrow", num_cpus=0.25)
         if known is None:
             both = rows
@@ -170,66 +167,12 @@ class Ledger:
             _merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25
         )
 
-    def read(self, stage: str, columns: list[str]) -> Dataset | None:
-        """All committed records of a stage, lazily; None if there are none. Unfinished files are not looked at."""
-        files = self.files(stage)
-        if not files:
-            return None
-        filesystem, _ = fs.FileSystem.from_uri(self._folder)
-        return ray.data.read_parquet(files, filesystem=filesystem).select_columns(columns)
-
-    def files(self, stage: str) -> list[str]:
-        """Paths of the finished files of a stage within the ledger's file system, sorted."""
-        filesystem, root = fs.FileSystem.from_uri(self._folder)
-        selector = fs.FileSelector(f"{root}/{stage}", allow_not_found=True)
-        found = filesystem.get_file_info(selector)
-        return sorted(info.path for info in found if info.path.endswith(".parquet") and info.base_name[0] != ".")
-
-    def _spent(self) -> Tokens:
-        """What all stages have paid for so far."""
-        filesystem, root = fs.FileSystem.from_uri(self._folder)
-        spent, columns = Tokens(), ["prompt_tokens", "generated_tokens"]
-        for folder in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
-            records = self.read(folder.base_name, columns)
-            if records is not None:
-                sums: Any = records.sum(columns)
-                spent += Tokens(*(int(sums[f"sum({name})"] or 0) for name in columns))
-        return spent
-
-    def _compact(self, stage: str) -> None:
-        """Merge the files of a stage, many small into few large, where there are more than a reader likes."""
-        files = self.files(stage)
-        if len(files) <= COMPACT_ABOVE:
-            return
-        merge: Any = ray.remote(num_cpus=0.25)(_merge_files)
-        groups = [files[start : start + FILES_MERGED] for start in range(0, len(files), FILES_MERGED)]
-        ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups])
-
 
 def _commit(replies: pa.Table, folder: str, stage: str, model: str) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     columns = [*replies.columns, *(pa.array([text] * replies.num_rows) for text in (stage, model, now))]
     write_whole(folder, pa.Table.from_arrays(columns, schema=RECORD))
     report_progress(stage, rows=replies.num_rows, tokens=pc.sum(replies["generated_tokens"]).as_py() or 0)
-
-
-def _merge_files(folder: str, files: list[str]) -> None:
-    """Write the records of these files into one, then delete them; cut off in between, some records lie there twice."""
-    filesystem, _ = fs.FileSystem.from_uri(folder)
-    write_whole(folder, pa.concat_tables(pq.read_table(file, filesystem=filesystem) for file in files))
-    for file in files:
-        filesystem.delete_file(file)
-
-
-def write_whole(folder: str, table: pa.Table) -> None:
-    """Write a Parquet file that appears whole or not at all, under a name that no other batch and no retry has."""
-    name = uuid.uuid4().hex
-    filesystem, root = fs.FileSystem.from_uri(folder)
-    filesystem.create_dir(root)
-    unfinished, finished = f"{root}/.{name}.unfinished", f"{root}/{name}.parquet"
-    with filesystem.open_output_stream(unfinished) as stream:
-        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
-    filesystem.move(unfinished, finished)
 
 
 def _num_partitions(num_rows: int) -> int:

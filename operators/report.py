@@ -23,7 +23,7 @@ __all__ = ["Report", "ReportConfig", "build_report", "collect_figures"]
 
 TEMPLATE = "report.html.j2"
 FIRST_STAGE = "raw_instructions"
-TEACHER = ("calls", "cached_calls", "failed_calls", "prompt_tokens", "generated_tokens", "seconds")
+TEACHER = ("calls", "cached_calls", "failed_calls", "prompt_tokens", "generated_tokens", "cost", "seconds")
 TRAIN = (
     *("steps", "tokens", "supervised_tokens", "seconds", "tokens_per_second", "first_loss", "last_loss"),
     *("losses", "grad_norms", "neftune_alpha", "attention", "zero_stage", "num_workers"),
@@ -79,7 +79,7 @@ def build_report(
         "run": run,
         **collected,
         "packing": collected["packing"] | _efficiency(collected["packing"], config),
-        "teacher": _teacher(stages),
+        "teacher": _teacher(stages, sum(collected["rows"]["recycled"].values())),
         "train": {name: student.get(name) for name in TRAIN} if student else {},
         "evaluation": evaluation,
         "release": {name: release.get(name) for name in RELEASE} if release else {},
@@ -90,9 +90,12 @@ def build_report(
     return Report(figures, _render(figures, config, report))
 
 
-def _teacher(stages: list[dict[str, Any]]) -> Figures:
-    """Sums over the stages; a call is `cached` where the ledger already held its reply."""
-    return {name: sum((stage.get("teacher") or {}).get(name) or 0 for stage in stages) for name in TEACHER}
+def _teacher(stages: list[dict[str, Any]], num_recycled: int) -> Figures:
+    """Sums over the stages, and what a recycled row took; a `cached` call is one that the ledger held already."""
+    sums = {name: sum((stage.get("teacher") or {}).get(name) or 0 for stage in stages) for name in TEACHER}
+    tokens = sums["prompt_tokens"] + sums["generated_tokens"]
+    each = {"tokens_per_recycled_row": tokens, "cost_per_recycled_row": sums["cost"]}
+    return sums | {name: value / num_recycled if num_recycled else None for name, value in each.items()}
 
 
 def _efficiency(packing: Figures, config: dict[str, Any]) -> Figures:

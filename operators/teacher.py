@@ -44,6 +44,9 @@ class TeacherConfig(StageConfig):
             "base_url",
             "api_key_env",
             "concurrent_requests",
+            "requests_per_minute",
+            "request_timeout_s",
+            "max_retries",
         }
     )
 
@@ -70,7 +73,10 @@ class TeacherConfig(StageConfig):
     )
     base_url: str = Field("", description="openai: address of the endpoint, such as http://127.0.0.1:8000/v1")
     api_key_env: str = Field("OPENAI_API_KEY", description="openai: variable that holds the key")
-    concurrent_requests: int = Field(16, ge=1, description="openai: requests in flight")
+    concurrent_requests: int = Field(16, ge=1, description="openai: most requests in flight, fewer if it complains")
+    requests_per_minute: float = Field(0, ge=0, description="openai: of each replica; 0 means no limit")
+    request_timeout_s: float = Field(600, gt=0, description="openai: of one attempt")
+    max_retries: int = Field(6, ge=0, description="openai: of one call, after 429, 5xx and lost connections")
 
     def key_parts(self) -> list[str | float | int]:
         """Everything about the teacher that determines a reply; part of every call's key."""
@@ -231,17 +237,23 @@ def _from_vllm(batch: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(replies, schema=REPLIES)
 
 
+_ENDPOINT_SETTINGS = {
+    "model",
+    "base_url",
+    "api_key_env",
+    "temperature",
+    "top_p",
+    "concurrent_requests",
+    "requests_per_minute",
+    "request_timeout_s",
+    "max_retries",
+}
+
+
 def _generate_openai(calls: Dataset, teacher: TeacherConfig, _supervisor: Any) -> Dataset:
     return calls.map_batches(
         OpenAIEndpoint,
-        fn_constructor_kwargs={
-            "model": teacher.model,
-            "base_url": teacher.base_url,
-            "api_key_env": teacher.api_key_env,
-            "temperature": teacher.temperature,
-            "top_p": teacher.top_p,
-            "concurrent_requests": teacher.concurrent_requests,
-        },
+        fn_constructor_kwargs=teacher.model_dump(include=_ENDPOINT_SETTINGS),
         compute=ray.data.ActorPoolStrategy(size=teacher.replicas if isinstance(teacher.replicas, int) else 1),
         batch_size=teacher.batch_rows,
         batch_format="pyarrow",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -27,6 +28,7 @@ EDGES = {
     "selected_instructions": {"instruction_reflections"},
     "response_reflections": {"selected_instructions"},
     "recycled_instructions": {"response_reflections"},
+    "published_dataset": {"recycled_instructions"},
     "packed_sequences": {"recycled_instructions"},
     "student": {"packed_sequences"},
     "evaluation": {"held_out", "student"},
@@ -83,6 +85,11 @@ def test_a_run_then_nothing_then_only_what_changed(flow: Flow, tmp_path: Path) -
     held_out = figures["rows"]["dropped"].get("held_out", 0)
     assert figures["teacher"]["calls"] == 2 * (20 - held_out)
     assert (tmp_path / "storage" / "released.json").is_file()
+    published = pd.read_parquet(tmp_path / "storage" / "published" / "parquet")
+    assert len(published) == 20 - held_out
+    lineage = json.loads((tmp_path / "storage" / "published" / "lineage.json").read_text())
+    assert [name for name, _ in lineage["source"]["files"]] == ["source.jsonl"]
+    assert sum(lineage["outcomes"].values()) == 20
 
     code, printed = flow(f"source.path={source}")
     assert code == 0

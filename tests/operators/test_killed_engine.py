@@ -85,8 +85,8 @@ def test_the_second_turn_reaches_the_real_engine(tmp_path: Path, tiny_model: str
     reflected = reflect_responses(rows, config, teacher(tiny_model), ledger, frozenset({"<|im_end|>"})).take_all()
     assert {row["response_reflection"] for row in reflected} == {"rejected:cut_off"}
     assert {row["better_response"] for row in reflected} == {None}
-    repairs = ledger.read("reflect_responses_repair", ["row_id", "reply", "prompt_tokens"])
-    firsts = ledger.read("reflect_responses", ["row_id", "prompt_tokens"])
+    repairs = ledger.files.read("reflect_responses_repair", ["row_id", "reply", "prompt_tokens"])
+    firsts = ledger.files.read("reflect_responses", ["row_id", "prompt_tokens"])
     assert repairs is not None
     assert firsts is not None
     lengths = {row["row_id"]: row["prompt_tokens"] for row in firsts.iter_rows()}

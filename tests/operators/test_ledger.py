@@ -127,7 +127,7 @@ class TestWhatStopsTheTeacher:
         mortal = TEACHER.model_copy(update={"model": "mortal"})
         with pytest.raises(TeacherStoppedError, match="stage: the engine dies of every call"):
             Ledger(str(tmp_path)).answer(calls("a", "b", prompt="POISON"), mortal, "stage")
-        assert not Ledger(str(tmp_path)).files("stage")
+        assert not Ledger(str(tmp_path)).files.of("stage")
 
     def test_too_many_failures_stop_the_stage(self, tmp_path: Path) -> None:
         broken = TEACHER.model_copy(update={"model": "broken"})
@@ -163,11 +163,11 @@ class TestWhatStopsTheTeacher:
     def test_many_files_become_few_and_say_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
         first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abcdef"), one_by_one, "stage"))
-        monkeypatch.setattr("operators.ledger.COMPACT_ABOVE", 3)
+        monkeypatch.setattr("operators.ledger_files.COMPACT_ABOVE", 3)
         ledger = Ledger(str(tmp_path))
         assert rows_of(ledger.answer(calls(*"abcdef"), TEACHER, "stage")) == first
         assert paid(ledger) == (0, 6)
-        assert len(ledger.files("stage")) == 1
+        assert len(ledger.files.of("stage")) == 1
 
 
 def tokens_in(folder: Path) -> int:

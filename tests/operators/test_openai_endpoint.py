@@ -1,8 +1,16 @@
-"""An endpoint that is busy is asked again; a call that it refuses becomes a row with the reason."""
+"""An endpoint that is busy, breaks, is slow, refuses or talks nonsense: asked again where that helps, else a reason."""
 
+import asyncio
 import json
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -11,38 +19,75 @@ import pytest
 import ray
 
 from operators.calls import CALLS
+from operators.openai_endpoint import Slots
 from operators.teacher import TeacherConfig, generate
+
+GARBAGE = {
+    "html": b"<html>Bad gateway</html>",
+    "cut": b'{"choices": [{"message": {"content": "hal',
+    "list": b"[1, 2]",
+    "null": b"null",
+    "nothing": b"",
+    "no_choices": b'{"id": "1", "object": "chat.completion", "created": 0, "choices": []}',
+    "no_text": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant"}}]}',
+    "number": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": 5}}]}',
+}
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Answers by what the prompt says: "busy" once with 429, "broken" always with 400, "empty" without choices."""
+    """Answers by what the prompt says: a status code, a kind of garbage, "slow", or the prompt from behind.
 
+    "once 429" is that status the first time; "429" is it always.
+    """
+
+    protocol_version = "HTTP/1.1"
     seen: ClassVar[list[dict[str, Any]]] = []
-    busy_once = True
+    lock = threading.Lock()
+    free = threading.Event()
+    busy = most_busy = 0
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).seen.append({"body": body, "key": self.headers["Authorization"], "path": self.path})
         content = body["messages"][-1]["content"]
-        if content == "busy" and type(self).busy_once:
-            type(self).busy_once = False
-            self._send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
-        elif content == "broken":
-            self._send(400, {"error": {"message": "no such model"}})
-        else:
-            choices = [
-                {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": content[::-1]}}
-            ]
-            usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-            shown = [] if content == "empty" else choices
-            self._send(200, {"id": "1", "object": "chat.completion", "created": 0, "choices": shown, "usage": usage})
+        kind = type(self)
+        with kind.lock:
+            before = sum(seen["body"]["messages"][-1]["content"] == content for seen in kind.seen)
+            kind.seen.append({"body": body, "key": self.headers["Authorization"], "at": time.monotonic()})
+            kind.busy += 1
+            kind.most_busy = max(kind.most_busy, kind.busy)
+        try:
+            self._answer(content, before)
+        finally:
+            with kind.lock:
+                kind.busy -= 1
 
-    def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-        payload = json.dumps(body).encode()
+    def _answer(self, content: str, before: int) -> None:
+        words = content.split()
+        if words[0] == "once" and not before:
+            self._send(int(words[1]), b'{"error": {"message": "slow down"}}')
+        elif words[0].isdigit():
+            self._send(
+                int(words[0]), json.dumps({"error": {"message": f"bad {self.headers['Authorization']}"}}).encode()
+            )
+        elif content in GARBAGE:
+            self._send(200, GARBAGE[content])
+        elif content == "slow":
+            self.free.wait(20)
+            self.close_connection = True
+        elif content == "hangs up":
+            self.close_connection = True
+        else:
+            message = {"role": "assistant", "content": content[::-1]}
+            choices = [{"index": 0, "finish_reason": "length", "message": message}]
+            usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+            reply = {"id": "1", "object": "chat.completion", "created": 0, "choices": choices, "usage": usage}
+            self._send(200, json.dumps(reply).encode())
+
+    def _send(self, status: int, payload: bytes) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(payload)), "Retry-After": "0.1"}
+        for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
 
@@ -52,44 +97,162 @@ class Endpoint(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint() -> Iterator[str]:
-    Endpoint.seen, Endpoint.busy_once = [], True
+    Endpoint.seen, Endpoint.most_busy = [], 0
+    Endpoint.free.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        Endpoint.free.set()
         server.shutdown()
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_replies_retries_and_refusals(endpoint: str) -> None:
+def ask(base_url: str, contents: list[str], **settings: Any) -> dict[str, dict[str, Any]]:
     teacher = TeacherConfig(
-        backend="openai", model="big", base_url=endpoint, temperature=0.5, api_key_env="A_VARIABLE_THAT_IS_NOT_SET"
+        **{"backend": "openai", "model": "big", "base_url": base_url, "api_key_env": "A_VARIABLE_NOT_SET"} | settings
     )
-    schema = json.dumps({"type": "object"})
     calls = [
         {
             "call_key": f"{number:064x}",
             "row_id": content,
             "messages": json.dumps([{"role": "user", "content": content}]),
-            "schema": schema if content == "good" else "",
+            "schema": json.dumps({"type": "object"}) if content == "good" else "",
             "max_tokens": 7,
         }
-        for number, content in enumerate(["good", "busy", "broken", "empty"])
+        for number, content in enumerate(contents)
     ]
     replies = generate(ray.data.from_arrow(pa.Table.from_pylist(calls, schema=CALLS)), teacher)
-    rows = {row["row_id"]: row for row in replies.take_all()}
-    assert rows["good"]["reply"] == "doog"
-    assert (rows["good"]["finish_reason"], rows["good"]["prompt_tokens"], rows["good"]["generated_tokens"]) == (
-        "length",
-        3,
-        5,
+    rows = replies.take_all()
+    assert sorted(row["row_id"] for row in rows) == sorted(contents)
+    assert all((row["reply"] is None) == bool(row["error"]) for row in rows)
+    return {row["row_id"]: row for row in rows}
+
+
+def times_asked() -> Counter[str]:
+    return Counter(seen["body"]["messages"][-1]["content"] for seen in Endpoint.seen)
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestEndpoint:
+    def test_the_request_says_all_and_the_reply_is_taken_whole(self, endpoint: str) -> None:
+        row = ask(endpoint, ["good"], temperature=0.5)["good"]
+        assert (row["reply"], row["finish_reason"]) == ("doog", "length")
+        assert (row["prompt_tokens"], row["generated_tokens"]) == (3, 5)
+        [body] = [seen["body"] for seen in Endpoint.seen]
+        assert (body["model"], body["temperature"], body["max_tokens"]) == ("big", 0.5, 7)
+        assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+    def test_what_may_pass_is_asked_again_and_what_cannot_is_not(self, endpoint: str) -> None:
+        statuses = ["once 429", "once 500", "once 503", "400", "401", "404", "422", "hangs up"]
+        rows = ask(endpoint, statuses, max_retries=1)
+        assert {name: bool(row["error"]) for name, row in rows.items()} == {
+            name: not name.startswith("once") for name in statuses
+        }
+        assert times_asked() == {name: 2 if name.startswith(("once", "hangs")) else 1 for name in statuses}
+        assert "401" in rows["401"]["error"]
+
+    def test_nonsense_is_an_error_of_its_row_only(self, endpoint: str) -> None:
+        rows = ask(endpoint, [*GARBAGE, "good"], max_retries=0)
+        assert {name for name, row in rows.items() if row["error"]} == set(GARBAGE)
+        assert rows["good"]["reply"] == "doog"
+
+    def test_a_slow_reply_is_given_up(self, endpoint: str) -> None:
+        rows = ask(endpoint, ["slow", "good"], max_retries=0, request_timeout_s=1)
+        assert "Timeout" in rows["slow"]["error"]
+        assert rows["good"]["reply"] == "doog"
+
+    def test_a_rate_limit_spaces_the_requests(self, endpoint: str) -> None:
+        ask(endpoint, [f"row {n}" for n in range(5)], requests_per_minute=300)
+        moments = sorted(seen["at"] for seen in Endpoint.seen)
+        assert moments[-1] - moments[0] >= 4 * 0.2 * 0.9
+
+    def test_no_more_requests_are_in_flight_than_allowed(self, endpoint: str) -> None:
+        ask(endpoint, [f"row {n}" for n in range(40)], concurrent_requests=3)
+        assert 1 <= Endpoint.most_busy <= 3
+
+    def test_the_key_comes_from_the_environment_and_is_in_no_error(
+        self, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from operators.openai_endpoint import OpenAIEndpoint
+
+        monkeypatch.setenv("SOME_KEY", "secret-1234")
+        settings = TeacherConfig(backend="openai", model="big", base_url=endpoint, api_key_env="SOME_KEY")
+        names = {"model", "base_url", "api_key_env", "temperature", "top_p", "concurrent_requests"}
+        names |= {"requests_per_minute", "request_timeout_s", "max_retries"}
+        actor = OpenAIEndpoint(**settings.model_dump(include=names))
+        call = {"call_key": "0" * 64, "row_id": "a", "schema": "", "max_tokens": 7}
+        reply = asyncio.run(actor._answer({**call, "messages": json.dumps([{"role": "user", "content": "401"}])}))
+        assert Endpoint.seen[0]["key"] == "Bearer secret-1234"
+        assert "<key>" in reply["error"]
+        assert "secret" not in reply["error"]
+
+
+def test_slots_halve_on_complaint_and_grow_by_one_a_round() -> None:
+    now = [0.0]
+    slots = Slots(16, clock=lambda: now[0])
+    slots.heard(429)
+    slots.heard(503)  # of the same moment: says nothing new
+    assert slots.limit == 8
+    now[0] = 2.0
+    slots.heard(429)
+    assert slots.limit == 4
+    for _ in range(4):
+        slots.heard(200)
+    assert 4.8 <= slots.limit <= 5
+    slots.heard(404)
+    for _ in range(1000):
+        slots.heard(200)
+    assert slots.limit == 16
+    for _ in range(10):
+        now[0] += 2
+        slots.heard(529)
+    assert slots.limit == 1
+
+
+@pytest.fixture
+def vllm_server(tiny_model: str) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--max-model-len", "512"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_model, *settings]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    server = subprocess.Popen(
+        [*command, "--dtype", "float32", "--enforce-eager"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    assert rows["busy"]["reply"] == "ysub"
-    assert rows["broken"]["reply"] is None
-    assert "no such model" in rows["broken"]["error"]
-    assert rows["empty"]["reply"] is None
-    assert rows["empty"]["error"].startswith("IndexError")
-    [good] = [request["body"] for request in Endpoint.seen if request["body"]["messages"][0]["content"] == "good"]
-    assert (good["model"], good["temperature"], good["max_tokens"]) == ("big", 0.5, 7)
-    assert good["response_format"]["json_schema"]["schema"] == {"type": "object"}
-    assert {request["path"] for request in Endpoint.seen} == {"/v1/chat/completions"}
-    assert len([1 for request in Endpoint.seen if request["body"]["messages"][0]["content"] == "busy"]) == 2
+    try:
+        wait_until_healthy(port, server)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def wait_until_healthy(port: int, server: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        assert server.poll() is None, f"vLLM's server ended with {server.returncode}"
+        connection = HTTPConnection("127.0.0.1", port, timeout=2)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.5)  # there is nothing but polling to learn of an HTTP server's start
+        finally:
+            connection.close()
+    raise AssertionError("vLLM's server did not start within 300 s")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_real_vllm_server(vllm_server: str) -> None:
+    contents = ["Name a river.", "Name a mountain.", "word " * 600]
+    rows = ask(vllm_server, contents, model="tiny")
+    for content in contents[:2]:
+        assert rows[content]["reply"]
+        assert (rows[content]["finish_reason"], rows[content]["generated_tokens"]) == ("length", 7)
+        assert rows[content]["prompt_tokens"] > 10
+    assert "BadRequestError" in rows[contents[2]]["error"]  # longer than the context

@@ -82,7 +82,7 @@ def test_a_reply_that_cannot_be_read_gets_one_more_turn(tmp_path: Path) -> None:
     for row in rows.values():
         has_pair = row["instruction_reflection"] in ("parsed", "repaired")
         assert bool(row["better_instruction"]) == bool(row["better_instruction_response"]) == has_pair
-    repairs = [row["call_key"] for row in ledger.read("reflect_instructions_repair", ["call_key"]).iter_rows()]  # type: ignore[union-attr]
+    repairs = [row["call_key"] for row in ledger.files.read("reflect_instructions_repair", ["call_key"]).iter_rows()]  # type: ignore[union-attr]
     assert len(repairs) == statuses["repaired"] + statuses["rejected:no_json"]
     again = Ledger(str(tmp_path), offline=True)  # the second run reads, and makes no call
     assert by_id(reflect_instructions(raw(60, 0), ReflectConfig(), CARELESS, again, frozenset())) == rows

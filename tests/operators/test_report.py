@@ -97,7 +97,10 @@ def test_figures_have_the_keys_of_the_contract(sample: Report) -> None:
         "failed_calls": 1,
         "prompt_tokens": 16131,
         "generated_tokens": 10581,
+        "cost": pytest.approx(0.4),
         "seconds": pytest.approx(209.2),
+        "tokens_per_recycled_row": pytest.approx((16131 + 10581) / 24),
+        "cost_per_recycled_row": pytest.approx(0.4 / 24),
     }
     train = {"steps", "tokens", "tokens_per_second", "first_loss", "last_loss", "neftune_alpha", "attention"}
     assert train <= set(figures["train"])

@@ -1,0 +1,48 @@
+"""What a published data set was made from, word for word."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import dagster as dg
+
+from flows.fingerprint import SOURCE_ASSET
+from flows.run import Run
+from operators.models import model_revision
+from operators.reflect_instructions import ABOUT as INSTRUCTIONS
+from operators.reflect_responses import ABOUT as RESPONSES
+
+REFLECTIONS = (INSTRUCTIONS, RESPONSES)
+RECYCLED_ASSET = "recycled_instructions"
+SHAPING = ("source", "deduplicate", "decontaminate", "reflect", "filter", "select", "score")  # sections that shape rows
+
+
+def lineage_of(run: Run, specs: Mapping[str, dg.AssetSpec]) -> dict[str, Any]:
+    """Source files with their hashes, prompts, models, configuration, and the rows by outcome, of all refreshes."""
+    config = run.config
+    refreshes = run.store.refreshes(RECYCLED_ASSET)
+    manifests = {key: run.store.manifest(RECYCLED_ASSET, key) or {} for key in refreshes}
+    sources = [run.store.manifest(SOURCE_ASSET, key) or {} for key in refreshes]
+    outcomes: Counter[str] = Counter()
+    for manifest in manifests.values():
+        outcomes.update(manifest.get("outcomes", {}))
+    teacher, form = config.teacher, config.reflect.form
+    texts = ("<row>", "<instruction>", "<input>", "<response>")
+    prompts = {about.stage: about.prompt(*texts, form) for about in REFLECTIONS}
+    revision = model_revision(run.teacher.model) if teacher.backend == "vllm" else ""
+    return {
+        "version": version("recycle-and-train"),
+        "source": {"files": [file for source in sources for file in source.get("made_from", {}).get("files", [])]},
+        "refreshes": {key: manifest["fingerprint"] for key, manifest in manifests.items()},
+        "code": {asset: spec.code_version for asset, spec in specs.items()},
+        "teacher": {**teacher.identity(), "revision": revision},
+        "student": {"model": config.student.model, "revision": model_revision(run.student)},
+        "prompts": {
+            stage: {"sha256": hashlib.sha256(prompt.encode()).hexdigest(), "text": prompt}
+            for stage, prompt in prompts.items()
+        },
+        "configuration": {name: getattr(config, name).identity() for name in SHAPING},
+        "outcomes": dict(outcomes.most_common()),
+    }
