@@ -3,10 +3,12 @@
 The teacher answers at once, so this is the overhead of reading, prompting, keying, committing, joining and parsing.
 Nothing is timed before the rows have been counted: every row comes back parsed, and the second run calls nobody.
 
-    .venv/bin/python benchmarks/reflection.py [ROWS]
+    .venv/bin/python benchmarks/reflection.py [ROWS ...]
 """
 
+import os
 import platform
+import resource
 import sys
 import tempfile
 import time
@@ -50,16 +52,24 @@ def run(source: str, folder: str, num_rows: int) -> tuple[float, Ledger]:
 
 
 def main() -> None:
-    num_rows = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    with tempfile.TemporaryDirectory() as folder, connected():
+    sizes = [int(size) for size in sys.argv[1:]] or [10_000]
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, ray {ray.__version__}, scripted teacher")
+    print(f"{'rows':>9} {'first run':>10} {'rows/s':>8} {'second run':>11} {'rows/s':>8} {'driver peak':>12}")
+    with connected():
+        for num_rows in sizes:
+            measure(num_rows)
+
+
+def measure(num_rows: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
         write_rows(f"{folder}/rows.parquet", num_rows)
         first, ledger = run(f"{folder}/rows.parquet", folder, num_rows)
         second, again = run(f"{folder}/rows.parquet", folder, num_rows)
-        if (ledger.figures()["calls"], again.figures()["calls"]) != (num_rows, 0):
-            raise SystemExit("red gate: a call was made twice or not at all")
-    machine = f"{platform.processor() or platform.machine()}, {ray.__version__=}"
-    print(f"reflection  {num_rows} rows  first {first:.1f} s ({num_rows / first:.0f} rows/s)  "
-          f"second, all from the ledger {second:.1f} s ({num_rows / second:.0f} rows/s)  {machine}")  # fmt: skip
+    if (ledger.figures()["calls"], again.figures()["calls"]) != (num_rows, 0):
+        raise SystemExit("red gate: a call was made twice or not at all")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{num_rows:>9} {first:>8.1f} s {num_rows / first:>8.0f} {second:>9.1f} s {num_rows / second:>8.0f} "
+          f"{peak:>8.0f} MiB", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
