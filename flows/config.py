@@ -28,7 +28,7 @@ from operators.score_ifd import ScoreConfig
 from operators.select import SelectConfig
 from operators.stage import StageConfig
 from operators.teacher import TeacherConfig
-from operators.train import TrainConfig
+from operators.train_config import TrainConfig
 
 CONFIG_VARIABLE = "RECYCLE_CONFIG"  # which YAML file, where no command line says it
 OVERRIDES_VARIABLE = "RECYCLE_OVERRIDES"  # dotted overrides, written as in a shell

@@ -41,7 +41,6 @@ from operators.reflect_responses import reflect_responses
 from operators.release import release as decide_release
 from operators.report import build_report
 from operators.select import select_instructions, select_responses
-from operators.train import train
 
 REFRESHES = dg.DynamicPartitionsDefinition(name="refresh")
 RunResource = dg.ResourceParam[Run]
@@ -172,6 +171,8 @@ def student(packed_sequences: Dataset, run: RunResource) -> Plan:
     folder = run.path("students", version)
 
     def build() -> dict[str, Any]:
+        from operators.train import train  # imports torch: seconds that a run without training saves
+
         return {**train(packed_sequences, run.config.train, run.student, folder), "version": version, "folder": folder}
 
     return Plan(build)

@@ -11,6 +11,7 @@ import pyarrow as pa
 ORIGINAL, INSTRUCTION, RESPONSE, BOTH = "original", "instruction", "response", "both"
 RECYCLED_OUTCOMES = (ORIGINAL, INSTRUCTION, RESPONSE, BOTH)
 UNDER_WAY = ""
+PARSED = ("parsed", "repaired")  # statuses of reflections that may replace something
 HELD_OUT = "dropped:held_out"
 
 _TEXT = pa.string()

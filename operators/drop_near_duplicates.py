@@ -14,7 +14,6 @@ from functools import lru_cache, partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasketch import MinHash, MinHashLSH
 from pydantic import Field
 from ray.data import Dataset
 
@@ -71,6 +70,8 @@ def drop_near_duplicates(rows: Dataset, earlier: Dataset | None, config: Dedupli
 @lru_cache
 def bands_and_rows(threshold: float, num_permutations: int) -> tuple[int, int]:
     """Into how many bands of how many values a signature is cut, so that pairs above the threshold share a bucket."""
+    from datasketch import MinHashLSH  # imports scipy: a second that most processes save
+
     index = MinHashLSH(threshold=threshold, num_perm=num_permutations)
     return index.b, index.r
 
@@ -90,6 +91,8 @@ def _banded(rows: Dataset, owner: str, config: DeduplicateConfig) -> Dataset:
 
 def _bands(rows: pa.Table, owner: str, config: DeduplicateConfig) -> pa.Table:
     """One record for each row under way and band: `band`, `owner`, `sketch`."""
+    from datasketch import MinHash
+
     rows = rows.filter(pc.equal(rows["outcome"], UNDER_WAY))
     texts = zip(*(rows[name].to_pylist() for name in ("instruction", "input", "response")), strict=True)
     cut = (shingles("\n".join(each), config.shingle_words) for each in texts)

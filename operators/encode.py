@@ -4,12 +4,16 @@ The mask comes from the template's `{% generation %}` marks where it has them, e
 alone, which must be a token prefix of the whole; nothing here knows any model family.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+if TYPE_CHECKING:  # seconds to import, and most processes that encode nothing import this module
+    from transformers import PreTrainedTokenizerBase
+
 
 IGNORED = -100  # a label without loss
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -42,6 +46,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: the model has no chat template, so nothing says how its turns are written.
     """
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     if not isinstance(tokenizer.chat_template, str):
         raise ValueError(f"encode: student {model} has no single chat template; use an instruction-tuned model")

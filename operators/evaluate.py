@@ -6,7 +6,6 @@ never holds two models and the pools never wait for each other's CPUs.
 
 import heapq
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,28 +18,15 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
 from operators.columns import RAW
-from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer
-from operators.greedy_answers import greedy_answers
 from operators.judge import Sample, judge_samples, tally
 from operators.ledger import Ledger
-from operators.likelihood import StudentPoolConfig, load_causal_lm, longest_context, sum_nll
 from operators.progress import report_progress
 from operators.stage import require_columns
+from operators.student_pool import StudentPoolConfig
 from operators.teacher import TeacherConfig
 
 MAX_SAMPLES = 5000  # samples are held by the driver and shown in the report
 OVER_LONG, NOT_FINITE = "over_max_tokens", "not_finite"
-
-_MEASURED = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("nll", pa.float64()),  # nats, summed over the row's response tokens; null with `unscored`
-        ("num_tokens", pa.int64()),
-        ("unscored", pa.string()),
-        ("answer", pa.string()),  # null unless the row is a sample
-        ("answer_tokens", pa.int32()),
-    ]
-)
 
 
 class EvaluateConfig(StudentPoolConfig):
@@ -113,62 +99,6 @@ class _Losses:
         return self.nll / self.num_tokens if self.num_tokens and not self.unscored[NOT_FINITE] else None
 
 
-class _ModelActor:
-    """Holds one model: the loss of every row, and an answer to the rows that are samples."""
-
-    def __init__(self, model: str, sample_ids: Sequence[str], config: EvaluateConfig) -> None:
-        self._tokenizer = load_tokenizer(model)
-        self._model = load_causal_lm(model, config)
-        self._sample_ids, self._config = frozenset(sample_ids), config
-        self._limit = longest_context(self._model, config.max_tokens)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        records = [self._encode(row) for row in rows.select(["row_id", "instruction", "input", "response"]).to_pylist()]
-        self._score([record for record in records if record["unscored"] is None])
-        self._answer([record for record in records if record["row_id"] in self._sample_ids and record["encoded"]])
-        report_progress("evaluate", rows=rows.num_rows)
-        return pa.Table.from_pylist(records, schema=_MEASURED)
-
-    def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
-        record = {"row_id": row["row_id"], "encoded": None, "num_tokens": 0, "unscored": None}
-        try:
-            encoded = encode_example(self._tokenizer, row["instruction"], row["input"], row["response"])
-        except EncodingError as error:
-            return record | {"unscored": error.reason}
-        unscored = OVER_LONG if len(encoded.input_ids) > self._limit else None
-        return record | {"encoded": encoded, "unscored": unscored}
-
-    def _score(self, records: list[dict[str, Any]]) -> None:
-        examples = [record["encoded"] for record in records]
-        for record, nll in zip(records, sum_nll(self._model, examples, self._config.batch_tokens), strict=True):
-            record["num_tokens"] = sum(label != IGNORED for label in record["encoded"].labels)
-            record |= {"nll": nll} if math.isfinite(nll) else {"unscored": NOT_FINITE}
-
-    def _answer(self, records: list[dict[str, Any]]) -> None:
-        prompts = [prompt_of(record["encoded"]) for record in records]
-        room = longest_context(self._model, self._config.max_tokens + self._config.max_new_tokens)
-        fitting = [
-            (record, prompt)
-            for record, prompt in zip(records, prompts, strict=True)
-            if len(prompt) + self._config.max_new_tokens <= room
-        ]
-        answers = greedy_answers(
-            self._model,
-            self._tokenizer,
-            [prompt for _, prompt in fitting],
-            max_new_tokens=self._config.max_new_tokens,
-            repetition_penalty=self._config.repetition_penalty,
-            batch_rows=self._config.generate_rows,
-        )
-        for (record, _), (answer, num_tokens) in zip(fitting, answers, strict=True):
-            record |= {"answer": answer, "answer_tokens": num_tokens}
-
-
-def prompt_of(encoded: Encoded) -> list[int]:
-    """The tokens before the response: what the student learns to go on from."""
-    return encoded.input_ids[: next(place for place, label in enumerate(encoded.labels) if label != IGNORED)]
-
-
 def _lowest_ids(held_out: Dataset, num_samples: int) -> list[str]:
     """The `num_samples` lowest row ids; each block sends no more than that many to the driver."""
     lowest = held_out.map_batches(
@@ -194,8 +124,10 @@ def _rows_of(rows: pa.Table, row_ids: list[str]) -> pa.Table:
 def _measure(
     held_out: Dataset, model: str, sample_ids: Sequence[str], config: EvaluateConfig
 ) -> tuple[_Losses, dict[str, dict[str, Any]]]:
+    from operators.measure_model import ModelActor  # imports torch, which the driver does without
+
     measured = held_out.map_batches(
-        _ModelActor,
+        ModelActor,
         fn_constructor_kwargs={"model": model, "sample_ids": sample_ids, "config": config},
         batch_size=config.batch_rows,
         batch_format="pyarrow",

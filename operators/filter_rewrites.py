@@ -13,12 +13,11 @@ import pyarrow as pa
 from pydantic import Field
 from ray.data import Dataset
 
-from operators.columns import UNDER_WAY
+from operators.columns import PARSED, UNDER_WAY
 from operators.decontaminate import EvaluationIndex
 from operators.prompts import CRITIQUE_HEADING, END_HEADING, INSTRUCTION_SECTIONS, RESPONSE_SECTIONS
 from operators.reflect import Reflecting
 from operators.replies import REFUSAL
-from operators.select import PARSED
 from operators.stage import StageConfig, require_columns
 
 SURE = 0.95  # probability from which a language is believed: 1,457 of 1,500 Alpaca answers, none of them wrongly

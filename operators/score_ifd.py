@@ -18,13 +18,16 @@ means, so that both are over the same tokens and the ratio compares like with li
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
-from transformers import PreTrainedTokenizerBase
 
 from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, user_text
-from operators.likelihood import StudentPoolConfig, load_causal_lm, longest_context, sum_nll
+from operators.student_pool import StudentPoolConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LARGEST_EXPONENT = 700.0  # exp of more overflows a float64
 
@@ -79,7 +82,9 @@ class StudentScorer:
     """Holds one student and scores pairs with it; one for each actor."""
 
     def __init__(self, student: str, config: ScoreConfig) -> None:
-        self._tokenizer = load_tokenizer(student)
+        from operators.likelihood import load_causal_lm, longest_context, sum_nll
+
+        self._tokenizer, self._sum_nll = load_tokenizer(student), sum_nll
         self._model = load_causal_lm(student, config)
         self._max_tokens = longest_context(self._model, config.max_tokens)
         self._batch_tokens = config.batch_tokens
@@ -96,7 +101,7 @@ class StudentScorer:
         spans = [target_spans(self._tokenizer, asked, target, self._max_tokens) for asked, target in turns]
         found = [span for span in spans if isinstance(span, _Spans)]
         examples = [example for span in found for example in (span.given, span.alone)]
-        sums = iter(sum_nll(self._model, examples, self._batch_tokens))
+        sums = iter(self._sum_nll(self._model, examples, self._batch_tokens))
         return [
             score_of(next(sums), next(sums), span.num_scored) if isinstance(span, _Spans) else Score(reason=span)
             for span in spans
@@ -130,7 +135,7 @@ def guess_request(response: str) -> str:
     return GUESS_REQUEST.format(response=response)
 
 
-def target_spans(tokenizer: PreTrainedTokenizerBase, asked: str, target: str, max_tokens: int) -> _Spans | str:
+def target_spans(tokenizer: "PreTrainedTokenizerBase", asked: str, target: str, max_tokens: int) -> _Spans | str:
     """Mark the scored tokens of `target` after `asked` and alone, or say why it cannot be scored.
 
     Returns:

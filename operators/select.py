@@ -21,6 +21,7 @@ from operators.columns import (
     INSTRUCTION,
     INSTRUCTION_REFLECTED,
     ORIGINAL,
+    PARSED,
     RECYCLED,
     RESPONSE,
     RESPONSE_REFLECTED,
@@ -35,7 +36,6 @@ Policy = Literal["none", "ifd", "ifd_rifd", "perplexity"]
 Measure = Literal["ifd", "rifd", "perplexity"]
 Values = dict[str, Any]
 
-PARSED = ("parsed", "repaired")  # reflections that may replace something
 NOT_REFLECTED = "dropped:response_not_reflected"
 
 

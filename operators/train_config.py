@@ -3,12 +3,14 @@
 import hashlib
 import math
 from dataclasses import fields
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kernels.hyper_attention import HyperAttentionConfig
 from operators.stage import StageConfig
+
+if TYPE_CHECKING:  # torch is seconds to import
+    from kernels.hyper_attention import HyperAttentionConfig
 
 # Keys that change where and how fast a run happens, never what comes out of it.
 _OPERATIONAL = {
@@ -62,17 +64,23 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _sizes_are_known(self) -> Self:
+        if self.attention == "sdpa" and not self.hyper_attention:
+            return self
         try:
             self.hyper_attention_config()
         except TypeError as error:
+            from kernels.hyper_attention import HyperAttentionConfig
+
             known = ", ".join(field.name for field in fields(HyperAttentionConfig))
             raise ValueError(
                 f"hyper_attention: {str(error).rpartition(' ')[2]}: no such key; there are {known}"
             ) from None
         return self
 
-    def hyper_attention_config(self) -> HyperAttentionConfig:
+    def hyper_attention_config(self) -> "HyperAttentionConfig":
         """Mode and sizes for the layers that use HyperAttention; strictly causal unless the configuration says not."""
+        from kernels.hyper_attention import HyperAttentionConfig
+
         values: dict[str, Any] = {"mode": "causal_local", **self.hyper_attention}
         return HyperAttentionConfig(**values)
 

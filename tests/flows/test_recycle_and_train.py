@@ -5,6 +5,7 @@ Runs with the scripted teacher and a tiny student, but with the real Ray Data, R
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,13 @@ EDGES = {
 def test_the_graph_has_the_edges_of_the_design() -> None:
     found = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in SPECS.items()}
     assert found == EDGES
+
+
+def test_the_graph_is_imported_without_torch() -> None:
+    """Every `--plan`, every process that Dagster starts and most of Ray's would otherwise load it: eight seconds each."""
+    code = "import flows.recycle_and_train, sys; print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import HELD_OUT, RAW
 from operators.encode import encode_example, load_tokenizer
-from operators.evaluate import EvaluateConfig, evaluate, prompt_of
+from operators.evaluate import EvaluateConfig, evaluate
 from operators.greedy_answers import greedy_answers
 from operators.ledger import Ledger
 from operators.likelihood import load_causal_lm
+from operators.measure_model import prompt_of
 from operators.teacher import TeacherConfig
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent")

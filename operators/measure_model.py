@@ -1,0 +1,81 @@
+"""One model in one actor: the loss of every row, and an answer to the rows that are samples."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer
+from operators.evaluate import NOT_FINITE, OVER_LONG, EvaluateConfig
+from operators.greedy_answers import greedy_answers
+from operators.likelihood import load_causal_lm, longest_context, sum_nll
+from operators.progress import report_progress
+
+MEASURED = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("nll", pa.float64()),  # nats, summed over the row's response tokens; null with `unscored`
+        ("num_tokens", pa.int64()),
+        ("unscored", pa.string()),
+        ("answer", pa.string()),  # null unless the row is a sample
+        ("answer_tokens", pa.int32()),
+    ]
+)
+
+
+class ModelActor:
+    """Ray Data actor of `evaluate`: RAW rows in, MEASURED rows out."""
+
+    def __init__(self, model: str, sample_ids: Sequence[str], config: EvaluateConfig) -> None:
+        self._tokenizer = load_tokenizer(model)
+        self._model = load_causal_lm(model, config)
+        self._sample_ids, self._config = frozenset(sample_ids), config
+        self._limit = longest_context(self._model, config.max_tokens)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Measure a batch."""
+        records = [self._encode(row) for row in rows.select(["row_id", "instruction", "input", "response"]).to_pylist()]
+        self._score([record for record in records if record["unscored"] is None])
+        self._answer([record for record in records if record["row_id"] in self._sample_ids and record["encoded"]])
+        report_progress("evaluate", rows=rows.num_rows)
+        return pa.Table.from_pylist(records, schema=MEASURED)
+
+    def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
+        record = {"row_id": row["row_id"], "encoded": None, "num_tokens": 0, "unscored": None}
+        try:
+            encoded = encode_example(self._tokenizer, row["instruction"], row["input"], row["response"])
+        except EncodingError as error:
+            return record | {"unscored": error.reason}
+        unscored = OVER_LONG if len(encoded.input_ids) > self._limit else None
+        return record | {"encoded": encoded, "unscored": unscored}
+
+    def _score(self, records: list[dict[str, Any]]) -> None:
+        examples = [record["encoded"] for record in records]
+        for record, nll in zip(records, sum_nll(self._model, examples, self._config.batch_tokens), strict=True):
+            record["num_tokens"] = sum(label != IGNORED for label in record["encoded"].labels)
+            record |= {"nll": nll} if math.isfinite(nll) else {"unscored": NOT_FINITE}
+
+    def _answer(self, records: list[dict[str, Any]]) -> None:
+        prompts = [prompt_of(record["encoded"]) for record in records]
+        room = longest_context(self._model, self._config.max_tokens + self._config.max_new_tokens)
+        fitting = [
+            (record, prompt)
+            for record, prompt in zip(records, prompts, strict=True)
+            if len(prompt) + self._config.max_new_tokens <= room
+        ]
+        answers = greedy_answers(
+            self._model,
+            self._tokenizer,
+            [prompt for _, prompt in fitting],
+            max_new_tokens=self._config.max_new_tokens,
+            repetition_penalty=self._config.repetition_penalty,
+            batch_rows=self._config.generate_rows,
+        )
+        for (record, _), (answer, num_tokens) in zip(fitting, answers, strict=True):
+            record |= {"answer": answer, "answer_tokens": num_tokens}
+
+
+def prompt_of(encoded: Encoded) -> list[int]:
+    """The tokens before the response: what the student learns to go on from."""
+    return encoded.input_ids[: next(place for place, label in enumerate(encoded.labels) if label != IGNORED)]
