@@ -25,8 +25,9 @@ def run_flow(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.slow
-def test_the_command_gives_a_student_and_a_report_and_then_has_nothing_to_do(tmp_path: Path) -> None:
-    first = run_flow(f"storage={tmp_path}")
+def test_the_command_gives_a_student_and_a_report_and_then_has_nothing_to_do(tmp_path: Path, tiny_model: str) -> None:
+    settings = [f"storage={tmp_path}", f"student.model={tiny_model}"]
+    first = run_flow(*settings)
     assert first.returncode == 0, first.stderr + (log_of(tmp_path))
     figures = json.loads((tmp_path / "reports" / "smoke.json").read_text())
     assert figures["rows"]["source"] == 32
@@ -42,7 +43,7 @@ def test_the_command_gives_a_student_and_a_report_and_then_has_nothing_to_do(tmp
     AutoModelForCausalLM.from_pretrained(student, use_safetensors=True)
 
     ledger = sorted((tmp_path / "ledger").rglob("*.parquet"))
-    second = run_flow(f"storage={tmp_path}")
+    second = run_flow(*settings)
     assert second.returncode == 0, second.stderr
     assert "everything was up to date: no teacher call, no training" in second.stdout
     assert sorted((tmp_path / "ledger").rglob("*.parquet")) == ledger

@@ -44,7 +44,7 @@ def test_the_graph_has_the_edges_of_the_design() -> None:
 
 
 def test_the_graph_is_imported_without_torch() -> None:
-    """Every `--plan`, every process that Dagster starts and most of Ray's would otherwise load it: eight seconds each."""
+    """Eight seconds for every `--plan`, every process that Dagster starts and most of those that Ray does."""
     code = "import flows.recycle_and_train, sys; print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -284,18 +284,6 @@ def test_held_out_rows_follow_id_and_salt_alone() -> None:
     assert held_out(held_out_fraction=0) == set()
 
 
-def test_a_source_without_readable_files_is_refused_with_what_was_found(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="matches no file"):
-        list_source_files(str(tmp_path / "absent"))
-    with pytest.raises(ValueError, match="matches no file"):
-        list_source_files(str(tmp_path))
-    (tmp_path / "data.csv").write_text("a,b")
-    with pytest.raises(ValueError, match=r"found .*data\.csv"):
-        list_source_files(str(tmp_path))
-    with pytest.raises(ValueError, match="no files to read"):
-        read_instructions(ReadConfig(path="x"), [], TOKENS)
-
-
 @pytest.mark.usefixtures("local_ray")
 def test_the_demo_source_is_whole() -> None:
     path = Path(__file__).resolve().parents[2] / "configs" / "demo_instructions.jsonl"

@@ -3,6 +3,9 @@
 import warnings
 from pathlib import Path
 
+import pytest
+
+from operators.read_instructions import ReadConfig, read_instructions
 from operators.record_formats import read_records
 from operators.source_files import list_source_files, plan_pieces, shown
 
@@ -60,3 +63,15 @@ def test_an_fsspec_uri_is_read(tmp_path: Path) -> None:
 def test_credentials_in_a_uri_reach_no_row() -> None:
     assert shown("s3://key:secret@bucket/a.jsonl?access_key=1") == "s3://bucket/a.jsonl"
     assert shown("/data/what?@home.jsonl") == "/data/what?@home.jsonl"
+
+
+def test_a_source_without_readable_files_is_refused_with_what_was_found(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="matches no file"):
+        list_source_files(str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="matches no file"):
+        list_source_files(str(tmp_path))
+    (tmp_path / "data.csv").write_text("a,b")
+    with pytest.raises(ValueError, match=r"found .*data\.csv"):
+        list_source_files(str(tmp_path))
+    with pytest.raises(ValueError, match="no files to read"):
+        read_instructions(ReadConfig(path="x"), [], frozenset())

@@ -1,0 +1,78 @@
+"""HyperAttention in training: exact where it covers everything, documents of a pack apart, and it learns."""
+
+import pytest
+import ray
+import torch
+from pydantic import ValidationError
+
+from operators.train import TrainConfig, train
+from operators.train_loop import configured_attention, load_student, summed_loss
+from operators.train_plan import Pack
+
+EXACT = TrainConfig(precision="fp32", max_steps=4, packs_per_step=4, learning_rate=1e-3, num_workers=1)
+SMALL = {"window": 8, "num_sinks": 2, "segment": 8, "exact_below": 0}
+
+
+LENGTHS = [600, 700]  # the window of a query grows by up to 256 tokens before it moves on
+
+
+@pytest.fixture(scope="module")
+def pack():
+    tokens = torch.randint(100, 40_000, (sum(LENGTHS),), generator=torch.Generator().manual_seed(0)).tolist()
+    labels = [-100, *tokens[1:600], -100, *tokens[601:]]
+    return Pack(tokens, labels, LENGTHS, [0, 1])
+
+
+def hyper(**sizes: object) -> TrainConfig:
+    return EXACT.model_copy(update={"attention": "hyper_attention", "hyper_attention": sizes})
+
+
+def loss_and_gradient(model, config, pack):
+    model.zero_grad()
+    with configured_attention(model, config):
+        loss = summed_loss(model, pack)
+        loss.backward()
+    return loss.item(), model.get_input_embeddings().weight.grad.clone()
+
+
+def test_where_it_is_exact_loss_and_gradient_are_those_of_exact_attention(pack, tiny_model):
+    model = load_student(tiny_model, EXACT)
+    exact = loss_and_gradient(model, EXACT, pack)
+    same = loss_and_gradient(model, hyper(exact_below=4096), pack)
+    assert same[0] == pytest.approx(exact[0], rel=1e-5)
+    torch.testing.assert_close(same[1], exact[1], rtol=1e-3, atol=1e-5)
+
+
+def test_documents_of_a_pack_stay_apart(pack, tiny_model):
+    model, config = load_student(tiny_model, EXACT), hyper(**SMALL)
+    packed, _ = loss_and_gradient(model, config, pack)
+    spans = [slice(0, 600), slice(600, 1300)]
+    documents = [Pack(pack.input_ids[span], pack.labels[span], [span.stop - span.start], [0]) for span in spans]
+    assert packed == pytest.approx(sum(loss_and_gradient(model, config, one)[0] for one in documents), rel=1e-5)
+    assert packed != pytest.approx(loss_and_gradient(model, EXACT, pack)[0], rel=1e-7), "the window is too wide to tell"
+
+
+def test_the_layers_are_those_of_the_configuration(pack, tiny_model):
+    model = load_student(tiny_model, EXACT)
+    losses = {
+        layers: loss_and_gradient(model, hyper(**SMALL).model_copy(update={"hyper_attention_layers": layers}), pack)[0]
+        for layers in ("all", "last:1", "first:1")
+    }
+    assert len(set(losses.values())) == 3
+
+
+def test_an_unknown_size_is_named_with_those_there_are():
+    with pytest.raises(ValidationError, match=r"hyper_attention: .*windows.*: no such key; there are mode, block_size"):
+        TrainConfig(attention="hyper_attention", hyper_attention={"windows": 3})
+    with pytest.raises(ValidationError, match="window is 0"):
+        TrainConfig(attention="hyper_attention", hyper_attention={"window": 0})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_workers_train_with_it_as_the_configuration_says(packs_file, tiny_model, tmp_path):
+    packs = ray.data.read_parquet(packs_file)
+    config = hyper(**SMALL).model_copy(update={"cpus_per_worker": 0.5, "max_failures": 0, "zero_stage": 2})
+    manifest = train(packs, config, tiny_model, str(tmp_path))
+    assert manifest["attention"] == "hyper_attention"
+    assert manifest["last_loss"] < manifest["first_loss"]
