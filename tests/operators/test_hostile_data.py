@@ -121,22 +121,32 @@ def test_a_teacher_that_repeats_a_canary_plants_nothing(about: Reflecting, demo_
 
 
 @pytest.mark.slow
-def test_the_real_engine_answers_every_canary_and_the_rows_stay_whole(
+def test_the_real_engine_answers_every_canary_twice_and_the_rows_stay_whole(
     rows: list[dict[str, Any]], tiny_model: str, tmp_path: Path
 ) -> None:
+    """Random weights never keep to the form: each row gets its repair turn, and keeps its first reason."""
     teacher = TeacherConfig(
         backend="vllm", model=tiny_model, device="cpu", dtype="float32", max_model_len=2048, batch_rows=32
     )
     chosen = [{**row, "selected_instruction": row["instruction"], "selected_response": row["response"]} for row in rows]
     source = ray.data.from_arrow(conform(pa.Table.from_pylist(chosen), SELECTED))
     ledger = Ledger(str(tmp_path))
-    config = ReflectConfig(form="delimited", max_tokens=24, repair=False)
+    config = ReflectConfig(form="delimited", max_tokens=24)
     found = reflect_responses(source, config, teacher, ledger, special_tokens_of(tiny_model)).take_all()
     before = {row["row_id"]: row for row in rows}
     assert {row["row_id"] for row in found} == before.keys()
     for row in found:
         assert {name: row[name] for name in RAW.names} == before[row["row_id"]]
-        assert row["response_reflection"].startswith("rejected:")
-    records = ledger.files.read("reflect_responses", ["reply", "error"])
+        assert (row["response_reflection"], row["better_response"]) == ("rejected:cut_off", None)
+    lengths = [answered_prompts(ledger, stage) for stage in ("reflect_responses", "reflect_responses_repair")]
+    assert lengths[0].keys() == lengths[1].keys() == before.keys()
+    assert all(lengths[1][row_id] > length + 20 for row_id, length in lengths[0].items())
+
+
+def answered_prompts(ledger: Ledger, stage: str) -> dict[str, int]:
+    """Row id -> tokens of its prompt; fails if any has no reply."""
+    records = ledger.files.read(stage, ["row_id", "reply", "prompt_tokens"])
     assert records is not None
-    assert records.filter(lambda record: record["error"] == "" and record["reply"] is not None).count() == len(rows)
+    found = list(records.iter_rows())
+    assert all(record["reply"] for record in found)
+    return {record["row_id"]: record["prompt_tokens"] for record in found}

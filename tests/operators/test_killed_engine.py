@@ -10,10 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from operators.columns import SELECTED, conform
 from operators.ledger import Ledger
-from operators.reflect import ReflectConfig
-from operators.reflect_responses import reflect_responses
 from operators.teacher import TeacherConfig
 
 CALLS, BATCH = 24, 4
@@ -71,25 +68,3 @@ def test_a_killed_engine_is_replaced(tmp_path: Path, tiny_model: str) -> None:
     assert all(row["reply"] for row in rows)
     records = pa.concat_tables(pq.read_table(file) for file in (tmp_path / "stage").glob("*.parquet"))
     assert records.num_rows - CALLS <= BATCH
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
-def test_the_second_turn_reaches_the_real_engine(tmp_path: Path, tiny_model: str) -> None:
-    """A model with random weights never keeps to the form: each row gets one more turn, and keeps its first reason."""
-    columns = {"row_id": "a", "instruction": "old", "input": "", "response": "old", "outcome": ""}
-    row = {**columns, "selected_instruction": "Name a river.", "selected_response": "The Rhine."}
-    rows = ray.data.from_arrow(conform(pa.Table.from_pylist([row, {**row, "row_id": "b"}]), SELECTED))
-    config = ReflectConfig(form="delimited", max_tokens=24)
-    ledger = Ledger(str(tmp_path))
-    reflected = reflect_responses(rows, config, teacher(tiny_model), ledger, frozenset({"<|im_end|>"})).take_all()
-    assert {row["response_reflection"] for row in reflected} == {"rejected:cut_off"}
-    assert {row["better_response"] for row in reflected} == {None}
-    repairs = ledger.files.read("reflect_responses_repair", ["row_id", "reply", "prompt_tokens"])
-    firsts = ledger.files.read("reflect_responses", ["row_id", "prompt_tokens"])
-    assert repairs is not None
-    assert firsts is not None
-    lengths = {row["row_id"]: row["prompt_tokens"] for row in firsts.iter_rows()}
-    found = list(repairs.iter_rows())
-    assert sorted(row["row_id"] for row in found) == ["a", "b"]
-    assert all(row["reply"] and row["prompt_tokens"] > lengths[row["row_id"]] + 20 for row in found)

@@ -86,7 +86,7 @@ def test_manifest_and_metrics_agree(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "stage"), [(2, 2), (2, 3), (1, 3), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("workers", "stage"), [(2, 2), (2, 3), (2, 0)])
 def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, packs, tiny_model, tmp_path, workers, stage):
     manifest = run(packs, tiny_model, tmp_path, num_workers=workers, zero_stage=stage)
     assert manifest["losses"] == pytest.approx(alone[1]["losses"], rel=1e-5)
