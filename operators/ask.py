@@ -14,6 +14,7 @@ from operators.budget import BudgetConfig, Tokens
 from operators.supervisor import Supervisor
 from operators.teacher import TeacherConfig, generate, num_prompt_tokens
 
+MOST_WAITING = 8  # tasks that wait for admission; each is a process of its own
 BATCHES_IN_FLIGHT = 3  # for each batch that the engines can work on
 Figures = dict[str, int]
 Commit = Callable[[pa.Table], None]
@@ -42,14 +43,19 @@ class Asking:
     spent: Tokens
     figures: Figures = field(default_factory=lambda: {"failed_calls": 0, "prompt_tokens": 0, "generated_tokens": 0})
 
+    @property
+    def engines(self) -> int:
+        """How many engines may work at once."""
+        replicas = self.teacher.replicas
+        return replicas if isinstance(replicas, int) else replicas[1]
+
     def run(self) -> Figures:
         """Make all pending calls; returns failed_calls, prompt_tokens and generated_tokens.
 
         Raises:
             TeacherStoppedError: a limit of the budget is reached, too many calls fail, or the engine dies of anything.
         """
-        engines = self.teacher.replicas if isinstance(self.teacher.replicas, int) else self.teacher.replicas[1]
-        working = self.teacher.batch_rows * self.teacher.concurrent_batches * engines
+        working = self.teacher.batch_rows * self.teacher.concurrent_batches * self.engines
         actor: Any = ray.remote(num_cpus=0)(Supervisor)
         supervisor = actor.remote(self.budget, self.spent, BATCHES_IN_FLIGHT * working, self.teacher.max_failed_share)
         try:
@@ -70,7 +76,7 @@ class Asking:
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.05,  # it waits more than it works; a waiting task must not keep a reply from being stored
-            concurrency=8,
+            concurrency=min(MOST_WAITING, 1 + self.engines),
         )
         committed = generate(admitted, self.teacher, supervisor).map_batches(
             partial(_commit, supervisor=supervisor, commit=self.commit),

@@ -97,7 +97,7 @@ def _bands(rows: pa.Table, owner: str, config: DeduplicateConfig) -> pa.Table:
     texts = zip(*(rows[name].to_pylist() for name in ("instruction", "input", "response")), strict=True)
     cut = (shingles("\n".join(each), config.shingle_words) for each in texts)
     hashed = MinHash.generator(cut, num_perm=config.num_permutations, seed=SEED)
-    signatures = np.array([one.hashvalues for one in hashed], np.uint32).reshape(rows.num_rows, -1)
+    signatures = np.array([one.hashvalues for one in hashed], np.uint32).reshape(rows.num_rows, config.num_permutations)
     num_bands, width = bands_and_rows(config.threshold, config.num_permutations)
     # Of each value the low byte: two different values agree in it once in 256 times (b-bit MinHash, Li & König 2010).
     sketches = [bytes(one) for one in signatures.astype(np.uint8)]

@@ -91,6 +91,7 @@ class Ledger:
         counts = keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "asked"])
         num_rows, num_asked = int(counts["sum(rows)"] or 0), int(counts["sum(asked)"] or 0)
         if not num_asked:
+            self._add_figures(0, 0, {})
             return keyed.map_batches(_without_replies, batch_format="pyarrow", num_cpus=0.25)
         attempts = 1 if self._offline else teacher.max_attempts
 

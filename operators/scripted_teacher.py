@@ -3,12 +3,13 @@
 It fills every text property of the call's JSON schema, or every section that the prompt asks for, with a text
 derived from the call's key. `model` chooses the behaviour: "fluent" always answers well; "careless" answers every
 fourth call without structure and lets every seventh fail, as real teachers do; "mortal" dies, with its process, of a
-prompt that contains the word POISON; "broken" lets every call fail.
+prompt that contains the word POISON; "broken" lets every call fail; "silent" never answers.
 """
 
 import json
 import os
 import re
+import time
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from operators.supervisor import FATAL
 SECTION = re.compile(r"^\[(?P<name>[A-Z][A-Za-z ]+)\]$", re.MULTILINE)
 CRITERION = re.compile(r"^(?P<name>[a-z ]+): \.\.\.$", re.MULTILINE)
 CARELESS_UNPARSABLE, CARELESS_FAILING = 4, 7
+SILENCE_S = 3600.0
 
 
 def scripted_replies(calls: list[dict[str, Any]], model: str, supervisor: Any) -> list[dict[str, Any]]:
@@ -47,6 +49,8 @@ def scripted_reply(call: dict[str, Any], model: str) -> dict[str, Any]:
     reply = {"call_key": call["call_key"], "row_id": call["row_id"], "finish_reason": "stop", "error": ""}
     if model == "mortal" and "POISON" in call["messages"]:
         os._exit(1)
+    if model == "silent":
+        time.sleep(SILENCE_S)
     if model == "broken" or (model == "careless" and number % CARELESS_FAILING == 0):
         failed = {"reply": None, "finish_reason": None, "error": "scripted failure"}
         return {**reply, **failed, "prompt_tokens": 0, "generated_tokens": 0}

@@ -82,6 +82,10 @@ class TestDropNearDuplicates:
         same = rows(("a", WORDS), ("b", WORDS))
         assert outcomes(drop_near_duplicates(same, None, DeduplicateConfig(near=False)))["b"] == ""
 
+    def test_no_row_is_under_way(self) -> None:
+        held_out = rows(("a", WORDS), outcome="dropped:held_out")
+        assert outcomes(drop_near_duplicates(held_out, None, DeduplicateConfig())) == {"a": "dropped:held_out"}
+
     def test_no_rows_at_all(self) -> None:
         empty = ray.data.from_arrow(RAW.empty_table())
         assert outcomes(drop_near_duplicates(empty, None, DeduplicateConfig())) == {}
