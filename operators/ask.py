@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
+from ray.data.exceptions import ExecutionTimeoutError
 
 from operators.budget import BudgetConfig, Tokens
 from operators.supervisor import Supervisor
@@ -89,10 +90,10 @@ class Asking:
             for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for name in self.figures:
                     self.figures[name] += int(pc.sum(batch[name]).as_py() or 0)
-        except TimeoutError as error:
+        except ExecutionTimeoutError as error:
             raise TeacherStoppedError(
                 f"{self.stage}: no reply for teacher.no_progress_timeout_s: {self.teacher.no_progress_timeout_s:g} s "
-                f"(engine start included); look into the engine's log, or raise it ({error})"
+                f"(engine start included); look into the engine's log, or raise it"
             ) from None
         return self.figures
 
