@@ -2,8 +2,9 @@
 
 One Parquet row a call, under `<folder>/<stage>/`, keyed by a hash of everything that determines the reply
 (`calls.call_key`). A call whose key is there is answered from there: after a crash, in the next scheduled run, or when
-a later stage changes. Files appear whole or not at all; many small ones are merged into large ones, and only then
-deleted. Failed calls are kept too: they are made again until they have failed `teacher.max_attempts` times.
+a later stage changes. Files appear whole or not at all, and one that lost its end is set aside; many small ones are
+merged into large ones, and only then deleted. Failed calls are kept too: they are made again until they have failed
+`teacher.max_attempts` times.
 
 Cost: two hash shuffles a stage, one of keys (which calls are new) and one of rows (to bring the replies back). Nothing
 is collected on the driver. How calls are made, and what may stop them, is in `ask`.
@@ -86,7 +87,7 @@ class Ledger:
             ray.exceptions.RayTaskError: from a ValueError that names the missing columns.
             TeacherStoppedError: see `ask.Asking.run`; or the ledger is offline and lacks replies.
         """
-        self.files.compact(stage)
+        broken = self.files.tidy(stage)
         keyed, asked = _keyed(calls, teacher, stage)
         counts = keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "asked"])
         num_rows, num_asked = int(counts["sum(rows)"] or 0), int(counts["sum(asked)"] or 0)
@@ -99,7 +100,8 @@ class Ledger:
         if first is not None:
             pending = pending.limit(first)
         num_new = pending.count() if first is not None or self.files.of(stage) else num_asked
-        report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger")
+        cut_off = f", {broken} broken files set aside" if broken else ""
+        report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger{cut_off}")
         made: dict[str, int] = {}
         if num_new and self._offline and not optional:
             raise TeacherStoppedError(
