@@ -118,8 +118,8 @@ class Ledger:
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
         """What `answer` would do, without doing it: calls asked, new, over_long (new and too long for the teacher).
 
-        Also the new calls' prompt_tokens, and reply_tokens as predicted: new calls times the mean length of the replies
-        that the ledger holds for this stage, or the limit where it holds none.
+        Also the new calls' prompt_tokens, and reply_tokens as predicted from so many known_replies: new calls times the
+        mean length of the replies that the ledger holds for this stage, or the limit where it holds none.
         """
         _, asked = _keyed(calls, teacher, stage)
         num_asked = asked.count()
@@ -129,11 +129,13 @@ class Ledger:
         )
         counts = {name.removeprefix("sum(").removesuffix(")"): int(value or 0) for name, value in sums.items()}
         limit, known = counts.pop("reply_limit"), self.files.read(stage, ["generated_tokens"])
-        mean: Any = known.mean("generated_tokens") if known is not None else None
+        mean: Any = known.mean("generated_tokens") if known is not None else 0
+        num_known = known.count() if known is not None else 0
         return {
             "asked": num_asked,
             **counts,
-            "reply_tokens": limit if mean is None else int(counts["new"] * float(mean)),
+            "known_replies": num_known,
+            "reply_tokens": int(counts["new"] * float(mean)) if num_known else limit,
         }
 
     def _add_figures(self, num_cached: int, num_new: int, made: dict[str, Any]) -> None:

@@ -197,7 +197,9 @@ def _responses(row: Values) -> tuple[Pair, Pair | None]:
 def _map(rows: Dataset, choice: _Choice, score: ScoreConfig, student: str, scores: str) -> Dataset:
     if choice.measure is None:
         return rows.map_batches(partial(_select_unscored, choice=choice), batch_format="pyarrow", num_cpus=0.5)
-    return map_with_scores(rows, partial(_select, choice=choice), student, score, scores)
+    # Perplexities come from the same likelihoods as IFD. What r-IFD asks is never asked for IFD: no use to look there.
+    kind = "rifd" if choice.measure == "rifd" else "ifd"
+    return map_with_scores(rows, partial(_select, choice=choice), student, score, f"{scores}/{kind}")
 
 
 def _select_unscored(rows: pa.Table, choice: _Choice) -> pa.Table:

@@ -159,9 +159,11 @@ class TestWithoutPayingTwice:
     def test_a_canary_is_paid_once_and_predicts(self, flow: Flow, tmp_path: Path) -> None:
         source = f"source.path={write_source(tmp_path / 'source.jsonl', 8)}"
         limits = ("source.held_out_fraction=0", "teacher.batch_rows=1", "reflect.max_tokens=64")
+        assert f"and at most {8 * 64} reply tokens" in flow(source, *limits, "--plan")[1]
         code, printed = flow(source, *limits, "--plan", "--canary", "2", "budget.max_tokens=1500")
         assert code == 0
         assert "6 new calls, 2 from the ledger" in printed
+        assert "at most" not in printed.split("6 new calls")[1].splitlines()[0]
         assert "will stop at budget.max_tokens: 1500" in printed
 
     def test_a_budget_stops_the_run_and_a_larger_one_finishes_it(

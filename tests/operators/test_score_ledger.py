@@ -42,7 +42,7 @@ def ratios(rows: "ray.data.Dataset", student: str, folder: Path) -> dict[str, fl
 def records(folder: Path) -> Counter[str]:
     """How often each text was scored."""
     keys: Counter[str] = Counter()
-    for file in folder.glob("*/*.parquet"):
+    for file in folder.rglob("*.parquet"):
         keys.update(pq.read_table(file)["score_key"].to_pylist())
     return keys
 
