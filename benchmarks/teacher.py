@@ -2,7 +2,8 @@
 
 Both are measured by difference, a long batch minus a short one, so that the start of the engine counts for neither.
 The stage pays besides for Ray, the ledger and the parser. Nothing is timed before the answers agree: greedy replies to
-the same prompts must be the same texts, but for a few that float rounding decides.
+the same prompts must be the same texts, but for a few that float rounding decides. With $DISTILABEL_PYTHON, the Python
+of an environment that has distilabel and this vLLM, distilabel is measured too, in the same way.
 
     .venv/bin/python benchmarks/teacher.py [CALLS]
 """
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -22,6 +24,7 @@ import pyarrow as pa
 MAX_TOKENS, LENGTH = 64, 1024
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = 16  # calls of the short batch
+DISTILABEL = os.environ.get("DISTILABEL_PYTHON", "")
 
 
 def main() -> None:
@@ -29,17 +32,27 @@ def main() -> None:
     if len(sys.argv) > 2:
         measure_chat(num_calls, Path(sys.argv[2]))
         return
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, __file__, str(num_calls), f"{folder}/chat.json"], check=True)  # noqa: S603
-        chat = json.loads(Path(f"{folder}/chat.json").read_text())
-        stage = measure_stage(num_calls, folder)
-    same = sum(chat["texts"][row_id] == text for row_id, text in stage["texts"].items())
-    if same < 0.9 * num_calls:
-        raise SystemExit(f"red gate: {same} of {num_calls} replies are the same; no rate is reported")
-    rates = {name: found["tokens"] / found["seconds"] for name, found in (("LLM.chat", chat), ("stage", stage))}
-    for name, rate in rates.items():
-        print(f"{name:<10} {rate:8.1f} generated tokens/s")
-    print(f"ratio      {rates['stage'] / rates['LLM.chat']:8.2f}   ({same} of {num_calls} replies the same)")
+        found["LLM.chat"] = in_process([sys.executable, __file__, str(num_calls)], f"{folder}/chat.json")
+        found["stage"] = measure_stage(num_calls, folder)
+        if DISTILABEL:
+            script = str(Path(__file__).with_name("teacher_distilabel.py"))
+            found["distilabel"] = in_process([DISTILABEL, script, str(num_calls)], f"{folder}/distilabel.json")
+    rates = {name: one["tokens"] / one["seconds"] for name, one in found.items()}
+    for name, one in found.items():
+        same = sum(one["texts"][row_id] == text for row_id, text in found["LLM.chat"]["texts"].items())
+        if same < 0.9 * num_calls:
+            raise SystemExit(f"red gate: {name}: {same} of {num_calls} replies are the same; no rate is reported")
+        ratio = rates[name] / rates["LLM.chat"]
+        print(f"{name:<10} {rates[name]:8.1f} generated tokens/s {ratio:8.2f} of LLM.chat  ({same} replies the same)")
+
+
+def in_process(command: list[str], out: str) -> dict[str, Any]:
+    """What a process of its own measured: an engine leaves no memory behind."""
+    subprocess.run([*command, out], check=True)  # noqa: S603
+    measured: dict[str, Any] = json.loads(Path(out).read_text())
+    return measured
 
 
 def batch(count: int) -> range:
@@ -79,7 +92,7 @@ def measure_chat(num_calls: int, out: Path) -> None:
     out.write_text(json.dumps(difference(seconds, tokens, num_calls) | {"texts": texts}))
 
 
-def measure_stage(num_calls: int, folder: str) -> dict[str, object]:
+def measure_stage(num_calls: int, folder: str) -> dict[str, Any]:
     import ray
 
     from cluster.runtime import connected
@@ -108,7 +121,7 @@ def measure_stage(num_calls: int, folder: str) -> dict[str, object]:
     return difference(seconds, tokens, num_calls) | {"texts": texts}
 
 
-def difference(seconds: dict[int, float], tokens: dict[int, int], num_calls: int) -> dict[str, object]:
+def difference(seconds: dict[int, float], tokens: dict[int, int], num_calls: int) -> dict[str, Any]:
     return {"seconds": seconds[num_calls] - seconds[SHORT], "tokens": tokens[num_calls] - tokens[SHORT]}
 
 

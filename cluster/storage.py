@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -24,6 +26,7 @@ from ray.data import Dataset
 from cluster.memory import PeakMemory
 
 MARKER, MANIFEST = "_SUCCESS", "manifest.json"
+ID_WORDS = 8  # of eight bytes: as much of a row's id as is looked at
 Description = dict[str, Any]
 
 
@@ -43,6 +46,13 @@ class Plan:
 def fingerprint_of(description: Description) -> str:
     """A short hash of everything that an asset was made from."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sum_of_ids(row_ids: pa.Array) -> npt.NDArray[np.uint64]:
+    """Sums of the ids' bytes, word by word: equal for the same rows in any order, not for one lost and one doubled."""
+    padded = np.asarray(row_ids.to_pylist(), dtype=f"S{8 * ID_WORDS}")
+    summed: npt.NDArray[np.uint64] = padded.view(np.uint64).reshape(-1, ID_WORDS).sum(axis=0, dtype=np.uint64)
+    return summed
 
 
 class AssetStore(dg.IOManager):
@@ -183,18 +193,21 @@ class AssetStore(dg.IOManager):
             empty = (schema.base_schema if schema is not None else pa.schema([])).empty_table()
             pq.write_table(empty, f"{folder}/part-empty.parquet", filesystem=self._filesystem)
             files = {"part-empty.parquet": self._filesystem.get_file_info(f"{folder}/part-empty.parquet").size}
-        num_rows, outcomes = self._count([f"{folder}/{name}" for name in files])
-        return {"files": files, "rows": num_rows, "outcomes": outcomes}
+        return {"files": files, **self._count([f"{folder}/{name}" for name in files])}
 
-    def _count(self, files: list[str]) -> tuple[int, dict[str, int]]:
-        """Rows, and rows by outcome; reads one column in batches, whatever the size of the asset."""
+    def _count(self, files: list[str]) -> Description:
+        """`rows`, `outcomes` (rows by outcome), `ids` (a sum over all row ids); reads two columns in batches."""
         data = pads.dataset(files, filesystem=self._filesystem, format="parquet")
         if "outcome" not in data.schema.names:
-            return data.count_rows(), {}
+            return {"rows": data.count_rows(), "outcomes": {}}
+        named = "row_id" in data.schema.names
         outcomes: Counter[str] = Counter()
-        for batch in data.to_batches(columns=["outcome"]):
+        ids = np.zeros(ID_WORDS, np.uint64)
+        for batch in data.to_batches(columns=["outcome", *(["row_id"] if named else [])]):
             outcomes.update({item["values"]: item["counts"] for item in batch["outcome"].value_counts().to_pylist()})
-        return outcomes.total(), dict(sorted(outcomes.items()))
+            ids += sum_of_ids(batch["row_id"]) if named else 0
+        summed = {"ids": ids.tobytes().hex()} if named else {}
+        return {"rows": outcomes.total(), "outcomes": dict(sorted(outcomes.items())), **summed}
 
     def _put(self, path: str, text: str) -> None:
         with self._filesystem.open_output_stream(path) as stream:

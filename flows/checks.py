@@ -33,15 +33,17 @@ def some_row_survives(context: dg.AssetCheckExecutionContext, run: dg.ResourcePa
 def _conserved(stage: str) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=stage, name="rows_are_conserved", blocking=True)
     def rows_are_conserved(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
-        """As many rows came out as were read, and none lost the outcome that it had."""
+        """The rows that were read came out, each once, and none lost the outcome that it had."""
         refresh = refresh_of(context)
         before = run.store.manifest("raw_instructions", refresh) or {}
         after = run.store.manifest(stage, refresh) or {}
         left = {name: count for name, count in before.get("outcomes", {}).items() if name != UNDER_WAY}
         same = all(after.get("outcomes", {}).get(name, 0) >= count for name, count in left.items())
-        conserved = same and before.get("rows") == after.get("rows")
+        same_ids = before.get("ids", after.get("ids")) == after.get("ids")
+        conserved = same and same_ids and before.get("rows") == after.get("rows")
         counts = f"{after.get('rows')} rows out against {before.get('rows')} read"
-        message = f"{stage}: {counts}, outcomes {after.get('outcomes')}"
+        others = "" if same_ids else ", and they are not the same rows"
+        message = f"{stage}: {counts}{others}; outcomes {after.get('outcomes')}"
         return dg.AssetCheckResult(passed=conserved, metadata={"message": message})
 
     return rows_are_conserved

@@ -111,11 +111,13 @@ def _calls_line(run: Run, rows: Dataset, about: Reflecting, canary: int) -> str:
     tokens = Tokens(count["prompt_tokens"], count["reply_tokens"])
     budget = run.config.budget
     cost = f", cost {budget.cost(tokens):.2f}" if budget.cost(tokens) else ""
-    exceeded = budget.exceeded_by(tokens)
+    spent = ledger.files.tokens() if budget.is_limited() else Tokens()
+    exceeded = budget.exceeded_by(spent + tokens)
+    reach = "about" if count["known_replies"] else "at most"  # a canary, or an earlier run, tells how long replies are
     return (
         f"{about.stage:<26}{count['new']} new calls, {count['asked'] - count['new']} from the ledger, "
         f"{count['over_long']} over-long; "
-        f"about {tokens.prompt} prompt and {tokens.generated} reply tokens{cost}"
+        f"about {tokens.prompt} prompt and {reach} {tokens.generated} reply tokens{cost}"
         f"{f'; will stop at {exceeded}' if exceeded else ''}"
     )
 

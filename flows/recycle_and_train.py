@@ -109,7 +109,7 @@ def selected_instructions(
         config, earlier = run.config, run.earlier(context.partition_key)
         index = evaluation_index(instruction_reflections, earlier, config.decontaminate)
         usable = filter_rewrites(instruction_reflections, INSTRUCTIONS, config.filter, index)
-        return select_instructions(usable, config.select, config.score, run.student)
+        return select_instructions(usable, config.select, config.score, run.student, run.path("scores"))
 
     return Plan(build)
 
@@ -143,7 +143,7 @@ def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Pl
 
     def build() -> Dataset:
         usable = filter_rewrites(response_reflections, RESPONSES, config.filter)
-        return select_responses(usable, config.select, config.score, run.student)
+        return select_responses(usable, config.select, config.score, run.student, run.path("scores"))
 
     return Plan(build)
 
@@ -218,6 +218,7 @@ def report(
             release,
             config.model_dump(mode="json"),
             config.report,
+            run.paid(),
         )
         run.write(run.path("reports", f"{config.name}.html"), made.html)
         run.write(run.path("reports", f"{config.name}.json"), json.dumps(made.figures, indent=1))

@@ -19,8 +19,12 @@ from flows.fingerprint import SOURCE_ASSET, Describer
 from operators.chat_markup import special_tokens_of
 from operators.ledger import Ledger
 from operators.models import resolve_model
+from operators.reflect import REPAIR
+from operators.reflect_instructions import ABOUT as INSTRUCTIONS
+from operators.reflect_responses import ABOUT as RESPONSES
 from operators.teacher import TeacherConfig
 
+REFLECTING = (INSTRUCTIONS, RESPONSES)
 REFLECTIONS = frozenset({"instruction_reflections", "response_reflections"})
 
 
@@ -80,6 +84,12 @@ class Run:
     def ledger(self, *, offline: bool = False) -> Ledger:
         """The teacher ledger, with figures of its own for the asset that asks for it."""
         return Ledger(f"{self.config.storage}/ledger", self.config.budget, offline=offline)
+
+    def paid(self) -> dict[str, float]:
+        """Tokens and cost of all reflections that the ledger holds, repairs among them, however many runs made them."""
+        ledger = self.ledger()
+        used = ledger.files.tokens(*(f"{about.stage}{part}" for about in REFLECTING for part in ("", REPAIR)))
+        return {"tokens": used.prompt + used.generated, "cost": self.config.budget.cost(used)}
 
     def source(self, refresh: str) -> list[str]:
         """Paths of the files that belong to a refresh."""

@@ -2,8 +2,9 @@
 
 One Parquet row a call, under `<folder>/<stage>/`, keyed by a hash of everything that determines the reply
 (`calls.call_key`). A call whose key is there is answered from there: after a crash, in the next scheduled run, or when
-a later stage changes. Files appear whole or not at all; many small ones are merged into large ones, and only then
-deleted. Failed calls are kept too: they are made again until they have failed `teacher.max_attempts` times.
+a later stage changes. Files appear whole or not at all, and one that lost its end is set aside; many small ones are
+merged into large ones, and only then deleted. Failed calls are kept too: they are made again until they have failed
+`teacher.max_attempts` times.
 
 Cost: two hash shuffles a stage, one of keys (which calls are new) and one of rows (to bring the replies back). Nothing
 is collected on the driver. How calls are made, and what may stop them, is in `ask`.
@@ -86,7 +87,7 @@ class Ledger:
             ray.exceptions.RayTaskError: from a ValueError that names the missing columns.
             TeacherStoppedError: see `ask.Asking.run`; or the ledger is offline and lacks replies.
         """
-        self.files.compact(stage)
+        broken = self.files.tidy(stage)
         keyed, asked = _keyed(calls, teacher, stage)
         counts = keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "asked"])
         num_rows, num_asked = int(counts["sum(rows)"] or 0), int(counts["sum(asked)"] or 0)
@@ -99,7 +100,8 @@ class Ledger:
         if first is not None:
             pending = pending.limit(first)
         num_new = pending.count() if first is not None or self.files.of(stage) else num_asked
-        report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger")
+        cut_off = f", {broken} broken files set aside" if broken else ""
+        report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger{cut_off}")
         made: dict[str, int] = {}
         if num_new and self._offline and not optional:
             raise TeacherStoppedError(
@@ -116,8 +118,8 @@ class Ledger:
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
         """What `answer` would do, without doing it: calls asked, new, over_long (new and too long for the teacher).
 
-        Also the new calls' prompt_tokens, and reply_tokens as predicted: new calls times the mean length of the replies
-        that the ledger holds for this stage, or the limit where it holds none.
+        Also the new calls' prompt_tokens, and reply_tokens as predicted from so many known_replies: new calls times the
+        mean length of the replies that the ledger holds for this stage, or the limit where it holds none.
         """
         _, asked = _keyed(calls, teacher, stage)
         num_asked = asked.count()
@@ -127,11 +129,13 @@ class Ledger:
         )
         counts = {name.removeprefix("sum(").removesuffix(")"): int(value or 0) for name, value in sums.items()}
         limit, known = counts.pop("reply_limit"), self.files.read(stage, ["generated_tokens"])
-        mean: Any = known.mean("generated_tokens") if known is not None else None
+        mean: Any = known.mean("generated_tokens") if known is not None else 0
+        num_known = known.count() if known is not None else 0
         return {
             "asked": num_asked,
             **counts,
-            "reply_tokens": limit if mean is None else int(counts["new"] * float(mean)),
+            "known_replies": num_known,
+            "reply_tokens": int(counts["new"] * float(mean)) if num_known else limit,
         }
 
     def _add_figures(self, num_cached: int, num_new: int, made: dict[str, Any]) -> None:

@@ -1,9 +1,12 @@
 """The ledger's files: Parquet that appears whole or not at all, many small ones merged into few large ones."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
@@ -12,6 +15,8 @@ from ray.data import Dataset
 from operators.budget import Tokens
 
 COMPACT_ABOVE, FILES_MERGED = 1024, 256
+BROKEN = ".broken"  # ends the name of a file that was set aside
+READERS = 16  # threads that look at footers
 
 
 class LedgerFiles:
@@ -34,24 +39,43 @@ class LedgerFiles:
             return None
         return ray.data.read_parquet(files, filesystem=self._filesystem).select_columns(columns)
 
-    def tokens(self) -> Tokens:
-        """What all stages have paid for so far."""
+    def tokens(self, *stages: str) -> Tokens:
+        """What these stages have paid for so far; all of them if none is named. Reads two columns on the driver."""
+        found = self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         spent, columns = Tokens(), ["prompt_tokens", "generated_tokens"]
-        for folder in self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True)):
-            records = self.read(folder.base_name, columns)
-            if records is not None:
-                sums: Any = records.sum(columns)
-                spent += Tokens(*(int(sums[f"sum({name})"] or 0) for name in columns))
+        for stage in stages or [folder.base_name for folder in found if folder.type == fs.FileType.Directory]:
+            records = pads.dataset(self.of(stage), filesystem=self._filesystem, format="parquet")
+            for batch in records.to_batches(columns=columns) if records.files else []:
+                spent += Tokens(*(pc.sum(batch[name]).as_py() or 0 for name in columns))
         return spent
 
-    def compact(self, stage: str) -> None:
-        """Merge the files of a stage, many small into few large, where there are more than a reader likes."""
+    def tidy(self, stage: str) -> int:
+        """Set aside what is cut off, and merge many small files into few large ones, before a reader comes.
+
+        A file gets its name when it is complete, but a machine that loses power may keep the name and lose the content.
+
+        Returns:
+            how many files were set aside: renamed, never deleted; the calls that they held are made again.
+        """
         files = self.of(stage)
-        if len(files) <= COMPACT_ABOVE:
-            return
-        merge: Any = ray.remote(num_cpus=0.25)(_merge_files)
-        groups = [files[start : start + FILES_MERGED] for start in range(0, len(files), FILES_MERGED)]
-        ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups])
+        with ThreadPoolExecutor(READERS) as threads:
+            broken = [file for file, whole in zip(files, threads.map(self._is_whole, files), strict=True) if not whole]
+        for file in broken:
+            self._filesystem.move(file, f"{file}{BROKEN}")
+        files = [file for file in files if file not in broken]
+        if len(files) > COMPACT_ABOVE:
+            merge: Any = ray.remote(num_cpus=0.25)(_merge_files)
+            groups = [files[start : start + FILES_MERGED] for start in range(0, len(files), FILES_MERGED)]
+            ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups])
+        return len(broken)
+
+    def _is_whole(self, file: str) -> bool:
+        """Whether its end is there, which is written last; what cannot be read at all is the reader's error to tell."""
+        try:
+            pq.read_metadata(file, filesystem=self._filesystem)
+        except pa.ArrowInvalid:
+            return False
+        return True
 
 
 def write_whole(folder: str, table: pa.Table) -> None:

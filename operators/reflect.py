@@ -24,6 +24,8 @@ from operators.replies import Rejected, parse_reply
 from operators.stage import StageConfig, require_columns
 from operators.teacher import TeacherConfig
 
+REPAIR = "_repair"  # after the stage's name: its second turns in the ledger
+
 
 class ReflectConfig(StageConfig):
     """How the teacher is to reply."""
@@ -73,7 +75,7 @@ def reflect(
             batch_format="pyarrow",
             num_cpus=0.25,
         )
-        answered = ledger.answer(unread, teacher, f"{about.stage}_repair", optional=True)
+        answered = ledger.answer(unread, teacher, f"{about.stage}{REPAIR}", optional=True)
         first = answered.map_batches(partial(read, repaired=True), batch_format="pyarrow", num_cpus=0.25)
     return first.map_batches(partial(conform, schema=about.schema_out), batch_format="pyarrow", num_cpus=0.25)
 

@@ -5,6 +5,7 @@ The page loads nothing and runs no script (its Content-Security-Policy forbids b
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def build_report(
     release: dict[str, Any],
     config: dict[str, Any],
     report: ReportConfig,
+    paid: Mapping[str, float] | None = None,
 ) -> Report:
     """Gather a run's figures and render them; a part that did not run is said to be missing.
 
@@ -69,6 +71,7 @@ def build_report(
         release: released, version, previous, reasons; or {}.
         config: the whole run configuration.
         report: what to show.
+        paid: tokens and cost of all reflections that the ledger holds, however many runs made them.
 
     Raises:
         ValueError: a data set lacks a column.
@@ -79,7 +82,7 @@ def build_report(
         "run": run,
         **collected,
         "packing": collected["packing"] | _efficiency(collected["packing"], config),
-        "teacher": _teacher(stages, sum(collected["rows"]["recycled"].values())),
+        "teacher": _teacher(stages, paid or {}, sum(collected["rows"]["recycled"].values())),
         "train": {name: student.get(name) for name in TRAIN} if student else {},
         "evaluation": evaluation,
         "release": {name: release.get(name) for name in RELEASE} if release else {},
@@ -90,12 +93,12 @@ def build_report(
     return Report(figures, _render(figures, config, report))
 
 
-def _teacher(stages: list[dict[str, Any]], num_recycled: int) -> Figures:
-    """Sums over the stages, and what a recycled row took; a `cached` call is one that the ledger held already."""
+def _teacher(stages: list[dict[str, Any]], paid: Mapping[str, float], num_recycled: int) -> Figures:
+    """Sums over the stages, where a `cached` call is one that the ledger held; and what a recycled row took in all."""
     sums = {name: sum((stage.get("teacher") or {}).get(name) or 0 for stage in stages) for name in TEACHER}
-    tokens = sums["prompt_tokens"] + sums["generated_tokens"]
-    each = {"tokens_per_recycled_row": tokens, "cost_per_recycled_row": sums["cost"]}
-    return sums | {name: value / num_recycled if num_recycled else None for name, value in each.items()}
+    in_all = {"paid_tokens": paid.get("tokens", 0), "paid_cost": paid.get("cost", 0)}
+    each = {f"{name.removeprefix('paid_')}_per_recycled_row": value for name, value in in_all.items()}
+    return sums | in_all | {name: value / num_recycled if num_recycled else None for name, value in each.items()}
 
 
 def _efficiency(packing: Figures, config: dict[str, Any]) -> Figures:

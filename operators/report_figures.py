@@ -18,6 +18,7 @@ from ray.data import Dataset
 
 from operators import columns
 from operators.report_pairs import REFLECTIONS, draw_pairs, lowest
+from operators.report_policies import kept_by_policy, policy_figures
 from operators.stage import StageConfig, require_columns
 
 # Words: every doubling halved, so that bars are equally wide on a logarithmic axis; the last bin is open.
@@ -63,19 +64,20 @@ def collect_figures(
 
     Returns:
         rows {source, quarantined, dropped, recycled, under_way, neutralised, packed, unpacked}, lengths (words),
-        scores (no unit), reflections, packing (tokens), and pairs (texts cut to `max_chars`).
+        scores (no unit), reflections, policies, packing (tokens), and pairs (texts cut to `max_chars`).
 
     Raises:
         ValueError: a column is missing.
     """
     measure = PERPLEXITY if policy == PERPLEXITY else RATIO
-    counts, pairs = _fold_rows(recycled, report, measure)
+    counts, pairs = _fold_rows(recycled, report, policy, measure)
     packed = _fold_packs(packs)
     return {
         "rows": _rows(counts["outcome"], counts["neutralised"], packed),
         "lengths": {name: _lengths(counts, name) for name in LENGTHS},
         "scores": {name: _scores(counts, name, measure) for name in SCORED_TEXTS},
         "reflections": {name: dict(counts[name].most_common()) for name in REFLECTIONS},
+        "policies": policy_figures(counts["kept"], policy),
         "packing": _packing(packed),
         "pairs": pairs,
     }
@@ -89,14 +91,26 @@ def bin_counts(lengths: Counter[str], edges: Sequence[float]) -> list[int]:
     return [int(total) for total in totals]
 
 
-def _fold_rows(recycled: Dataset | None, report: ReportConfig, measure: str) -> tuple[Counts, list[dict[str, Any]]]:
-    names = ("outcome", "neutralised", "score_sum", "scored", "unscored", *REFLECTIONS, *SCORED_TEXTS, *UNSCORED)
+def _fold_rows(
+    recycled: Dataset | None, report: ReportConfig, policy: str, measure: str
+) -> tuple[Counts, list[dict[str, Any]]]:
+    names = (
+        "outcome",
+        "neutralised",
+        "kept",
+        "score_sum",
+        "scored",
+        "unscored",
+        *REFLECTIONS,
+        *SCORED_TEXTS,
+        *UNSCORED,
+    )
     words = tuple(f"{name}_{side}" for name in LENGTHS for side in ("before", "after"))
     counts: Counts = {name: Counter() for name in (*names, *words)}
     pairs: dict[str, list[Any]] = {outcome: [] for outcome in columns.RECYCLED_OUTCOMES}
     if recycled is not None:
         require_columns("report", columns.RECYCLED.names, recycled.columns() or columns.RECYCLED.names)
-        for part in _partials(recycled, _summarise_rows, {"report": report, "measure": measure}):
+        for part in _partials(recycled, _summarise_rows, {"report": report, "policy": policy, "measure": measure}):
             _add(counts, part["counts"])
             for outcome, drawn in part["pairs"].items():
                 pairs[outcome] = lowest(pairs[outcome] + drawn, report.num_pairs)
@@ -130,11 +144,12 @@ def _partial(**parts: Any) -> pa.Table:
     return pa.table({"partial": pa.array([json.dumps(parts)], pa.string())})
 
 
-def _summarise_rows(rows: pa.Table, report: ReportConfig, measure: str) -> pa.Table:
+def _summarise_rows(rows: pa.Table, report: ReportConfig, policy: str, measure: str) -> pa.Table:
     rows = columns.conform(rows, columns.RECYCLED)
     counts: dict[str, dict[str, float]] = {
         "outcome": _value_counts(pc.fill_null(rows["outcome"], columns.UNDER_WAY)),
         "neutralised": {"rows": pc.sum(rows["neutralised"]).as_py() or 0},
+        "kept": dict(kept_by_policy(rows, policy)),
         **{name: _value_counts(rows[name].drop_null()) for name in (*REFLECTIONS, *UNSCORED)},
     }
     recycled = rows.filter(pc.is_in(rows["outcome"], pa.array(columns.RECYCLED_OUTCOMES)))

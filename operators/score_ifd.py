@@ -13,15 +13,15 @@ begins; the target is that text, without the end-of-turn token, whose likelihood
 alone is the same token ids after nothing but the token that the tokenizer itself puts before plain text, if it has one.
 Alone, the first target token then has no context, or has one that only some students know. It is left out of *both*
 means, so that both are over the same tokens and the ratio compares like with like for every student.
+
+Why transformers and not vLLM's prompt log-probabilities: see `benchmarks/scoring.py`, which measures both.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, user_text
 from operators.student_pool import StudentPoolConfig
@@ -29,6 +29,7 @@ from operators.student_pool import StudentPoolConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Turn = tuple[str, str]  # what the student is asked, and the text whose likelihood after that is measured
 LARGEST_EXPONENT = 700.0  # exp of more overflows a float64
 
 GUESS_REQUEST = (
@@ -79,55 +80,54 @@ class _Spans:
 
 
 class StudentScorer:
-    """Holds one student and scores pairs with it; one for each actor."""
+    """Holds one student and scores texts with it; one for each actor. The student is loaded when first needed."""
 
     def __init__(self, student: str, config: ScoreConfig) -> None:
-        from operators.likelihood import load_causal_lm, longest_context, sum_nll
+        self._student, self._config = student, config
 
-        self._tokenizer, self._sum_nll = load_tokenizer(student), sum_nll
-        self._model = load_causal_lm(student, config)
-        self._max_tokens = longest_context(self._model, config.max_tokens)
-        self._batch_tokens = config.batch_tokens
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(self._student)
+
+    @cached_property
+    def _model(self) -> Any:
+        from operators.likelihood import load_causal_lm
+
+        return load_causal_lm(self._student, self._config)
 
     def ifd(self, pairs: Sequence[Pair]) -> list[Score]:
         """Score each response given its instruction."""
-        return self._score([(user_text(pair.instruction, pair.input), pair.response) for pair in pairs])
+        return self.score([ifd_turn(pair) for pair in pairs])
 
     def reverse_ifd(self, pairs: Sequence[Pair]) -> list[Score]:
         """Score each instruction (with its input) given its response."""
-        return self._score([(guess_request(pair.response), user_text(pair.instruction, pair.input)) for pair in pairs])
+        return self.score([reverse_ifd_turn(pair) for pair in pairs])
 
-    def _score(self, turns: list[tuple[str, str]]) -> list[Score]:
-        spans = [target_spans(self._tokenizer, asked, target, self._max_tokens) for asked, target in turns]
+    def score(self, turns: Sequence[Turn]) -> list[Score]:
+        """Score the second text of each turn given the first."""
+        if not turns:
+            return []
+        from operators.likelihood import longest_context, sum_nll
+
+        limit = longest_context(self._model, self._config.max_tokens)
+        spans = [target_spans(self._tokenizer, asked, target, limit) for asked, target in turns]
         found = [span for span in spans if isinstance(span, _Spans)]
         examples = [example for span in found for example in (span.given, span.alone)]
-        sums = iter(self._sum_nll(self._model, examples, self._batch_tokens))
+        sums = iter(sum_nll(self._model, examples, self._config.batch_tokens))
         return [
             score_of(next(sums), next(sums), span.num_scored) if isinstance(span, _Spans) else Score(reason=span)
             for span in spans
         ]
 
 
-Decide = Callable[[pa.Table, StudentScorer], pa.Table]
+def ifd_turn(pair: Pair) -> Turn:
+    """What IFD measures: the response after the instruction with its input."""
+    return user_text(pair.instruction, pair.input), pair.response
 
 
-def map_with_student(rows: Dataset, decide: Decide, student: str, config: ScoreConfig) -> Dataset:
-    """Hand every batch of rows, with a scorer, to `decide`, in a pool of actors that hold the student.
-
-    Args:
-        rows: any data set.
-        decide: from a batch and the scorer to the batch that takes its place.
-        student: folder or hub id of the student before training.
-        config: size and resources of the pool.
-    """
-    return rows.map_batches(
-        _ScoringActor,
-        fn_constructor_kwargs={"decide": decide, "student": student, "config": config},
-        batch_size=config.batch_rows,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=config.actors),
-        **config.resources(),
-    )
+def reverse_ifd_turn(pair: Pair) -> Turn:
+    """What r-IFD measures: the instruction with its input after the request to guess it."""
+    return guess_request(pair.response), user_text(pair.instruction, pair.input)
 
 
 def guess_request(response: str) -> str:
@@ -174,11 +174,3 @@ def score_of(given: float, alone: float, num_tokens: int) -> Score:
 
 def _scored_after(context: list[int], target: list[int]) -> Encoded:
     return Encoded(context + target, [IGNORED] * (len(context) + 1) + target[1:])
-
-
-class _ScoringActor:
-    def __init__(self, decide: Decide, student: str, config: ScoreConfig) -> None:
-        self._decide, self._scorer = decide, StudentScorer(student, config)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        return self._decide(rows, self._scorer)

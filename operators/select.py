@@ -29,7 +29,8 @@ from operators.columns import (
     UNDER_WAY,
 )
 from operators.progress import report_progress
-from operators.score_ifd import Pair, Score, ScoreConfig, StudentScorer, map_with_student
+from operators.score_ifd import Pair, Score, ScoreConfig, Turn, ifd_turn, reverse_ifd_turn
+from operators.score_ledger import Scores, map_with_scores
 from operators.stage import StageConfig, require_columns
 
 Policy = Literal["none", "ifd", "ifd_rifd", "perplexity"]
@@ -63,10 +64,17 @@ class SelectConfig(StageConfig):
         return measures.get(self.policy)
 
 
-def select_instructions(rows: Dataset, config: SelectConfig, score: ScoreConfig, student: str) -> Dataset:
+def select_instructions(rows: Dataset, config: SelectConfig, score: ScoreConfig, student: str, scores: str) -> Dataset:
     """Choose between each original pair and the better instruction with its own new answer.
 
     The input stays beside either instruction. Rows with an outcome pass through with nulls.
+
+    Args:
+        rows: see below.
+        config: the policy.
+        score: where the student runs.
+        student: folder or hub id of the student before training.
+        scores: folder of the score ledger; a text is scored once, whatever the policy.
 
     Columns in:
         columns.INSTRUCTION_REFLECTED.
@@ -80,11 +88,13 @@ def select_instructions(rows: Dataset, config: SelectConfig, score: ScoreConfig,
     names = ("original", "better_instruction")
     measure = config.first_measure()
     choice = _Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
-    return _map(rows, choice, score, student)
+    return _map(rows, choice, score, student, scores)
 
 
-def select_responses(rows: Dataset, config: SelectConfig, score: ScoreConfig, student: str) -> Dataset:
+def select_responses(rows: Dataset, config: SelectConfig, score: ScoreConfig, student: str, scores: str) -> Dataset:
     """Choose between the selected response and the teacher's better one, and say how each row ends.
+
+    Args: those of `select_instructions`.
 
     Columns in:
         columns.RESPONSE_REFLECTED.
@@ -100,7 +110,7 @@ def select_responses(rows: Dataset, config: SelectConfig, score: ScoreConfig, st
     measure = config.second_measure()
     decide = partial(chosen_response, keep_unreflected=config.keep_unreflected_responses)
     choice = _Choice("select_responses", measure, "rifd", names, RECYCLED, _responses, decide)
-    return _map(rows, choice, score, student)
+    return _map(rows, choice, score, student, scores)
 
 
 def new_is_better(measure: Measure | None, old: float | None, new: float | None) -> bool:
@@ -184,23 +194,23 @@ def _responses(row: Values) -> tuple[Pair, Pair | None]:
     return old, replace(old, response=better) if better else None
 
 
-def _map(rows: Dataset, choice: _Choice, score: ScoreConfig, student: str) -> Dataset:
+def _map(rows: Dataset, choice: _Choice, score: ScoreConfig, student: str, scores: str) -> Dataset:
     if choice.measure is None:
         return rows.map_batches(partial(_select_unscored, choice=choice), batch_format="pyarrow", num_cpus=0.5)
-    return map_with_student(rows, partial(_select, choice=choice), student, score)
+    # Perplexities come from the same likelihoods as IFD. What r-IFD asks is never asked for IFD: no use to look there.
+    kind = "rifd" if choice.measure == "rifd" else "ifd"
+    return map_with_scores(rows, partial(_select, choice=choice), student, score, f"{scores}/{kind}")
 
 
 def _select_unscored(rows: pa.Table, choice: _Choice) -> pa.Table:
     return _select(rows, None, choice)
 
 
-def _select(rows: pa.Table, scorer: StudentScorer | None, choice: _Choice) -> pa.Table:
+def _select(rows: pa.Table, scores: Scores | None, choice: _Choice) -> pa.Table:
     records = rows.to_pylist()
     under_way = [row for row in records if row["outcome"] == UNDER_WAY]
     pairs = [choice.candidates(row) for row in under_way]
-    old_scores = _scores(scorer, choice.measure, [old for old, _ in pairs])
-    new_scores = _scores(scorer, choice.measure, [new for _, new in pairs])
-    for row, old, new in zip(under_way, old_scores, new_scores, strict=True):
+    for row, (old, new) in zip(under_way, _scores(scores, choice.measure, under_way, pairs), strict=True):
         old_value, new_value = (_value(score, choice.measure) for score in (old, new))
         row |= {
             f"{choice.prefix}_{name}": value for name, value in zip(choice.names, (old_value, new_value), strict=True)
@@ -211,13 +221,16 @@ def _select(rows: pa.Table, scorer: StudentScorer | None, choice: _Choice) -> pa
     return pa.Table.from_pylist(records, schema=choice.schema_out)
 
 
-def _scores(scorer: StudentScorer | None, measure: Measure | None, pairs: Sequence[Pair | None]) -> list[Score | None]:
-    """What the student says of each pair; None where there is no pair or nothing is measured."""
-    if scorer is None:
-        return [None] * len(pairs)
-    wanted = [pair for pair in pairs if pair]
-    found = iter(scorer.reverse_ifd(wanted) if measure == "rifd" else scorer.ifd(wanted))
-    return [next(found) if pair else None for pair in pairs]
+def _scores(
+    scores: Scores | None, measure: Measure | None, rows: Sequence[Values], pairs: Sequence[tuple[Pair, Pair | None]]
+) -> list[tuple[Score | None, Score | None]]:
+    """What the student says of both pairs of each row; None where there is no pair or nothing is measured."""
+    if scores is None:
+        return [(None, None)] * len(pairs)
+    turn_of: Callable[[Pair], Turn] = reverse_ifd_turn if measure == "rifd" else ifd_turn
+    turns = [(row["row_id"], turn_of(pair)) for row, both in zip(rows, pairs, strict=True) for pair in both if pair]
+    found = iter(scores.of(turns))
+    return [(next(found), next(found) if new else None) for _, new in pairs]
 
 
 def _value(score: Score | None, measure: Measure | None) -> float | None:

@@ -126,6 +126,12 @@ class Supervisor:
         self._turns.pop(key, None)
         self._note_survival()
 
+    async def close(self, reason: str) -> None:
+        """Admit no further call, for this reason unless there is one before it."""
+        async with self._changed:
+            self._closed = self._closed or reason
+            self._changed.notify_all()
+
     async def closed(self) -> str:
         """Why no further call is admitted, for the user to read; "" while calls are."""
         return self._closed

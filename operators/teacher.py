@@ -41,6 +41,7 @@ class TeacherConfig(StageConfig):
             "max_attempts",
             "max_failed_share",
             "no_progress_timeout_s",
+            "canary_timeout_s",
             "base_url",
             "api_key_env",
             "concurrent_requests",
@@ -71,6 +72,7 @@ class TeacherConfig(StageConfig):
     no_progress_timeout_s: float = Field(
         1800, gt=0, description="a stage without a reply for so long stops; the start of the engine counts"
     )
+    canary_timeout_s: float = Field(300, gt=0, description="vllm: for the first token of an engine that has started")
     base_url: str = Field("", description="openai: address of the endpoint, such as http://127.0.0.1:8000/v1")
     api_key_env: str = Field("OPENAI_API_KEY", description="openai: variable that holds the key")
     concurrent_requests: int = Field(16, ge=1, description="openai: most requests in flight, fewer if it complains")
@@ -164,7 +166,7 @@ def _generate_vllm(calls: Dataset, teacher: TeacherConfig, supervisor: Any) -> D
     if supervisor is not None:
         engine = processor.get_stage_by_name("vLLMEngineStage")
         # By assignment the stage would work out its resources a second time, from arguments that it has used up.
-        engine.__dict__["fn"] = guarded(engine.fn, supervisor)
+        engine.__dict__["fn"] = guarded(engine.fn, supervisor, teacher.canary_timeout_s)
     return processor(calls).map_batches(_from_vllm, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 

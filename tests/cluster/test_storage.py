@@ -1,5 +1,6 @@
 """Assets are made once, never read half-written, and made again when what they were made from changes."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from cluster.storage import MARKER, AssetStore, Plan
+from cluster.storage import MARKER, AssetStore, Plan, sum_of_ids
 
 REFRESHES = dg.DynamicPartitionsDefinition(name="refresh")
 
@@ -125,3 +126,12 @@ def test_an_asset_without_rows_still_has_columns(tmp_path: Path, local_ray: None
     assert dg.materialize([empty], instance=instance, resources={"io_manager": store}).success
     assert store.rows("empty", [None]).columns() == ["row", "outcome"]
     assert store.rows("empty", [None]).count() == 0
+
+
+def test_the_sum_of_ids_knows_rows_in_any_order_and_misses_none() -> None:
+    ids = [hashlib.sha256(str(number).encode()).hexdigest()[:32] for number in range(1000)]
+    known = sum_of_ids(pa.array(ids)).tolist()
+    assert sum_of_ids(pa.array(ids[::-1])).tolist() == known
+    assert (sum_of_ids(pa.array(ids[:400])) + sum_of_ids(pa.array(ids[400:]))).tolist() == known
+    assert sum_of_ids(pa.array([*ids[1:], ids[1]])).tolist() != known
+    assert not sum_of_ids(pa.array([], pa.string())).any()

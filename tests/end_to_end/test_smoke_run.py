@@ -33,6 +33,9 @@ def test_the_command_gives_a_student_and_a_report_and_then_has_nothing_to_do(tmp
     assert figures["rows"]["source"] == 32
     assert figures["conservation"]["holds"]
     assert {"calls", "cached_calls", "prompt_tokens", "generated_tokens", "seconds"} <= set(figures["teacher"])
+    asked = [stage["teacher"] for stage in figures["stages"] if stage["asset"].endswith("_reflections")]
+    used = sum(stage["prompt_tokens"] + stage["generated_tokens"] for stage in asked)
+    assert figures["teacher"]["paid_tokens"] == used > 0
     assert figures["train"]["last_loss"] > 0
     assert figures["evaluation"]["held_out_loss"]["student"] > 0
     assert (tmp_path / "reports" / "smoke.html").stat().st_size > 10_000

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -158,9 +159,11 @@ class TestWithoutPayingTwice:
     def test_a_canary_is_paid_once_and_predicts(self, flow: Flow, tmp_path: Path) -> None:
         source = f"source.path={write_source(tmp_path / 'source.jsonl', 8)}"
         limits = ("source.held_out_fraction=0", "teacher.batch_rows=1", "reflect.max_tokens=64")
+        assert f"and at most {8 * 64} reply tokens" in flow(source, *limits, "--plan")[1]
         code, printed = flow(source, *limits, "--plan", "--canary", "2", "budget.max_tokens=1500")
         assert code == 0
         assert "6 new calls, 2 from the ledger" in printed
+        assert "at most" not in printed.split("6 new calls")[1].splitlines()[0]
         assert "will stop at budget.max_tokens: 1500" in printed
 
     def test_a_budget_stops_the_run_and_a_larger_one_finishes_it(
@@ -218,16 +221,26 @@ class TestExitCodes:
     def test_a_row_that_vanished_is_three(self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
         assert flow(source, "--select", "raw_instructions")[0] == 0
-        lose_a_row(tmp_path / "storage" / "assets" / "raw_instructions" / "refresh=base")
+        change_rows(tmp_path, lambda rows: rows.slice(1))
         assert flow(source, "--select", "instruction_reflections")[0] == 3
         assert "instruction_reflections: 3 rows out against 4 read" in last_line(capsys)
 
+    def test_a_row_that_is_there_twice_in_place_of_another_is_three(
+        self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
+        assert flow(source, "--select", "raw_instructions")[0] == 0
+        change_rows(tmp_path, lambda rows: pa.concat_tables([rows.slice(1), rows.slice(rows.num_rows - 1)]))
+        assert flow(source, "--select", "instruction_reflections")[0] == 3
+        assert "4 rows out against 4 read, and they are not the same rows" in last_line(capsys)
 
-def lose_a_row(folder: Path) -> None:
-    """Rewrite one file of an asset with a row less, and its size in the manifest, as no crash could."""
+
+def change_rows(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Rewrite one file of the raw instructions, and its size in the manifest, as no crash could."""
+    folder = tmp_path / "storage" / "assets" / "raw_instructions" / "refresh=base"
     held = json.loads((folder / "manifest.json").read_text())
     file = next(name for name in held["files"] if pq.read_table(folder / name).num_rows)
-    pq.write_table(pq.read_table(folder / file).slice(1), folder / file)
+    pq.write_table(change(pq.read_table(folder / file)), folder / file)
     held["files"][file] = (folder / file).stat().st_size
     (folder / "manifest.json").write_text(json.dumps(held))
 

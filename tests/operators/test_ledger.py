@@ -104,6 +104,20 @@ class TestAnswer:
         (tmp_path / "stage" / ".half.unfinished").write_bytes(record.read_bytes()[:50])
         assert rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage")) == first
 
+    @pytest.mark.parametrize("left", [0, 4, 50, -1], ids=["nothing", "the start", "some", "all but a byte"])
+    def test_a_file_that_lost_its_end_is_set_aside_and_its_calls_are_made_again(
+        self, tmp_path: Path, left: int
+    ) -> None:
+        one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
+        first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), one_by_one, "stage"))
+        cut, whole = sorted((tmp_path / "stage").glob("*.parquet"))
+        cut.write_bytes(cut.read_bytes()[:left])
+        ledger = Ledger(str(tmp_path))
+        assert rows_of(ledger.answer(calls("a", "b"), TEACHER, "stage")) == first
+        assert paid(ledger) == (1, 1)
+        assert cut.with_name(f"{cut.name}.broken").is_file()
+        assert whole.is_file()
+
     def test_missing_column_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ray.exceptions.RayTaskError, match="ledger stage: columns messages are missing"):
             Ledger(str(tmp_path)).answer(calls("a").drop_columns(["messages"]), TEACHER, "stage")

@@ -40,11 +40,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         resolve_model(str(tmp_path), "student.model")
 
 
-def test_a_revision_survives_a_move_but_not_a_change(tmp_path: Path) -> None:
+def test_a_revision_survives_a_move_but_no_change_of_weights_or_tokenizer(tmp_path: Path) -> None:
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.safetensors").write_bytes(b"weights")
     here, there = (str(tmp_path / folder) for folder in ("here", "there"))
     assert model_revision(here) == model_revision(there)
-    (tmp_path / "there" / "model.safetensors").write_bytes(b"other weights")
+    (tmp_path / "there" / "model.safetensors").write_bytes(b"wEights")
+    assert model_revision(here) != model_revision(there), "a fine-tuned copy has files of the same sizes"
+    (tmp_path / "there" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "there" / "tokenizer.json").write_text("{}")
     assert model_revision(here) != model_revision(there)

@@ -31,6 +31,12 @@ def test_a_finished_stage_has_no_time_left() -> None:
     assert "left" not in format_stage("pack", StageProgress(rows=4, total=4, started=0.0, seen=2.0))
 
 
+def test_a_stage_that_waits_for_its_engine_says_so() -> None:
+    waiting = StageProgress(rows=0, total=40, started=0.0, seen=2.0)
+    assert "starting" in format_stage("reflect", waiting)
+    assert "starting" not in format_stage("reflect", StageProgress(rows=1, total=40, started=0.0, seen=2.0))
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_reports_of_workers_reach_the_terminal() -> None:
     report_progress("nobody listens", rows=1)

@@ -45,7 +45,8 @@ def partial_report(**parts: Any) -> Report:
 @pytest.fixture(scope="module")
 def sample(local_ray: None) -> Report:
     recycled, packs = recycled_of(SAMPLE["rows"]), packs_of(SAMPLE["packs"])
-    return build_report("2026-11-22", recycled, packs, **SAMPLE["run"], report=ReportConfig())
+    paid = {"tokens": 36_000, "cost": 0.6}
+    return build_report("2026-11-22", recycled, packs, **SAMPLE["run"], report=ReportConfig(), paid=paid)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,10 @@ def test_figures_have_the_keys_of_the_contract(sample: Report) -> None:
         "generated_tokens": 10581,
         "cost": pytest.approx(0.4),
         "seconds": pytest.approx(209.2),
-        "tokens_per_recycled_row": pytest.approx((16131 + 10581) / 24),
-        "cost_per_recycled_row": pytest.approx(0.4 / 24),
+        "paid_tokens": 36_000,
+        "paid_cost": 0.6,
+        "tokens_per_recycled_row": 1500,
+        "cost_per_recycled_row": pytest.approx(0.025),
     }
     train = {"steps", "tokens", "tokens_per_second", "first_loss", "last_loss", "neftune_alpha", "attention"}
     assert train <= set(figures["train"])
@@ -108,7 +111,7 @@ def test_figures_have_the_keys_of_the_contract(sample: Report) -> None:
     assert figures["release"]["released"] is True
     assert figures["packing"]["efficiency"] == pytest.approx(2722 / (4 * 768))
     assert figures["conservation"] == {"in": 32, "out": 32, "holds": True}
-    assert {"stages", "lengths", "scores", "reflections", "pairs"} <= set(figures)
+    assert {"stages", "lengths", "scores", "reflections", "policies", "pairs"} <= set(figures)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 

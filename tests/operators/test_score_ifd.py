@@ -3,7 +3,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,7 +14,6 @@ from operators.score_ifd import (
     ScoreConfig,
     StudentScorer,
     guess_request,
-    map_with_student,
     score_of,
     target_spans,
 )
@@ -160,20 +158,3 @@ def test_a_student_with_broken_weights_scores_nothing(tiny_model: str, tmp_path:
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     scores = StudentScorer(str(tmp_path), ScoreConfig()).ifd(PAIRS[:2])
     assert [score.reason for score in scores] == ["not_finite", "not_finite"]
-
-
-def _note_ratio(rows: pa.Table, scorer: StudentScorer) -> pa.Table:
-    scores = scorer.ifd([Pair(text, "", "Blue as the sky") for text in rows["instruction"].to_pylist()])
-    return rows.append_column("ratio", pa.array([score.ratio for score in scores], pa.float64()))
-
-
-def test_actors_score_every_row_as_one_scorer_does(tiny_model: str, local_ray: None) -> None:
-    import ray
-
-    texts = [f"Name colour number {number}" for number in range(7)]
-    rows = ray.data.from_arrow(pa.table({"instruction": texts}))
-    config = ScoreConfig(batch_rows=3, cpus_per_actor=0.5)
-    scored = map_with_student(rows, _note_ratio, tiny_model, config).take_all()
-    alone = StudentScorer(tiny_model, config).ifd([Pair(text, "", "Blue as the sky") for text in texts])
-    found = {row["instruction"]: row["ratio"] for row in scored}
-    assert found == pytest.approx(dict(zip(texts, (score.ratio for score in alone), strict=True)), rel=1e-5)

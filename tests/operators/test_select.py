@@ -1,5 +1,6 @@
 import math
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -178,13 +179,13 @@ def by_id(rows: Any) -> dict[str, dict[str, Any]]:
 
 def test_policy_none_takes_every_parsed_reflection_and_loads_no_model(local_ray: None) -> None:
     config = SelectConfig(policy="none")
-    selected = select_instructions(dataset(INSTRUCTION_REFLECTED), config, POOL, "/no/such/model")
+    selected = select_instructions(dataset(INSTRUCTION_REFLECTED), config, POOL, "/no/such/model", "/no/ledger")
     assert selected.schema().base_schema == SELECTED
     rows = by_id(selected)
     assert rows["plain"]["selected_instruction"] == "new instruction"
     assert rows["rejected"]["selected_instruction"] == "old instruction"
     assert rows["left"]["selected_instruction"] is None
-    recycled = select_responses(dataset(RESPONSE_REFLECTED), config, POOL, "/no/such/model")
+    recycled = select_responses(dataset(RESPONSE_REFLECTED), config, POOL, "/no/such/model", "/no/ledger")
     assert recycled.schema().base_schema == RECYCLED
     rows = by_id(recycled)
     outcomes = {row_id: row["outcome"] for row_id, row in rows.items()}
@@ -194,10 +195,12 @@ def test_policy_none_takes_every_parsed_reflection_and_loads_no_model(local_ray:
 
 
 @pytest.mark.parametrize("policy", ["ifd", "ifd_rifd", "perplexity"])
-def test_instructions_are_chosen_by_the_students_scores(tiny_model: str, local_ray: None, policy: Any) -> None:
+def test_instructions_are_chosen_by_the_students_scores(
+    tiny_model: str, local_ray: None, tmp_path: Path, policy: Any
+) -> None:
     config = SelectConfig(policy=policy)
     pool = POOL.model_copy(update={"max_tokens": 300})
-    rows = by_id(select_instructions(dataset(INSTRUCTION_REFLECTED), config, pool, tiny_model))
+    rows = by_id(select_instructions(dataset(INSTRUCTION_REFLECTED), config, pool, tiny_model, str(tmp_path)))
     scorer = StudentScorer(tiny_model, pool)
     for name in ("plain", "with_input"):
         row = rows[name]
@@ -220,10 +223,12 @@ def test_instructions_are_chosen_by_the_students_scores(tiny_model: str, local_r
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_responses_are_chosen_by_the_students_scores(tiny_model: str, local_ray: None, keep: bool) -> None:
+def test_responses_are_chosen_by_the_students_scores(
+    tiny_model: str, local_ray: None, tmp_path: Path, keep: bool
+) -> None:
     config = SelectConfig(keep_unreflected_responses=keep)
     pool = POOL.model_copy(update={"max_tokens": 300})
-    rows = by_id(select_responses(dataset(RESPONSE_REFLECTED), config, pool, tiny_model))
+    rows = by_id(select_responses(dataset(RESPONSE_REFLECTED), config, pool, tiny_model, str(tmp_path)))
     for name in ("plain", "with_input"):
         row = rows[name]
         old, new = row["rifd_selected"], row["rifd_better_response"]
@@ -243,7 +248,7 @@ def test_an_input_without_the_columns_is_refused_by_name(local_ray: None) -> Non
 
     rows = ray.data.from_arrow(pa.table({"row_id": ["r"]}))
     with pytest.raises(ValueError, match=r"select_instructions: columns .*better_instruction"):
-        select_instructions(rows, SelectConfig(), POOL, "m")
+        select_instructions(rows, SelectConfig(), POOL, "m", "/no/ledger")
 
 
 def test_a_misspelt_policy_is_an_error() -> None:

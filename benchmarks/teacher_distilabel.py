@@ -1,0 +1,70 @@
+"""distilabel 1.5.3 on the prompts of `teacher.py`, for its comparison; run by a Python that has both it and this vLLM.
+
+distilabel hands vLLM an argument that this vLLM no longer knows (`logits_processors`), so by itself it stops with
+`TypeError: Unexpected keyword argument 'logits_processors'`; here that one argument is left out when it is empty.
+
+    <python of distilabel> benchmarks/teacher_distilabel.py CALLS OUT.json
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import teacher
+
+os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+BATCH = 16
+
+
+def main() -> None:
+    num_calls, out, model = int(sys.argv[1]), Path(sys.argv[2]), teacher.model()
+    seconds, tokens, texts = {}, {}, {}
+    for count in (teacher.SHORT, num_calls):
+        rows, seconds[count] = run(count, model)
+        tokens[count] = sum(row["distilabel_metadata"]["statistics_ask"]["output_tokens"][0] for row in rows)
+        texts = {row["row_id"]: row["generation"] for row in rows}
+    out.write_text(json.dumps(teacher.difference(seconds, tokens, num_calls) | {"texts": texts}))
+
+
+def run(count: int, model: str) -> tuple[list[dict], float]:
+    import vllm
+    from distilabel.models.llms import vLLM
+    from distilabel.pipeline import Pipeline
+    from distilabel.steps import LoadDataFromDicts
+    from distilabel.steps.tasks import TextGeneration
+
+    known = vllm.SamplingParams
+
+    def without_processors(*, logits_processors: list[object], **settings: object) -> object:
+        return known(**settings) if not logits_processors else known(logits_processors=logits_processors, **settings)
+
+    vllm.SamplingParams = without_processors
+    records = [
+        {"row_id": str(number), "instruction": teacher.messages_of(number)[0]["content"]}
+        for number in teacher.batch(count)
+    ]
+    settings = {"max_model_len": teacher.LENGTH, "max_num_seqs": BATCH, "enforce_eager": True}
+    with Pipeline(name=f"benchmark-{count}") as pipeline:
+        load = LoadDataFromDicts(data=records, batch_size=BATCH)
+        ask = TextGeneration(
+            name="ask",
+            llm=vLLM(
+                model=model,
+                dtype="float32",
+                extra_kwargs=settings,
+                generation_kwargs={"temperature": 0.0, "max_new_tokens": teacher.MAX_TOKENS},
+            ),
+            input_batch_size=BATCH,
+        )
+        load >> ask
+    started = time.perf_counter()
+    made = pipeline.run(use_cache=False)
+    return list(made["default"]["train"]), time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The score ledger: what a student said of a text is stored, so that it is never asked twice.
+
+One Parquet row a text, under `<folder>/<student>/`, where the student is named by its weights and tokenizer: the scores
+of one student are void for any other. A changed policy, a rerun after a crash, or rows added scores only texts that
+were not scored before, and if there are none no student is loaded. Texts without a score are stored with their reason.
+
+Cost: one hash shuffle of rows and stored scores by `row_id`, and none while the ledger is empty. A batch is stored
+before its rows go on. Not part of the key: where the student ran (bfloat16 on GPUs, float32 on CPUs).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import ActorPoolStrategy, Dataset
+
+from operators.columns import conform
+from operators.ledger_files import LedgerFiles, write_whole
+from operators.models import model_revision
+from operators.score_ifd import Score, ScoreConfig, StudentScorer, Turn
+
+METHOD = 1  # raise it when the same text would get another score
+ROWS_PER_PARTITION = 50_000
+KNOWN = "known_scores"  # JSON list of records; a column only between the two steps here
+RECORD = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("score_key", pa.string()),
+        ("nll_given", pa.float64()),
+        ("nll_alone", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+class Scores:
+    """The scores that one batch of rows may ask for: those that are known, and a student for the others."""
+
+    def __init__(self, known: dict[str, Score], scorer: StudentScorer, max_tokens: int) -> None:
+        self._known, self._scorer, self._max_tokens = known, scorer, max_tokens
+        self.new: list[dict[str, Any]] = []  # records of what had to be scored
+
+    def of(self, turns: Sequence[tuple[str, Turn]]) -> list[Score]:
+        """One score for each (row_id, turn)."""
+        keys = [score_key(turn, self._max_tokens) for _, turn in turns]
+        asked = {key: each for key, each in zip(keys, turns, strict=True) if key not in self._known}
+        made = self._scorer.score([turn for _, turn in asked.values()])
+        for (key, (row_id, _)), score in zip(asked.items(), made, strict=True):
+            self._known[key] = score
+            self.new.append({"row_id": row_id, "score_key": key, **vars(score)})
+        return [self._known[key] for key in keys]
+
+
+Decide = Callable[[pa.Table, Scores], pa.Table]
+
+
+def map_with_scores(rows: Dataset, decide: Decide, student: str, config: ScoreConfig, folder: str) -> Dataset:
+    """Hand every batch of rows, with its scores, to `decide`, in a pool of actors that hold the student.
+
+    Args:
+        rows: any data set with a unique `row_id`.
+        decide: from a batch and its scores to the batch that takes its place.
+        student: folder or hub id of the student before training.
+        config: size and resources of the pool.
+        folder: of the ledger, an absolute path or a URI; it need not exist.
+    """
+    name = hashlib.sha256(model_revision(student).encode()).hexdigest()[:16]
+    return _with_known(rows, LedgerFiles(folder), name).map_batches(
+        _ScoringActor,
+        fn_constructor_kwargs={"decide": decide, "student": student, "config": config, "folder": f"{folder}/{name}"},
+        batch_size=config.batch_rows,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=config.actors),
+        **config.resources(),
+    )
+
+
+def score_key(turn: Turn, max_tokens: int) -> str:
+    """Hash of everything but the student that determines a score."""
+    return hashlib.sha256(json.dumps([METHOD, max_tokens, *turn]).encode()).hexdigest()
+
+
+def _with_known(rows: Dataset, files: LedgerFiles, name: str) -> Dataset:
+    """The rows with a column KNOWN: their stored scores, or null."""
+    files.tidy(name)
+    records = files.read(name, RECORD.names)
+    if records is None:
+        return rows.map_batches(partial(_add_null, name=KNOWN), batch_format="pyarrow", num_cpus=0.25)
+    rows = rows.materialize()  # counted, and then shuffled
+    schema = rows.schema().base_schema.append(pa.field(KNOWN, pa.string()))
+    tagged = rows.map_batches(partial(conform, schema=schema), batch_format="pyarrow", num_cpus=0.25)
+    known = records.map_batches(partial(_as_known, schema=schema), batch_format="pyarrow", num_cpus=0.25)
+    both = tagged.union(known).repartition(1 + rows.count() // ROWS_PER_PARTITION, keys=["row_id"])
+    return both.map_batches(partial(_merge, schema=schema), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+
+
+def _add_null(rows: pa.Table, name: str) -> pa.Table:
+    return rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+
+
+def _as_known(records: pa.Table, schema: pa.Schema) -> pa.Table:
+    known = pa.array([json.dumps(record) for record in records.to_pylist()], pa.string())
+    return conform(pa.table({"row_id": records["row_id"], KNOWN: known}), schema)
+
+
+def _merge(both: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Within one partition: give every row its records, and drop those of rows that are not here."""
+    if not both.num_rows:  # the shuffle may give a block no columns at all
+        return schema.empty_table()
+    is_record = pc.is_valid(both[KNOWN])
+    records, rows = both.filter(is_record), both.filter(pc.invert(is_record)).drop_columns([KNOWN])
+    found: dict[str, list[str]] = {}
+    for row_id, record in zip(records["row_id"].to_pylist(), records[KNOWN].to_pylist(), strict=True):
+        found.setdefault(row_id, []).append(record)
+    known = [f"[{','.join(found[row_id])}]" if row_id in found else None for row_id in rows["row_id"].to_pylist()]
+    return rows.append_column(KNOWN, pa.array(known, pa.string()))
+
+
+class _ScoringActor:
+    def __init__(self, decide: Decide, student: str, config: ScoreConfig, folder: str) -> None:
+        self._decide, self._folder, self._max_tokens = decide, folder, config.max_tokens
+        self._scorer = StudentScorer(student, config)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        scores = Scores(_read_known(rows), self._scorer, self._max_tokens)
+        decided = self._decide(rows.drop_columns([KNOWN]), scores)
+        if scores.new:
+            write_whole(self._folder, pa.Table.from_pylist(scores.new, schema=RECORD))
+        return decided
+
+
+def _read_known(rows: pa.Table) -> dict[str, Score]:
+    records = [record for text in rows[KNOWN].drop_null().to_pylist() for record in json.loads(text)]
+    return {each["score_key"]: Score(each["nll_given"], each["nll_alone"], each["reason"]) for each in records}

@@ -1,0 +1,128 @@
+"""A text is scored once by a student: whatever the policy, the run, the crash; and another student scores it anew."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from operators.columns import INSTRUCTION_REFLECTED
+from operators.score_ifd import Pair, ScoreConfig, StudentScorer, ifd_turn
+from operators.score_ledger import Scores, map_with_scores
+from operators.select import SelectConfig, select_instructions
+
+POOL = ScoreConfig(batch_rows=3, cpus_per_actor=0.5, max_tokens=300)
+BLUE = "Blue as the sky"
+
+
+def named(count: int, start: int = 0) -> "ray.data.Dataset":
+    numbers = range(start, start + count)
+    texts = {"row_id": [f"r{number}" for number in numbers], "instruction": [f"Name colour {n}" for n in numbers]}
+    return ray.data.from_arrow(pa.table(texts))
+
+
+def note_ratio(rows: pa.Table, scores: Scores) -> pa.Table:
+    pairs = [Pair(text, "", BLUE) for text in rows["instruction"].to_pylist()]
+    turns = [(row_id, ifd_turn(pair)) for row_id, pair in zip(rows["row_id"].to_pylist(), pairs, strict=True)]
+    return rows.append_column("ratio", pa.array([score.ratio for score in scores.of(turns)], pa.float64()))
+
+
+def ratios(rows: "ray.data.Dataset", student: str, folder: Path) -> dict[str, float]:
+    scored = map_with_scores(rows, note_ratio, student, POOL, str(folder)).materialize()  # asked for columns, it runs
+    assert scored.columns() == [*rows.columns(), "ratio"]
+    return {row["row_id"]: row["ratio"] for row in scored.take_all()}
+
+
+def records(folder: Path) -> Counter[str]:
+    """How often each text was scored."""
+    keys: Counter[str] = Counter()
+    for file in folder.rglob("*.parquet"):
+        keys.update(pq.read_table(file)["score_key"].to_pylist())
+    return keys
+
+
+@pytest.fixture(scope="module")
+def brother(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny student after a step of training: other weights in files of the same sizes."""
+    folder = tmp_path_factory.mktemp("models") / "brother"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(3)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_score_every_row_as_one_scorer_does_and_a_second_run_scores_none(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    first = ratios(named(7), tiny_model, tmp_path)
+    turns = [ifd_turn(Pair(f"Name colour {number}", "", BLUE)) for number in range(7)]
+    alone = [score.ratio for score in StudentScorer(tiny_model, POOL).score(turns)]
+    assert [first[f"r{number}"] for number in range(7)] == pytest.approx(alone, rel=1e-5)
+    assert ratios(named(7), tiny_model, tmp_path) == first
+    assert set(records(tmp_path).values()) == {1}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_only_new_rows_are_scored_and_rows_that_left_do_no_harm(tiny_model: str, tmp_path: Path) -> None:
+    first = ratios(named(5), tiny_model, tmp_path)
+    more = ratios(named(5, start=3), tiny_model, tmp_path)
+    assert set(more) == {f"r{number}" for number in range(3, 8)}
+    assert {name: more[name] for name in ("r3", "r4")} == {name: first[name] for name in ("r3", "r4")}
+    assert records(tmp_path).total() == 8
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_known_scores_need_no_student(tiny_model: str, tmp_path: Path) -> None:
+    first = ratios(named(3), tiny_model, tmp_path)
+    weights = Path(tiny_model) / "model.safetensors"
+    stored = weights.read_bytes()
+    try:  # a file of the same size and time that nobody can load
+        stat = weights.stat()
+        weights.write_bytes(bytes(len(stored)))
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert ratios(named(3), tiny_model, tmp_path) == first
+    finally:
+        weights.write_bytes(stored)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_another_student_scores_anew_even_if_its_files_have_the_same_sizes(
+    tiny_model: str, brother: str, tmp_path: Path
+) -> None:
+    sizes = {(Path(model) / "model.safetensors").stat().st_size for model in (tiny_model, brother)}
+    assert len(sizes) == 1
+    first, second = (ratios(named(2), model, tmp_path) for model in (tiny_model, brother))
+    assert all(first[name] != pytest.approx(second[name], rel=1e-6) for name in first)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def reflected(schema: pa.Schema) -> "ray.data.Dataset":
+    row: dict[str, Any] = dict.fromkeys(schema.names) | {
+        "row_id": "a", "instruction": "Name a colour.", "input": "", "response": BLUE, "outcome": "",
+        "neutralised": False, "better_instruction": "Name a warm colour.", "instruction_reflection": "parsed",
+        "better_instruction_response": "Red is a warm colour.",
+    }  # fmt: skip
+    return ray.data.from_arrow(pa.Table.from_pylist([row], schema=schema))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_changed_policy_scores_nothing_that_the_one_before_had_scored(tiny_model: str, tmp_path: Path) -> None:
+    for policy in ("ifd", "ifd_rifd", "perplexity"):
+        rows = select_instructions(
+            reflected(INSTRUCTION_REFLECTED),
+            SelectConfig(policy=policy),  # type: ignore[arg-type]
+            POOL,
+            tiny_model,
+            str(tmp_path),
+        )
+        assert rows.take_all()[0]["ifd_better_instruction"] is not None
+        assert records(tmp_path).total() == 2
