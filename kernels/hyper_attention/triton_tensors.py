@@ -76,7 +76,7 @@ def load_rows(x, batch, head, position, inside, D: tl.constexpr, BD: tl.constexp
     """Rows [N, BD] at `position` [N]; 0 outside `inside` [N] (None: all are inside) and in columns from D on."""
     column = tl.arange(0, BD)
     first = x.pointer + batch * x.stride_b + head * x.stride_h
-    pointer = first + position.to(tl.int64)[:, None] * x.stride_n + column[None, :] * x.stride_d
+    pointer = first + position[:, None] * x.stride_n + column[None, :] * x.stride_d
     if inside is None:
         if D == BD:
             tile = tl.load(pointer)
@@ -94,7 +94,7 @@ def store_rows(x, batch, head, position, inside, tile, D: tl.constexpr, BD: tl.c
     """Write `tile` [N, BD] to the rows `position` [N] that are `inside`, in the tensor's dtype."""
     column = tl.arange(0, BD)
     first = x.pointer + batch * x.stride_b + head * x.stride_h
-    pointer = first + position.to(tl.int64)[:, None] * x.stride_n + column[None, :] * x.stride_d
+    pointer = first + position[:, None] * x.stride_n + column[None, :] * x.stride_d
     mask = inside[:, None]
     if D != BD:
         mask = mask & (column[None, :] < D)
