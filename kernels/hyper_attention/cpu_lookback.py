@@ -81,7 +81,7 @@ def _tiles(lookback: Lookback) -> Iterator[_Tiles]:
     Where a tile is cut, and how many keys it has, follows from its first row and rows before: else later tokens would
     change the rounding of earlier rows.
     """
-    (B, Hq, T), (Hk, S) = lookback.start.shape, lookback.key_order.shape[1:]
+    (Hq, T), (Hk, S) = lookback.start.shape[1:], lookback.key_order.shape[1:]
     start, stop = lookback.start.flatten().long(), lookback.stop.flatten().long()
     slot = (stop > start).nonzero().flatten()
     head, start, stop = slot // T, start[slot], stop[slot]
@@ -102,8 +102,10 @@ def _tiles(lookback: Lookback) -> Iterator[_Tiles]:
 
 
 def _cuts(head: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
-    """First row and number of rows of each tile, for rows with these key ranges: at most _ROWS, within one bucket, with
-    last keys that differ by less than _CUT."""
+    """First row and number of rows of each tile, for rows with these key ranges.
+
+    A tile has at most _ROWS rows of one bucket, and their last keys differ by less than _CUT.
+    """
     index = torch.arange(len(start))
     fresh = torch.ones_like(start, dtype=torch.bool)
     fresh[1:] = (head[1:] != head[:-1]) | (start[1:] >= stop[:-1])

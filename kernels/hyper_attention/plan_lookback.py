@@ -1,8 +1,7 @@
 """The look-back: the newest keys of the query's own LSH bucket among those before its window.
 
-Keys are sorted by (document, bucket, position), so what a query may look back to is a range of slots that ends where its
-window begins: later tokens fill later slots of the bucket and change nothing. Hash values depend on a token and on the
-first `window` tokens of its document alone, which every query that looks back has behind it.
+Keys are sorted by (document, bucket, position), so what a query may look back to is a range of slots that ends where
+its window begins: later tokens fill later slots of the bucket and change nothing.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size.
 """

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernels.hyper_attention import HyperAttentionConfig, cpu, hyper_attention
 from kernels.hyper_attention.cpu_flash import merge_
 from kernels.hyper_attention.documents import of_ids, whole
+from kernels.hyper_attention.hashing import projections
 from kernels.hyper_attention.plan import build_plan
 from kernels.hyper_attention.plan_local import build_local_plan
 from kernels.hyper_attention.reference import reference_attention
@@ -155,6 +156,20 @@ def test_exact_limits(T, causal, config):
     mine = hyper_attention(q, k, v, causal, config=config, return_lse=True)
     torch.testing.assert_close(mine[0], exact)
     torch.testing.assert_close(gradients(mine[:1], (q, k, v)), gradients([exact], (q, k, v)))
+
+
+def test_a_lookback_over_one_full_bucket_is_exact_attention():
+    config = HyperAttentionConfig(
+        mode="causal_local", window=16, segment=0, num_sinks=0, lookback=200, num_projections=1, exact_below=16
+    )
+    tensors = inputs(Hq=2, Hk=1, T=150, dtype=torch.float64)
+    side = projections(config.seed, 1, 1, 16, 1, torch.device("cpu")).double()[0, :, 0]
+    for x in tensors[:2]:
+        x.data += side * (1 - x.data @ side)[..., None].clamp(min=0) / side.square().sum()
+    mine = hyper_attention(*tensors, True, config=config, return_lse=True)
+    exact = scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(mine[0], exact)
+    torch.testing.assert_close(gradients(mine[:1], tensors), gradients([exact], tensors))
 
 
 def test_a_prefix_is_exact_attention_from_the_end():
