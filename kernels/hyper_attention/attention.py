@@ -161,7 +161,7 @@ def _plan(q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequ
         tokens = documents.of_ids(ids)
     config = _config(settings)
     if config.mode == "causal_local":
-        return build_local_plan(q.shape[2], tokens, config)
+        return build_local_plan(q, k, tokens, config)
     return build_plan(q, k, causal, tokens, config)
 
 
