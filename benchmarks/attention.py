@@ -48,7 +48,7 @@ def gate():
     ):
         documents = whole(1, 700, q.device)
         local = config.mode == "causal_local"
-        plan = build_local_plan(700, documents, config) if local else build_plan(q, k, causal, documents, config)
+        plan = build_local_plan(q, k, documents, config) if local else build_plan(q, k, causal, documents, config)
         mine = hyper_attention(q, k, v, causal, config=config)
         truth, _ = reference_attention(q, k, v, plan, 0.125)
         torch.testing.assert_close(mine, truth)

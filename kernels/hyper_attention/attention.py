@@ -140,8 +140,12 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _path(device: torch.device) -> ModuleType:
-    """The module whose `forward` and `backward` run on this device."""
-    return cpu if device.type == "cpu" else import_module("kernels.hyper_attention.triton_attention")
+    """The module whose `forward` and `backward` run on this device; ROCm's devices are called cuda too."""
+    if device.type == "cpu":
+        return cpu
+    if device.type == "cuda":
+        return import_module("kernels.hyper_attention.triton_attention")
+    raise ValueError(f"hyper_attention: the device is {device.type}; it must be cpu or cuda")
 
 
 def _plan(q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequence[int]) -> Plan:
@@ -157,7 +161,7 @@ def _plan(q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequ
         tokens = documents.of_ids(ids)
     config = _config(settings)
     if config.mode == "causal_local":
-        return build_local_plan(q.shape[2], tokens, config)
+        return build_local_plan(q, k, tokens, config)
     return build_plan(q, k, causal, tokens, config)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels.hyper_attention.cpu_band import band_backward, band_forward
 from kernels.hyper_attention.cpu_level import level_backward, level_forward
+from kernels.hyper_attention.cpu_lookback import lookback_backward, lookback_forward
 from kernels.hyper_attention.plan import Plan, Pooled
 from kernels.hyper_attention.pooling import add_pooled_gradient_, log_counts, pool
 
@@ -43,6 +44,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
     if plan.pooled is not None:
         mean_k, mean_v = pool(k, plan.pooled), pool(v, plan.pooled)
         band_forward(q, mean_k, mean_v, plan.pooled.band, scale, out, lse, log_counts(plan.pooled))
+    if plan.lookback is not None:
+        lookback_forward(q, k, v, plan.lookback, scale, out, lse)
     for level in plan.levels:
         level_forward(q, k, v, level, scale, out, lse)
     return out.to(dtype), lse
@@ -82,6 +85,8 @@ def backward(
         band_backward(grad_out, q, k, v, out, lse, plan.sinks, scale, grads)
     if plan.pooled is not None:
         _pooled_backward(grad_out, q, k, v, out, lse, plan.pooled, scale, grads)
+    if plan.lookback is not None:
+        lookback_backward(grad_out, q, k, v, out, lse, plan.lookback, scale, grads)
     for level in plan.levels:
         level_backward(grad_out, q, k, v, out, lse, level, scale, grads)
     grad_q, grad_k, grad_v = (grad[..., :D].to(dtype) for grad in grads)

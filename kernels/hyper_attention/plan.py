@@ -101,20 +101,43 @@ class Pooled:
 
 
 @dataclass(frozen=True)
+class Lookback:
+    """Exact keys of the query's own LSH bucket; int32, ranges monotone in the last axis.
+
+    Attributes:
+        query_order: [B, Hq, T], position of the query at each slot: by document, then bucket, then position.
+        key_order: [B, Hk, S], position of the key at each slot, likewise; keys that nobody looks back to come first.
+        start: [B, Hq, T], first key slot of each query slot.
+        stop: [B, Hq, T], one past its last.
+        query_start: [B, Hq, S], first query slot that reads the key slot.
+        query_stop: [B, Hq, S], one past the last.
+    """
+
+    query_order: Tensor
+    key_order: Tensor
+    start: Tensor
+    stop: Tensor
+    query_start: Tensor
+    query_stop: Tensor
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All parts of the softmax; no query reads a key twice. Levels are of mode "paper", sinks and pooled of the other.
+    """All parts of the softmax. Levels are of mode "paper"; sinks, pooled and lookback of the other.
 
     Attributes:
         band: exact keys by position.
         levels: sorted blocks and samples.
         sinks: more exact keys, before the band.
         pooled: means of keys before the band.
+        lookback: more exact keys before the band, by content.
     """
 
     band: Band
     levels: tuple[Level, ...]
     sinks: Band | None = None
     pooled: Pooled | None = None
+    lookback: Lookback | None = None
 
 
 def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config: HyperAttentionConfig) -> Plan:

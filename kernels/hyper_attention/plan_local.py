@@ -19,20 +19,22 @@ from torch import Tensor
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
 from kernels.hyper_attention.plan import Band, Plan, Pooled, ranges_of_keys
+from kernels.hyper_attention.plan_lookback import build_lookback
 from kernels.hyper_attention.segments import numbered
 
 _STEP = 256
 
 
-def build_local_plan(queries: int, documents: Documents, config: HyperAttentionConfig) -> Plan:
-    """Plan for `queries` queries, the last of the document's positions; documents of `exact_below` keys are all window.
+def build_local_plan(q: Tensor, k: Tensor, documents: Documents, config: HyperAttentionConfig) -> Plan:
+    """Plan of mode "causal_local"; documents of at most `exact_below` keys are all window.
 
     Args:
-        queries: T; query t stands at key position t + S - T.
-        documents: of the S key positions; more than one only if S == T.
-        config: sizes.
+        q: [B, Hq, T, D]; query t stands at key position t + S - T.
+        k: [B, Hk, S, D].
+        documents: of the key positions; more than one only if S == T.
+        config: sizes and seed.
     """
-    S = documents.start.shape[1]
+    queries, S = q.shape[2], k.shape[2]
     segment = config.segment or 1
     step = segment * max(1, _STEP // segment)
     window = -(-config.window // segment) * segment
@@ -43,8 +45,10 @@ def build_local_plan(queries: int, documents: Documents, config: HyperAttentionC
     older = torch.where(documents.lengths()[:, S - queries :] <= config.exact_below, 0, older)
     window_band = band(begin + older, torch.where(padding, position, position + 1), S)
     sinks = band(begin, begin + older.clamp(max=config.num_sinks), S) if config.num_sinks else None
+    reaches = config.lookback and window < S
+    lookback = build_lookback(q, k, documents, older, config) if reaches else None
     if not config.segment or config.segment > S:
-        return Plan(window_band, (), sinks)
+        return Plan(window_band, (), sinks, None, lookback)
     segments = _Segments(documents, config)
     first = segments.first[:, S - queries :]
     pooled = Pooled(
@@ -53,7 +57,7 @@ def build_local_plan(queries: int, documents: Documents, config: HyperAttentionC
         segments.skip.to(torch.int32),
         config.segment,
     )
-    return Plan(window_band, (), sinks, pooled)
+    return Plan(window_band, (), sinks, pooled, lookback)
 
 
 def band(start: Tensor, stop: Tensor, keys: int) -> Band:

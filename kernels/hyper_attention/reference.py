@@ -8,7 +8,7 @@ Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head 
 import torch
 from torch import Tensor
 
-from kernels.hyper_attention.plan import Band, Level, Plan, Pooled
+from kernels.hyper_attention.plan import Band, Level, Lookback, Plan, Pooled
 from kernels.hyper_attention.pooling import log_counts, pool
 
 
@@ -55,6 +55,9 @@ def log_weights(plan: Plan, query_heads: int, key_heads: int) -> Tensor:
     if plan.sinks is not None:
         sinks = _band(plan.sinks, query_heads)
         count, total = count + sinks[0], total + sinks[1]
+    if plan.lookback is not None:
+        found = _lookback(plan.lookback, query_heads)
+        count, total = count + found.int(), total + found.float()
     for level in plan.levels:
         for head in range(query_heads):
             key_head = head // (query_heads // key_heads)
@@ -79,6 +82,16 @@ def _band(band: Band, query_heads: int) -> tuple[Tensor, Tensor]:
     inside = (key >= band.start[..., None]) & (key < band.stop[..., None])
     inside = inside[:, None].expand(-1, query_heads, -1, -1)
     return inside.int().contiguous(), inside.float().contiguous()
+
+
+def _lookback(lookback: Lookback, query_heads: int) -> Tensor:
+    """Whether the query looks back to the key, bool [B, Hq, T, S] in positions."""
+    key_order = lookback.key_order.long().repeat_interleave(query_heads // lookback.key_order.shape[1], dim=1)
+    slot = torch.arange(key_order.shape[2], device=key_order.device)
+    at_slots = (slot >= lookback.start[..., None]) & (slot < lookback.stop[..., None])
+    at_keys = torch.zeros_like(at_slots).scatter_(3, key_order[:, :, None].expand_as(at_slots), at_slots)
+    query = lookback.query_order.long()[..., None].expand_as(at_keys)
+    return torch.zeros_like(at_keys).scatter_(2, query, at_keys)
 
 
 def _level(level: Level, batch: int, head: int, key_head: int) -> Tensor:

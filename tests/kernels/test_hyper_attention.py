@@ -10,12 +10,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernels.hyper_attention import HyperAttentionConfig, cpu, hyper_attention
 from kernels.hyper_attention.cpu_flash import merge_
 from kernels.hyper_attention.documents import of_ids, whole
+from kernels.hyper_attention.hashing import projections
 from kernels.hyper_attention.plan import build_plan
 from kernels.hyper_attention.plan_local import build_local_plan
 from kernels.hyper_attention.reference import reference_attention
 
 PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
-LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, exact_below=16)
+LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, lookback=0, exact_below=16)
+LOOK = HyperAttentionConfig(
+    mode="causal_local", window=20, segment=0, num_sinks=3, lookback=5, num_projections=2, exact_below=16
+)
 EXACT = HyperAttentionConfig(exact_below=1 << 40)
 PACKED = torch.tensor([[-1] * 5 + [0] * 40 + [1] * 3 + [2] * 17 + [5] * 64 + [6] + [-1] * 7, [0] * 137])
 
@@ -34,7 +38,7 @@ def inputs(B=1, Hq=2, Hk=2, T=100, S=None, D=16, dtype=torch.float64, seed=0):
 def plan_of(q, k, causal, config, ids=None):
     documents = whole(k.shape[0], k.shape[2], k.device) if ids is None else of_ids(ids)
     if config.mode == "causal_local":
-        return build_local_plan(q.shape[2], documents, config)
+        return build_local_plan(q, k, documents, config)
     return build_plan(q, k, causal, documents, config)
 
 
@@ -60,10 +64,15 @@ CASES = [
     (2, 4, 2, 137, 137, 16, True, PAPER, PACKED),
     (2, 4, 2, 137, 137, 16, False, PAPER, PACKED),
     (1, 2, 1, 100, 100, 16, True, LOCAL, None),
+    (1, 2, 1, 100, 100, 16, True, LOOK, None),
     (2, 4, 2, 100, 137, 20, True, LOCAL, None),
+    (2, 4, 2, 100, 137, 20, True, LOOK, None),
     (1, 2, 1, 1, 100, 16, True, LOCAL, None),
+    (1, 2, 1, 1, 100, 16, True, LOOK, None),
     (1, 1, 1, 1, 1, 16, True, LOCAL, None),
+    (1, 1, 1, 1, 1, 16, True, LOOK, None),
     (2, 4, 2, 137, 137, 16, True, LOCAL, PACKED),
+    (2, 4, 2, 137, 137, 16, True, LOOK, PACKED),
 ]
 
 
@@ -78,7 +87,7 @@ def test_cpu_is_the_reference(B, Hq, Hk, T, S, D, causal, config, ids):
     torch.testing.assert_close(gradients(mine[:1], tensors), gradients(truth[:1], tensors))
 
 
-@pytest.mark.parametrize(("causal", "config"), [(False, PAPER), (True, PAPER), (True, LOCAL)])
+@pytest.mark.parametrize(("causal", "config"), [(False, PAPER), (True, PAPER), (True, LOCAL), (True, LOOK)])
 def test_gradients_are_those_of_the_estimator(causal, config):
     q, k, v = inputs(Hq=2, Hk=1, T=37)
     plan = plan_of(q, k, causal, config)
@@ -135,7 +144,7 @@ def test_a_detached_log_sum_exp_is_noticed():
         HyperAttentionConfig(block_size=128, leaf=16, exact_below=16),
         HyperAttentionConfig(block_size=8, num_samples=128, leaf=16, exact_below=16),
         HyperAttentionConfig(mode="causal_local", window=128, exact_below=16),
-        HyperAttentionConfig(mode="causal_local", window=16, segment=1, num_sinks=0, exact_below=16),
+        HyperAttentionConfig(mode="causal_local", window=16, segment=1, num_sinks=0, lookback=0, exact_below=16),
     ],
     ids=["short", "block", "samples", "window", "pools of one"],
 )
@@ -149,6 +158,20 @@ def test_exact_limits(T, causal, config):
     torch.testing.assert_close(gradients(mine[:1], (q, k, v)), gradients([exact], (q, k, v)))
 
 
+def test_a_lookback_over_one_full_bucket_is_exact_attention():
+    config = HyperAttentionConfig(
+        mode="causal_local", window=16, segment=0, num_sinks=0, lookback=200, num_projections=1, exact_below=16
+    )
+    tensors = inputs(Hq=2, Hk=1, T=150, dtype=torch.float64)
+    side = projections(config.seed, 1, 1, 16, 1, torch.device("cpu")).double()[0, :, 0]
+    for x in tensors[:2]:
+        x.data += side * (1 - x.data @ side)[..., None].clamp(min=0) / side.square().sum()
+    mine = hyper_attention(*tensors, True, config=config, return_lse=True)
+    exact = scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(mine[0], exact)
+    torch.testing.assert_close(gradients(mine[:1], tensors), gradients([exact], tensors))
+
+
 def test_a_prefix_is_exact_attention_from_the_end():
     q, k, v = inputs(Hq=4, Hk=2, T=20, S=97)
     mask = torch.arange(97) <= torch.arange(77, 97)[:, None]
@@ -156,10 +179,10 @@ def test_a_prefix_is_exact_attention_from_the_end():
     torch.testing.assert_close(hyper_attention(q, k, v, True, config=EXACT), exact)
 
 
-@pytest.mark.parametrize("config", [EXACT, PAPER, LOCAL], ids=["exact", "paper", "local"])
+@pytest.mark.parametrize("config", [EXACT, PAPER, LOCAL, LOOK], ids=["exact", "paper", "local", "look"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_is_each_document_alone(config, causal):
-    if config is LOCAL and not causal:
+    if config.mode == "causal_local" and not causal:
         return
     lengths = [90, 1, 17, 130]
     tensors = inputs(Hq=2, Hk=1, T=sum(lengths) + 4)
@@ -177,7 +200,7 @@ def test_packed_is_each_document_alone(config, causal):
 
 def test_an_edited_document_changes_no_other():
     ids = torch.tensor([[0] * 50 + [1] * 50 + [-1] * 10])
-    for config, causal in ((PAPER, False), (PAPER, True), (LOCAL, True)):
+    for config, causal in ((PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)):
         results = []
         for edit in (0.0, 1.0):
             tensors = inputs(T=110)
@@ -189,8 +212,8 @@ def test_an_edited_document_changes_no_other():
 
 @pytest.mark.parametrize(
     "config",
-    [LOCAL, pytest.param(PAPER, marks=pytest.mark.xfail(strict=True, reason="blocks are cut by rank among all"))],
-    ids=["local", "paper"],
+    [LOCAL, LOOK, pytest.param(PAPER, marks=pytest.mark.xfail(strict=True, reason="blocks are cut by rank among all"))],
+    ids=["local", "look", "paper"],
 )
 @pytest.mark.parametrize("edited", [40, 101, 127])
 def test_the_future_changes_no_bit_of_the_past(config, edited):
@@ -235,14 +258,14 @@ def test_more_samples_are_closer():
     assert errors[2] < 0.75 * errors[1]
 
 
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True)])
+@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)])
 def test_ones_stay_ones(config, causal):
     q, k, v = inputs(T=111)
     out = hyper_attention(q, k, torch.ones_like(v), causal, config=config)
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True)])
+@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)])
 @pytest.mark.parametrize("size", [1e3, 1e-30, 0.0])
 def test_extreme_logits_stay_finite(config, causal, size):
     tensors = inputs(T=100, dtype=torch.float32)
@@ -251,7 +274,7 @@ def test_extreme_logits_stay_finite(config, causal, size):
     assert all(x.isfinite().all() for x in (*outputs, *gradients(outputs, tensors)))
 
 
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True)])
+@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_errs_by_its_rounding_only(config, causal, dtype):
     tensors = inputs(Hq=4, Hk=2, T=100, D=64, dtype=dtype)
@@ -267,7 +290,7 @@ def test_half_precision_errs_by_its_rounding_only(config, causal, dtype):
         assert (mine.float() - exact).norm() < torch.finfo(dtype).eps * exact.norm()
 
 
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True)])
+@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)])
 @pytest.mark.parametrize(("T", "D"), [(17, 16), (63, 60), (211, 80), (129, 256)])
 def test_odd_shapes_and_strides_twice_the_same(config, causal, T, D):
     q, k, v = (x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(2, 4, 2, T, D=D))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from kernels.hyper_attention.pooling import log_counts
 from kernels.hyper_attention.reference import log_weights
 
 SMALL = {"block_size": 8, "num_samples": 6, "num_projections": 3, "leaf": 16, "exact_below": 16}
-LOCAL = {"mode": "causal_local", "window": 20, "segment": 8, "num_sinks": 3, "exact_below": 16}
+LOCAL = {"mode": "causal_local", "window": 20, "segment": 8, "num_sinks": 3, "lookback": 0, "exact_below": 16}
 PACKED = torch.tensor([[-1] * 5 + [0] * 40 + [1] * 3 + [2] * 17 + [5] * 64 + [6] + [-1] * 7, [0] * 137])
 
 
@@ -59,7 +61,7 @@ def test_every_allowed_key_counts_once(B, Hq, Hk, T, S, causal, ids):
 def test_every_older_key_counts_once_in_the_local_form(B, Hq, Hk, T, S, causal, ids, monkeypatch):
     monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
     documents = whole(B, S, torch.device("cpu")) if ids is None else of_ids(ids)
-    plan = build_local_plan(T, documents, HyperAttentionConfig(**LOCAL))
+    plan = build_local_plan(*inputs(B, Hq, Hk, T, S), documents, HyperAttentionConfig(**LOCAL))
     weight = log_weights(plan, Hq, Hk).exp()
     allowed = allowed_keys(T, S, causal, ids).expand_as(weight)
     assert not weight[~allowed].any()
@@ -70,6 +72,23 @@ def test_every_older_key_counts_once_in_the_local_form(B, Hq, Hk, T, S, causal, 
         read = (slot >= pooled.band.start[..., None]) & (slot < pooled.band.stop[..., None])
         total = total + (read * counts[:, None]).sum(-1)[:, None]
     torch.testing.assert_close(total, allowed.sum(-1).float())
+
+
+@pytest.mark.parametrize(("B", "Hq", "Hk", "T", "S", "causal", "ids"), [shape for shape in SHAPES if shape[5]])
+@pytest.mark.parametrize("size", [4, 1000])
+def test_the_lookback_is_the_newest_older_keys_of_the_bucket(B, Hq, Hk, T, S, causal, ids, size, monkeypatch):
+    monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
+    documents = whole(B, S, torch.device("cpu")) if ids is None else of_ids(ids)
+    q, k = inputs(B, Hq, Hk, T, S)
+    config = HyperAttentionConfig(**{**LOCAL, "lookback": size, "segment": 0, "num_projections": 2})
+    plan = build_local_plan(q, k, documents, config)
+    unread = log_weights(build_local_plan(q, k, documents, replace(config, lookback=0)), Hq, Hk).isneginf()
+    projection = projections(config.seed, 1, Hk, 16, 2, q.device)
+    query_bucket, key_bucket = (gray_buckets(x, projection, 1)[0] for x in (q, k))
+    same = query_bucket[..., None] == key_bucket.repeat_interleave(Hq // Hk, 1)[:, :, None]
+    candidate = same & unread & allowed_keys(T, S, causal, ids)
+    newest = candidate & (candidate.flip(-1).cumsum(-1).flip(-1) <= size)
+    assert torch.equal(~log_weights(plan, Hq, Hk).isneginf() & unread, newest)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -114,6 +133,9 @@ def test_queries_of_a_key_invert_keys_of_a_query(causal):
     slot = torch.arange(137)
     tables = [(plan.band.start, plan.band.stop, plan.band.query_start, plan.band.query_stop)]
     tables += [(x.block_start, x.block_stop, x.block_query_start, x.block_query_stop) for x in plan.levels]
+    config = HyperAttentionConfig(**{**LOCAL, "lookback": 9, "num_projections": 2})
+    found = build_local_plan(q, k, of_ids(PACKED), config).lookback
+    tables += [tuple(x[:, h] for x in (found.start, found.stop, found.query_start, found.query_stop)) for h in (0, 1)]
     for start, stop, query_start, query_stop in tables:
         keys = (slot >= start[..., None]) & (slot < stop[..., None])
         queries = (slot[:, None] >= query_start[:, None]) & (slot[:, None] < query_stop[:, None])

@@ -1,0 +1,156 @@
+"""What the Triton kernels become on GPUs that are not here: compiled ahead of time and counted, not timed.
+
+    python benchmarks/aot_report.py                                     # all: minutes
+    python benchmarks/aot_report.py --targets sm_90 --sizes 64 --json   # one line of JSON for each kernel
+
+The launches of a forward and a backward pass are those of the library, with its committed tiles, arguments and
+alignments: only the driver is replaced, by one that names the target and runs nothing. Kernels are listed once for each
+set of parts they are compiled for.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from kernels.hyper_attention import HyperAttentionConfig, triton_attention, triton_configs
+from kernels.hyper_attention.documents import whole
+from kernels.hyper_attention.plan import build_plan
+from kernels.hyper_attention.plan_local import build_local_plan
+
+# Shared memory of a block in KB, at most: CUDA C programming guide, table of compute capabilities; AMD CDNA3 ISA, LDS.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64),
+}
+TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SIZES = {"block_size": 256, "num_samples": 256, "leaf": 256, "window": 256, "exact_below": 256}
+
+
+class Driver:
+    """Stands for a GPU of one target."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self.target
+
+
+def compiled(name, head_size, dtype):
+    """Compile the launches of both modes; yields (label, kernel)."""
+    kernels, label = [], []
+    run, launch = JITFunction.run, triton_configs.launch
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        kernels.append((label[-1] if label else self.fn.__name__.strip("_").removesuffix("_kernel"), kernel))
+
+    def labelled(name, part, *arguments, **options):
+        label.append(f"{name}, {part}")
+        launch(name, part, *arguments, **options)
+        label.pop()
+
+    triton_configs.architecture = lambda device: name
+    triton_attention.launch, JITFunction.run = labelled, compile_only
+    driver.set_active(Driver(TARGETS[name][0]))
+    for value in list(vars(triton_configs)["_KERNELS"].values()) + [triton_attention.delta_kernel]:
+        value.device_caches.clear()
+    for mode in ("paper", "causal_local"):
+        label.append("")
+        q, k, v = (torch.zeros(1, heads, 1024, head_size, dtype=dtype) for heads in (4, 2, 2))
+        config, tokens = HyperAttentionConfig(mode=mode, **SIZES), whole(1, 1024, q.device)
+        plan = build_plan(q, k, True, tokens, config) if mode == "paper" else build_local_plan(1024, tokens, config)
+        label.pop()
+        out, lse = triton_attention.forward(q, k, v, plan, 0.1)
+        triton_attention.backward(q, lse, q, k, v, out, lse, plan, 0.1)
+    JITFunction.run, triton_attention.launch = run, launch
+    seen = set()
+    for key, kernel in kernels:
+        if (key, kernel.hash) not in seen:
+            seen.add((key, kernel.hash))
+            yield key, kernel
+
+
+def counts(kernel, name):
+    """Registers, bytes of stack, spilling instructions, shared KB, tensor-core and asynchronous copy instructions."""
+    shared = kernel.metadata.shared / 1024
+    if name == "gfx942":
+        text = kernel.asm["amdgcn"]
+
+        def field(key):
+            return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
+
+        return {
+            "registers": field("vgpr_count"),
+            "stack": field("private_segment_fixed_size"),
+            "spills": field("vgpr_spill_count") + field("sgpr_spill_count"),
+            "shared_kb": shared,
+            "tensor_cores": text.count("v_mfma"),
+            "copies": len(re.findall(r"(?:global|buffer)_load_lds", text)),
+            "atomics": len(re.findall(r"(?:global|buffer|flat)_atomic", text)),
+        }
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, text = (tool("cuobjdump", flag, file.name) for flag in ("--dump-resource-usage", "--dump-sass"))
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", text)),
+        "shared_kb": shared,
+        "tensor_cores": len(re.findall(rf"\b{TENSOR_CORES[name]}\b", text)),
+        "copies": len(re.findall(r"\b(?:LDGSTS|UTMALDG)\b", text)),
+        "atomics": len(re.findall(r"\b(?:ATOM|ATOMG|RED|REDG)\b", text)),
+    }
+
+
+def tool(name, *arguments):
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    # A program of the installed wheel, on our file.
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout  # noqa: S603
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="head sizes")
+    parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each kernel")
+    arguments = parser.parse_args()
+    if not arguments.json:
+        print(f"{arguments.dtype}, triton {triton.__version__}. Shared: KB of a block / its limit.\n")
+        print("| kernel | d | target | registers | stack | spills | shared | tensor cores | async copies | atomics |")
+        print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name in arguments.targets:
+        for size in arguments.sizes:
+            for label, kernel in compiled(name, size, DTYPES[arguments.dtype]):
+                row = counts(kernel, name)
+                row |= {"kernel": label, "d": size, "target": name, "limit_kb": TARGETS[name][1]}
+                shown = "| {kernel} | {d} | {target} | {registers} | {stack} | {spills} | {shared_kb:.0f} / {limit_kb} "
+                shown += "| {tensor_cores} | {copies} | {atomics} |"
+                print(json.dumps(row) if arguments.json else shown.format(**row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

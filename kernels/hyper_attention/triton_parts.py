@@ -1,0 +1,179 @@
+"""The parts of a plan as the kernels take them: what torch computes before a launch.
+
+Shape letters: B batch, Hk key heads, T queries, S keys, P segments, M samples, D head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.hyper_attention.plan import Level, Plan, Pooled
+from kernels.hyper_attention.pooling import log_counts
+from kernels.hyper_attention.triton_configs import padded
+from kernels.hyper_attention.triton_forward import Draws
+from kernels.hyper_attention.triton_tensors import Keys, Ranges, entries, load_rows, ranges, rows, store_rows, table
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one launch of the forward pass reads, and the way back.
+
+    Attributes:
+        name: "local" or "level"; parts of one name are tuned together.
+        near, sinks, pooled, draws: as in `forward_kernel`.
+        readers: of each key slot, the query slots whose `near` range has it.
+        query_order: int32 [B, Hq, T], position of each query slot; None: the slot itself.
+        sink_readers: of each key, the queries whose sinks have it.
+        level_draws: the draws as tensors.
+        means: pooled keys and values, [B, Hk, P, D].
+    """
+
+    name: str
+    near: Keys
+    readers: Ranges
+    sinks: Keys | None = None
+    pooled: Keys | None = None
+    draws: Draws | None = None
+    query_order: Tensor | None = None
+    sink_readers: Ranges | None = None
+    level_draws: "LevelDraws | None" = None
+    means: tuple[Tensor, Tensor] | None = None
+
+
+def parts_of(k: Tensor, v: Tensor, plan: Plan) -> list[Part]:
+    """One part for each launch of the forward pass."""
+    return [_local(k, v, plan), *(_level(k, v, level) for level in plan.levels)]
+
+
+def _local(k: Tensor, v: Tensor, plan: Plan) -> Part:
+    """Band, sinks and pooled keys."""
+    near = Keys(rows(k), rows(v), None, ranges(plan.band.start, plan.band.stop), None)
+    sinks = sink_readers = pooled = means = None
+    if plan.sinks is not None:
+        sinks = near._replace(ranges=ranges(plan.sinks.start, plan.sinks.stop))
+        sink_readers = ranges(plan.sinks.query_start, plan.sinks.query_stop)
+    if plan.pooled is not None:
+        means = pooled_means(k, v, plan.pooled)
+        band = plan.pooled.band
+        weight = table(log_counts(plan.pooled))
+        pooled = Keys(rows(means[0]), rows(means[1]), None, ranges(band.start, band.stop), weight)
+    readers = ranges(plan.band.query_start, plan.band.query_stop)
+    return Part("local", near, readers, sinks, pooled, sink_readers=sink_readers, means=means)
+
+
+def _level(k: Tensor, v: Tensor, level: Level) -> Part:
+    near = Keys(rows(k), rows(v), table(level.key_order), ranges(level.block_start, level.block_stop), None)
+    readers = ranges(level.block_query_start, level.block_query_stop)
+    draws = level_draws(level)
+    return Part(
+        "level",
+        near,
+        readers,
+        draws=kernel_draws(level, draws),
+        query_order=level.query_order,
+        level_draws=draws,
+    )
+
+
+@dataclass(frozen=True)
+class LevelDraws:
+    """The draws of a level by position; a draw has two: before the block for query slots from `split` on, else after.
+
+    Attributes:
+        place: int32 [B, Hk, 2, P * M], positions, those before the block first.
+        slot: int64 [B, Hk, 2, P * M], key slots; S for draws that do not exist.
+        start, stop: int32 [B, Hk, 2, P * M], query slots that read it; empty for draws that do not exist.
+        split: int32 [B, Hk, P * M].
+        log_weight: fp32 [B, 2, P * M].
+    """
+
+    place: Tensor
+    slot: Tensor
+    start: Tensor
+    stop: Tensor
+    split: Tensor
+    log_weight: Tensor
+
+
+def level_draws(level: Level) -> LevelDraws | None:
+    """The draws of a level, if it has any."""
+    B, heads, S = level.key_order.shape
+    if level.sample_rank.numel() == 0:
+        return None
+    exists = (level.sample_log_weight > -torch.inf)[:, None, None]
+    first_key, _, first_query, last_query = (x[:, None, :, None] for x in level.segments.unbind(-1))
+    before = level.sample_rank + first_key
+    slot = torch.stack([before, before + level.block_keys[:, None, :, None]], 2)
+    slot = torch.where(exists, slot, S).flatten(3).long()
+    split = level.sample_split
+    start = torch.stack([split, first_query.expand_as(split)], 2).flatten(3)
+    stop = torch.stack([last_query.expand_as(split), split], 2).flatten(3)
+    place = level.key_order[:, :, None].expand(-1, -1, 2, -1).gather(3, slot.clamp(max=S - 1))
+    weight = level.sample_log_weight.flatten(1)[:, None].expand(-1, 2, -1)
+    return LevelDraws(
+        place, slot, start, torch.where(exists.flatten(3), stop, start), split.flatten(2), weight.contiguous()
+    )
+
+
+def kernel_draws(level: Level, draws: LevelDraws | None) -> Draws | None:
+    """The draws as the kernels that own queries take them."""
+    if draws is None:
+        return None
+    place = [table(x) for x in draws.place.unbind(2)]
+    weight = table(draws.log_weight[:, 0])
+    return Draws(table(level.query_segment), table(draws.split), *place, weight, level.sample_rank.shape[3])
+
+
+def drawn_keys(k: Tensor, v: Tensor, draws: LevelDraws) -> Keys:
+    """The draws as keys of their own, 2 * P * M of them, with the ranges of the queries that read them."""
+    start, stop, place = (x.flatten(2) for x in (draws.start, draws.stop, draws.place))
+    return Keys(rows(k), rows(v), table(place), ranges(start, stop), table(draws.log_weight.flatten(1)))
+
+
+def row_of_slot(draws: LevelDraws, keys: int) -> Tensor:
+    """For each key slot the number of its draw before, then after the block, or -1; int32 [B, Hk, 2 * S]."""
+    B, heads, _, count = draws.slot.shape
+    number = torch.arange(2 * count, dtype=torch.int32, device=draws.slot.device).view(2, count)
+    row = torch.full((B, heads, 2, keys + 1), -1, dtype=torch.int32, device=draws.slot.device)
+    return row.scatter_(3, draws.slot, number.expand_as(draws.slot))[..., :keys].flatten(2)
+
+
+def segment_of_token(pooled: Pooled, keys: int) -> Tensor:
+    """The pooled segment that each key is in the mean of, or -1 if none or if no query reads it; int32 [B, S]."""
+    B, P = pooled.start.shape
+    within = torch.arange(pooled.length, device=pooled.start.device)
+    read = pooled.band.query_start < pooled.band.query_stop
+    member = (within >= pooled.skip[..., None]) & read[..., None]
+    token = torch.where(member, pooled.start[..., None].long() + within, keys)
+    number = torch.arange(P, dtype=torch.int32, device=token.device)[:, None].expand_as(token)
+    row = torch.full((B, keys + 1), -1, dtype=torch.int32, device=token.device)
+    return row.scatter_(1, token.flatten(1), number.flatten(1))[:, :keys]
+
+
+def pooled_means(k: Tensor, v: Tensor, pooled: Pooled) -> tuple[Tensor, Tensor]:
+    """Mean keys and values of the segments, [B, Hk, P, D] in the dtype of k, summed in fp32."""
+    B, heads, _, D = k.shape
+    mean_k, mean_v = (k.new_empty(B, heads, pooled.start.shape[1], D) for _ in range(2))
+    start, skip, size = table(pooled.start), table(pooled.skip), min(16, triton.next_power_of_2(pooled.length))
+    for x, mean in ((k, mean_k), (v, mean_v)):
+        grid = (pooled.start.shape[1] * heads, B)
+        _pool_kernel[grid](rows(x), rows(mean), start, skip, pooled.length, heads, D=D, BL=size, BD=padded(D))
+    return mean_k, mean_v
+
+
+@triton.jit
+def _pool_kernel(x, mean, start, skip, length, heads, D: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr):
+    batch, head = tl.program_id(1).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
+    segment = tl.program_id(0) // heads
+    first = tl.load(entries(start, batch, head) + segment)
+    left_out = tl.load(entries(skip, batch, head) + segment)
+    total = tl.zeros([BD], tl.float32)
+    for i in range(0, length, BL):
+        within = i + tl.arange(0, BL)
+        tile = load_rows(x, batch, head, first + within, (within >= left_out) & (within < length), D, BD)
+        total += tl.sum(tile.to(tl.float32), 0)
+    row = segment + tl.zeros([1], tl.int32)
+    store_rows(mean, batch, head, row, row >= 0, (total / (length - left_out))[None, :], D, BD)
