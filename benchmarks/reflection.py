@@ -31,15 +31,19 @@ from operators.reflect_instructions import reflect_instructions
 from operators.teacher import TeacherConfig
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=256)
+PART = 10_000
 TEXT = "Explain in a few words why the sea is salt and what follows from it for the people who live beside it. "
 
 
 def write_rows(path: str, num_rows: int) -> None:
-    names = [f"{number:032x}" for number in range(num_rows)]
+    """A part at a time, so that the peak of the driver's memory is the pipeline's and not this function's."""
     same = {"input": "", "origin": "benchmark", "neutralised": False, "outcome": ""}
-    columns = {"row_id": names, "instruction": [TEXT + name for name in names], "response": [TEXT] * num_rows}
-    columns |= {name: [value] * num_rows for name, value in same.items()}
-    pq.write_table(pa.table(columns).select(RAW.names).cast(RAW), path)
+    with pq.ParquetWriter(path, RAW) as writer:
+        for start in range(0, num_rows, PART):
+            names = [f"{number:032x}" for number in range(start, min(start + PART, num_rows))]
+            texts = {"row_id": names, "instruction": [TEXT + name for name in names], "response": [TEXT] * len(names)}
+            columns = texts | {name: [value] * len(names) for name, value in same.items()}
+            writer.write_table(pa.table(columns).select(RAW.names).cast(RAW))
 
 
 def cpu_seconds() -> float:

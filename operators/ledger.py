@@ -97,9 +97,12 @@ class Ledger:
         attempts = 1 if self._offline else teacher.max_attempts
 
         pending = self._without_known(asked, stage, attempts, num_asked)
-        if first is not None:
-            pending = pending.limit(first)
-        num_new = pending.count() if first is not None or self.files.of(stage) else num_asked
+        if first is not None or self.files.of(stage):
+            # Before the engines start: beside them, the tasks of a shuffle may wait for a free CPU for ever.
+            pending = (pending if first is None else pending.limit(first)).materialize()
+            num_new = pending.count()
+        else:
+            num_new = num_asked
         cut_off = f", {broken} broken files set aside" if broken else ""
         report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger{cut_off}")
         made: dict[str, int] = {}

@@ -95,7 +95,9 @@ def _with_known(rows: Dataset, files: LedgerFiles, name: str) -> Dataset:
     tagged = rows.map_batches(partial(conform, schema=schema), batch_format="pyarrow", num_cpus=0.25)
     known = records.map_batches(partial(_as_known, schema=schema), batch_format="pyarrow", num_cpus=0.25)
     both = tagged.union(known).repartition(1 + rows.count() // ROWS_PER_PARTITION, keys=["row_id"])
-    return both.map_batches(partial(_merge, schema=schema), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    merge = partial(_merge, schema=schema)
+    merged: Dataset = both.map_batches(merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25).materialize()
+    return merged  # complete: beside the actors to come, the tasks of the shuffle may wait for a free CPU for ever
 
 
 def _add_null(rows: pa.Table, name: str) -> pa.Table:

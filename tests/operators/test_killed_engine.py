@@ -30,6 +30,17 @@ def teacher(model: str) -> TeacherConfig:
     )
 
 
+def calls(count: int) -> "ray.data.Dataset":
+    message = json.dumps([{"role": "user", "content": "Count to one thousand."}])
+    table = {
+        "row_id": [str(n) for n in range(count)],
+        "messages": [message] * count,
+        "schema": [""] * count,
+        "max_tokens": pa.array([400] * count, pa.int32()),
+    }
+    return ray.data.from_arrow(pa.table(table))
+
+
 def kill_after_first_reply(victim: str, folder: Path, killed: list[int], stop: threading.Event) -> None:
     while not stop.wait(0.05):
         if not any(folder.glob("*.parquet")):
@@ -46,22 +57,13 @@ def kill_after_first_reply(victim: str, folder: Path, killed: list[int], stop: t
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("victim", ["EngineCore", "MapWorker(MapBatches(GuardedEngine))"], ids=["engine", "actor"])
 def test_a_killed_engine_is_replaced(tmp_path: Path, tiny_model: str, victim: str) -> None:
-    message = json.dumps([{"role": "user", "content": "Count to one thousand."}])
-    calls = pa.table(
-        {
-            "row_id": [str(n) for n in range(CALLS)],
-            "messages": [message] * CALLS,
-            "schema": [""] * CALLS,
-            "max_tokens": pa.array([400] * CALLS, pa.int32()),
-        }
-    )
     killed: list[int] = []
     stop = threading.Event()
     killer = threading.Thread(target=kill_after_first_reply, args=(victim, tmp_path / "stage", killed, stop))
     killer.start()
     try:
         ledger = Ledger(str(tmp_path))
-        rows = ledger.answer(ray.data.from_arrow(calls), teacher(tiny_model), "stage").take_all()
+        rows = ledger.answer(calls(CALLS), teacher(tiny_model), "stage").take_all()
     finally:
         stop.set()
         killer.join()
@@ -70,3 +72,14 @@ def test_a_killed_engine_is_replaced(tmp_path: Path, tiny_model: str, victim: st
     assert all(row["reply"] for row in rows)
     records = pa.concat_tables(pq.read_table(file) for file in (tmp_path / "stage").glob("*.parquet"))
     assert records.num_rows - CALLS <= BATCH
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_that_goes_on_starts_its_engine_beside_what_the_ledger_holds(tmp_path: Path, tiny_model: str) -> None:
+    """On two CPUs, of which the engine takes one: the anti-join must have ended before the engine starts."""
+    whole = teacher(tiny_model).model_copy(update={"no_progress_timeout_s": 240.0})
+    for count, made in ((2, 2), (4, 2)):
+        ledger = Ledger(str(tmp_path))
+        assert len(ledger.answer(calls(count), whole, "stage").take_all()) == count
+        assert ledger.figures()["calls"] == made

@@ -17,7 +17,7 @@ from operators.score_ifd import Pair, ScoreConfig, StudentScorer, ifd_turn
 from operators.score_ledger import Scores, map_with_scores
 from operators.select import SelectConfig, select_instructions
 
-POOL = ScoreConfig(batch_rows=3, cpus_per_actor=0.5, max_tokens=300)
+POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # of two: the shuffle finds no room beside it
 BLUE = "Blue as the sky"
 
 
