@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels.hyper_attention import HyperAttentionConfig, triton_attention, triton_configs
+from kernels.hyper_attention import HyperAttentionConfig, triton_attention, triton_configs, triton_parts
 from kernels.hyper_attention.documents import whole
 from kernels.hyper_attention.plan import build_plan
 from kernels.hyper_attention.plan_local import build_local_plan
@@ -74,13 +74,13 @@ def compiled(name, head_size, dtype):
     triton_configs.architecture = lambda device: name
     triton_attention.launch, JITFunction.run = labelled, compile_only
     driver.set_active(Driver(TARGETS[name][0]))
-    for value in list(vars(triton_configs)["_KERNELS"].values()) + [triton_attention.delta_kernel]:
+    for value in [*vars(triton_configs)["_KERNELS"].values(), triton_attention.delta_kernel, triton_parts.pool_kernel]:
         value.device_caches.clear()
     for mode in ("paper", "causal_local"):
         label.append("")
         q, k, v = (torch.zeros(1, heads, 1024, head_size, dtype=dtype) for heads in (4, 2, 2))
         config, tokens = HyperAttentionConfig(mode=mode, **SIZES), whole(1, 1024, q.device)
-        plan = build_plan(q, k, True, tokens, config) if mode == "paper" else build_local_plan(1024, tokens, config)
+        plan = build_plan(q, k, True, tokens, config) if mode == "paper" else build_local_plan(q, k, tokens, config)
         label.pop()
         out, lse = triton_attention.forward(q, k, v, plan, 0.1)
         triton_attention.backward(q, lse, q, k, v, out, lse, plan, 0.1)

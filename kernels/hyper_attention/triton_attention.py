@@ -1,10 +1,10 @@
 """The estimator on a GPU, in Triton: rows are gathered through the sort order, and each result has one owner.
 
-Forward: one launch for the band, the sinks and the pooled keys; then one for each level over all its segments, heads and
-batches. Each starts from what the earlier ones left. Backward: delta; for each launch of the forward pass one that owns
-dQ and one that owns dK and dV; and for keys that few programs own though many queries read them, the pooled and the
-sampled, a launch of several programs to a tile, whose results are summed. No atomics, no copy to the host, no sorted
-copy of Q, K or V: the same inputs give the same bits.
+Forward: one launch for the band, the sinks and the pooled keys; then one for each level over all its segments, heads
+and batches, or for the look-back. Each starts from what the earlier ones left. Backward: delta; for each launch of the
+forward pass one that owns dQ and one that owns dK and dV; and for the pooled and the sampled keys, which few programs
+own and many queries read, a launch of several programs to a tile, whose results are summed. No atomics, no copy to the
+host, no sorted copy of Q, K or V: the same inputs give the same bits.
 
 Results between launches are fp32; the last launch writes every row, in the dtype of the inputs. A query or key that no
 band reads is in one level at most (save for keys when there are fewer queries): what is uninitialised is not read.
@@ -137,10 +137,8 @@ def _key_gradients(
     return grads
 
 
-def _extra(
-    q: Tensor, k: Tensor, v: Tensor, queries: Queries, part: Part, plan: Plan, scale: float
-) -> Extra | None:
-    """The gradients of the part's pooled or sampled keys; each is read by many queries, so several programs share it."""
+def _extra(q: Tensor, k: Tensor, v: Tensor, queries: Queries, part: Part, plan: Plan, scale: float) -> Extra | None:
+    """The gradients of the part's pooled or sampled keys; many queries read each, so several programs share a tile."""
     if part.pooled is not None:
         pooled = plan.pooled
         assert pooled is not None and part.means is not None  # noqa: S101, PT018 - for the type checker
@@ -148,7 +146,8 @@ def _extra(
         count, share = pooled.start.shape[1], 1.0 / (pooled.length - pooled.skip)[:, None, :, None]
         row, most = segment_of_token(pooled, k.shape[2]), 1
     elif part.level_draws is not None:
-        keys, count = drawn_keys(k, v, part.level_draws), part.level_draws.place.shape[2:].numel()
+        keys = drawn_keys(k, v, part.level_draws, q.shape[1] // k.shape[1])
+        count = part.level_draws.place.shape[2:].numel()
         share, row, most = None, row_of_slot(part.level_draws, k.shape[2]), 2
     else:
         return None

@@ -56,7 +56,7 @@ class Extra(NamedTuple):
 def delta_kernel(
     grad, out, grad_lse, lse, delta, finite_lse, heads, queries, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
 ):
-    """delta = dO . O - dLSE, and the log-sum-exp with 0 in place of -inf; both fp32 [B, Hq, T]."""
+    """Write delta = dO . O - dLSE, and the log-sum-exp with 0 in place of -inf; both fp32 [B, Hq, T]."""
     batch, head = tl.program_id(1).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
     position = tl.program_id(0) // heads * BM + tl.arange(0, BM)
     live = position < queries
@@ -145,37 +145,43 @@ def _key_gradient(state, key, value, queries, batch, head, slot, within, inside,
 
 
 @triton.jit
-def _read_queries(
-    state, key, value, queries, start, stop, add, batch, group, groups, scale,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, LOOSE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the queries [start, stop) of each key, of all heads of its group; LOOSE: `add` is -inf where there are none."""
-    low, full, count, resume, high = spans(start, stop, BM, LOOSE)
-    for member in range(groups):
-        head = group * groups + member
-        for i in range(count):
-            slot = full + i * BM + tl.arange(0, BM)
-            state = _key_gradient(
-                state, key, value, queries, batch, head, slot, None, None, add, scale, D, BD, PRECISION
-            )
-        for i in range(edges(low, full, resume, high, BM)):
-            first, limit = edge(i, low, full, resume, high, BM)
-            slot = first + tl.arange(0, BM)
-            within = slot < limit
-            inside = within[None, :] & (slot[None, :] >= start[:, None]) & (slot[None, :] < stop[:, None])
-            state = _key_gradient(
-                state, key, value, queries, batch, head, slot, within, inside, add, scale, D, BD, PRECISION
-            )
-    return state
-
-
-@triton.jit
 def _piece(start, stop, BM: tl.constexpr):
     """Cut the ranges to this program's share of the queries that the tile of keys reads."""
     low, _, _, _, high = spans(start, stop, BM, LOOSE=True)
     size = tl.cdiv(tl.cdiv(high - low, tl.num_programs(2)), BM) * BM
     first = low + tl.program_id(2) * size
     return tl.maximum(start, first), tl.minimum(stop, first + size)
+
+
+@triton.jit
+def _read_queries(
+    state, key, value, queries, ranges, weight, slot, batch, group, groups, scale,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the queries that read each key, of all heads of its group. With a weight, few of the keys may be read."""
+    for member in range(groups):
+        head = group * groups + member
+        start = tl.load(entries(ranges.start, batch, head) + slot)
+        stop = tl.load(entries(ranges.stop, batch, head) + slot)
+        add = None
+        if weight is not None:
+            start, stop = _piece(start, stop, BM)
+            add = tl.where(start < stop, weight, float("-inf"))
+        low, full, count, resume, high = spans(start, stop, BM, LOOSE=weight is not None)
+        for i in range(count):
+            row = full + i * BM + tl.arange(0, BM)
+            state = _key_gradient(
+                state, key, value, queries, batch, head, row, None, None, add, scale, D, BD, PRECISION
+            )
+        for i in range(edges(low, full, resume, high, BM)):
+            first, limit = edge(i, low, full, resume, high, BM)
+            row = first + tl.arange(0, BM)
+            within = row < limit
+            inside = within[None, :] & (row[None, :] >= start[:, None]) & (row[None, :] < stop[:, None])
+            state = _key_gradient(
+                state, key, value, queries, batch, head, row, within, inside, add, scale, D, BD, PRECISION
+            )
+    return state
 
 
 @triton.jit
@@ -187,7 +193,8 @@ def key_gradient_kernel(
 
     Args:
         queries: Queries.
-        keys: Keys, whose ranges are those of the queries that read each key.
+        keys: Keys, whose ranges are those of the queries that read each key, [B, Hq, S]; without a difference between
+            heads unless ALL.
         sinks: Ranges, of more queries that read the same keys, or None.
         source: (Rows of dK, Rows of dV) of what earlier launches left, fp32; None: this is the first.
         target: (Rows of dK, Rows of dV); keys without queries in this launch are written only if ALL. Keys with a
@@ -201,11 +208,10 @@ def key_gradient_kernel(
     batch, group = tl.program_id(1).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
     index = tl.program_id(0) // heads * BN + tl.arange(0, BN)
     slot = tl.minimum(index, count - 1)
-    start = tl.load(entries(keys.ranges.start, batch, group) + slot)
-    stop = tl.load(entries(keys.ranges.stop, batch, group) + slot)
     live = index < count
     if not ALL:
-        touched = start < stop
+        touched = tl.load(entries(keys.ranges.start, batch, 0) + slot)
+        touched = touched < tl.load(entries(keys.ranges.stop, batch, 0) + slot)
         if extra is not None:
             for i in range(extra.count):
                 touched = touched | (tl.load(entries(extra.row, batch, group) + i * count + slot) >= 0)
@@ -214,23 +220,16 @@ def key_gradient_kernel(
     key = load_rows(keys.key, batch, group, position, live, D, BD)
     value = load_rows(keys.value, batch, group, position, live, D, BD)
     state = (tl.zeros([BN, BD], tl.float32), tl.zeros([BN, BD], tl.float32))
-    if keys.log_weight is None:
-        state = _read_queries(
-            state, key, value, queries, start, stop, None, batch, group, groups, scale, D, BD, BM, False, PRECISION
-        )
-    else:
+    weight = None
+    if keys.log_weight is not None:
         weight = tl.load(entries(keys.log_weight, batch, group) + slot) * LOG2E
-        start, stop = _piece(start, tl.where(weight > float("-inf"), stop, start), BM)
-        weight = tl.where(start < stop, weight, float("-inf"))
-        state = _read_queries(
-            state, key, value, queries, start, stop, weight, batch, group, groups, scale, D, BD, BM, True, PRECISION
-        )
+    state = _read_queries(
+        state, key, value, queries, keys.ranges, weight, slot, batch, group, groups, scale, D, BD, BM, PRECISION
+    )
     if sinks is not None:
-        start = tl.load(entries(sinks.start, batch, group) + slot)
-        stop = tl.load(entries(sinks.stop, batch, group) + slot)
-        weight = tl.where(start < stop, 0.0, float("-inf"))
+        exact = tl.zeros([BN], tl.float32)
         state = _read_queries(
-            state, key, value, queries, start, stop, weight, batch, group, groups, scale, D, BD, BM, True, PRECISION
+            state, key, value, queries, sinks, exact, slot, batch, group, groups, scale, D, BD, BM, PRECISION
         )
     grad_key, grad_value = state[0] * (scale / LOG2E), state[1]
     if source is not None:

@@ -1,7 +1,7 @@
 """Sizes of the kernels' tiles: a committed default for each architecture, or Triton's autotuning.
 
 The defaults were chosen by what compilation shows (`benchmarks/aot_report.py`): no spills, two blocks to a processor,
-tensor cores; they were not timed. HYPER_ATTENTION_AUTOTUNE=1 times a few tiles at the first call of each kernel instead.
+tensor cores; they were not timed. HYPER_ATTENTION_AUTOTUNE=1 times a few at the first call of each kernel instead.
 Tuned tiles may differ between runs, and with them the last bits of a result.
 """
 
@@ -36,14 +36,14 @@ DEFAULTS: dict[str, dict[str, tuple[Tile, Tile, Tile, Tile]]] = {
         "key_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), Tile(16, 32, 8, 2)),
     },
     "sm_90": {
-        "forward": (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 16, 8, 2)),
+        "forward": (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
         "query_gradient": (Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
-        "key_gradient": (Tile(64, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2)),
+        "key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2)),
     },
     "sm_100": {
-        "forward": (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(64, 16, 8, 2)),
+        "forward": (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
         "query_gradient": (Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
-        "key_gradient": (Tile(64, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2)),
+        "key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2)),
     },
     "gfx942": {
         "forward": (Tile(64, 64, 4, 1), Tile(64, 32, 4, 1), Tile(64, 32, 4, 1), Tile(32, 16, 4, 1)),
@@ -88,7 +88,7 @@ def launch(
 
 def padded(head_size: int) -> int:
     """Columns of a tile."""
-    return max(16, triton.next_power_of_2(head_size))
+    return max(16, 1 << (head_size - 1).bit_length())
 
 
 def default_tile(architecture: str, name: str, head_size: int, item_bytes: int) -> Tile:
@@ -104,7 +104,7 @@ def architecture(device: torch.device) -> str:
         return "none"
     if torch.version.hip:
         return "gfx942"
-    major, _ = torch.cuda.get_device_capability(device)
+    major: int = torch.cuda.get_device_capability(device)[0]
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 

@@ -1,6 +1,6 @@
 """The forward kernel: one online softmax over all keys that a launch gives to a tile of queries.
 
-The tile starts from what earlier launches left, an output and a log-sum-exp, so that parts merge without a further pass.
+The tile starts from what earlier launches left, an output and a log-sum-exp: parts merge without a further pass.
 Logits are in base 2 inside; log-sum-exps in memory are natural.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size; BM, BN, BD: rows, keys, columns of
@@ -15,7 +15,6 @@ import triton.language as tl
 from kernels.hyper_attention.triton_tensors import (
     LN2,
     LOG2E,
-    Rows,
     Table,
     edge,
     edges,
@@ -179,7 +178,8 @@ def forward_kernel(
         target: Rows of the output; rows without keys in this launch are written only if ALL.
         lse: Table [B, Hq, T], fp32, read (-inf: nothing yet) and written.
         query_order: Table [B, Hq, T], or None.
-        near, sinks, pooled: Keys, the last two or None. draws: Draws whose keys and values are those of `near`, or None.
+        near, sinks, pooled: Keys; the last two may be None.
+        draws: Draws, whose keys and values are those of `near`, or None.
         scale: of the logits, in base 2.
         heads, groups, queries: Hq, Hq / Hk, T.
     """
@@ -201,3 +201,19 @@ def forward_kernel(
     total = tl.where(some, total, 1.0)
     tl.store(lse_pointer, (peak + tl.log2(total)) * LN2, mask=live & some)
     store_rows(target, batch, head, position, live, out / total[:, None], D, BD)
+
+
+@triton.jit
+def pool_kernel(x, mean, start, skip, length, heads, D: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr):
+    """Mean of `length` rows of x from `start` on without the first `skip`, for each segment; summed in fp32."""
+    batch, head = tl.program_id(1).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
+    segment = tl.program_id(0) // heads
+    first = tl.load(entries(start, batch, head) + segment)
+    left_out = tl.load(entries(skip, batch, head) + segment)
+    total = tl.zeros([BD], tl.float32)
+    for i in range(0, length, BL):
+        within = i + tl.arange(0, BL)
+        tile = load_rows(x, batch, head, first + within, (within >= left_out) & (within < length), D, BD)
+        total += tl.sum(tile.to(tl.float32), 0)
+    row = segment + tl.zeros([1], tl.int32)
+    store_rows(mean, batch, head, row, row >= 0, (total / (length - left_out))[None, :], D, BD)

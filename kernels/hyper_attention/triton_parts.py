@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from kernels.hyper_attention.plan import Level, Plan, Pooled
+from kernels.hyper_attention.plan import Level, Lookback, Plan, Pooled
 from kernels.hyper_attention.pooling import log_counts
 from kernels.hyper_attention.triton_configs import padded
-from kernels.hyper_attention.triton_forward import Draws
-from kernels.hyper_attention.triton_tensors import Keys, Ranges, entries, load_rows, ranges, rows, store_rows, table
+from kernels.hyper_attention.triton_forward import Draws, pool_kernel
+from kernels.hyper_attention.triton_tensors import Keys, Ranges, ranges, rows, table
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Part:
     """What one launch of the forward pass reads, and the way back.
 
     Attributes:
-        name: "local" or "level"; parts of one name are tuned together.
+        name: "local", "level" or "lookback"; parts of one name are tuned together.
         near, sinks, pooled, draws: as in `forward_kernel`.
         readers: of each key slot, the query slots whose `near` range has it.
         query_order: int32 [B, Hq, T], position of each query slot; None: the slot itself.
@@ -45,7 +44,8 @@ class Part:
 
 def parts_of(k: Tensor, v: Tensor, plan: Plan) -> list[Part]:
     """One part for each launch of the forward pass."""
-    return [_local(k, v, plan), *(_level(k, v, level) for level in plan.levels)]
+    parts = [_local(k, v, plan), *(_level(k, v, level) for level in plan.levels)]
+    return parts if plan.lookback is None else [*parts, _lookback(k, v, plan.lookback)]
 
 
 def _local(k: Tensor, v: Tensor, plan: Plan) -> Part:
@@ -98,9 +98,15 @@ class LevelDraws:
     log_weight: Tensor
 
 
+def _lookback(k: Tensor, v: Tensor, lookback: Lookback) -> Part:
+    near = Keys(rows(k), rows(v), table(lookback.key_order), ranges(lookback.start, lookback.stop), None)
+    readers = ranges(lookback.query_start, lookback.query_stop)
+    return Part("lookback", near, readers, query_order=lookback.query_order)
+
+
 def level_draws(level: Level) -> LevelDraws | None:
     """The draws of a level, if it has any."""
-    B, heads, S = level.key_order.shape
+    S = level.key_order.shape[2]
     if level.sample_rank.numel() == 0:
         return None
     exists = (level.sample_log_weight > -torch.inf)[:, None, None]
@@ -122,14 +128,15 @@ def kernel_draws(level: Level, draws: LevelDraws | None) -> Draws | None:
     """The draws as the kernels that own queries take them."""
     if draws is None:
         return None
-    place = [table(x) for x in draws.place.unbind(2)]
-    weight = table(draws.log_weight[:, 0])
-    return Draws(table(level.query_segment), table(draws.split), *place, weight, level.sample_rank.shape[3])
+    before, after = (table(x) for x in draws.place.unbind(2))
+    weight, count = table(draws.log_weight[:, 0]), level.sample_rank.shape[3]
+    return Draws(table(level.query_segment), table(draws.split), before, after, weight, count)
 
 
-def drawn_keys(k: Tensor, v: Tensor, draws: LevelDraws) -> Keys:
-    """The draws as keys of their own, 2 * P * M of them, with the ranges of the queries that read them."""
-    start, stop, place = (x.flatten(2) for x in (draws.start, draws.stop, draws.place))
+def drawn_keys(k: Tensor, v: Tensor, draws: LevelDraws, groups: int) -> Keys:
+    """The draws as keys of their own, 2 * P * M of them, with their readers, [B, Hq, ...]."""
+    place = draws.place.flatten(2)
+    start, stop = (x.flatten(2).repeat_interleave(groups, 1) for x in (draws.start, draws.stop))
     return Keys(rows(k), rows(v), table(place), ranges(start, stop), table(draws.log_weight.flatten(1)))
 
 
@@ -160,20 +167,5 @@ def pooled_means(k: Tensor, v: Tensor, pooled: Pooled) -> tuple[Tensor, Tensor]:
     start, skip, size = table(pooled.start), table(pooled.skip), min(16, triton.next_power_of_2(pooled.length))
     for x, mean in ((k, mean_k), (v, mean_v)):
         grid = (pooled.start.shape[1] * heads, B)
-        _pool_kernel[grid](rows(x), rows(mean), start, skip, pooled.length, heads, D=D, BL=size, BD=padded(D))
+        pool_kernel[grid](rows(x), rows(mean), start, skip, pooled.length, heads, D=D, BL=size, BD=padded(D))
     return mean_k, mean_v
-
-
-@triton.jit
-def _pool_kernel(x, mean, start, skip, length, heads, D: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr):
-    batch, head = tl.program_id(1).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
-    segment = tl.program_id(0) // heads
-    first = tl.load(entries(start, batch, head) + segment)
-    left_out = tl.load(entries(skip, batch, head) + segment)
-    total = tl.zeros([BD], tl.float32)
-    for i in range(0, length, BL):
-        within = i + tl.arange(0, BL)
-        tile = load_rows(x, batch, head, first + within, (within >= left_out) & (within < length), D, BD)
-        total += tl.sum(tile.to(tl.float32), 0)
-    row = segment + tl.zeros([1], tl.int32)
-    store_rows(mean, batch, head, row, row >= 0, (total / (length - left_out))[None, :], D, BD)

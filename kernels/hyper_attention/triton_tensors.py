@@ -1,6 +1,7 @@
 """What the Triton kernels are given: tensors with their strides, as tuples, and how a tile of one is read.
 
-Shape letters: B batch, H heads, N rows (queries, keys or slots), D head size, R rows of a tile, C streamed rows of a tile.
+Shape letters: B batch, H heads, N rows (queries, keys or slots), D head size, BD columns of a tile, C rows of a tile
+that is streamed.
 """
 
 from typing import Any, NamedTuple
@@ -76,12 +77,9 @@ def load_rows(x, batch, head, position, inside, D: tl.constexpr, BD: tl.constexp
     """Rows [N, BD] at `position` [N]; 0 outside `inside` [N] (None: all are inside) and in columns from D on."""
     column = tl.arange(0, BD)
     first = x.pointer + batch * x.stride_b + head * x.stride_h
-    pointer = first + position[:, None] * x.stride_n + column[None, :] * x.stride_d
+    pointer = first + position.to(tl.int64)[:, None] * x.stride_n + column[None, :] * x.stride_d
     if inside is None:
-        if D == BD:
-            tile = tl.load(pointer)
-        else:
-            tile = tl.load(pointer, mask=column[None, :] < D, other=0.0)
+        tile = tl.load(pointer) if D == BD else tl.load(pointer, mask=column[None, :] < D, other=0.0)
     elif D == BD:
         tile = tl.load(pointer, mask=inside[:, None], other=0.0)
     else:
@@ -94,7 +92,7 @@ def store_rows(x, batch, head, position, inside, tile, D: tl.constexpr, BD: tl.c
     """Write `tile` [N, BD] to the rows `position` [N] that are `inside`, in the tensor's dtype."""
     column = tl.arange(0, BD)
     first = x.pointer + batch * x.stride_b + head * x.stride_h
-    pointer = first + position[:, None] * x.stride_n + column[None, :] * x.stride_d
+    pointer = first + position.to(tl.int64)[:, None] * x.stride_n + column[None, :] * x.stride_d
     mask = inside[:, None]
     if D != BD:
         mask = mask & (column[None, :] < D)
@@ -104,12 +102,13 @@ def store_rows(x, batch, head, position, inside, tile, D: tl.constexpr, BD: tl.c
 @triton.jit
 def positions(order, batch, head, slot, inside):
     """Position of each slot, [N]; the slot itself without an order."""
-    if order is None:
-        return slot
-    elif inside is None:
-        return tl.load(entries(order, batch, head) + slot)
-    else:
-        return tl.load(entries(order, batch, head) + slot, mask=inside, other=0)
+    result = slot
+    if order is not None:
+        if inside is None:
+            result = tl.load(entries(order, batch, head) + slot)
+        else:
+            result = tl.load(entries(order, batch, head) + slot, mask=inside, other=0)
+    return result
 
 
 @triton.jit

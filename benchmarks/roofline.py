@@ -1,0 +1,168 @@
+"""Floor times of the Triton path on GPUs that are not here: bytes, FLOPs and exponentials, divided by data-sheet rates.
+
+python benchmarks/roofline.py > docs/roofline.md
+"""
+
+import math
+from dataclasses import dataclass
+
+HEADS, ITEM = 32, 2  # bf16
+BLOCK, SAMPLES, LEAF = 256, 256, 1024  # HyperAttentionConfig
+WINDOW, STEP, SINKS, LOOKBACK, SEGMENT = 1024, 256, 4, 256, 64
+SIZES = [32768 << i for i in range(6)]
+# FLOPs of a (query, key) pair in units of d: two products forward; five backward, or 3 + 4 if dQ has its own kernel.
+FORWARD, FUSED_BACKWARD, DQ, DKV = 4, 10, 6, 8
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Dense bf16 FLOP/s, bytes/s and exponentials/s, all at their peak."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    exponentials: float
+
+
+# FLOPs and bandwidth: NVIDIA's data sheets (A100 80 GB SXM, H100 SXM, B200 SXM; dense, not sparse). Exponentials: 16 a
+# clock and SM (CUDA C++ programming guide, arithmetic throughput) times SMs times boost clock.
+GPUS = [
+    Gpu("A100", 312e12, 2.039e12, 16 * 108 * 1.41e9),
+    Gpu("H100", 989e12, 3.35e12, 16 * 132 * 1.83e9),
+    Gpu("B200", 2250e12, 8.0e12, 16 * 148 * 1.85e9),
+]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Of one head: rows of queries and keys that it reads, and pairs of them that it multiplies."""
+
+    queries: float
+    keys: float
+    pairs: float
+    first: bool = True
+    last: bool = True
+
+
+def exact(n, causal):
+    return [Launch(n, n, n * (n + 1) / 2 if causal else n * n)]
+
+
+def paper(n, causal):
+    if not causal:
+        return [Launch(n, n, n * (BLOCK + SAMPLES))]
+    levels = int(math.log2(n // LEAF))
+    result = [Launch(n, n, n * (LEAF + 1) / 2, last=False)]
+    return result + [Launch(n / 2, n / 2, n / 2 * (BLOCK + SAMPLES), False, i == levels - 1) for i in range(levels)]
+
+
+def causal_local(n):
+    near = WINDOW + STEP / 2 + SINKS + n / SEGMENT / 2
+    return [Launch(n, n + n / SEGMENT, n * near, last=False), Launch(n, n, n * LOOKBACK, first=False)]
+
+
+def moved(launch, rows, total, tensors, d):
+    """Bytes of `tensors` results: fp32 between launches, of `rows` rows; the last launch writes all `total`."""
+    touched = total if launch.last else rows
+    return tensors * d * touched * ((0 if launch.first else 4) + (ITEM if launch.last else 4))
+
+
+def work(launch, stage, n, d, fused):
+    """FLOPs, bytes and exponentials of a launch of one head."""
+    inputs = ITEM * d * (launch.queries * (1 if stage == "forward" else 2) + 2 * launch.keys)
+    tables = 8 * launch.queries + (0 if launch.first else 4 * (launch.queries + launch.keys))
+    if stage == "forward":
+        return FORWARD * d * launch.pairs, inputs + tables + moved(launch, launch.queries, n, 1, d), launch.pairs
+    if stage == "dq":
+        return DQ * d * launch.pairs, inputs + tables + moved(launch, launch.queries, n, 1, d), launch.pairs
+    product = FUSED_BACKWARD if fused else DKV
+    results = moved(launch, launch.keys, n, 2, d) + (moved(launch, n, n, 1, d) if fused else 0)
+    return product * d * launch.pairs, inputs + tables + results, launch.pairs
+
+
+def seconds(gpu, launches, n, d, fused):
+    """Floors of forward and backward: launches follow each other, and each is bound by its slowest resource."""
+    result = []
+    for stages in (["forward"], ["dkv"] if fused else ["dq", "dkv"]):
+        total = 0.0
+        for stage in stages:
+            for launch in launches:
+                flops, size, exponentials = work(launch, stage, n, d, fused)
+                total += HEADS * max(flops / gpu.flops, size / gpu.bandwidth, exponentials / gpu.exponentials)
+        if stages != ["forward"]:
+            total += HEADS * (2 * ITEM * d + 16) * n / gpu.bandwidth  # delta
+        result.append(total)
+    return result
+
+
+def cell(times, base=None):
+    shown = " + ".join(f"{1e3 * t:,.0f}" if t >= 0.1 else f"{1e3 * t:.3g}" for t in times)
+    return shown if base is None else f"{shown} ({sum(base) / sum(times):.0f}x)"
+
+
+def volumes(d):
+    """GFLOP and GB of a forward and a backward pass at each n."""
+    yield "| n | form | keys a query | GFLOP forward | GFLOP backward | GB forward | GB backward |"
+    yield "|---:|---|---:|---:|---:|---:|---:|"
+    for n in SIZES:
+        forms = [("exact, full", exact(n, False)), ("paper, full", paper(n, False)), ("exact, causal", exact(n, True))]
+        forms += [("paper, causal", paper(n, True)), ("causal_local", causal_local(n))]
+        for name, launches in forms:
+            fused = name.startswith("exact")
+            stages = [["forward"], ["dkv"] if fused else ["dq", "dkv"]]
+            sums = [
+                [sum(work(x, stage, n, d, fused)[i] for x in launches for stage in group) * HEADS / 1e9 for i in (0, 1)]
+                for group in stages
+            ]
+            keys = sum(x.pairs for x in launches) / n
+            yield (
+                f"| {n // 1024}k | {name} | {keys:,.0f} | {sums[0][0]:,.0f} | {sums[1][0]:,.0f} "
+                f"| {sums[0][1]:,.1f} | {sums[1][1]:,.1f} |"
+            )
+
+
+def times(d):
+    yield "| GPU | n | exact, full | paper, full | exact, causal | paper, causal | causal_local |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for gpu in GPUS:
+        for n in SIZES:
+            full, causal = (seconds(gpu, exact(n, flag), n, d, fused=True) for flag in (False, True))
+            cells = [cell(full), cell(seconds(gpu, paper(n, False), n, d, fused=False), full), cell(causal)]
+            cells += [cell(seconds(gpu, x, n, d, fused=False), causal) for x in (paper(n, True), causal_local(n))]
+            yield f"| {gpu.name} | {n // 1024}k | {' | '.join(cells)} |"
+
+
+HEAD = f"""# Roofline of the Triton path
+
+Written by `python benchmarks/roofline.py > docs/roofline.md`. **Counted, not timed: no GPU was at hand.** The kernels
+are compiled ahead of time for these GPUs (`benchmarks/aot_report.py`); nothing here was run on one.
+
+A floor is the time at the data sheet's peak of the slowest of three: tensor cores, memory, exponentials; launches follow
+each other. Real kernels, exact ones too, do not reach it: FlashAttention-3's forward at d = 128
+is at 620 of an H100's 989 TFLOP/s (tritonbench). Each input row counts as read once a
+launch: tiles that share keys find them in the cache. Making the plan (hashing, sorting) is not counted.
+
+One sequence, {HEADS} heads for queries and keys, bf16. Paper: blocks {BLOCK}, samples {SAMPLES}, leaf {LEAF}.
+causal_local: window {WINDOW}, {SINKS} sinks, look-back {LOOKBACK}, segments of {SEGMENT}: the pooled keys grow with n.
+Our backward makes dQ and dK, dV in launches of their own, 7 products in place of 5, so that none needs atomics; exact
+attention is counted with 5.
+"""
+
+
+def main():
+    print(HEAD)
+    rates = "; ".join(
+        f"{x.name} {x.flops / 1e12:.0f} TFLOP/s, {x.bandwidth / 1e12:.2f} TB/s, {x.exponentials / 1e12:.1f}e12 exp/s"
+        for x in GPUS
+    )
+    print(f"Peaks: {rates}.\n")
+    for d in (64, 128):
+        print(f"## d = {d}: floors in ms, forward + backward (exact attention's sum over ours)\n")
+        print("\n".join(times(d)), end="\n\n")
+    for d in (64, 128):
+        print(f"## d = {d}: work\n")
+        print("\n".join(volumes(d)), end="\n\n" if d == 64 else "\n")
+
+
+if __name__ == "__main__":
+    main()
