@@ -41,12 +41,12 @@ def lookback_forward(
     for tiles in _tiles(lookback):
         keys = [_take(x, tiles.keys) for x in (flat_k, flat_v)]
         parts = part_forward(_take(flat_q, tiles.rows), *keys, scale, False, tiles.bias)
+        # Whole tiles, filling rows too: how many rows there are would decide which of them torch rounds as a vector.
+        merged_out, merged_lse = _take(flat_out, tiles.rows), flat_lse[tiles.rows][:, None]
+        merge_(merged_out, merged_lse, *parts)
         index = tiles.rows[tiles.valid]
-        part_out, part_lse = (x.squeeze(1)[tiles.valid] for x in parts)
-        old_out, old_lse = flat_out.index_select(0, index), flat_lse.index_select(0, index)
-        merge_(old_out, old_lse, part_out, part_lse)
-        flat_out.index_copy_(0, index, old_out)
-        flat_lse.index_copy_(0, index, old_lse)
+        flat_out.index_copy_(0, index, merged_out.squeeze(1)[tiles.valid])
+        flat_lse.index_copy_(0, index, merged_lse.squeeze(1)[tiles.valid])
 
 
 def lookback_backward(
@@ -88,7 +88,9 @@ def _tiles(lookback: Lookback) -> Iterator[_Tiles]:
     rows = lookback.query_order.flatten()[slot] + head * T
     first, count = _cuts(head, start, stop)
     low, place = start[first], (head[first] // (Hq // Hk)) * S
-    width = (stop[first] - low + 2 * _CUT - 1) // _CUT * _CUT
+    width = stop[first] - low
+    if lookback.moves:
+        width = (width + 2 * _CUT - 1) // _CUT * _CUT
     key_order = lookback.key_order.flatten()
     for C in width.unique().tolist():
         for tile in (width == C).nonzero().flatten().split(max(1, _CACHED_ROWS // C)):

@@ -45,5 +45,10 @@ def build_lookback(q: Tensor, k: Tensor, documents: Documents, older: Tensor, co
     start = torch.maximum(first, stop - config.lookback)
     inverse = ranges_of_keys(start.flatten(0, 1), stop.flatten(0, 1), S)
     return Lookback(
-        query_order.to(torch.int32), key_order.to(torch.int32), start, stop, *(x.view(B, Hq, S) for x in inverse)
+        query_order.to(torch.int32),
+        key_order.to(torch.int32),
+        start,
+        stop,
+        *(x.view(B, Hq, S) for x in inverse),
+        moves=True,
     )
