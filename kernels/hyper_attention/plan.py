@@ -92,7 +92,7 @@ class Pooled:
         start: int32 [B, P], first key of each segment; 0 if unused: no range has it.
         skip: int32 [B, P], keys at its beginning that its mean leaves out, less than `length`.
         length: L, keys of each segment.
-        hidden: int32 [B, Hq, T, M], segments in its range that a query does not read as a mean, increasing in M; P: none.
+        hidden: int32 [B, Hq, T, M], segments in its range that a query does not read as a mean; increasing, P is none.
     """
 
     band: Band

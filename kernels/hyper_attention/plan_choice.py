@@ -48,7 +48,7 @@ def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:
 
 def read_chosen(chosen: Tensor, pooled: Pooled, k: Tensor) -> tuple[Lookback, ...]:
     """The chosen segments [B, Hq, T, M] as M ranges of keys for each query; sinks are left out."""
-    (B, Hq, T, M), (Hk, S) = chosen.shape, k.shape[1:3]
+    (B, Hq, _, M), (Hk, S) = chosen.shape, k.shape[1:3]
     key_order = torch.arange(S, dtype=torch.int32, device=k.device).expand(B, Hk, S).contiguous()
     # One more segment, empty, after all keys, for the choices that are none.
     first, stop = (
