@@ -170,8 +170,8 @@ def _settings(config: HyperAttentionConfig) -> list[int]:
 
 def _config(settings: Sequence[int]) -> HyperAttentionConfig:
     names = [field.name for field in fields(HyperAttentionConfig)]
-    values = zip(names, settings, strict=True)
-    return HyperAttentionConfig(**{name: _WORDS[name][x] if name in _WORDS else x for name, x in values})
+    values: dict[str, Any] = dict(zip(names, settings, strict=True))
+    return HyperAttentionConfig(**values | {name: words[values[name]] for name, words in _WORDS.items()})
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:

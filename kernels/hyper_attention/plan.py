@@ -179,6 +179,14 @@ def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config:
     )
 
 
+def lookback_of(query_order: Tensor, key_order: Tensor, start: Tensor, stop: Tensor, moves: bool) -> Lookback:
+    """The look-back of these orders and key ranges, integers of the shapes of `Lookback`."""
+    queries = ranges_of_keys(start.flatten(0, 1), stop.flatten(0, 1), key_order.shape[2])
+    query_start, query_stop = (x.view(*start.shape[:2], -1) for x in queries)
+    orders = (query_order.to(torch.int32), key_order.to(torch.int32))
+    return Lookback(*orders, start, stop, query_start, query_stop, moves)
+
+
 def ranges_of_keys(start_BT: Tensor, stop_BT: Tensor, keys: int) -> tuple[Tensor, Tensor]:
     """For monotone key ranges of the queries, the contiguous range of queries that read each key, int32 [B, S]."""
     key = torch.arange(keys, device=start_BT.device, dtype=torch.int32).expand(start_BT.shape[0], -1).contiguous()

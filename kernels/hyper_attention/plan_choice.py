@@ -9,7 +9,7 @@ Shape letters: B batch, Hq query heads, Hk key heads, G = Hq / Hk, T queries, S 
 import torch
 from torch import Tensor
 
-from kernels.hyper_attention.plan import Lookback, Pooled, ranges_of_keys
+from kernels.hyper_attention.plan import Lookback, Pooled, lookback_of
 from kernels.hyper_attention.pooling import pool
 
 _ROWS = 256
@@ -60,7 +60,5 @@ def read_chosen(chosen: Tensor, pooled: Pooled, k: Tensor) -> tuple[Lookback, ..
         segment, order = chosen[..., number].sort(dim=-1, stable=True)
         segment = segment.long()
         start, end = (x.gather(2, segment).to(torch.int32) for x in (first, stop))
-        inverse = ranges_of_keys(start.flatten(0, 1), end.flatten(0, 1), S)
-        ranges = (start, end, *(x.view(B, Hq, S) for x in inverse))
-        lookbacks.append(Lookback(order.to(torch.int32), key_order, *ranges, moves=False))
+        lookbacks.append(lookback_of(order, key_order, start, end, moves=False))
     return tuple(lookbacks)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
-from kernels.hyper_attention.plan import Band, Plan, Pooled, ranges_of_keys
+from kernels.hyper_attention.plan import Band, Lookback, Plan, Pooled, ranges_of_keys
 from kernels.hyper_attention.plan_choice import choose_segments, read_chosen
 from kernels.hyper_attention.plan_lookback import build_lookback
 from kernels.hyper_attention.segments import numbered
@@ -50,7 +50,7 @@ def build_local_plan(q: Tensor, k: Tensor, documents: Documents, config: HyperAt
     sinks = band(begin, begin + older.clamp(max=config.num_sinks), S) if config.num_sinks else None
     reaches = config.lookback > 0 and window < S
     hashed = reaches and (config.choice == "lsh" or not config.segment)
-    lookbacks = (build_lookback(q, k, documents, older, config),) if hashed else ()
+    lookbacks: tuple[Lookback, ...] = (build_lookback(q, k, documents, older, config),) if hashed else ()
     if not config.segment or config.segment > S:
         return Plan(window_band, (), sinks, None, lookbacks)
     segments = _Segments(documents, config)
