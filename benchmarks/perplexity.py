@@ -38,7 +38,7 @@ def local(**sizes):
 
 ROWS = {
     "exact": None,
-    "window 1024": local(num_sinks=0, **NO_MORE),
+    "window 1024": local(window=1024, num_sinks=0, **NO_MORE),
     "window 1024 + 4 sinks": local(window=1024, **NO_MORE),
     "paper, leaf 1024": HyperAttentionConfig(leaf=1024, exact_below=1024),
     "ours": local(),
@@ -49,7 +49,8 @@ def named(row):
     """The configuration of a row: a name of `ROWS`, or "field=value,..." of mode causal_local."""
     if row in ROWS:
         return ROWS[row]
-    return local(**{name: int(value) for name, value in (part.split("=") for part in row.split(","))})
+    pairs = (part.split("=") for part in row.split(","))
+    return local(**{name: value if name == "choice" else int(value) for name, value in pairs})
 
 
 def losses(model, module, ids, config, layers):
@@ -96,9 +97,9 @@ def keys_of_a_query(config, q, k):
         plan = build_local_plan(q, k, documents, config)
         bands = [band for band in (plan.band, plan.sinks, plan.pooled and plan.pooled.band) if band is not None]
         keys = sum((band.stop - band.start)[:, None].expand(q.shape[:3]) for band in bands)
-        if plan.lookback is not None:
-            read = (plan.lookback.stop - plan.lookback.start).to(keys.dtype)
-            keys = keys + torch.zeros_like(keys).scatter_(2, plan.lookback.query_order.long(), read)
+        for lookback in plan.lookbacks:
+            read = (lookback.stop - lookback.start).to(keys.dtype)
+            keys = keys + torch.zeros_like(keys).scatter_(2, lookback.query_order.long(), read)
     return int(keys.max()), keys[:, :, SCORED_FROM:].float().mean().item()
 
 

@@ -8,7 +8,7 @@ Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head 
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import asdict, fields
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,8 @@ from kernels.hyper_attention import cpu, documents
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.plan import Plan, build_plan
 from kernels.hyper_attention.plan_local import build_local_plan
+
+_WORDS: dict[str, tuple[Any, ...]] = {"mode": ("paper", "causal_local"), "choice": ("means", "lsh")}
 
 
 def hyper_attention(
@@ -166,14 +168,14 @@ def _plan(q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequ
 
 
 def _settings(config: HyperAttentionConfig) -> list[int]:
-    """The configuration as an operator takes it."""
-    return [int(config.mode == "causal_local"), *astuple(config)[1:]]
+    """The configuration as an operator takes it: words by their place among the words that are allowed."""
+    return [_WORDS[name].index(value) if name in _WORDS else value for name, value in asdict(config).items()]
 
 
 def _config(settings: Sequence[int]) -> HyperAttentionConfig:
-    names = [field.name for field in fields(HyperAttentionConfig)][1:]
-    sizes = dict(zip(names, settings[1:], strict=True))
-    return HyperAttentionConfig("causal_local" if settings[0] else "paper", **sizes)
+    names = [field.name for field in fields(HyperAttentionConfig)]
+    values: dict[str, Any] = dict(zip(names, settings, strict=True))
+    return HyperAttentionConfig(**values | {name: words[values[name]] for name, words in _WORDS.items()})
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:

@@ -17,7 +17,10 @@ class HyperAttentionConfig:
             a co-author 2048; the smaller, the faster and the coarser.
         window: causal_local: keys before a query that are exact, at least; rounded up to the edge of a segment.
         num_sinks: causal_local: first tokens of each document, exact for all its queries.
-        lookback: causal_local: keys of the query's own bucket, older than its window, that are exact.
+        lookback: causal_local: older keys, found by content, that are exact for the query; 0: none.
+        choice: causal_local: how they are found. "means": the lookback / segment segments (rounded down, at least one)
+            whose mean keys have the largest logits, each key by key in place of its mean. "lsh": the newest keys of the
+            query's own LSH bucket; they stay in their means too. Without segments it is "lsh".
         segment: causal_local: tokens of one pooled segment of older keys, more than num_sinks; 0: no pooled keys.
         exact_below: documents of at most this many keys get exact attention.
         seed: determines projections and samples.
@@ -31,9 +34,10 @@ class HyperAttentionConfig:
     num_samples: int = 256
     num_projections: int = 7
     leaf: int = 1024
-    window: int = 1024
+    window: int = 768
     num_sinks: int = 4
-    lookback: int = 256
+    lookback: int = 512
+    choice: Literal["means", "lsh"] = "means"
     segment: int = 64
     exact_below: int = 4096
     seed: int = 0
@@ -41,6 +45,8 @@ class HyperAttentionConfig:
     def __post_init__(self) -> None:
         if self.mode not in ("paper", "causal_local"):
             raise ValueError(f"hyper_attention: mode is {self.mode!r}; it must be 'paper' or 'causal_local'")
+        if self.choice not in ("means", "lsh"):
+            raise ValueError(f"hyper_attention: choice is {self.choice!r}; it must be 'means' or 'lsh'")
         limits = {
             "block_size": (1, 65536),
             "num_samples": (0, 65536),

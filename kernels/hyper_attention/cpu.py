@@ -43,9 +43,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
         band_forward(q, k, v, plan.sinks, scale, out, lse)
     if plan.pooled is not None:
         mean_k, mean_v = pool(k, plan.pooled), pool(v, plan.pooled)
-        band_forward(q, mean_k, mean_v, plan.pooled.band, scale, out, lse, log_counts(plan.pooled))
-    if plan.lookback is not None:
-        lookback_forward(q, k, v, plan.lookback, scale, out, lse)
+        weights = (log_counts(plan.pooled), plan.pooled.hidden)
+        band_forward(q, mean_k, mean_v, plan.pooled.band, scale, out, lse, *weights)
+    for lookback in plan.lookbacks:
+        lookback_forward(q, k, v, lookback, scale, out, lse)
     for level in plan.levels:
         level_forward(q, k, v, level, scale, out, lse)
     return out.to(dtype), lse
@@ -85,8 +86,8 @@ def backward(
         band_backward(grad_out, q, k, v, out, lse, plan.sinks, scale, grads)
     if plan.pooled is not None:
         _pooled_backward(grad_out, q, k, v, out, lse, plan.pooled, scale, grads)
-    if plan.lookback is not None:
-        lookback_backward(grad_out, q, k, v, out, lse, plan.lookback, scale, grads)
+    for lookback in plan.lookbacks:
+        lookback_backward(grad_out, q, k, v, out, lse, lookback, scale, grads)
     for level in plan.levels:
         level_backward(grad_out, q, k, v, out, lse, level, scale, grads)
     grad_q, grad_k, grad_v = (grad[..., :D].to(dtype) for grad in grads)
@@ -107,7 +108,8 @@ def _pooled_backward(
     """Add the pooled keys' share to `grads`, (dq, dk, dv), in place."""
     mean_k, mean_v = pool(k, pooled), pool(v, pooled)
     means = (grads[0], torch.zeros_like(mean_k), torch.zeros_like(mean_v))
-    band_backward(grad_out, q, mean_k, mean_v, out, lse, pooled.band, scale, means, log_counts(pooled))
+    weights = (log_counts(pooled), pooled.hidden)
+    band_backward(grad_out, q, mean_k, mean_v, out, lse, pooled.band, scale, means, *weights)
     for grad, mean in zip(grads[1:], means[1:], strict=True):
         add_pooled_gradient_(grad, mean, pooled)
 

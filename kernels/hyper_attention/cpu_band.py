@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from kernels.hyper_attention.cpu_flash import merge_, part_backward, part_forward
 from kernels.hyper_attention.plan import Band
+
+_HIDDEN = -1e30
 
 
 @dataclass
@@ -38,9 +41,19 @@ class _Strip:
         piece = x[self.batch, :, self.key : self.key + self.step * (self.count - 1) + self.keys]
         return piece.unfold(1, self.keys, max(self.step, 1)).permute(1, 0, 3, 2)
 
-    def bias(self, log_weight: Tensor | None) -> Tensor | None:
-        """View [N, 1, 1, C] of log_weight [B, S]."""
-        return None if log_weight is None else self.key_tiles(log_weight[:, None, :, None]).transpose(2, 3)
+    def bias(self, log_weight: Tensor | None, hidden: Tensor | None, group: slice) -> Tensor | None:
+        """View [N, 1, 1, C] of log_weight [B, S]; with hidden [B, Hq, T, M] the sum [N, Hk, R, C] of both."""
+        if log_weight is None:
+            return None
+        bias = self.key_tiles(log_weight[:, None, :, None]).transpose(2, 3)
+        if hidden is None:
+            return bias
+        first = self.key + self.step * torch.arange(self.count)
+        column = self.query_tiles(hidden, group).long() - first[:, None, None, None]
+        column = torch.where((column >= 0) & (column < self.keys), column, self.keys)
+        # A row may have all its keys hidden: its log-sum-exp must stay finite for the merge, which gives it no weight.
+        mask = bias.new_zeros(*column.shape[:3], self.keys + 1).scatter_(3, column, _HIDDEN)
+        return mask[..., : self.keys] + bias
 
 
 def band_forward(
@@ -52,11 +65,16 @@ def band_forward(
     out: Tensor,
     lse: Tensor,
     log_weight: Tensor | None = None,
+    hidden: Tensor | None = None,
 ) -> None:
-    """Merge the band into `out` [B, Hq, T, D] and `lse` [B, Hq, T], in place; log_weight [B, S] belongs to the keys."""
+    """Merge the band into `out` [B, Hq, T, D] and `lse` [B, Hq, T], in place.
+
+    `log_weight` [B, S] belongs to the keys; `hidden` int [B, Hq, T, M] are keys that a query does not read.
+    """
     for strip in _strips(band):
-        key, value, bias = strip.key_tiles(k), strip.key_tiles(v), strip.bias(log_weight)
+        key, value = strip.key_tiles(k), strip.key_tiles(v)
         for group in _groups(q, k):
+            bias = strip.bias(log_weight, hidden, group)
             part = part_forward(strip.query_tiles(q, group), key, value, scale, strip.causal, bias)
             merge_(strip.query_tiles(out, group), strip.query_tiles(lse, group), *part)
 
@@ -72,11 +90,13 @@ def band_backward(
     scale: float,
     grads: tuple[Tensor, Tensor, Tensor],
     log_weight: Tensor | None = None,
+    hidden: Tensor | None = None,
 ) -> None:
     """Add the band's share to `grads`, (dq, dk, dv), in place; `out` and `lse` are those of the whole softmax."""
     for strip in _strips(band):
-        key, value, bias = strip.key_tiles(k), strip.key_tiles(v), strip.bias(log_weight)
+        key, value = strip.key_tiles(k), strip.key_tiles(v)
         for group in _groups(q, k):
+            bias = strip.bias(log_weight, hidden, group)
             rows = [strip.query_tiles(x, group) for x in (grad_out, q, out, lse)]
             parts = part_backward(rows[0], rows[1], key, value, rows[2], rows[3], scale, strip.causal, bias)
             strip.query_tiles(grads[0], group).add_(parts[0])

@@ -39,14 +39,14 @@ def lookback_forward(
     flat_q, flat_k, flat_v, flat_out = (x.flatten(0, 2) for x in (q, k, v, out))
     flat_lse = lse.flatten()
     for tiles in _tiles(lookback):
-        keys = [_take(x, tiles.keys) for x in (flat_k, flat_v)]
-        parts = part_forward(_take(flat_q, tiles.rows), *keys, scale, False, tiles.bias)
+        key, value = _take(flat_k, tiles.keys), _take(flat_v, tiles.keys)
+        parts = part_forward(_take(flat_q, tiles.rows), key, value, scale, False, tiles.bias)
+        # Whole tiles, filling rows too: how many rows there are would decide which of them torch rounds as a vector.
+        merged_out, merged_lse = _take(flat_out, tiles.rows), flat_lse[tiles.rows][:, None]
+        merge_(merged_out, merged_lse, *parts)
         index = tiles.rows[tiles.valid]
-        part_out, part_lse = (x.squeeze(1)[tiles.valid] for x in parts)
-        old_out, old_lse = flat_out.index_select(0, index), flat_lse.index_select(0, index)
-        merge_(old_out, old_lse, part_out, part_lse)
-        flat_out.index_copy_(0, index, old_out)
-        flat_lse.index_copy_(0, index, old_lse)
+        flat_out.index_copy_(0, index, merged_out.squeeze(1)[tiles.valid])
+        flat_lse.index_copy_(0, index, merged_lse.squeeze(1)[tiles.valid])
 
 
 def lookback_backward(
@@ -68,8 +68,10 @@ def lookback_backward(
         # A filling row has no weight: exp(logit - inf).
         row_lse = torch.where(tiles.valid, flat_lse[tiles.rows], torch.inf)[:, None]
         q_rows, out_rows, grad_rows = (_take(x, tiles.rows) for x in (flat_q, flat_out, flat_grad))
-        keys = [_take(x, tiles.keys) for x in (flat_k, flat_v)]
-        part_q, part_k, part_v = part_backward(grad_rows, q_rows, *keys, out_rows, row_lse, scale, False, tiles.bias)
+        key, value = _take(flat_k, tiles.keys), _take(flat_v, tiles.keys)
+        part_q, part_k, part_v = part_backward(
+            grad_rows, q_rows, key, value, out_rows, row_lse, scale, False, tiles.bias
+        )
         grad_q.index_add_(0, tiles.rows[tiles.valid], part_q.squeeze(1)[tiles.valid])
         grad_k.index_add_(0, tiles.keys.flatten(), part_k.flatten(0, 2))
         grad_v.index_add_(0, tiles.keys.flatten(), part_v.flatten(0, 2))
@@ -88,9 +90,11 @@ def _tiles(lookback: Lookback) -> Iterator[_Tiles]:
     rows = lookback.query_order.flatten()[slot] + head * T
     first, count = _cuts(head, start, stop)
     low, place = start[first], (head[first] // (Hq // Hk)) * S
-    width = (stop[first] - low + 2 * _CUT - 1) // _CUT * _CUT
+    width = stop[first] - low
+    if lookback.moves:
+        width = (width + 2 * _CUT - 1) // _CUT * _CUT
     key_order = lookback.key_order.flatten()
-    for C in width.unique().tolist():
+    for C in sorted(set(width.tolist())):
         for tile in (width == C).nonzero().flatten().split(max(1, _CACHED_ROWS // C)):
             row, column = torch.arange(_ROWS), low[tile, None] + torch.arange(C)
             valid = row < count[tile, None]

@@ -92,25 +92,28 @@ class Pooled:
         start: int32 [B, P], first key of each segment; 0 if unused: no range has it.
         skip: int32 [B, P], keys at its beginning that its mean leaves out, less than `length`.
         length: L, keys of each segment.
+        hidden: int32 [B, Hq, T, M], segments in its range that a query does not read as a mean; increasing, P is none.
     """
 
     band: Band
     start: Tensor
     skip: Tensor
     length: int
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Lookback:
-    """Exact keys of the query's own LSH bucket; int32, ranges monotone in the last axis.
+    """Exact keys of the query's own bucket, an LSH bucket or a segment; int32, ranges monotone in the last axis.
 
     Attributes:
-        query_order: [B, Hq, T], position of the query at each slot: by document, then bucket, then position.
-        key_order: [B, Hk, S], position of the key at each slot, likewise; keys that nobody looks back to come first.
+        query_order: [B, Hq, T], position of the query at each slot: by bucket, then position.
+        key_order: [B, Hk, S], position of the key at each slot, likewise.
         start: [B, Hq, T], first key slot of each query slot.
         stop: [B, Hq, T], one past its last.
         query_start: [B, Hq, S], first query slot that reads the key slot.
         query_stop: [B, Hq, S], one past the last.
+        moves: whether the ranges of one bucket move with the window; else they are equal.
     """
 
     query_order: Tensor
@@ -119,25 +122,26 @@ class Lookback:
     stop: Tensor
     query_start: Tensor
     query_stop: Tensor
+    moves: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All parts of the softmax. Levels are of mode "paper"; sinks, pooled and lookback of the other.
+    """All parts of the softmax. Levels are of mode "paper"; sinks, pooled and lookbacks of the other.
 
     Attributes:
         band: exact keys by position.
         levels: sorted blocks and samples.
         sinks: more exact keys, before the band.
         pooled: means of keys before the band.
-        lookback: more exact keys before the band, by content.
+        lookbacks: more exact keys before the band, by content; each has one range for a query.
     """
 
     band: Band
     levels: tuple[Level, ...]
     sinks: Band | None = None
     pooled: Pooled | None = None
-    lookback: Lookback | None = None
+    lookbacks: tuple[Lookback, ...] = ()
 
 
 def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config: HyperAttentionConfig) -> Plan:
@@ -173,6 +177,14 @@ def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config:
         band,
         tuple(_level(split, query_buckets[i], key_buckets[i], offset, i, config) for i, split in enumerate(splits)),
     )
+
+
+def lookback_of(query_order: Tensor, key_order: Tensor, start: Tensor, stop: Tensor, moves: bool) -> Lookback:
+    """The look-back of these orders and key ranges, integers of the shapes of `Lookback`."""
+    queries = ranges_of_keys(start.flatten(0, 1), stop.flatten(0, 1), key_order.shape[2])
+    query_start, query_stop = (x.view(*start.shape[:2], -1) for x in queries)
+    orders = (query_order.to(torch.int32), key_order.to(torch.int32))
+    return Lookback(*orders, start, stop, query_start, query_stop, moves)
 
 
 def ranges_of_keys(start_BT: Tensor, stop_BT: Tensor, keys: int) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,15 @@ Everything is a range in the order of positions, so there is nothing to sort, an
 Shape letters: B batch, Hk key heads, T queries, S keys, P pooled segments, L tokens of a segment, D head size.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
-from kernels.hyper_attention.plan import Band, Plan, Pooled, ranges_of_keys
+from kernels.hyper_attention.plan import Band, Lookback, Plan, Pooled, ranges_of_keys
+from kernels.hyper_attention.plan_choice import choose_segments, read_chosen
 from kernels.hyper_attention.plan_lookback import build_lookback
 from kernels.hyper_attention.segments import numbered
 
@@ -45,10 +48,11 @@ def build_local_plan(q: Tensor, k: Tensor, documents: Documents, config: HyperAt
     older = torch.where(documents.lengths()[:, S - queries :] <= config.exact_below, 0, older)
     window_band = band(begin + older, torch.where(padding, position, position + 1), S)
     sinks = band(begin, begin + older.clamp(max=config.num_sinks), S) if config.num_sinks else None
-    reaches = config.lookback and window < S
-    lookback = build_lookback(q, k, documents, older, config) if reaches else None
+    reaches = config.lookback > 0 and window < S
+    hashed = reaches and (config.choice == "lsh" or not config.segment)
+    lookbacks: tuple[Lookback, ...] = (build_lookback(q, k, documents, older, config),) if hashed else ()
     if not config.segment or config.segment > S:
-        return Plan(window_band, (), sinks, None, lookback)
+        return Plan(window_band, (), sinks, None, lookbacks)
     segments = _Segments(documents, config)
     first = segments.first[:, S - queries :]
     pooled = Pooled(
@@ -57,7 +61,10 @@ def build_local_plan(q: Tensor, k: Tensor, documents: Documents, config: HyperAt
         segments.skip.to(torch.int32),
         config.segment,
     )
-    return Plan(window_band, (), sinks, pooled, lookback)
+    if reaches and not hashed:
+        hidden = choose_segments(q, k, pooled, max(1, config.lookback // segment))
+        pooled, lookbacks = replace(pooled, hidden=hidden), read_chosen(hidden, pooled, k)
+    return Plan(window_band, (), sinks, pooled, lookbacks)
 
 
 def band(start: Tensor, stop: Tensor, keys: int) -> Band:

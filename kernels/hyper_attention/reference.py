@@ -55,8 +55,8 @@ def log_weights(plan: Plan, query_heads: int, key_heads: int) -> Tensor:
     if plan.sinks is not None:
         sinks = _band(plan.sinks, query_heads)
         count, total = count + sinks[0], total + sinks[1]
-    if plan.lookback is not None:
-        found = _lookback(plan.lookback, query_heads)
+    for lookback in plan.lookbacks:
+        found = _lookback(lookback, query_heads)
         count, total = count + found.int(), total + found.float()
     for level in plan.levels:
         for head in range(query_heads):
@@ -73,6 +73,8 @@ def log_weights(plan: Plan, query_heads: int, key_heads: int) -> Tensor:
 def _pooled(pooled: Pooled, query_heads: int) -> Tensor:
     """Log weights of the pooled keys, fp32 [B, Hq, T, P]."""
     _, inside = _band(pooled.band, query_heads)
+    if pooled.hidden is not None:
+        inside = torch.nn.functional.pad(inside, (0, 1)).scatter(3, pooled.hidden.long(), 0.0)[..., :-1]
     return inside.log() + log_counts(pooled)[:, None, None]
 
 

@@ -20,6 +20,7 @@ LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sink
 LOOK = HyperAttentionConfig(
     mode="causal_local", window=20, segment=0, num_sinks=3, lookback=5, num_projections=2, exact_below=16
 )
+CHOOSE = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, lookback=16, exact_below=16)
 EXACT = HyperAttentionConfig(exact_below=1 << 40)
 PACKED = torch.tensor([[-1] * 5 + [0] * 40 + [1] * 3 + [2] * 17 + [5] * 64 + [6] + [-1] * 7, [0] * 137])
 
@@ -65,14 +66,19 @@ CASES = [
     (2, 4, 2, 137, 137, 16, False, PAPER, PACKED),
     (1, 2, 1, 100, 100, 16, True, LOCAL, None),
     (1, 2, 1, 100, 100, 16, True, LOOK, None),
+    (1, 2, 1, 100, 100, 16, True, CHOOSE, None),
     (2, 4, 2, 100, 137, 20, True, LOCAL, None),
     (2, 4, 2, 100, 137, 20, True, LOOK, None),
+    (2, 4, 2, 100, 137, 20, True, CHOOSE, None),
     (1, 2, 1, 1, 100, 16, True, LOCAL, None),
     (1, 2, 1, 1, 100, 16, True, LOOK, None),
+    (1, 2, 1, 1, 100, 16, True, CHOOSE, None),
     (1, 1, 1, 1, 1, 16, True, LOCAL, None),
     (1, 1, 1, 1, 1, 16, True, LOOK, None),
+    (1, 1, 1, 1, 1, 16, True, CHOOSE, None),
     (2, 4, 2, 137, 137, 16, True, LOCAL, PACKED),
     (2, 4, 2, 137, 137, 16, True, LOOK, PACKED),
+    (2, 4, 2, 137, 137, 16, True, CHOOSE, PACKED),
 ]
 
 
@@ -87,7 +93,9 @@ def test_cpu_is_the_reference(B, Hq, Hk, T, S, D, causal, config, ids):
     torch.testing.assert_close(gradients(mine[:1], tensors), gradients(truth[:1], tensors))
 
 
-@pytest.mark.parametrize(("causal", "config"), [(False, PAPER), (True, PAPER), (True, LOCAL), (True, LOOK)])
+@pytest.mark.parametrize(
+    ("causal", "config"), [(False, PAPER), (True, PAPER), (True, LOCAL), (True, LOOK), (True, CHOOSE)]
+)
 def test_gradients_are_those_of_the_estimator(causal, config):
     q, k, v = inputs(Hq=2, Hk=1, T=37)
     plan = plan_of(q, k, causal, config)
@@ -145,8 +153,9 @@ def test_a_detached_log_sum_exp_is_noticed():
         HyperAttentionConfig(block_size=8, num_samples=128, leaf=16, exact_below=16),
         HyperAttentionConfig(mode="causal_local", window=128, exact_below=16),
         HyperAttentionConfig(mode="causal_local", window=16, segment=1, num_sinks=0, lookback=0, exact_below=16),
+        HyperAttentionConfig(mode="causal_local", window=16, segment=8, num_sinks=3, lookback=128, exact_below=16),
     ],
-    ids=["short", "block", "samples", "window", "pools of one"],
+    ids=["short", "block", "samples", "window", "pools of one", "all chosen"],
 )
 def test_exact_limits(T, causal, config):
     if config.mode == "causal_local" and not causal:
@@ -179,7 +188,9 @@ def test_a_prefix_is_exact_attention_from_the_end():
     torch.testing.assert_close(hyper_attention(q, k, v, True, config=EXACT), exact)
 
 
-@pytest.mark.parametrize("config", [EXACT, PAPER, LOCAL, LOOK], ids=["exact", "paper", "local", "look"])
+@pytest.mark.parametrize(
+    "config", [EXACT, PAPER, LOCAL, LOOK, CHOOSE], ids=["exact", "paper", "local", "look", "choose"]
+)
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_is_each_document_alone(config, causal):
     if config.mode == "causal_local" and not causal:
@@ -200,7 +211,7 @@ def test_packed_is_each_document_alone(config, causal):
 
 def test_an_edited_document_changes_no_other():
     ids = torch.tensor([[0] * 50 + [1] * 50 + [-1] * 10])
-    for config, causal in ((PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)):
+    for config, causal in ((PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)):
         results = []
         for edit in (0.0, 1.0):
             tensors = inputs(T=110)
@@ -212,8 +223,13 @@ def test_an_edited_document_changes_no_other():
 
 @pytest.mark.parametrize(
     "config",
-    [LOCAL, LOOK, pytest.param(PAPER, marks=pytest.mark.xfail(strict=True, reason="blocks are cut by rank among all"))],
-    ids=["local", "look", "paper"],
+    [
+        LOCAL,
+        LOOK,
+        CHOOSE,
+        pytest.param(PAPER, marks=pytest.mark.xfail(strict=True, reason="blocks are cut by rank among all")),
+    ],
+    ids=["local", "look", "choose", "paper"],
 )
 @pytest.mark.parametrize("edited", [40, 101, 127])
 def test_the_future_changes_no_bit_of_the_past(config, edited):
@@ -258,14 +274,18 @@ def test_more_samples_are_closer():
     assert errors[2] < 0.75 * errors[1]
 
 
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)])
+@pytest.mark.parametrize(
+    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)]
+)
 def test_ones_stay_ones(config, causal):
     q, k, v = inputs(T=111)
     out = hyper_attention(q, k, torch.ones_like(v), causal, config=config)
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)])
+@pytest.mark.parametrize(
+    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)]
+)
 @pytest.mark.parametrize("size", [1e3, 1e-30, 0.0])
 def test_extreme_logits_stay_finite(config, causal, size):
     tensors = inputs(T=100, dtype=torch.float32)
@@ -274,7 +294,9 @@ def test_extreme_logits_stay_finite(config, causal, size):
     assert all(x.isfinite().all() for x in (*outputs, *gradients(outputs, tensors)))
 
 
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)])
+@pytest.mark.parametrize(
+    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_errs_by_its_rounding_only(config, causal, dtype):
     tensors = inputs(Hq=4, Hk=2, T=100, D=64, dtype=dtype)
@@ -290,7 +312,9 @@ def test_half_precision_errs_by_its_rounding_only(config, causal, dtype):
         assert (mine.float() - exact).norm() < torch.finfo(dtype).eps * exact.norm()
 
 
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True)])
+@pytest.mark.parametrize(
+    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)]
+)
 @pytest.mark.parametrize(("T", "D"), [(17, 16), (63, 60), (211, 80), (129, 256)])
 def test_odd_shapes_and_strides_twice_the_same(config, causal, T, D):
     q, k, v = (x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(2, 4, 2, T, D=D))

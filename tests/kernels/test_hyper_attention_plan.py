@@ -8,7 +8,7 @@ from kernels.hyper_attention.documents import ids_of_cu_seqlens, of_ids, whole
 from kernels.hyper_attention.hashing import gray_buckets, projections
 from kernels.hyper_attention.plan import build_plan
 from kernels.hyper_attention.plan_local import build_local_plan
-from kernels.hyper_attention.pooling import log_counts
+from kernels.hyper_attention.pooling import log_counts, pool
 from kernels.hyper_attention.reference import log_weights
 
 SMALL = {"block_size": 8, "num_samples": 6, "num_projections": 3, "leaf": 16, "exact_below": 16}
@@ -58,10 +58,12 @@ def test_every_allowed_key_counts_once(B, Hq, Hk, T, S, causal, ids):
 
 
 @pytest.mark.parametrize(("B", "Hq", "Hk", "T", "S", "causal", "ids"), [shape for shape in SHAPES if shape[5]])
-def test_every_older_key_counts_once_in_the_local_form(B, Hq, Hk, T, S, causal, ids, monkeypatch):
+@pytest.mark.parametrize("lookback", [0, 24])
+def test_every_older_key_counts_once_in_the_local_form(B, Hq, Hk, T, S, causal, ids, lookback, monkeypatch):
     monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
     documents = whole(B, S, torch.device("cpu")) if ids is None else of_ids(ids)
-    plan = build_local_plan(*inputs(B, Hq, Hk, T, S), documents, HyperAttentionConfig(**LOCAL))
+    config = HyperAttentionConfig(**{**LOCAL, "lookback": lookback})
+    plan = build_local_plan(*inputs(B, Hq, Hk, T, S), documents, config)
     weight = log_weights(plan, Hq, Hk).exp()
     allowed = allowed_keys(T, S, causal, ids).expand_as(weight)
     assert not weight[~allowed].any()
@@ -70,7 +72,10 @@ def test_every_older_key_counts_once_in_the_local_form(B, Hq, Hk, T, S, causal, 
         pooled, counts = plan.pooled, log_counts(plan.pooled).exp()
         slot = torch.arange(counts.shape[1])
         read = (slot >= pooled.band.start[..., None]) & (slot < pooled.band.stop[..., None])
-        total = total + (read * counts[:, None]).sum(-1)[:, None]
+        read = read[:, None].expand(B, Hq, T, -1)
+        if pooled.hidden is not None:
+            read = read & ~(slot == pooled.hidden[..., None]).any(-2)
+        total = total + (read * counts[:, None, None]).sum(-1)
     torch.testing.assert_close(total, allowed.sum(-1).float())
 
 
@@ -89,6 +94,20 @@ def test_the_lookback_is_the_newest_older_keys_of_the_bucket(B, Hq, Hk, T, S, ca
     candidate = same & unread & allowed_keys(T, S, causal, ids)
     newest = candidate & (candidate.flip(-1).cumsum(-1).flip(-1) <= size)
     assert torch.equal(~log_weights(plan, Hq, Hk).isneginf() & unread, newest)
+
+
+def test_the_chosen_segments_have_the_largest_mean_logits(monkeypatch):
+    monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
+    monkeypatch.setattr("kernels.hyper_attention.plan_choice._ROWS", 50)
+    q, k = inputs(1, 4, 2, 100, 137)
+    plan = build_local_plan(q, k, whole(1, 137, q.device), HyperAttentionConfig(**{**LOCAL, "lookback": 24}))
+    mean = pool(k, plan.pooled).repeat_interleave(2, 1)
+    logit = (q @ mean.mT).masked_fill(torch.arange(17) >= plan.pooled.band.stop[:, None, :, None], -torch.inf)
+    for row in range(100):
+        available = int(plan.pooled.band.stop[0, row])
+        for head in range(4):
+            best = logit[0, head, row].topk(min(3, available)).indices.sort().values.tolist()
+            assert plan.pooled.hidden[0, head, row].tolist() == best + [17] * (3 - len(best))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -134,8 +153,10 @@ def test_queries_of_a_key_invert_keys_of_a_query(causal):
     tables = [(plan.band.start, plan.band.stop, plan.band.query_start, plan.band.query_stop)]
     tables += [(x.block_start, x.block_stop, x.block_query_start, x.block_query_stop) for x in plan.levels]
     config = HyperAttentionConfig(**{**LOCAL, "lookback": 9, "num_projections": 2})
-    found = build_local_plan(q, k, of_ids(PACKED), config).lookback
-    tables += [tuple(x[:, h] for x in (found.start, found.stop, found.query_start, found.query_stop)) for h in (0, 1)]
+    found = [*build_local_plan(q, k, of_ids(PACKED), replace(config, choice="lsh")).lookbacks]
+    found += build_local_plan(q, k, of_ids(PACKED), replace(config, lookback=24)).lookbacks
+    assert len(found) == 4
+    tables += [tuple(y[:, h] for y in (x.start, x.stop, x.query_start, x.query_stop)) for x in found for h in (0, 1)]
     for start, stop, query_start, query_stop in tables:
         keys = (slot >= start[..., None]) & (slot < stop[..., None])
         queries = (slot[:, None] >= query_start[:, None]) & (slot[:, None] < query_stop[:, None])
