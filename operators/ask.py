@@ -90,7 +90,7 @@ class Asking:
             for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for name in self.figures:
                     self.figures[name] += int(pc.sum(batch[name]).as_py() or 0)
-        except ExecutionTimeoutError as error:
+        except ExecutionTimeoutError:
             raise TeacherStoppedError(
                 f"{self.stage}: no reply for teacher.no_progress_timeout_s: {self.teacher.no_progress_timeout_s:g} s "
                 f"(engine start included); look into the engine's log, or raise it"
