@@ -138,9 +138,9 @@ Written by `python benchmarks/roofline.py > docs/roofline.md`. **Counted, not ti
 are compiled ahead of time for these GPUs (`benchmarks/aot_report.py`); nothing here was run on one.
 
 A floor is the time at the data sheet's peak of the slowest of three: tensor cores, memory, exponentials; launches
-follow each other. Real kernels, exact ones too, do not reach it: FlashAttention-3's forward at d = 128
-is at 620 of an H100's 989 TFLOP/s (tritonbench). Each input row counts as read once a
-launch: tiles that share keys find them in the cache. Making the plan (hashing, sorting) is not counted.
+follow each other. Real kernels, exact ones too, do not reach it: FlashAttention-3's forward at d = 128 is at 620 of an
+H100's 989 TFLOP/s (tritonbench). Each input row counts as read once a launch: tiles that share keys find them in the
+cache. Making the plan (hashing, sorting) is not counted.
 
 One sequence, {HEADS} heads for queries and keys, bf16. Paper: blocks {BLOCK}, samples {SAMPLES}, leaf {LEAF}.
 causal_local: window {WINDOW}, {SINKS} sinks, look-back {LOOKBACK}, segments of {SEGMENT}: the pooled keys grow with n.

@@ -36,12 +36,12 @@ DEFAULTS: dict[str, dict[str, tuple[Tile, Tile, Tile, Tile]]] = {
         "key_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), Tile(16, 32, 8, 2)),
     },
     "sm_90": {
-        "forward": (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
+        "forward": (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
         "query_gradient": (Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
         "key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2)),
     },
     "sm_100": {
-        "forward": (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
+        "forward": (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
         "query_gradient": (Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
         "key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2)),
     },

@@ -26,7 +26,7 @@ LAUNCHES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "size"), [("sm_90", 64), ("sm_80", 128), ("sm_100", 64), ("gfx942", 128)])
+@pytest.mark.parametrize(("target", "size"), [("sm_90", 64)])
 def test_committed_tiles_compile_to_what_they_should(target, size):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(REPORT), "--json", "--targets", target, "--sizes", str(size)]
