@@ -97,7 +97,7 @@ def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Plan
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray", "pytorch"},
-    code_version="2",
+    code_version="3",
     metadata=uses("filter", "decontaminate", "select", "score", "student"),
 )
 def selected_instructions(
@@ -134,7 +134,7 @@ def response_reflections(selected_instructions: Dataset, run: RunResource) -> Pl
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray", "pytorch"},
-    code_version="2",
+    code_version="3",
     metadata=uses("filter", "select", "score", "student"),
 )
 def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Plan:

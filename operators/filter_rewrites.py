@@ -41,6 +41,10 @@ class FilterConfig(StageConfig):
     unchanged: bool = Field(True, description="refuse a rewrite that says the same words as the original")
     min_chars: int = Field(1, ge=1, description="shortest rewritten text")
     max_chars: int = Field(16_000, ge=1, description="longest rewritten text")
+    min_share: float = Field(
+        0.1, ge=0, description="shortest rewritten response, as a share of the original's words; 0 allows any"
+    )
+    echo: bool = Field(True, description="refuse a response that only repeats words of what was asked")
     max_repetition: float = Field(
         0.5, gt=0, le=1, description="share of a text's runs of four words that repeat an earlier one; 1 allows any"
     )
@@ -54,8 +58,9 @@ def filter_rewrites(
 ) -> Dataset:
     """Give readable reflections that cannot help the status `filtered:<reason>`.
 
-    The reasons are unchanged, too_short, too_long, repetitive, language_drift, leaked_markup, refusal, contaminated;
-    the first that holds, in this order.
+    The reasons are unchanged, too_short, too_long, repetitive, leaked_markup, refusal, language_drift, echo, shrunk,
+    contaminated; the first that holds, in this order. An echo must be refused here, because r-IFD rewards it: nothing
+    makes an instruction easier to guess than an answer that repeats it.
 
     Args:
         rows: with the columns of the reflection.
@@ -118,7 +123,21 @@ def _reason(row: dict[str, str], about: Reflecting, config: FilterConfig) -> str
         reason_against(original, rewrite, rule, is_answer=at == len(rewrites) - 1)
         for at, (original, rewrite, rule) in enumerate(zip(originals, rewrites, rules, strict=False))
     ]
-    return next((reason for reason in reasons if reason), "")
+    return next((reason for reason in reasons if reason), "") or _answer_reason(row, about, config)
+
+
+def _answer_reason(row: dict[str, str], about: Reflecting, config: FilterConfig) -> str:
+    """What only the answer and what it answers can show; an original with the same fault excuses it."""
+    instruction, original = (row[name] or "" for name in about.columns_in)
+    *better_instruction, answer = (row[name] or "" for name in about.columns_out)
+    asked = "\n".join([*(better_instruction or [instruction]), row["input"] or ""])
+    if config.echo and _echoes(answer, asked) and not _echoes(original, f"{instruction}\n{row['input'] or ''}"):
+        return "echo"
+    return "shrunk" if len(_words(answer)) < config.min_share * len(_words(original)) else ""
+
+
+def _echoes(answer: str, asked: str) -> bool:
+    return f" {' '.join(_words(answer))} " in f" {' '.join(_words(asked))} "
 
 
 def _words(text: str) -> list[str]:

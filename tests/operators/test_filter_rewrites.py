@@ -11,7 +11,7 @@ import ray
 from operators import reflect_instructions, reflect_responses
 from operators.columns import HELD_OUT, INSTRUCTION_REFLECTED, RESPONSE_REFLECTED, conform
 from operators.decontaminate import DecontaminateConfig, evaluation_index
-from operators.filter_rewrites import FilterConfig, filter_rewrites, reason_against, repetition
+from operators.filter_rewrites import FilterConfig, _filter, filter_rewrites, reason_against, repetition
 
 ENGLISH = "The river rises in the mountains and flows through three countries before it reaches the sea."
 FRENCH = "Le fleuve prend sa source dans les montagnes et traverse trois pays avant d'atteindre la mer."
@@ -66,6 +66,33 @@ def test_real_answers_are_not_refused(alpaca: Path) -> None:
     pairs = pairwise(answers)
     found = [reason_against(one, other, FilterConfig(), is_answer=True) for one, other in pairs]
     assert sum(map(bool, found)) <= 0.005 * len(found), [reason for reason in found if reason]
+
+
+@pytest.mark.parametrize(
+    ("original", "rewrite", "asked", "reason"),
+    [
+        (ENGLISH, "the river", "Describe the River.", "echo"),
+        (ENGLISH, "a river", "Describe the River.", "shrunk"),
+        (ENGLISH, "It rises in the Alps.", "Describe the River.", ""),
+        ("Cat", "dog", "Choose: cat or dog?", ""),  # the original is a word of the question too
+    ],
+)
+def test_an_answer_that_says_nothing_is_refused(original: str, rewrite: str, asked: str, reason: str) -> None:
+    row = {"outcome": "", "input": "", "selected_instruction": asked, "selected_response": original}
+    row |= {"better_response": rewrite, "response_reflection": "parsed"}
+    config = FilterConfig(min_share=0.2)
+    judged = _filter(pa.Table.from_pylist([row]), reflect_responses.ABOUT, config, None)
+    expected = f"filtered:{reason}" if reason else "parsed"
+    assert judged["response_reflection"].to_pylist() == [expected]
+
+
+def test_the_answer_to_a_new_instruction_is_held_against_that_instruction() -> None:
+    row = {"outcome": "", "input": "Rhine", "instruction": "Name it.", "response": ENGLISH}
+    row |= {"better_instruction": "Describe the river.", "instruction_reflection": "parsed"}
+    for answer, status in (("river Rhine", "filtered:echo"), ("The Rhine rises in the Alps.", "parsed")):
+        table = pa.Table.from_pylist([row | {"better_instruction_response": answer}])
+        judged = _filter(table, reflect_instructions.ABOUT, FilterConfig(), None)
+        assert judged["instruction_reflection"].to_pylist() == [status]
 
 
 def reflected(**columns: str | None) -> dict[str, str | None]:
