@@ -1,10 +1,11 @@
-"""What each ingredient of a causal estimator is worth, at what number of keys: error of outputs on a real model's q, k, v.
+"""What each ingredient of a causal estimator is worth, and how many keys it reads, on a real model's q, k and v.
 
     python benchmarks/ingredients.py [--layers 16 20 25] [--rows 48]        # seconds
 
 SmolLM2-135M reads 8192 tokens of Python's argparse; q, k and v of a layer are those of the exact model. Everything is
-plain PyTorch, dense over all keys for some rows past token 1024: a trial of an idea, before it is worth a kernel. Printed
-is the mean number of keys of a row (pooled keys included), |estimate - exact| / |exact| for each layer, and the mean.
+plain PyTorch, dense over all keys for some rows past token 1024: a trial of an idea, before it is worth a kernel.
+Printed is the mean number of keys of a row (pooled keys included), |estimate - exact| / |exact| for each layer, and the
+mean.
 
 Shape letters: Hq query heads, Hk key heads, G = Hq / Hk, R rows, S keys, D head size, P segments.
 """
