@@ -44,7 +44,7 @@ def gate():
     for causal, config in (
         (False, HyperAttentionConfig(block_size=64, num_samples=64, exact_below=64)),
         (True, HyperAttentionConfig(block_size=64, num_samples=64, leaf=64, exact_below=64)),
-        (True, HyperAttentionConfig(mode="causal_local", window=128, segment=32, exact_below=64)),
+        (True, HyperAttentionConfig(mode="causal_local", window=128, segment=32, lookback=96, exact_below=64)),
     ):
         documents = whole(1, 700, q.device)
         local = config.mode == "causal_local"

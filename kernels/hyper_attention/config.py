@@ -34,11 +34,11 @@ class HyperAttentionConfig:
     num_samples: int = 256
     num_projections: int = 7
     leaf: int = 1024
-    window: int = 768
+    window: int = 640
     num_sinks: int = 4
     lookback: int = 512
     choice: Literal["means", "lsh"] = "means"
-    segment: int = 64
+    segment: int = 32
     exact_below: int = 4096
     seed: int = 0
 

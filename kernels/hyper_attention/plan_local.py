@@ -1,14 +1,17 @@
-"""The plan of mode "causal_local": three bands, none of which depends on what a later token holds.
+"""The plan of mode "causal_local": nothing in it depends on what a later token holds.
 
 A document is cut in segments of L tokens and in steps of whole segments. Query i, in the step that begins at token e,
-reads, each key once and in one softmax:
+reads, in one softmax:
 
 1. window: tokens e - W .. i exactly, where W is `window` rounded up to whole segments;
 2. sinks: the first `num_sinks` tokens, exactly, where they lie before the window;
-3. pooled: each whole segment before the window as one key, its mean key and mean value with the weight log(count).
+3. look-back: the segments before the window whose mean keys have its largest logits, exactly;
+4. pooled: each other segment before the window as one key, its mean key and mean value with the weight log(count).
    Sinks are left out of their segment.
 
-Everything is a range in the order of positions, so there is nothing to sort, and rows of one step share their ranges.
+Each key counts once. (With LSH as the look-back's choice, the keys that it finds stay in their means too.)
+
+All but the look-back are ranges in the order of positions, which the rows of one step share.
 
 Shape letters: B batch, Hk key heads, T queries, S keys, P pooled segments, L tokens of a segment, D head size.
 """

@@ -12,6 +12,7 @@ LOCAL = HyperAttentionConfig(mode="causal_local")
     ("name", "value", "limit"),
     [
         ("mode", "sparse", "causal_local"),
+        ("choice", "nearest", "means"),
         ("block_size", 0, "from 1 to 65536"),
         ("num_samples", -1, "from 0"),
         ("num_projections", 11, "to 10"),
