@@ -1,10 +1,13 @@
 """The estimator on a GPU, in Triton: rows are gathered through the sort order, and each result has one owner.
 
 Forward: one launch for the band, the sinks and the pooled keys; then one for each level over all its segments, heads
-and batches, or for the look-back. Each starts from what the earlier ones left. Backward: delta; for each launch of the
+and batches, or for each look-back. Each starts from what the earlier ones left. Backward: delta; for each launch of the
 forward pass one that owns dQ and one that owns dK and dV; and for the pooled and the sampled keys, which few programs
 own and many queries read, a launch of several programs to a tile, whose results are summed. No atomics, no copy to the
 host, no sorted copy of Q, K or V: the same inputs give the same bits.
+
+Look-back by means has M launches, one for each chosen segment of a query. Each reads and writes the output between
+them, and a segment that most queries choose has one program for its dK and dV: correct, but not yet the fastest form.
 
 Results between launches are fp32; the last launch writes every row, in the dtype of the inputs. A query or key that no
 band reads is in one level at most (save for keys when there are fewer queries): what is uninitialised is not read.

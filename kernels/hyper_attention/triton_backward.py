@@ -22,6 +22,7 @@ from kernels.hyper_attention.triton_tensors import (
     entries,
     load_rows,
     positions,
+    reads,
     spans,
     store_rows,
 )
@@ -155,7 +156,7 @@ def _piece(start, stop, BM: tl.constexpr):
 
 @triton.jit
 def _read_queries(
-    state, key, value, queries, ranges, weight, slot, batch, group, groups, scale,
+    state, key, value, queries, ranges, weight, hidden, slot, batch, group, groups, scale,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the queries that read each key, of all heads of its group. With a weight, few of the keys may be read."""
@@ -170,18 +171,36 @@ def _read_queries(
         low, full, count, resume, high = spans(start, stop, BM, LOOSE=weight is not None)
         for i in range(count):
             row = full + i * BM + tl.arange(0, BM)
+            inside = None
+            if hidden is not None:
+                inside = tl.trans(reads(hidden, batch, head, row, None, slot))
             state = _key_gradient(
-                state, key, value, queries, batch, head, row, None, None, add, scale, D, BD, PRECISION
+                state, key, value, queries, batch, head, row, None, inside, add, scale, D, BD, PRECISION
             )
         for i in range(edges(low, full, resume, high, BM)):
             first, limit = edge(i, low, full, resume, high, BM)
             row = first + tl.arange(0, BM)
             within = row < limit
             inside = within[None, :] & (row[None, :] >= start[:, None]) & (row[None, :] < stop[:, None])
+            if hidden is not None:
+                inside = inside & tl.trans(reads(hidden, batch, head, row, within, slot))
             state = _key_gradient(
                 state, key, value, queries, batch, head, row, within, inside, add, scale, D, BD, PRECISION
             )
     return state
+
+
+@triton.jit
+def _touched(ranges, extra, slot, batch, group, groups, count):
+    """Whether a key has a reader or an extra gradient."""
+    result = slot < 0
+    for head in range(group * groups, (group + 1) * groups):
+        start = tl.load(entries(ranges.start, batch, head) + slot)
+        result = result | (start < tl.load(entries(ranges.stop, batch, head) + slot))
+    if extra is not None:
+        for i in range(extra.count):
+            result = result | (tl.load(entries(extra.row, batch, group) + i * count + slot) >= 0)
+    return result
 
 
 @triton.jit
@@ -193,8 +212,7 @@ def key_gradient_kernel(
 
     Args:
         queries: Queries.
-        keys: Keys, whose ranges are those of the queries that read each key, [B, Hq, S]; without a difference between
-            heads unless ALL.
+        keys: Keys, whose ranges are those of the queries that read each key, [B, Hq, S].
         sinks: Ranges, of more queries that read the same keys, or None.
         source: (Rows of dK, Rows of dV) of what earlier launches left, fp32; None: this is the first.
         target: (Rows of dK, Rows of dV); keys without queries in this launch are written only if ALL. Keys with a
@@ -210,12 +228,7 @@ def key_gradient_kernel(
     slot = tl.minimum(index, count - 1)
     live = index < count
     if not ALL:
-        touched = tl.load(entries(keys.ranges.start, batch, 0) + slot)
-        touched = touched < tl.load(entries(keys.ranges.stop, batch, 0) + slot)
-        if extra is not None:
-            for i in range(extra.count):
-                touched = touched | (tl.load(entries(extra.row, batch, group) + i * count + slot) >= 0)
-        live = live & touched
+        live = live & _touched(keys.ranges, extra, slot, batch, group, groups, count)
     position = positions(keys.order, batch, group, slot, None)
     key = load_rows(keys.key, batch, group, position, live, D, BD)
     value = load_rows(keys.value, batch, group, position, live, D, BD)
@@ -224,12 +237,13 @@ def key_gradient_kernel(
     if keys.log_weight is not None:
         weight = tl.load(entries(keys.log_weight, batch, group) + slot) * LOG2E
     state = _read_queries(
-        state, key, value, queries, keys.ranges, weight, slot, batch, group, groups, scale, D, BD, BM, PRECISION
-    )
+        state, key, value, queries, keys.ranges, weight, keys.hidden, slot, batch, group, groups, scale,
+        D, BD, BM, PRECISION,
+    )  # fmt: skip
     if sinks is not None:
         exact = tl.zeros([BN], tl.float32)
         state = _read_queries(
-            state, key, value, queries, sinks, exact, slot, batch, group, groups, scale, D, BD, BM, PRECISION
+            state, key, value, queries, sinks, exact, None, slot, batch, group, groups, scale, D, BD, BM, PRECISION
         )
     grad_key, grad_value = state[0] * (scale / LOG2E), state[1]
     if source is not None:

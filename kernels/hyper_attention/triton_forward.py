@@ -21,6 +21,7 @@ from kernels.hyper_attention.triton_tensors import (
     entries,
     load_rows,
     positions,
+    reads,
     spans,
     store_rows,
 )
@@ -84,7 +85,10 @@ def read_ranges(
         position = positions(keys.order, batch, group, column, None)
         key = load_rows(keys.key, batch, group, position, None, D, BD)
         value = load_rows(keys.value, batch, group, position, None, D, BD)
-        state = VISIT(state, query, key, value, weight, None, scale, PRECISION)
+        inside = None
+        if keys.hidden is not None:
+            inside = reads(keys.hidden, batch, head, slot, None, column)
+        state = VISIT(state, query, key, value, weight, inside, scale, PRECISION)
     for i in range(edges(low, full, resume, high, BN)):
         first, limit = edge(i, low, full, resume, high, BN)
         column = first + tl.arange(0, BN)
@@ -96,6 +100,8 @@ def read_ranges(
         key = load_rows(keys.key, batch, group, position, within, D, BD)
         value = load_rows(keys.value, batch, group, position, within, D, BD)
         inside = within[None, :] & (column[None, :] >= start[:, None]) & (column[None, :] < stop[:, None])
+        if keys.hidden is not None:
+            inside = inside & reads(keys.hidden, batch, head, slot, None, column)
         state = VISIT(state, query, key, value, weight, inside, scale, PRECISION)
     return state
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from kernels.hyper_attention.plan import Level, Lookback, Plan, Pooled
 from kernels.hyper_attention.pooling import log_counts
 from kernels.hyper_attention.triton_configs import padded
 from kernels.hyper_attention.triton_forward import Draws, pool_kernel
-from kernels.hyper_attention.triton_tensors import Keys, Ranges, ranges, rows, table
+from kernels.hyper_attention.triton_tensors import Hidden, Keys, Ranges, ranges, rows, table
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Part:
 def parts_of(k: Tensor, v: Tensor, plan: Plan) -> list[Part]:
     """One part for each launch of the forward pass."""
     parts = [_local(k, v, plan), *(_level(k, v, level) for level in plan.levels)]
-    return parts if plan.lookback is None else [*parts, _lookback(k, v, plan.lookback)]
+    return [*parts, *(_lookback(k, v, lookback) for lookback in plan.lookbacks)]
 
 
 def _local(k: Tensor, v: Tensor, plan: Plan) -> Part:
@@ -58,8 +59,9 @@ def _local(k: Tensor, v: Tensor, plan: Plan) -> Part:
     if plan.pooled is not None:
         means = pooled_means(k, v, plan.pooled)
         band = plan.pooled.band
-        weight = table(log_counts(plan.pooled))
-        pooled = Keys(rows(means[0]), rows(means[1]), None, ranges(band.start, band.stop), weight)
+        weight, hidden = table(log_counts(plan.pooled)), plan.pooled.hidden
+        hides = None if hidden is None else Hidden(rows(hidden), tl.constexpr(hidden.shape[3]))
+        pooled = Keys(rows(means[0]), rows(means[1]), None, ranges(band.start, band.stop), weight, hides)
     readers = ranges(plan.band.query_start, plan.band.query_stop)
     return Part("local", near, readers, sinks, pooled, sink_readers=sink_readers, means=means)
 

@@ -40,6 +40,13 @@ class Ranges(NamedTuple):
     stop: Table
 
 
+class Hidden(NamedTuple):
+    """Keys within its range that a query does not read: a tensor [B, Hq, T, M] and M."""
+
+    key: Rows
+    count: Any
+
+
 class Keys(NamedTuple):
     """Keys that the queries read by ranges: of positions, or of slots of `order` if there is one."""
 
@@ -48,6 +55,7 @@ class Keys(NamedTuple):
     order: Table | None
     ranges: Ranges
     log_weight: Table | None
+    hidden: Hidden | None = None
 
 
 def rows(x_BHND: Tensor) -> Rows:
@@ -112,21 +120,38 @@ def positions(order, batch, head, slot, inside):
 
 
 @triton.jit
+def reads(hidden, batch, head, query, within, key):
+    """Whether query [N] reads key [C], bool [N, C]; queries out of `within` [N] (None: all are) may be any."""
+    result = (query[:, None] >= 0) & (key[None, :] >= 0)
+    pointer = hidden.key.pointer + batch * hidden.key.stride_b + head * hidden.key.stride_h
+    pointer += query.to(tl.int64) * hidden.key.stride_n
+    # Unrolled: only a loop without loops in it loads ahead.
+    for i in tl.static_range(hidden.count):
+        if within is None:
+            left_out = tl.load(pointer + i * hidden.key.stride_d)
+        else:
+            left_out = tl.load(pointer + i * hidden.key.stride_d, mask=within, other=0)
+        result = result & (left_out[:, None] != key[None, :])
+    return result
+
+
+@triton.jit
 def spans(start, stop, C: tl.constexpr, LOOSE: tl.constexpr):
     """What a tile of rows must stream, given the range [start, stop) of each row.
 
     Returns (low, full, count, resume, high): [low, high) holds all ranges; from `full` on, `count` tiles of C belong to
     every row and need no mask; [low, full) and [resume, high) belong to some. If LOOSE, rows of empty ranges do not
-    count, and the caller masks them; else one of them leaves no tile without a mask.
+    count, and the caller masks them; else one of them leaves no tile without a mask. Tiles begin at multiples of C, so
+    that how a row's sum is cut, and rounds, depends on its own range alone.
     """
     some = start < stop
     low = tl.min(tl.where(some, start, _FAR))
     high = tl.max(tl.where(some, stop, 0))
-    low = tl.minimum(low, high)
+    low = tl.minimum(low, high) // C * C
     if LOOSE:
         start = tl.where(some, start, low)
         stop = tl.where(some, stop, high)
-    full = tl.max(start)
+    full = tl.cdiv(tl.max(start), C) * C
     count = tl.maximum(tl.min(stop) - full, 0) // C
     full = tl.where(count > 0, full, high)
     return low, full, count, full + count * C, high

@@ -25,10 +25,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
 
 PAPER = HyperAttentionConfig(block_size=16, num_samples=6, num_projections=3, leaf=16, exact_below=16)
-LOCAL = HyperAttentionConfig(
-    mode="causal_local", window=20, segment=8, num_sinks=3, lookback=9, num_projections=2, exact_below=16
+MEANS = HyperAttentionConfig(
+    mode="causal_local", window=20, segment=8, num_sinks=3, lookback=24, num_projections=2, exact_below=16
 )
-NO_LOOKBACK = replace(LOCAL, lookback=0)
+LSH = replace(MEANS, choice="lsh", lookback=9)
+NO_LOOKBACK = replace(MEANS, lookback=0)
 PACKED = torch.tensor([[-1] * 5 + [0] * 40 + [1] * 3 + [2] * 17 + [5] * 38 + [6] + [-1] * 7, [0] * 111])
 
 CASES = {
@@ -42,11 +43,15 @@ CASES = {
     "causal, packed": (2, 2, 1, 111, 111, 16, True, PAPER, PACKED),
     "causal, one query": (1, 2, 1, 1, 100, 16, True, PAPER, None),
     "one token": (1, 1, 1, 1, 1, 64, True, PAPER, None),
-    "local": (1, 4, 2, 111, 111, 64, True, LOCAL, None),
-    "local, prefix": (1, 2, 1, 70, 137, 20, True, LOCAL, None),
-    "local, packed": (2, 2, 1, 111, 111, 16, True, LOCAL, PACKED),
-    "local without look-back": (1, 2, 1, 63, 63, 16, True, NO_LOOKBACK, None),
-    "local, one query": (1, 2, 1, 1, 100, 16, True, LOCAL, None),
+    "means": (1, 4, 2, 111, 111, 64, True, MEANS, None),
+    "means, prefix": (1, 2, 1, 70, 137, 20, True, MEANS, None),
+    "means, packed": (2, 2, 1, 111, 111, 16, True, MEANS, PACKED),
+    "means, one query": (1, 2, 1, 1, 100, 16, True, MEANS, None),
+    "means, one segment": (1, 2, 1, 63, 63, 16, True, replace(MEANS, lookback=8), None),
+    "lsh": (1, 4, 2, 97, 97, 16, True, LSH, None),
+    "lsh, prefix": (1, 2, 1, 70, 137, 20, True, LSH, None),
+    "lsh, packed": (2, 2, 1, 111, 111, 16, True, LSH, PACKED),
+    "no look-back": (1, 2, 1, 63, 63, 16, True, NO_LOOKBACK, None),
 }  # fmt: skip
 
 
@@ -142,7 +147,7 @@ def test_it_is_the_reference(name):
 
 
 @interpreted
-@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True)])
+@pytest.mark.parametrize(("config", "causal"), [(PAPER, False), (PAPER, True), (MEANS, True)])
 def test_half_precision_any_strides_and_twice_the_same_bits(config, causal):
     q, k, v, grad_out, _ = (
         x.transpose(1, 2).contiguous().transpose(1, 2) if x.ndim == 4 else x
@@ -161,7 +166,7 @@ def test_half_precision_any_strides_and_twice_the_same_bits(config, causal):
 @pytest.mark.parametrize("size", [1e3, 0.0])
 def test_extreme_logits_stay_finite(size):
     q, k, v, grad_out, grad_lse = inputs(1, 1, 1, 63, 63, 16)
-    for config, causal in ((PAPER, True), (LOCAL, True)):
+    for config, causal in ((PAPER, True), (MEANS, True)):
         plan = plan_of(q, k, causal, config, None)
         assert all(x.isfinite().all() for x in triton_path(q * size, k, v, grad_out, grad_lse, plan, 0.25))
 
@@ -174,9 +179,9 @@ def test_double_precision_is_refused():
 
 
 @interpreted
-@pytest.mark.parametrize(("config", "tolerance"), [(NO_LOOKBACK, 0.0), (LOCAL, 1e-6)])
+@pytest.mark.parametrize(("config", "tolerance"), [(NO_LOOKBACK, 0.0), (MEANS, 0.0), (LSH, 1e-6)])
 def test_the_future_does_not_change_the_past(config, tolerance):
-    """Bit for bit without look-back; with it, later tokens move a row's tiles, and sums round in another order."""
+    """Bit for bit, save for look-back by LSH: later tokens move the sorted keys, and sums round in another order."""
     results = []
     for edit in (0.0, 3.0):
         q, k, v, _, _ = inputs(1, 1, 1, 111, 111, 16)
