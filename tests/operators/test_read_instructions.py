@@ -4,7 +4,6 @@ import json
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,8 +21,8 @@ from operators.read_instructions import (
     read_instructions,
     row_id_of,
 )
-from operators.record_formats import Record, read_records
-from operators.source_files import plan_pieces
+from operators.record_formats import Record
+from tests.operators.source_samples import WRITERS, alpaca_like, records_of, write_json, write_jsonl, write_parquet
 
 TOKENS = frozenset({"</s>", "<|im_end|>"})
 GOOD = {"instruction": "Name a fruit.", "input": "", "output": "Apple."}
@@ -45,46 +44,6 @@ def read(path: Path | str, **settings: object) -> list[dict[str, object]]:
 
 def outcomes(rows: list[dict[str, object]]) -> Counter[object]:
     return Counter(row["outcome"] for row in rows)
-
-
-def records_of(path: Path, range_bytes: int = 1 << 20) -> list[Record]:
-    return [
-        record for task in plan_pieces([str(path)], range_bytes) for piece in task for record in read_records(piece)
-    ]
-
-
-def alpaca_like(count: int, seed: int = 0) -> list[dict[str, str]]:
-    random_state = random.Random(seed)
-    return [
-        {
-            "instruction": f"Question {index} é😀",
-            "input": "" if index % 3 else f"context {index}\r\nline",
-            "output": "yes " * random_state.randint(1, 40),
-        }
-        for index in range(count)
-    ]
-
-
-def write_jsonl(path: Path, records: list[dict[str, str]]) -> Path:
-    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
-    return path
-
-
-def write_json(path: Path, records: list[dict[str, str]]) -> Path:
-    path.write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
-    return path
-
-
-def write_parquet(path: Path, records: list[dict[str, str]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(records), path, row_group_size=7)
-    return path
-
-
-WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], Path]] = {
-    "jsonl": write_jsonl,
-    "json": write_json,
-    "parquet": write_parquet,
-}
 
 
 def turns(*roles: str) -> str:
