@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 HEADS, ITEM = 32, 2  # bf16
 BLOCK, SAMPLES, LEAF = 256, 256, 1024  # HyperAttentionConfig
-WINDOW, STEP, SINKS, LOOKBACK, SEGMENT = 1024, 256, 4, 256, 64
+WINDOW, STEP, SINKS, LOOKBACK, SEGMENT = 768, 256, 4, 512, 64  # likewise; look-back by means
 SIZES = [32768 << i for i in range(6)]
 # FLOPs of a (query, key) pair in units of d: two products forward; five backward, or 3 + 4 if dQ has its own kernel.
 FORWARD, FUSED_BACKWARD, DQ, DKV = 4, 10, 6, 8
@@ -58,7 +58,9 @@ def paper(n, causal):
 
 def causal_local(n):
     near = WINDOW + STEP / 2 + SINKS + n / SEGMENT / 2
-    return [Launch(n, n + n / SEGMENT, n * near, last=False), Launch(n, n, n * LOOKBACK, first=False)]
+    chosen = LOOKBACK // SEGMENT
+    lookbacks = [Launch(n, n, n * SEGMENT, False, i == chosen - 1) for i in range(chosen)]
+    return [Launch(n, n + n / SEGMENT, n * near, last=False), *lookbacks]
 
 
 def moved(launch, rows, total, tensors, d):
@@ -140,10 +142,12 @@ are compiled ahead of time for these GPUs (`benchmarks/aot_report.py`); nothing 
 A floor is the time at the data sheet's peak of the slowest of three: tensor cores, memory, exponentials; launches
 follow each other. Real kernels, exact ones too, do not reach it: FlashAttention-3's forward at d = 128 is at 620 of an
 H100's 989 TFLOP/s (tritonbench). Each input row counts as read once a launch: tiles that share keys find them in the
-cache. Making the plan (hashing, sorting) is not counted.
+cache. Making the plan (hashing, sorting, choosing segments) is not counted.
 
 One sequence, {HEADS} heads for queries and keys, bf16. Paper: blocks {BLOCK}, samples {SAMPLES}, leaf {LEAF}.
-causal_local: window {WINDOW}, {SINKS} sinks, look-back {LOOKBACK}, segments of {SEGMENT}: the pooled keys grow with n.
+causal_local: window {WINDOW}, {SINKS} sinks, segments of {SEGMENT}: the pooled keys grow with n.
+Look-back {LOOKBACK}, by means: {LOOKBACK // SEGMENT} launches of {SEGMENT} keys a query, each of which reads and
+writes what is between them; one launch for all of them, not written yet, would spare most of these bytes.
 Our backward makes dQ and dK, dV in launches of their own, 7 products in place of 5, so that none needs atomics; exact
 attention is counted with 5.
 """
