@@ -10,7 +10,7 @@ from operators.train_loop import configured_attention, load_student, summed_loss
 from operators.train_plan import Pack
 
 EXACT = TrainConfig(precision="fp32", max_steps=4, packs_per_step=4, learning_rate=1e-3, num_workers=1)
-SMALL = {"window": 8, "num_sinks": 2, "segment": 8, "exact_below": 0}
+SMALL = {"window": 8, "num_sinks": 2, "lookback": 16, "segment": 8, "exact_below": 0}
 
 
 LENGTHS = [600, 700]  # the window of a query grows by up to 256 tokens before it moves on
