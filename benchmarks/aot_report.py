@@ -1,6 +1,6 @@
 """What the Triton kernels become on GPUs that are not here: compiled ahead of time and counted, not timed.
 
-    python benchmarks/aot_report.py                                     # all: minutes
+    python benchmarks/aot_report.py > docs/aot.md                       # all: many minutes
     python benchmarks/aot_report.py --targets sm_90 --sizes 64 --json   # one line of JSON for each kernel
 
 The launches of a forward and a backward pass are those of the library, with its committed tiles, arguments and
@@ -37,6 +37,7 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64),
 }
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+MODES = ("paper", "causal_local")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SIZES = {"block_size": 256, "num_samples": 256, "leaf": 256, "window": 256, "exact_below": 256}
 
@@ -57,14 +58,14 @@ class Driver:
         return self.target
 
 
-def compiled(name, head_size, dtype):
-    """Compile the launches of both modes; yields (label, kernel)."""
+def compiled(name, head_size, dtype, modes):
+    """Compile the launches of the modes; yields (mode, label, kernel)."""
     kernels, label = [], []
     run, launch = JITFunction.run, triton_configs.launch
 
     def compile_only(self, *arguments, grid, warmup, **options):
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
-        kernels.append((label[-1] if label else self.fn.__name__.strip("_").removesuffix("_kernel"), kernel))
+        kernels.append((mode, label[-1] if label else self.fn.__name__.removesuffix("_kernel"), kernel))
 
     def labelled(name, part, *arguments, **options):
         label.append(f"{name}, {part}")
@@ -76,7 +77,7 @@ def compiled(name, head_size, dtype):
     driver.set_active(Driver(TARGETS[name][0]))
     for value in [*vars(triton_configs)["_KERNELS"].values(), triton_attention.delta_kernel, triton_parts.pool_kernel]:
         value.device_caches.clear()
-    for mode in ("paper", "causal_local"):
+    for mode in modes:
         label.append("")
         q, k, v = (torch.zeros(1, heads, 1024, head_size, dtype=dtype) for heads in (4, 2, 2))
         config, tokens = HyperAttentionConfig(mode=mode, **SIZES), whole(1, 1024, q.device)
@@ -86,10 +87,10 @@ def compiled(name, head_size, dtype):
         triton_attention.backward(q, lse, q, k, v, out, lse, plan, 0.1)
     JITFunction.run, triton_attention.launch = run, launch
     seen = set()
-    for key, kernel in kernels:
+    for mode, key, kernel in kernels:
         if (key, kernel.hash) not in seen:
             seen.add((key, kernel.hash))
-            yield key, kernel
+            yield mode, key, kernel
 
 
 def counts(kernel, name):
@@ -104,7 +105,8 @@ def counts(kernel, name):
         return {
             "registers": field("vgpr_count"),
             "stack": field("private_segment_fixed_size"),
-            "spills": field("vgpr_spill_count") + field("sgpr_spill_count"),
+            "spills": field("vgpr_spill_count") + len(re.findall(r"\bscratch_(?:load|store)", text)),
+            "lanes": field("sgpr_spill_count"),
             "shared_kb": shared,
             "tensor_cores": text.count("v_mfma"),
             "copies": len(re.findall(r"(?:global|buffer)_load_lds", text)),
@@ -118,6 +120,7 @@ def counts(kernel, name):
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", text)),
+        "lanes": 0,
         "shared_kb": shared,
         "tensor_cores": len(re.findall(rf"\b{TENSOR_CORES[name]}\b", text)),
         "copies": len(re.findall(r"\b(?:LDGSTS|UTMALDG)\b", text)),
@@ -131,25 +134,41 @@ def tool(name, *arguments):
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout  # noqa: S603
 
 
+HEAD = """# The Triton kernels, compiled ahead of time
+
+Written by `python benchmarks/aot_report.py {command}`. **Compiled and counted, not timed: no GPU was at hand.**
+
+The launches of a forward and a backward pass, {dtype}, with the committed tiles; Triton {version}. A kernel is listed
+twice where the last launch, which writes every row, is compiled apart; in `causal_local`, "local" reads means and sinks
+too. Stack: bytes that are reserved. Spills: vector registers, and instructions, that go to it. Lanes: scalar registers
+of gfx942 that are kept in lanes of vector registers, not in memory. Shared: KB of a block / the target's limit. Tensor
+cores: matrix instructions ({cores}).
+Copies: asynchronous, from global to shared memory; gfx942, of one stage, has none.
+
+| kernel | mode | d | target | registers | stack | spills | lanes | shared | tensor cores | copies | atomics |
+|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
+ROW = """| {kernel} | {mode} | {d} | {target} | {registers} | {stack} | {spills} | {lanes} \
+| {shared_kb:.0f} / {limit_kb} | {tensor_cores} | {copies} | {atomics} |"""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="head sizes")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument("--json", action="store_true", help="a line of JSON for each kernel")
     arguments = parser.parse_args()
     if not arguments.json:
-        print(f"{arguments.dtype}, triton {triton.__version__}. Shared: KB of a block / its limit.\n")
-        print("| kernel | d | target | registers | stack | spills | shared | tensor cores | async copies | atomics |")
-        print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|")
+        cores, command = ", ".join(f"{TENSOR_CORES[x]} on {x}" for x in arguments.targets), " ".join(sys.argv[1:])
+        command = f"{command} > docs/aot.md".strip()
+        print(HEAD.format(command=command, dtype=arguments.dtype, version=triton.__version__, cores=cores))
     for name in arguments.targets:
         for size in arguments.sizes:
-            for label, kernel in compiled(name, size, DTYPES[arguments.dtype]):
+            for mode, label, kernel in compiled(name, size, DTYPES[arguments.dtype], arguments.modes):
                 row = counts(kernel, name)
-                row |= {"kernel": label, "d": size, "target": name, "limit_kb": TARGETS[name][1]}
-                shown = "| {kernel} | {d} | {target} | {registers} | {stack} | {spills} | {shared_kb:.0f} / {limit_kb} "
-                shown += "| {tensor_cores} | {copies} | {atomics} |"
-                print(json.dumps(row) if arguments.json else shown.format(**row), flush=True)
+                row |= {"kernel": label, "mode": mode, "d": size, "target": name, "limit_kb": TARGETS[name][1]}
+                print(json.dumps(row) if arguments.json else ROW.format(**row), flush=True)
 
 
 if __name__ == "__main__":

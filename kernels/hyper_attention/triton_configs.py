@@ -1,8 +1,9 @@
 """Sizes of the kernels' tiles: a committed default for each architecture, or Triton's autotuning.
 
-The defaults were chosen by what compilation shows (`benchmarks/aot_report.py`): no spills, two blocks to a processor,
-tensor cores; they were not timed. HYPER_ATTENTION_AUTOTUNE=1 times a few at the first call of each kernel instead.
-Tuned tiles may differ between runs, and with them the last bits of a result.
+For bf16 at d = 64 the defaults compile without spills to memory, within shared memory and to tensor-core code on all
+four architectures (docs/aot.md has the figures). Others have smaller tiles or more warps, by analogy, and were not
+compiled. None was timed. HYPER_ATTENTION_AUTOTUNE=1 times a few at the first call of each kernel instead: tuned tiles
+may differ between runs, and with them the last bits of a result.
 """
 
 import os
@@ -31,18 +32,18 @@ class Tile(NamedTuple):
 # By kernel; then for rows of at most 128, 256, 512 and 1024 bytes: d = 64, 128, 256 in bf16; 32, 64, 128, 256 in fp32.
 DEFAULTS: dict[str, dict[str, tuple[Tile, Tile, Tile, Tile]]] = {
     "sm_80": {
-        "forward": (Tile(64, 64, 4, 3), Tile(64, 32, 4, 3), Tile(64, 32, 8, 2), Tile(32, 16, 8, 2)),
-        "query_gradient": (Tile(64, 32, 4, 3), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2), Tile(32, 16, 8, 2)),
-        "key_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), Tile(16, 32, 8, 2)),
+        "forward": (Tile(64, 32, 4, 3), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 16, 8, 2)),
+        "query_gradient": (Tile(64, 32, 8, 2), Tile(64, 16, 8, 2), Tile(64, 16, 8, 2), Tile(32, 16, 8, 2)),
+        "key_gradient": (Tile(16, 64, 8, 2), Tile(16, 32, 8, 2), Tile(16, 32, 8, 2), Tile(16, 32, 8, 2)),
     },
     "sm_90": {
-        "forward": (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
-        "query_gradient": (Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
+        "forward": (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
+        "query_gradient": (Tile(64, 64, 8, 3), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
         "key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2)),
     },
     "sm_100": {
-        "forward": (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
-        "query_gradient": (Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
+        "forward": (Tile(64, 32, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
+        "query_gradient": (Tile(64, 32, 4, 3), Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(64, 16, 8, 2)),
         "key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(32, 64, 8, 2), Tile(16, 64, 8, 2)),
     },
     "gfx942": {

@@ -9,34 +9,34 @@ from pathlib import Path
 import pytest
 
 REPORT = Path(__file__).resolve().parents[2] / "benchmarks" / "aot_report.py"
-LAUNCHES = {
-    "forward, local",
-    "forward, level",
-    "forward, lookback",
-    "delta",
-    "query_gradient, local",
-    "query_gradient, level",
-    "query_gradient, lookback",
-    "key_gradient, local",
-    "key_gradient, level",
-    "key_gradient, lookback",
-    "key_gradient, compact",
-    "pool",
+KERNELS = ("forward", "query_gradient", "key_gradient")
+PARTS = {"paper": ("local", "level"), "causal_local": ("local", "lookback")}
+# All four take three minutes on one core with fewer launches on the last two; docs/aot.md has them all.
+CASES = {
+    "sm_80": ("paper", "causal_local"),
+    "sm_90": ("paper", "causal_local"),
+    "sm_100": ("causal_local",),
+    "gfx942": ("causal_local",),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "size"), [("sm_90", 64)])
-def test_committed_tiles_compile_to_what_they_should(target, size):
+@pytest.mark.parametrize("target", CASES)
+def test_committed_tiles_compile_to_what_they_should(target):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(REPORT), "--json", "--targets", target, "--sizes", str(size)]
+    modes = CASES[target]
+    command = [sys.executable, str(REPORT), "--json", "--targets", target, "--sizes", "64", "--modes", *modes]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {row["kernel"] for row in rows} == LAUNCHES
+    launches = {(mode, f"{kernel}, {part}") for mode in modes for kernel in KERNELS for part in PARTS[mode]}
+    assert launches <= {(row["mode"], row["kernel"]) for row in rows}
+    assert {"delta", "pool", "key_gradient, compact"} <= {row["kernel"] for row in rows}
     for row in rows:
-        assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), row
+        assert (row["spills"], row["atomics"]) == (0, 0), row
+        # LLVM may reserve a stack on gfx942 for scalar registers that end up in lanes of vector registers.
+        assert row["stack"] == 0 or target == "gfx942", row
         assert row["shared_kb"] <= row["limit_kb"], row
-        assert row["tensor_cores"] > 0 or row["kernel"] in ("delta", "pool"), row
-        if target != "gfx942" and row["kernel"] not in ("delta", "pool"):
-            assert row["copies"] > 0, row
+        if row["kernel"] not in ("delta", "pool"):
+            assert row["tensor_cores"] > 0, row
+            assert row["copies"] > 0 or target == "gfx942", row
