@@ -2,8 +2,8 @@
 
 For bf16 at d = 64 and eight chosen segments the defaults compile without spills to memory, within shared memory and to
 tensor-core code on all four architectures (docs/aot.md has the figures). Others have smaller tiles or more warps, by
-analogy, and were not compiled. None was timed. HYPER_ATTENTION_AUTOTUNE=1 times a few at the first call of each kernel instead: tuned
-tiles may differ between runs, and with them the last bits of a result.
+analogy, and were not compiled. None was timed. HYPER_ATTENTION_AUTOTUNE=1 times a few at the first call of each kernel
+instead: tuned tiles may differ between runs, and with them the last bits of a result.
 """
 
 import os
