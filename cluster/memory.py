@@ -1,4 +1,7 @@
-"""How much memory a stage took: the peak of the machine's used memory while it ran, above what was used before."""
+"""How much memory a stage needs: the machine's used memory at its peak, above what was used before the process began.
+
+What the stages before it left behind (Ray and its object store, idle workers) counts: all of it has to fit.
+"""
 
 import threading
 from types import TracebackType
@@ -16,17 +19,18 @@ def used_mib() -> int:
     return int(memory.total - memory.available) // MIB
 
 
+USED_BEFORE_MIB = used_mib()
+
+
 class PeakMemory:
     """Context manager; `peak_mib` is the driver's machine only, so on a cluster it covers the head node."""
 
     def __init__(self) -> None:
         self.peak_mib = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._before_mib = 0
+        self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
 
     def __enter__(self) -> Self:
-        self._before_mib = used_mib()
         self._thread.start()
         return self
 
@@ -35,7 +39,11 @@ class PeakMemory:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        self._sample()
+
+    def _sample_until_stopped(self) -> None:
+        while not self._stop.wait(SAMPLE_EVERY_S):
+            self._sample()
 
     def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_EVERY_S):
-            self.peak_mib = max(self.peak_mib, used_mib() - self._before_mib)
+        self.peak_mib = max(self.peak_mib, used_mib() - USED_BEFORE_MIB)

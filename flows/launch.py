@@ -126,7 +126,9 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
     for asset, refresh in sorted(run.store.made):
         manifest = run.store.manifest(asset, refresh)
         if manifest is not None:
-            out.write(f"made {asset}: {manifest.get('rows', '')} rows in {manifest['seconds']} s\n")
+            rows = f"{manifest['rows']} rows in " if "rows" in manifest else ""
+            peak = f"{manifest['peak_memory_mib']} MiB at its peak"
+            out.write(f"made {asset}: {rows}{manifest['seconds']} s, {peak}\n")
     if not run.store.made and result.success:
         out.write("everything was up to date: no teacher call, no training\n")
     failed = [check for check in result.get_asset_check_evaluations() if not check.passed]

@@ -4,7 +4,7 @@ Two records are near-duplicates if the Jaccard similarity of their word shingles
 together, is at least `threshold`. Of each group the row of smallest id stays, and rows of earlier refreshes stay
 before new ones, so the result depends neither on the order of files nor on the number of workers.
 
-Cost: about 0.2 ms of CPU a row for the signature, and one hash shuffle of `bands` (13 at the default threshold) small
+Cost: about 0.2 ms of CPU a row for the signature, and one shuffle of `bands` (13 at the default threshold) small
 records a row, each with the signature's low bytes, so that a bucket is judged where it lies.
 """
 
@@ -19,6 +19,7 @@ from ray.data import Dataset
 
 from operators.columns import RAW, UNDER_WAY
 from operators.outcomes import ROWS_PER_PARTITION, end_rows
+from operators.shuffle import group_by_key
 from operators.stage import StageConfig, require_columns
 
 NEAR_DUPLICATE = "dropped:near_duplicate"
@@ -60,7 +61,7 @@ def drop_near_duplicates(rows: Dataset, earlier: Dataset | None, config: Dedupli
         num_rows += earlier.count()
         banded = banded.union(_banded(earlier, _EARLIER, config))
     num_bands = bands_and_rows(config.threshold, config.num_permutations)[0]
-    buckets = banded.repartition(1 + num_rows * num_bands // ROWS_PER_PARTITION, keys=["band"])
+    buckets = group_by_key(banded, "band", 1 + num_rows * num_bands // ROWS_PER_PARTITION)
     copies = buckets.map_batches(
         partial(_copies, threshold=config.threshold), batch_size=None, batch_format="pyarrow", num_cpus=0.5
     )

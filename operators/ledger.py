@@ -6,8 +6,8 @@ a later stage changes. Files appear whole or not at all, and one that lost its e
 merged into large ones, and only then deleted. Failed calls are kept too: they are made again until they have failed
 `teacher.max_attempts` times.
 
-Cost: two hash shuffles a stage, one of keys (which calls are new) and one of rows (to bring the replies back). Nothing
-is collected on the driver. How calls are made, and what may stop them, is in `ask`.
+Cost: two shuffles a stage, one of the calls with the stored keys (which calls are new) and one of the rows with the
+replies. Nothing is collected on the driver. How calls are made, and what may stop them, is in `ask`.
 """
 
 import datetime
@@ -21,8 +21,10 @@ from ray.data import Dataset
 from operators.ask import Asking, TeacherStoppedError
 from operators.budget import BudgetConfig, Tokens
 from operators.calls import CALLS, REPLIES, call_key
+from operators.columns import conform
 from operators.ledger_files import LedgerFiles, write_whole
 from operators.progress import report_progress
+from operators.shuffle import add_up, group_by_key
 from operators.stage import require_columns
 from operators.supervisor import FATAL
 from operators.teacher import TeacherConfig, num_prompt_tokens
@@ -31,6 +33,7 @@ RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("
 ROWS_PER_PARTITION = 50_000
 CALL_COLUMNS = ("messages", "schema", "max_tokens")
 REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in ("call_key", "row_id"))
+_CALLS_AND_RECORDS = CALLS.append(REPLIES.field("error"))  # null in calls
 
 
 class Ledger:
@@ -89,8 +92,8 @@ class Ledger:
         """
         broken = self.files.tidy(stage)
         keyed, asked = _keyed(calls, teacher, stage)
-        counts = keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "asked"])
-        num_rows, num_asked = int(counts["sum(rows)"] or 0), int(counts["sum(asked)"] or 0)
+        counts = add_up(keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25), ["rows", "asked"])
+        num_rows, num_asked = counts["rows"], counts["asked"]
         if not num_asked:
             self._add_figures(0, 0, {})
             return keyed.map_batches(_without_replies, batch_format="pyarrow", num_cpus=0.25)
@@ -127,10 +130,8 @@ class Ledger:
         _, asked = _keyed(calls, teacher, stage)
         num_asked = asked.count()
         new = self._without_known(asked, stage, teacher.max_attempts, num_asked)
-        sums = new.map_batches(partial(_measure_calls, teacher=teacher), batch_format="pyarrow", num_cpus=0.25).sum(
-            ["new", "over_long", "prompt_tokens", "reply_limit"]
-        )
-        counts = {name.removeprefix("sum(").removesuffix(")"): int(value or 0) for name, value in sums.items()}
+        measured = new.map_batches(partial(_measure_calls, teacher=teacher), batch_format="pyarrow", num_cpus=0.25)
+        counts = add_up(measured, ["new", "over_long", "prompt_tokens", "reply_limit"])
         limit, known = counts.pop("reply_limit"), self.files.read(stage, ["generated_tokens"])
         mean: Any = known.mean("generated_tokens") if known is not None else 0
         num_known = known.count() if known is not None else 0
@@ -156,22 +157,24 @@ class Ledger:
         known = self.files.read(stage, ["call_key", "error"])
         if known is None:
             return asked
-        settled = _partition_by_key(known, num_rows).map_batches(
-            partial(_settled_keys, max_attempts=max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=0.25
+        as_record = partial(conform, schema=_CALLS_AND_RECORDS)
+        both = asked.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25).union(
+            known.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25)
         )
-        return asked.join(settled, "left_anti", _num_partitions(num_rows), on=("call_key",))
+        return _partition_by_key(both, num_rows + known.count()).map_batches(
+            partial(_new_calls, max_attempts=max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=0.25
+        )
 
     def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int) -> Dataset:
         schema = keyed.schema().base_schema
         known = self.files.read(stage, ["call_key", *REPLY_COLUMNS])
         rows = keyed.map_batches(partial(_tag_rows, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-        if known is None:
-            both = rows
-        else:
-            both = rows.union(
-                known.map_batches(partial(_tag_replies, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-            )
-        return _partition_by_key(both, num_rows).map_batches(
+        both, num_known = rows, 0
+        if known is not None:
+            tag = partial(_tag_replies, schema=schema)
+            both = rows.union(known.map_batches(tag, batch_format="pyarrow", num_cpus=0.25))
+            num_known = known.count()
+        return _partition_by_key(both, num_rows + num_known).map_batches(
             _merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25
         )
 
@@ -183,13 +186,9 @@ def _commit(replies: pa.Table, folder: str, stage: str, model: str) -> None:
     report_progress(stage, rows=replies.num_rows, tokens=pc.sum(replies["generated_tokens"]).as_py() or 0)
 
 
-def _num_partitions(num_rows: int) -> int:
-    return max(1, num_rows // ROWS_PER_PARTITION)
-
-
 def _partition_by_key(data: Dataset, num_rows: int) -> Dataset:
     """All rows of one key in one block."""
-    return data.repartition(_num_partitions(num_rows), keys=["call_key"])
+    return group_by_key(data, "call_key", 1 + num_rows // ROWS_PER_PARTITION)
 
 
 def _keyed(calls: Dataset, teacher: TeacherConfig, stage: str) -> tuple[Dataset, Dataset]:
@@ -222,6 +221,16 @@ def _measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:
 
 def _asked(keyed: pa.Table) -> pa.Table:
     return keyed.filter(pc.is_valid(keyed["messages"])).select(CALLS.names).cast(CALLS)
+
+
+def _new_calls(both: pa.Table, max_attempts: int) -> pa.Table:
+    """Within one partition: the calls whose key no record settles."""
+    if not both.num_rows:  # the shuffle may give a block no columns at all
+        return CALLS.empty_table()
+    is_record = pc.is_valid(both["error"])
+    settled = _settled_keys(both.filter(is_record).select(["call_key", "error"]), max_attempts)
+    calls = both.filter(pc.invert(is_record)).drop_columns(["error"])
+    return calls.filter(pc.invert(pc.is_in(calls["call_key"], settled["call_key"].combine_chunks())))
 
 
 def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Gives rows an outcome by the ids of another data set: one hash shuffle, nothing collected."""
+"""Gives rows an outcome by the ids of another data set: one shuffle, nothing collected."""
 
 from functools import partial
 
@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 from ray.data import Dataset
 
 from operators.columns import RAW, UNDER_WAY, conform
+from operators.shuffle import group_by_key
 
 ROWS_PER_PARTITION = 200_000
 
@@ -25,7 +26,7 @@ def end_rows(rows: Dataset, ids: Dataset, outcome: str, num_rows: int) -> Datase
     """
     tagged = rows.map_batches(partial(_tag, named=False), batch_format="pyarrow", num_cpus=0.25)
     named = ids.map_batches(partial(_tag, named=True), batch_format="pyarrow", num_cpus=0.25)
-    both = tagged.union(named).repartition(1 + num_rows // ROWS_PER_PARTITION, keys=["row_id"])
+    both = group_by_key(tagged.union(named), "row_id", 1 + num_rows // ROWS_PER_PARTITION)
     return both.map_batches(partial(_end, outcome=outcome), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 

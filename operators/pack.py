@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from operators import columns
 from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, require_template
 from operators.progress import report_progress
+from operators.shuffle import add_up
 from operators.stage import StageConfig, require_columns
 
 COLUMNS_IN = ("row_id", "input", "outcome", "final_instruction", "final_response")
@@ -100,8 +101,7 @@ class Packer:
 
 def count_packed(packs: Dataset) -> dict[str, int]:
     """Rows in packs and quarantine, and tokens: {"rows", "tokens"}; for the manifest and the check of conservation."""
-    sums = packs.map_batches(_count_pack_rows, batch_format="pyarrow", num_cpus=0.25).sum(["rows", "tokens"])
-    return {name: int(sums[f"sum({name})"] or 0) for name in ("rows", "tokens")}
+    return add_up(packs.map_batches(_count_pack_rows, batch_format="pyarrow", num_cpus=0.25), list(_COUNTED))
 
 
 def _count_pack_rows(packs: pa.Table) -> pa.Table:

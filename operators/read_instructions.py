@@ -24,6 +24,7 @@ from operators import columns
 from operators.chat_markup import neutralise
 from operators.progress import report_progress
 from operators.record_formats import Record, read_records, without_surrogates
+from operators.shuffle import group_by_key
 from operators.source_files import Piece, SourceFile, list_source_files, plan_pieces, shown
 from operators.stage import StageConfig
 
@@ -100,7 +101,7 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
         batch_size=None,
         batch_format="pyarrow",
     )
-    shuffled = located.repartition(_num_shuffled_blocks(tasks, config.limit), keys=["row_id"])
+    shuffled = group_by_key(located, "row_id", _num_shuffled_blocks(tasks, config.limit))
     return shuffled.map_batches(_finish, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
 
 

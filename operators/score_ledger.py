@@ -4,7 +4,7 @@ One Parquet row a text, under `<folder>/<student>/`, where the student is named 
 of one student are void for any other. A changed policy, a rerun after a crash, or rows added scores only texts that
 were not scored before, and if there are none no student is loaded. Texts without a score are stored with their reason.
 
-Cost: one hash shuffle of rows and stored scores by `row_id`, and none while the ledger is empty. A batch is stored
+Cost: one shuffle of rows and stored scores by `row_id`, and none while the ledger is empty. A batch is stored
 before its rows go on. Not part of the key: where the student ran (bfloat16 on GPUs, float32 on CPUs).
 """
 
@@ -22,6 +22,7 @@ from operators.columns import conform
 from operators.ledger_files import LedgerFiles, write_whole
 from operators.models import model_revision
 from operators.score_ifd import Score, ScoreConfig, StudentScorer, Turn
+from operators.shuffle import group_by_key
 
 METHOD = 1  # raise it when the same text would get another score
 ROWS_PER_PARTITION = 50_000
@@ -94,7 +95,8 @@ def _with_known(rows: Dataset, files: LedgerFiles, name: str) -> Dataset:
     schema = rows.schema().base_schema.append(pa.field(KNOWN, pa.string()))
     tagged = rows.map_batches(partial(conform, schema=schema), batch_format="pyarrow", num_cpus=0.25)
     known = records.map_batches(partial(_as_known, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-    both = tagged.union(known).repartition(1 + rows.count() // ROWS_PER_PARTITION, keys=["row_id"])
+    num_blocks = 1 + (rows.count() + records.count()) // ROWS_PER_PARTITION
+    both = group_by_key(tagged.union(known), "row_id", num_blocks)
     merge = partial(_merge, schema=schema)
     merged: Dataset = both.map_batches(merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25).materialize()
     return merged  # complete: beside the actors to come, the tasks of the shuffle may wait for a free CPU for ever

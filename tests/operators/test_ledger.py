@@ -118,6 +118,14 @@ class TestAnswer:
         assert cut.with_name(f"{cut.name}.broken").is_file()
         assert whole.is_file()
 
+    def test_many_partitions_answer_as_one_does(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abcdefghij"), TEACHER, "stage"))
+        monkeypatch.setattr("operators.ledger.ROWS_PER_PARTITION", 4)
+        ledger = Ledger(str(tmp_path))
+        again = rows_of(ledger.answer(calls(*"abcdefghijk"), TEACHER, "stage"))
+        assert {row_id: row for row_id, row in again.items() if row_id != "k"} == first
+        assert paid(ledger) == (1, 10)
+
     def test_missing_column_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ray.exceptions.RayTaskError, match="ledger stage: columns messages are missing"):
             Ledger(str(tmp_path)).answer(calls("a").drop_columns(["messages"]), TEACHER, "stage")
