@@ -128,7 +128,7 @@ def main():
     parser.add_argument("--attention", default="ours", choices=["exact", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=int, help="8192 for step, 4096 for adapt")
     parser.add_argument("--layers", default="last:15")
-    parser.add_argument("--window", type=int, help="1024 for step, a quarter of that for adapt")
+    parser.add_argument("--window", type=int, help="the default for step, 256 for adapt")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--every", type=int, default=10, help="steps between readings of the held-out text")
     parser.add_argument("--learning-rate", type=float, default=1e-5)
@@ -139,7 +139,7 @@ def main():
     if arguments.what == "step":
         steps(arguments)
         return
-    window = arguments.window or (256 if arguments.what == "adapt" else 1024)
+    window = arguments.window or (256 if arguments.what == "adapt" else HyperAttentionConfig.window)
     ours = HyperAttentionConfig(mode="causal_local", window=window, exact_below=window)
     model, tokenizer = load()
     if arguments.what == "adapt":

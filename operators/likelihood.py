@@ -5,6 +5,7 @@ float32 and summed in float64, whatever the type of the weights.
 """
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from operators.encode import IGNORED, Encoded
 from operators.student_pool import StudentPoolConfig
+
+WORTH_A_PASS = 256  # tokens
 
 
 def load_causal_lm(model: str, pool: StudentPoolConfig) -> PreTrainedModel:
@@ -60,13 +63,21 @@ def sum_nll(model: PreTrainedModel, examples: Sequence[Encoded], batch_tokens: i
 
 
 def like_length_groups(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of `lengths`, shortest first, in groups of at most `batch_tokens` once padded to their longest."""
+    """Places of `lengths`, shortest first, in groups of at most `batch_tokens` once padded to their longest.
+
+    A group also ends where padding would be more than a tenth of it, once it is large enough to be worth a pass: what
+    is padded is computed like the rest.
+    """
     group: list[int] = []
+    real = 0
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[place] > batch_tokens:
+        padded = (len(group) + 1) * lengths[place]
+        wasteful = real >= WORTH_A_PASS and padded - real - lengths[place] > padded / 10
+        if group and (padded > batch_tokens or wasteful):
             yield group
-            group = []
+            group, real = [], 0
         group.append(place)
+        real += lengths[place]
     if group:
         yield group
 
@@ -74,19 +85,21 @@ def like_length_groups(lengths: Sequence[int], batch_tokens: int) -> Iterator[li
 @torch.inference_mode()
 def _group_nll(model: PreTrainedModel, examples: list[Encoded]) -> list[float]:
     longest = max(len(example.input_ids) for example in examples)
-    # Any token does as padding: it lies after all that is scored.
+    # Any token does as padding, and no mask is needed: it lies after all that is scored.
     input_ids = _pad([example.input_ids for example in examples], longest, 0, model.device)
-    labels = _pad([example.labels for example in examples], longest, IGNORED, model.device)
-    lengths = torch.tensor([len(example.input_ids) for example in examples], device=model.device)
-    mask = torch.arange(longest, device=model.device)[None] < lengths[:, None]
-    logits = model(input_ids=input_ids, attention_mask=mask.long(), use_cache=False).logits
-    return [_labelled_nll(row_logits, row_labels) for row_logits, row_labels in zip(logits, labels, strict=True)]
+    targets = _pad([example.labels[1:] for example in examples], longest - 1, IGNORED, model.device)
+    # The head has as many rows as the vocabulary: it sees only the places before a labelled token of some example.
+    places = (targets != IGNORED).any(0).nonzero()[:, 0]
+    keep = {"logits_to_keep": places} if "logits_to_keep" in signature(model.forward).parameters else {}
+    logits = model(input_ids=input_ids, use_cache=False, **keep).logits
+    logits = logits if keep else logits[:, places]
+    return [_labelled_nll(row_logits, row) for row_logits, row in zip(logits, targets[:, places], strict=True)]
 
 
-def _labelled_nll(row_logits: Tensor, row_labels: Tensor) -> float:
+def _labelled_nll(row_logits: Tensor, row_targets: Tensor) -> float:
     # One row at a time: a float32 copy of the whole batch's logits is what would not fit.
-    labelled = row_labels[1:] != IGNORED
-    nll = F.cross_entropy(row_logits[:-1][labelled].float(), row_labels[1:][labelled], reduction="none")
+    labelled = row_targets != IGNORED
+    nll = F.cross_entropy(row_logits[labelled].float(), row_targets[labelled], reduction="none")
     return float(nll.double().sum())
 
 

@@ -1,6 +1,5 @@
 """Results and gradients of the public function on a CPU, against the reference and against exact attention."""
 
-import itertools
 import math
 
 import pytest
@@ -9,49 +8,22 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.hyper_attention import HyperAttentionConfig, cpu, hyper_attention
 from kernels.hyper_attention.cpu_flash import merge_
-from kernels.hyper_attention.documents import of_ids, whole
 from kernels.hyper_attention.hashing import projections
-from kernels.hyper_attention.plan import build_plan
-from kernels.hyper_attention.plan_local import build_local_plan
 from kernels.hyper_attention.reference import reference_attention
-
-PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
-LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, lookback=0, exact_below=16)
-LOOK = HyperAttentionConfig(
-    mode="causal_local", window=20, segment=0, num_sinks=3, lookback=5, num_projections=2, exact_below=16
+from tests.kernels.attention_samples import (
+    ALL_MODES,
+    CHOOSE,
+    EXACT,
+    LOCAL,
+    LOOK,
+    PACKED,
+    PAPER,
+    gradients,
+    inputs,
+    plan_of,
 )
-CHOOSE = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, lookback=16, exact_below=16)
-EXACT = HyperAttentionConfig(exact_below=1 << 40)
-PACKED = torch.tensor([[-1] * 5 + [0] * 40 + [1] * 3 + [2] * 17 + [5] * 64 + [6] + [-1] * 7, [0] * 137])
 
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch):
-    monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
-
-
-def inputs(B=1, Hq=2, Hk=2, T=100, S=None, D=16, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((B, Hq, T, D), (B, Hk, S or T, D), (B, Hk, S or T, D))
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
-
-
-def plan_of(q, k, causal, config, ids=None):
-    documents = whole(k.shape[0], k.shape[2], k.device) if ids is None else of_ids(ids)
-    if config.mode == "causal_local":
-        return build_local_plan(q, k, documents, config)
-    return build_plan(q, k, causal, documents, config)
-
-
-def gradients(outputs, tensors, seed=1):
-    """Gradients of a random function of output and log-sum-exp."""
-    generator = torch.Generator().manual_seed(seed)
-    loss = 0
-    for x in outputs:
-        weight = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        loss = loss + (x.masked_fill(x.isinf(), 0.0) * weight).sum()
-    return torch.autograd.grad(loss, tensors, retain_graph=True)
-
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 CASES = [
     # B, Hq, Hk, T, S, D, causal, config, documents
@@ -188,104 +160,14 @@ def test_a_prefix_is_exact_attention_from_the_end():
     torch.testing.assert_close(hyper_attention(q, k, v, True, config=EXACT), exact)
 
 
-@pytest.mark.parametrize(
-    "config", [EXACT, PAPER, LOCAL, LOOK, CHOOSE], ids=["exact", "paper", "local", "look", "choose"]
-)
-@pytest.mark.parametrize("causal", [False, True])
-def test_packed_is_each_document_alone(config, causal):
-    if config.mode == "causal_local" and not causal:
-        return
-    lengths = [90, 1, 17, 130]
-    tensors = inputs(Hq=2, Hk=1, T=sum(lengths) + 4)
-    ends = torch.tensor([0, *itertools.accumulate(lengths)])
-    packed = hyper_attention(*tensors, causal, config=config, cu_seqlens=ends)
-    assert not packed[:, :, -4:].any()
-    packed_gradients = gradients([packed], tensors)
-    assert not any(x[:, :, -4:].any() for x in packed_gradients)
-    ids = torch.repeat_interleave(torch.tensor([0, 3, 4, 9, -1]), torch.tensor([*lengths, 4]))[None]
-    assert torch.equal(packed, hyper_attention(*tensors, causal, config=config, document_ids=ids))
-    for start, stop in itertools.pairwise(ends.tolist()):
-        alone = hyper_attention(*(x[:, :, start:stop] for x in tensors), causal, config=config)
-        torch.testing.assert_close(packed[:, :, start:stop], alone)
-
-
-def test_an_edited_document_changes_no_other():
-    ids = torch.tensor([[0] * 50 + [1] * 50 + [-1] * 10])
-    for config, causal in ((PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)):
-        results = []
-        for edit in (0.0, 1.0):
-            tensors = inputs(T=110)
-            for x in tensors:
-                x.data[:, :, 50:] += edit
-            results.append(hyper_attention(*tensors, causal, config=config, document_ids=ids)[:, :, :50])
-        assert torch.equal(*results)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        LOCAL,
-        LOOK,
-        CHOOSE,
-        pytest.param(PAPER, marks=pytest.mark.xfail(strict=True, reason="blocks are cut by rank among all")),
-    ],
-    ids=["local", "look", "choose", "paper"],
-)
-@pytest.mark.parametrize("edited", [40, 101, 127])
-def test_the_future_changes_no_bit_of_the_past(config, edited):
-    results = []
-    for edit in (0.0, 3.0):
-        tensors = inputs(T=160, dtype=torch.float32)
-        for x in tensors:
-            x.data[:, :, edited:] = x.data[:, :, edited:].flip(2) + edit
-        out, lse = hyper_attention(*tensors, True, config=config, return_lse=True)
-        past = [out[:, :, :edited], lse[:, :, :edited]]
-        results.append([*past, *(x[:, :, :edited] for x in gradients(past, tensors))])
-    for before, after in zip(*results, strict=True):
-        assert torch.equal(before, after)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_denominator_is_unbiased(causal):
-    q, k, v = inputs(Hq=1, Hk=1, T=64)
-    mask = torch.ones(64, 64).tril().bool() if causal else torch.ones(64, 64).bool()
-    exact = (q @ k.mT * 0.25).masked_fill(~mask, -torch.inf).logsumexp(-1)
-    sizes = {"block_size": 8, "num_samples": 6, "num_projections": 3, "leaf": 8, "exact_below": 8}
-    ratios = []
-    with torch.no_grad():
-        for seed in range(400):
-            config = HyperAttentionConfig(**sizes, seed=seed)
-            ratios.append((hyper_attention(q, k, v, causal, config=config, return_lse=True)[1] - exact).exp())
-    ratio = torch.stack(ratios)
-    error = ratio.std(0) / math.sqrt(len(ratio))
-    z = (ratio.mean(0) - 1)[error > 1e-9] / error[error > 1e-9]
-    assert z.abs().max() < 5
-    assert z.abs().mean() < 1.2
-
-
-def test_more_samples_are_closer():
-    q, k, v = inputs(Hq=8, Hk=8, T=512)
-    exact = scaled_dot_product_attention(q, k, v)
-    errors = []
-    for samples in (8, 32, 128):
-        config = HyperAttentionConfig(block_size=16, num_samples=samples, exact_below=16)
-        errors.append((hyper_attention(q, k, v, config=config) - exact).norm().item())
-    assert errors[1] < 0.75 * errors[0]
-    assert errors[2] < 0.75 * errors[1]
-
-
-@pytest.mark.parametrize(
-    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)]
-)
+@pytest.mark.parametrize(("config", "causal"), ALL_MODES)
 def test_ones_stay_ones(config, causal):
     q, k, v = inputs(T=111)
     out = hyper_attention(q, k, torch.ones_like(v), causal, config=config)
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
-@pytest.mark.parametrize(
-    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)]
-)
+@pytest.mark.parametrize(("config", "causal"), ALL_MODES)
 @pytest.mark.parametrize("size", [1e3, 1e-30, 0.0])
 def test_extreme_logits_stay_finite(config, causal, size):
     tensors = inputs(T=100, dtype=torch.float32)
@@ -294,9 +176,7 @@ def test_extreme_logits_stay_finite(config, causal, size):
     assert all(x.isfinite().all() for x in (*outputs, *gradients(outputs, tensors)))
 
 
-@pytest.mark.parametrize(
-    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)]
-)
+@pytest.mark.parametrize(("config", "causal"), ALL_MODES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_errs_by_its_rounding_only(config, causal, dtype):
     tensors = inputs(Hq=4, Hk=2, T=100, D=64, dtype=dtype)
@@ -312,9 +192,7 @@ def test_half_precision_errs_by_its_rounding_only(config, causal, dtype):
         assert (mine.float() - exact).norm() < torch.finfo(dtype).eps * exact.norm()
 
 
-@pytest.mark.parametrize(
-    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True)]
-)
+@pytest.mark.parametrize(("config", "causal"), ALL_MODES)
 @pytest.mark.parametrize(("T", "D"), [(17, 16), (63, 60), (211, 80), (129, 256)])
 def test_odd_shapes_and_strides_twice_the_same(config, causal, T, D):
     q, k, v = (x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(2, 4, 2, T, D=D))

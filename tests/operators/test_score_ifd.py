@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.encode import load_tokenizer
+from operators.likelihood import like_length_groups
 from operators.score_ifd import (
     Pair,
     Score,
@@ -76,6 +77,16 @@ def test_scores_of_real_records_by_a_real_model_equal_an_independent_computation
 
 
 @pytest.mark.slow
+def test_groups_hold_every_example_once_within_the_limit_and_pad_little() -> None:
+    lengths = [60, 10] * 40 + [n * 37 % 301 + 1 for n in range(500)]
+    groups = list(like_length_groups(lengths, batch_tokens=2000))
+    assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
+    padded = [len(group) * max(lengths[place] for place in group) for group in groups]
+    assert max(padded) <= 2000
+    assert sum(padded) < 1.1 * sum(lengths)
+    assert list(like_length_groups([60, 10] * 40, batch_tokens=4096)) == [[*range(1, 80, 2)], [*range(0, 80, 2)]]
+
+
 def test_a_fitting_answer_is_easier_than_a_foreign_one(demo_model: str) -> None:
     capital = Pair("What is the capital of France?", "", "The capital of France is Paris.")
     foreign = Pair("How do I boil an egg?", "", "The capital of France is Paris.")
