@@ -23,12 +23,12 @@ _CACHED_ROWS = 16384
 class _Tiles:
     """Rows to gather: `rows` [N, R] into [B * Hq * T], `keys` [N, C] into [B * Hk * S], `bias` [N, 1, R, C].
 
-    `valid` [N, R] is false on rows that only fill a tile; they read the tile's first key.
+    There is no bias where all rows of a bucket read the same keys. `valid` [N, R] is false on rows that only fill a tile; they read the tile's first key.
     """
 
     rows: Tensor
     keys: Tensor
-    bias: Tensor
+    bias: Tensor | None
     valid: Tensor
 
 
@@ -99,6 +99,9 @@ def _tiles(lookback: Lookback) -> Iterator[_Tiles]:
             row, column = torch.arange(_ROWS), low[tile, None] + torch.arange(C)
             valid = row < count[tile, None]
             member = first[tile, None] + torch.where(valid, row, 0)
+            if not lookback.moves:
+                yield _Tiles(rows[member], key_order[column + place[tile, None]] + place[tile, None], None, valid)
+                continue
             seen = (column[:, None] >= start[member][..., None]) & (column[:, None] < stop[member][..., None])
             keys = torch.where(seen.any(1), column, low[tile, None]) + place[tile, None]
             bias = torch.where(seen, 0.0, -torch.inf)[:, None]
