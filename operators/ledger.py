@@ -134,7 +134,7 @@ class Ledger:
         counts = add_up(measured, ["new", "over_long", "prompt_tokens", "reply_limit"])
         limit, known = counts.pop("reply_limit"), self.files.read(stage, ["generated_tokens"])
         mean: Any = known.mean("generated_tokens") if known is not None else 0
-        num_known = known.count() if known is not None else 0
+        num_known = self.files.count(stage)
         return {
             "asked": num_asked,
             **counts,
@@ -161,7 +161,7 @@ class Ledger:
         both = asked.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25).union(
             known.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25)
         )
-        return _partition_by_key(both, num_rows + known.count()).map_batches(
+        return _partition_by_key(both, num_rows + self.files.count(stage)).map_batches(
             partial(_new_calls, max_attempts=max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=0.25
         )
 
@@ -169,12 +169,11 @@ class Ledger:
         schema = keyed.schema().base_schema
         known = self.files.read(stage, ["call_key", *REPLY_COLUMNS])
         rows = keyed.map_batches(partial(_tag_rows, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-        both, num_known = rows, 0
+        both = rows
         if known is not None:
             tag = partial(_tag_replies, schema=schema)
             both = rows.union(known.map_batches(tag, batch_format="pyarrow", num_cpus=0.25))
-            num_known = known.count()
-        return _partition_by_key(both, num_rows + num_known).map_batches(
+        return _partition_by_key(both, num_rows + self.files.count(stage)).map_batches(
             _merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25
         )
 

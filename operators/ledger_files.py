@@ -1,7 +1,9 @@
 """The ledger's files: Parquet that appears whole or not at all, many small ones merged into few large ones."""
 
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from ray.data import Dataset
 from operators.budget import Tokens
 
 COMPACT_ABOVE, FILES_MERGED = 1024, 256
+READ_BYTES, READ_FILES = 32 << 20, 128  # at most, by one task
 BROKEN = ".broken"  # ends the name of a file that was set aside
 READERS = 16  # threads that look at footers
 
@@ -28,16 +31,23 @@ class LedgerFiles:
 
     def of(self, stage: str) -> list[str]:
         """Paths of the finished files of a stage within the ledger's file system, sorted."""
-        selector = fs.FileSelector(f"{self._root}/{stage}", allow_not_found=True)
-        found = self._filesystem.get_file_info(selector)
-        return sorted(info.path for info in found if info.path.endswith(".parquet") and info.base_name[0] != ".")
+        return [info.path for info in self._found(stage)]
 
     def read(self, stage: str, columns: list[str]) -> Dataset | None:
         """All committed records of a stage, lazily; None if there are none. Unfinished files are not looked at."""
-        files = self.of(stage)
-        if not files:
+        found = self._found(stage)
+        if not found:
             return None
-        return ray.data.read_parquet(files, filesystem=self._filesystem).select_columns(columns)
+        # `ray.data.read_parquet` lists and reads small files in 200 tasks, of a tenth of a second each.
+        tasks = ray.data.from_arrow([pa.table({"file": group}) for group in _groups(found)])
+        read = partial(_read, filesystem=self._filesystem, columns=columns)
+        return tasks.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+
+    def count(self, stage: str) -> int:
+        """How many records a stage has, by the footers of its files."""
+        with ThreadPoolExecutor(READERS) as threads:
+            footers = threads.map(partial(pq.read_metadata, filesystem=self._filesystem), self.of(stage))
+            return sum(footer.num_rows for footer in footers)
 
     def tokens(self, *stages: str) -> Tokens:
         """What these stages have paid for so far; all of them if none is named. Reads two columns on the driver."""
@@ -69,6 +79,12 @@ class LedgerFiles:
             ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups])
         return len(broken)
 
+    def _found(self, stage: str) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(f"{self._root}/{stage}", allow_not_found=True)
+        found = self._filesystem.get_file_info(selector)
+        finished = (info for info in found if info.path.endswith(".parquet") and info.base_name[0] != ".")
+        return sorted(finished, key=lambda info: info.path)
+
     def _is_whole(self, file: str) -> bool:
         """Whether its end is there, which is written last; what cannot be read at all is the reader's error to tell."""
         try:
@@ -87,6 +103,23 @@ def write_whole(folder: str, table: pa.Table) -> None:
     with filesystem.open_output_stream(unfinished) as stream:
         pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
     filesystem.move(unfinished, finished)
+
+
+def _groups(found: list[fs.FileInfo]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for info in found:
+        if group and (size + info.size > READ_BYTES or len(group) == READ_FILES):
+            yield group
+            group, size = [], 0
+        group.append(info.path)
+        size += info.size
+    yield group
+
+
+def _read(files: pa.Table, filesystem: fs.FileSystem, columns: list[str]) -> Iterator[pa.Table]:
+    for file in files["file"].to_pylist():
+        yield pq.read_table(file, filesystem=filesystem, columns=columns, partitioning=None)
 
 
 def _merge_files(folder: str, files: list[str]) -> None:

@@ -95,7 +95,7 @@ def _with_known(rows: Dataset, files: LedgerFiles, name: str) -> Dataset:
     schema = rows.schema().base_schema.append(pa.field(KNOWN, pa.string()))
     tagged = rows.map_batches(partial(conform, schema=schema), batch_format="pyarrow", num_cpus=0.25)
     known = records.map_batches(partial(_as_known, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-    num_blocks = 1 + (rows.count() + records.count()) // ROWS_PER_PARTITION
+    num_blocks = 1 + (rows.count() + files.count(name)) // ROWS_PER_PARTITION
     both = group_by_key(tagged.union(known), "row_id", num_blocks)
     merge = partial(_merge, schema=schema)
     merged: Dataset = both.map_batches(merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25).materialize()
