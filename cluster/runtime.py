@@ -15,7 +15,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UPLOADED_PACKAGE = "_ray_pkg_"
 HOME_VARIABLE = "RECYCLE_HOME"
-WORKERS_A_CPU = 4
 EXCLUDED_FROM_UPLOAD = [".git", ".venv", "runs", "docs", "tests", "benchmarks", "**/__pycache__"]
 
 
@@ -27,8 +26,6 @@ def connected() -> Iterator[Path]:
     one is started for this process, listening on 127.0.0.1.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # Tasks of a fraction of a CPU need more processes than CPUs; by default Ray ends and starts those all the time.
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(WORKERS_A_CPU * (os.cpu_count() or 1)))
     already = ray.is_initialized()
     if not already:
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
