@@ -109,7 +109,8 @@ def _materialise(run: Run, refresh: str, selected: dg.AssetSelection | None, ter
         with ProgressLines(terminal[1]):  # its last line is drawn before the conclusion is printed
             result = dg.materialize(
                 [*ASSETS, *CHECKS],
-                partition_key=refresh,
+                # Dagster refuses a partition where no selected asset has any, such as `--select student`.
+                partition_key=refresh if _has_refreshes(selected) else None,
                 instance=instance,
                 resources={"run": run, "io_manager": run.store},
                 selection=selected,
@@ -118,6 +119,13 @@ def _materialise(run: Run, refresh: str, selected: dg.AssetSelection | None, ter
                 raise_on_error=False,
             )
         return _conclude(run, result, terminal)
+
+
+def _has_refreshes(selected: dg.AssetSelection | None) -> bool:
+    chosen = None if selected is None else selected.resolve(ASSETS)
+    return any(
+        asset.partitions_def is not None for asset in ASSETS if chosen is None or not chosen.isdisjoint(asset.keys)
+    )
 
 
 def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -> int:

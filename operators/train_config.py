@@ -23,7 +23,7 @@ _OPERATIONAL = {
     "cpus_per_worker",
     "threads_per_worker",
 }
-_BUCKET_ELEMENTS = 50_000_000
+_BUCKET_ELEMENTS, _BUCKET_ELEMENTS_ON_CPUS = 50_000_000, 10_000_000
 
 
 class TrainConfig(StageConfig):
@@ -119,6 +119,7 @@ class TrainConfig(StageConfig):
             "weight_decay": self.weight_decay,
             "torch_adam": True,  # DeepSpeed's own Adam is a C++ extension that is compiled on first use
         }
+        bucket = _BUCKET_ELEMENTS if self.gpus_per_worker else _BUCKET_ELEMENTS_ON_CPUS
         config: dict[str, object] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": micro_steps,
@@ -127,8 +128,8 @@ class TrainConfig(StageConfig):
             "zero_optimization": {
                 "stage": self.zero_stage,
                 # DeepSpeed's default of 5e8 elements is two gigabytes of buffer a worker, more than a small model.
-                "reduce_bucket_size": _BUCKET_ELEMENTS,
-                "allgather_bucket_size": _BUCKET_ELEMENTS,
+                "reduce_bucket_size": bucket,
+                "allgather_bucket_size": bucket,
             },
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,

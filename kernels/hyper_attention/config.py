@@ -21,8 +21,8 @@ class HyperAttentionConfig:
         choice: causal_local: how they are found. "means": the lookback / segment segments (rounded down, at least one)
             whose mean keys have the largest logits, each key by key in place of its mean. "lsh": the newest keys of the
             query's own LSH bucket; they stay in their means too. Without segments it is "lsh".
-        segment: causal_local: tokens of one pooled segment of older keys, more than num_sinks; 0: no pooled keys. A query
-            reads one mean a segment: n / 1024 bounds its work beyond 32k tokens.
+        segment: causal_local: tokens of one pooled segment of older keys, more than num_sinks; 0: no pooled keys. A
+            query reads one mean a segment: n / 1024 bounds its work beyond 32k tokens.
         exact_below: documents of at most this many keys get exact attention.
         seed: determines projections and samples.
 

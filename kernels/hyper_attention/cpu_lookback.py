@@ -23,7 +23,8 @@ _CACHED_ROWS = 16384
 class _Tiles:
     """Rows to gather: `rows` [N, R] into [B * Hq * T], `keys` [N, C] into [B * Hk * S], `bias` [N, 1, R, C].
 
-    There is no bias where all rows of a bucket read the same keys. `valid` [N, R] is false on rows that only fill a tile; they read the tile's first key.
+    There is no bias where all rows of a bucket read the same keys. `valid` [N, R] is false on rows that only fill a
+    tile; they read the tile's first key, or the same keys.
     """
 
     rows: Tensor

@@ -104,9 +104,10 @@ def test_a_run_then_nothing_then_only_what_changed(flow: Flow, tmp_path: Path) -
     assert code == 0
     assert "everything was up to date: no teacher call, no training" in printed
 
-    code, printed = flow(f"source.path={source}", "train.max_steps=3")
+    code, printed = flow(f"source.path={source}", "train.max_steps=3", "--select", "student")
     assert code == 0, printed
     assert "made student" in printed
+    assert "made evaluation" not in printed
     assert "made packed_sequences" not in printed
     assert manifest(tmp_path, "student")["value"]["steps"] == 3
 
