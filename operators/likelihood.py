@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from operators.encode import IGNORED, Encoded
 from operators.student_pool import StudentPoolConfig
 
-WORTH_A_PASS = 256  # tokens
+WORTH_A_PASS = 256  # tokens; with 512, padding costs more than further passes on a CPU
 
 
 def load_causal_lm(model: str, pool: StudentPoolConfig) -> PreTrainedModel:

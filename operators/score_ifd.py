@@ -16,7 +16,7 @@ means, so that both are over the same tokens and the ratio compares like with li
 
 Why transformers and not vLLM's prompt log-probabilities, which `benchmarks/scoring.py` holds against each other: the
 scores are the same (within 1e-5, relative, on 64 pairs) and vLLM is 1.3 times as fast on a CPU, one thread each (4.2
-against 3.3 pairs/s), because it pads nothing. The reasons to stay are not speed: a student need not be a model that
+against 3.3 pairs/s); it pads nothing. The reasons to stay are not speed: a student need not be a model that
 vLLM knows, its scores need no engine with a start of its own (35 s on a CPU, 150 pairs' worth), and it is the same code
 that evaluates students. Neither was measured on a GPU.
 """
