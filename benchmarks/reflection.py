@@ -1,7 +1,8 @@
 """What the pipeline itself costs: rows a second through reflection and ledger with the scripted teacher.
 
 The teacher answers at once, so this is the overhead of reading, prompting, keying, committing, joining and parsing.
-Nothing is timed before the rows have been counted: every row comes back parsed, and the second run calls nobody.
+Nothing is timed before the rows have been counted: every row comes back parsed, the second run calls nobody, and the
+third, a refresh with one row for each hundred that the ledger holds, calls for those rows only.
 Seconds of the wall clock say little on a shared machine; `cpu` is what the driver, Ray and all its workers computed.
 
     .venv/bin/python benchmarks/reflection.py [ROWS ...]
@@ -35,12 +36,12 @@ PART = 10_000
 TEXT = "Explain in a few words why the sea is salt and what follows from it for the people who live beside it. "
 
 
-def write_rows(path: str, num_rows: int) -> None:
+def write_rows(path: str, first: int, stop: int) -> None:
     """A part at a time, so that the peak of the driver's memory is the pipeline's and not this function's."""
     same = {"input": "", "origin": "benchmark", "neutralised": False, "outcome": ""}
     with pq.ParquetWriter(path, RAW) as writer:
-        for start in range(0, num_rows, PART):
-            names = [f"{number:032x}" for number in range(start, min(start + PART, num_rows))]
+        for start in range(first, stop, PART):
+            names = [f"{number:032x}" for number in range(start, min(start + PART, stop))]
             texts = {"row_id": names, "instruction": [TEXT + name for name in names], "response": [TEXT] * len(names)}
             columns = texts | {name: [value] * len(names) for name, value in same.items()}
             writer.write_table(pa.table(columns).select(RAW.names).cast(RAW))
@@ -71,7 +72,7 @@ def run(source: str, folder: str, num_rows: int) -> tuple[float, float, Ledger]:
 def main() -> None:
     sizes = [int(size) for size in sys.argv[1:]] or [10_000]
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, ray {ray.__version__}, scripted teacher")
-    print(f"{'rows':>9} {'run':>7} {'wall':>9} {'rows/s':>8} {'cpu':>9} {'rows/cpu s':>11} {'driver peak':>12}")
+    print(f"{'rows':>9} {'run':>8} {'wall':>9} {'rows/s':>8} {'cpu':>9} {'rows/cpu s':>11} {'driver peak':>12}")
     with connected():
         for num_rows in sizes:
             measure(num_rows)
@@ -79,14 +80,19 @@ def main() -> None:
 
 def measure(num_rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(f"{folder}/rows.parquet", num_rows)
-        for name, num_calls in (("first", num_rows), ("second", 0)):
-            seconds, computed, ledger = run(f"{folder}/rows.parquet", folder, num_rows)
+        write_rows(f"{folder}/rows.parquet", 0, num_rows)
+        write_rows(f"{folder}/more.parquet", num_rows, num_rows + num_rows // 100)
+        for name, file, num, num_calls in (
+            ("first", "rows", num_rows, num_rows),
+            ("second", "rows", num_rows, 0),
+            ("1 % more", "more", num_rows // 100, num_rows // 100),
+        ):
+            seconds, computed, ledger = run(f"{folder}/{file}.parquet", folder, num)
             if ledger.figures()["calls"] != num_calls:
                 raise SystemExit("red gate: a call was made twice or not at all")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"{num_rows:>9} {name:>7} {seconds:>7.1f} s {num_rows / seconds:>8.0f} {computed:>7.1f} s "
-                  f"{num_rows / computed:>11.0f} {peak:>8.0f} MiB", flush=True)  # fmt: skip
+            print(f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {computed:>7.1f} s "
+                  f"{num / computed:>11.0f} {peak:>8.0f} MiB", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from operators.budget import BudgetConfig, Tokens
 from operators.supervisor import Supervisor
-from operators.teacher import TeacherConfig, generate, num_prompt_tokens
+from operators.teacher import WITH_REPLIES, TeacherConfig, generate, num_prompt_tokens
 
 MOST_WAITING = 8  # tasks that wait for admission; each is a process of its own
 BATCHES_IN_FLIGHT = 3  # for each batch that the engines can work on
@@ -83,7 +83,7 @@ class Asking:
             partial(_commit, supervisor=supervisor, commit=self.commit),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=0.25,
+            **WITH_REPLIES,
         )
         committed.context.execution_no_progress_timeout_s = self.teacher.no_progress_timeout_s
         try:

@@ -7,7 +7,8 @@ merged into large ones, and only then deleted. Failed calls are kept too: they a
 `teacher.max_attempts` times.
 
 Cost: two shuffles a stage, one of the calls with the stored keys (which calls are new) and one of the rows with the
-replies. Nothing is collected on the driver. How calls are made, and what may stop them, is in `ask`.
+replies; where a stage holds more than is asked, what nobody asked for is left in its files. Nothing is collected on the
+driver. How calls are made, and what may stop them, is in `ask`.
 """
 
 import datetime
@@ -92,7 +93,9 @@ class Ledger:
         """
         broken = self.files.tidy(stage)
         keyed, asked = _keyed(calls, teacher, stage)
-        counts = add_up(keyed.map_batches(_counts, batch_format="pyarrow", num_cpus=0.25), ["rows", "asked"])
+        counts = add_up(
+            calls.map_batches(partial(_counts, stage=stage), batch_format="pyarrow", num_cpus=0.25), ["rows", "asked"]
+        )
         num_rows, num_asked = counts["rows"], counts["asked"]
         if not num_asked:
             self._add_figures(0, 0, {})
@@ -154,26 +157,28 @@ class Ledger:
             self._figures[name] = self._figures.get(name, 0) + value
 
     def _without_known(self, asked: Dataset, stage: str, max_attempts: int, num_rows: int) -> Dataset:
-        known = self.files.read(stage, ["call_key", "error"])
-        if known is None:
+        if not self.files.of(stage):
             return asked
+        keys = asked.select_columns(["call_key"])
+        known, num_known = self.files.read_for(keys, num_rows, stage, ["call_key", "error"])
         as_record = partial(conform, schema=_CALLS_AND_RECORDS)
         both = asked.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25).union(
             known.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25)
         )
-        return _partition_by_key(both, num_rows + self.files.count(stage)).map_batches(
+        return _partition_by_key(both, num_rows + num_known).map_batches(
             partial(_new_calls, max_attempts=max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=0.25
         )
 
     def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int) -> Dataset:
         schema = keyed.schema().base_schema
-        known = self.files.read(stage, ["call_key", *REPLY_COLUMNS])
-        rows = keyed.map_batches(partial(_tag_rows, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-        both = rows
-        if known is not None:
+        both = keyed.map_batches(partial(_tag_rows, schema=schema), batch_format="pyarrow", num_cpus=0.25)
+        num_known = 0
+        if self.files.of(stage):
+            keys = keyed.select_columns(["call_key"])
+            known, num_known = self.files.read_for(keys, num_rows, stage, ["call_key", *REPLY_COLUMNS])
             tag = partial(_tag_replies, schema=schema)
-            both = rows.union(known.map_batches(tag, batch_format="pyarrow", num_cpus=0.25))
-        return _partition_by_key(both, num_rows + self.files.count(stage)).map_batches(
+            both = both.union(known.map_batches(tag, batch_format="pyarrow", num_cpus=0.25))
+        return _partition_by_key(both, num_rows + num_known).map_batches(
             _merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25
         )
 
@@ -198,16 +203,16 @@ def _keyed(calls: Dataset, teacher: TeacherConfig, stage: str) -> tuple[Dataset,
 
 
 def _add_keys(calls: pa.Table, stage: str, teacher_parts: list[str | float | int]) -> pa.Table:
-    require_columns(f"ledger {stage}", ["row_id", "messages", "schema", "max_tokens"], calls.column_names)
     keys = [
         call_key(call, stage, teacher_parts) if call["messages"] is not None else f"not asked {call['row_id']}"
-        for call in calls.select(["row_id", "messages", "schema", "max_tokens"]).to_pylist()
+        for call in calls.select(["row_id", *CALL_COLUMNS]).to_pylist()
     ]
     return calls.append_column("call_key", pa.array(keys, pa.string()))
 
 
-def _counts(keyed: pa.Table) -> pa.Table:
-    return pa.table({"rows": [keyed.num_rows], "asked": [keyed.num_rows - keyed["messages"].null_count]})
+def _counts(calls: pa.Table, stage: str) -> pa.Table:
+    require_columns(f"ledger {stage}", ["row_id", *CALL_COLUMNS], calls.column_names)
+    return pa.table({"rows": [calls.num_rows], "asked": [calls.num_rows - calls["messages"].null_count]})
 
 
 def _measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:

@@ -19,6 +19,7 @@ from operators.budget import Tokens
 COMPACT_ABOVE, FILES_MERGED = 1024, 256
 READ_BYTES, READ_FILES = 32 << 20, 128  # at most, by one task
 BROKEN = ".broken"  # ends the name of a file that was set aside
+MOST_WANTED = 100_000  # keys, by which records are picked while they are read
 READERS = 16  # threads that look at footers
 
 
@@ -36,12 +37,21 @@ class LedgerFiles:
     def read(self, stage: str, columns: list[str]) -> Dataset | None:
         """All committed records of a stage, lazily; None if there are none. Unfinished files are not looked at."""
         found = self._found(stage)
-        if not found:
-            return None
-        # `ray.data.read_parquet` lists and reads small files in 200 tasks, of a tenth of a second each.
-        tasks = ray.data.from_arrow([pa.table({"file": group}) for group in _groups(found)])
-        read = partial(_read, filesystem=self._filesystem, columns=columns)
-        return tasks.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+        return self._records(found, columns, None) if found else None
+
+    def read_for(self, asked: Dataset, num_asked: int, stage: str, columns: list[str]) -> tuple[Dataset, int]:
+        """The records that have a key of `asked`, if those are few; else all. And about how many records that are.
+
+        Args:
+            asked: a data set of one column, which is among `columns`.
+            num_asked: how many rows it has.
+            stage: holds records.
+            columns: to read.
+        """
+        found, num_stored = self._found(stage), self.count(stage)
+        if num_asked > MOST_WANTED or num_asked >= num_stored:
+            return self._records(found, columns, None), num_stored
+        return self._records(found, columns, asked.repartition(1).to_arrow_refs()[0]), num_asked
 
     def count(self, stage: str) -> int:
         """How many records a stage has, by the footers of its files."""
@@ -78,6 +88,12 @@ class LedgerFiles:
             groups = [files[start : start + FILES_MERGED] for start in range(0, len(files), FILES_MERGED)]
             ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups])
         return len(broken)
+
+    def _records(self, found: list[fs.FileInfo], columns: list[str], wanted: ray.ObjectRef | None) -> Dataset:
+        # `ray.data.read_parquet` lists and reads small files in 200 tasks, of a tenth of a second each.
+        tasks = ray.data.from_arrow([pa.table({"file": group}) for group in _groups(found)])
+        read = partial(_read, filesystem=self._filesystem, columns=columns, wanted=wanted)
+        return tasks.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
     def _found(self, stage: str) -> list[fs.FileInfo]:
         selector = fs.FileSelector(f"{self._root}/{stage}", allow_not_found=True)
@@ -117,9 +133,19 @@ def _groups(found: list[fs.FileInfo]) -> Iterator[list[str]]:
     yield group
 
 
-def _read(files: pa.Table, filesystem: fs.FileSystem, columns: list[str]) -> Iterator[pa.Table]:
-    for file in files["file"].to_pylist():
-        yield pq.read_table(file, filesystem=filesystem, columns=columns, partitioning=None)
+def _read(
+    files: pa.Table, filesystem: fs.FileSystem, columns: list[str], wanted: ray.ObjectRef | None
+) -> Iterator[pa.Table]:
+    """The records of these files; with `wanted`, a table of one column, those that have one of its keys there."""
+    read = partial(pq.read_table, filesystem=filesystem, columns=columns, partitioning=None)
+    tables = map(read, files["file"].to_pylist())
+    if wanted is None:
+        yield from tables
+        return
+    keys: pa.Table = ray.get(wanted)
+    [name] = keys.column_names
+    records = pa.concat_tables(tables)
+    yield records.filter(pc.is_in(records[name], keys[name].combine_chunks()))
 
 
 def _merge_files(folder: str, files: list[str]) -> None:

@@ -88,14 +88,15 @@ def score_key(turn: Turn, max_tokens: int) -> str:
 def _with_known(rows: Dataset, files: LedgerFiles, name: str) -> Dataset:
     """The rows with a column KNOWN: their stored scores, or null."""
     files.tidy(name)
-    records = files.read(name, RECORD.names)
-    if records is None:
+    if not files.of(name):
         return rows.map_batches(partial(_add_null, name=KNOWN), batch_format="pyarrow", num_cpus=0.25)
     rows = rows.materialize()  # counted, and then shuffled
+    num_rows = rows.count()
+    records, num_records = files.read_for(rows.select_columns(["row_id"]), num_rows, name, RECORD.names)
     schema = rows.schema().base_schema.append(pa.field(KNOWN, pa.string()))
     tagged = rows.map_batches(partial(conform, schema=schema), batch_format="pyarrow", num_cpus=0.25)
     known = records.map_batches(partial(_as_known, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-    num_blocks = 1 + (rows.count() + files.count(name)) // ROWS_PER_PARTITION
+    num_blocks = 1 + (num_rows + num_records) // ROWS_PER_PARTITION
     both = group_by_key(tagged.union(known), "row_id", num_blocks)
     merge = partial(_merge, schema=schema)
     merged: Dataset = both.map_batches(merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25).materialize()

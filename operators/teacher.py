@@ -22,6 +22,9 @@ from operators.scripted_teacher import scripted_replies
 from operators.stage import StageConfig
 
 ERROR_CHARS = 500
+# Of tasks that hold replies which are paid for: a killed one is tried again for as long as the stage goes on. The same
+# arguments everywhere, because Ray Data makes one task of steps that have them in common.
+WITH_REPLIES = {"num_cpus": 0.25, "max_retries": -1}
 
 
 class TeacherConfig(StageConfig):
@@ -161,13 +164,13 @@ def _generate_vllm(calls: Dataset, teacher: TeacherConfig, supervisor: Any) -> D
         preprocess=lambda call: _vllm_request(call, teacher),
         postprocess=lambda row: {name: row.get(name) for name in _VLLM_COLUMNS},
         preprocess_map_kwargs={"num_cpus": 0.25},
-        postprocess_map_kwargs={"num_cpus": 0.25},
+        postprocess_map_kwargs=WITH_REPLIES,
     )
     if supervisor is not None:
         engine = processor.get_stage_by_name("vLLMEngineStage")
         # By assignment the stage would work out its resources a second time, from arguments that it has used up.
         engine.__dict__["fn"] = guarded(engine.fn, supervisor, teacher.canary_timeout_s)
-    return processor(calls).map_batches(_from_vllm, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    return processor(calls).map_batches(_from_vllm, batch_size=None, batch_format="pyarrow", **WITH_REPLIES)
 
 
 _VLLM_COLUMNS = (
@@ -198,7 +201,11 @@ def _engine_kwargs(teacher: TeacherConfig, *, on_cpu: bool) -> dict[str, Any]:
 
 
 def _cpu_environment(teacher: TeacherConfig) -> dict[str, str]:
+    """An engine's process tree on CPUs. The model runs in the engine core's own process: vLLM starts one more only to
+    set the threads, which are set here.
+    """
     return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(teacher.cpu_kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(teacher.cpu_threads),
@@ -268,4 +275,4 @@ def _generate_scripted(calls: Dataset, teacher: TeacherConfig, supervisor: Any) 
         replies = scripted_replies(batch.to_pylist(), teacher.model, supervisor)
         return pa.Table.from_pylist(replies, schema=REPLIES)
 
-    return calls.map_batches(answer, batch_size=None, batch_format="pyarrow", num_cpus=0.25, max_retries=-1)
+    return calls.map_batches(answer, batch_size=None, batch_format="pyarrow", **WITH_REPLIES)

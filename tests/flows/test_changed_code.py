@@ -85,13 +85,9 @@ def test_each_change_costs_what_depends_on_it(tmp_path: Path, tiny_model: str) -
     assert copy.paid("response_reflections") == (ROWS, 0)
 
     copy.replace("operators/replies.py", "Strict on purpose.", "Strict, and on purpose.")
-    plan = copy.run("--plan")
-    assert "parser" in line_of(plan, "instruction_reflections")
-    copy.run("--select", UP_TO)
-    assert copy.paid("instruction_reflections") == copy.paid("response_reflections") == (0, ROWS)
-
     copy.write_rows(ROWS + 1)
     plan = copy.run("--plan")
+    assert "parser" in line_of(plan, "instruction_reflections")
     assert "stale: files changed" in line_of(plan, "raw_instructions")
     assert f"1 new calls, {ROWS} from the ledger" in line_of(plan, "reflect_instructions")
     copy.run("--select", UP_TO)

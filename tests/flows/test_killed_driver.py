@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-ROWS, BATCH, BATCHES = 1200, 4, 2
+ROWS, BATCH, BATCHES = 600, 4, 2
 IN_FLIGHT = 3 * BATCH * BATCHES  # as ask.BATCHES_IN_FLIGHT says
 
 Kill = Callable[[subprocess.Popen[bytes]], None]

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from operators.ledger import Ledger
+from operators.calls import call_key
+from operators.ledger import RECORD, Ledger
+from operators.ledger_files import write_whole
 from operators.teacher import TeacherConfig
 
 CALLS, BATCH = 24, 4
@@ -36,7 +38,7 @@ def calls(count: int) -> "ray.data.Dataset":
         "row_id": [str(n) for n in range(count)],
         "messages": [message] * count,
         "schema": [""] * count,
-        "max_tokens": pa.array([400] * count, pa.int32()),
+        "max_tokens": pa.array([200] * count, pa.int32()),
     }
     return ray.data.from_arrow(pa.table(table))
 
@@ -78,8 +80,21 @@ def test_a_killed_engine_is_replaced(tmp_path: Path, tiny_model: str, victim: st
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_that_goes_on_starts_its_engine_beside_what_the_ledger_holds(tmp_path: Path, tiny_model: str) -> None:
     """On two CPUs, of which the engine takes one: the anti-join must have ended before the engine starts."""
-    whole = teacher(tiny_model).model_copy(update={"no_progress_timeout_s": 240.0})
-    for count, made in ((2, 2), (4, 2)):
-        ledger = Ledger(str(tmp_path))
-        assert len(ledger.answer(calls(count), whole, "stage").take_all()) == count
-        assert ledger.figures()["calls"] == made
+    patient = teacher(tiny_model).model_copy(update={"no_progress_timeout_s": 240.0})
+    store_replies(tmp_path, patient, 2)
+    ledger = Ledger(str(tmp_path))
+    rows = {row["row_id"]: row["reply"] for row in ledger.answer(calls(4), patient, "stage").take_all()}
+    assert rows["0"] == rows["1"] == "one, two"
+    assert rows["2"]
+    assert rows["3"]
+    assert ledger.figures()["calls"] == 2
+
+
+def store_replies(folder: Path, asked: TeacherConfig, count: int) -> None:
+    """Put into the ledger what an earlier run would have left."""
+    said = {"reply": "one, two", "finish_reason": "stop", "prompt_tokens": 9, "generated_tokens": 3, "error": ""}
+    records = [
+        {"call_key": call_key(call, "stage", asked.key_parts()), "row_id": call["row_id"], **said}
+        for call in calls(count).take_all()
+    ]
+    write_whole(str(folder / "stage"), pa.Table.from_pylist(records, schema=RECORD))

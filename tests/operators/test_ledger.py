@@ -126,6 +126,23 @@ class TestAnswer:
         assert {row_id: row for row_id, row in again.items() if row_id != "k"} == first
         assert paid(ledger) == (1, 10)
 
+    def test_few_calls_among_many_records_move_only_their_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stored = rows_of(Ledger(str(tmp_path)).answer(calls(*map(str, range(30))), TEACHER, "stage"))
+        ledger = Ledger(str(tmp_path))
+        asked = rows_of(ledger.answer(calls("7", "29", "new"), TEACHER, "stage"))
+        assert paid(ledger) == (1, 2)
+        assert {name: asked[name] for name in ("7", "29")} == {name: stored[name] for name in ("7", "29")}
+
+        keys = ray.data.from_arrow(pa.table({"row_id": ["7", "29", "never asked"]}))
+        few, num_few = ledger.files.read_for(keys, 3, "stage", ["row_id", "reply"])
+        assert num_few == 3
+        assert {row["row_id"]: row["reply"] for row in few.take_all()} == {n: stored[n]["reply"] for n in ("7", "29")}
+        monkeypatch.setattr("operators.ledger_files.MOST_WANTED", 2)
+        every, num_every = ledger.files.read_for(keys, 3, "stage", ["row_id", "reply"])
+        assert num_every == every.count() == 31
+
     def test_missing_column_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ray.exceptions.RayTaskError, match="ledger stage: columns messages are missing"):
             Ledger(str(tmp_path)).answer(calls("a").drop_columns(["messages"]), TEACHER, "stage")
