@@ -31,7 +31,7 @@ from operators.reflect import ReflectConfig
 from operators.reflect_instructions import reflect_instructions
 from operators.teacher import TeacherConfig
 
-TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=256)
+TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=1024)
 PART = 10_000
 TEXT = "Explain in a few words why the sea is salt and what follows from it for the people who live beside it. "
 

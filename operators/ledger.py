@@ -93,10 +93,7 @@ class Ledger:
         """
         broken = self.files.tidy(stage)
         keyed, asked = _keyed(calls, teacher, stage)
-        counts = add_up(
-            calls.map_batches(partial(_counts, stage=stage), batch_format="pyarrow", num_cpus=0.25), ["rows", "asked"]
-        )
-        num_rows, num_asked = counts["rows"], counts["asked"]
+        num_rows, num_asked, schema = _survey(calls, stage)
         if not num_asked:
             self._add_figures(0, 0, {})
             return keyed.map_batches(_without_replies, batch_format="pyarrow", num_cpus=0.25)
@@ -122,7 +119,7 @@ class Ledger:
             spent = self.files.tokens() if self._budget.is_limited() else Tokens()
             made = Asking(stage, teacher, self._budget, commit, pending, spent).run()
         self._add_figures(num_asked - num_new, 0 if self._offline else num_new, made)
-        return self._bring_replies(keyed, stage, num_rows)
+        return self._bring_replies(keyed, stage, num_rows, schema.append(CALLS.field("call_key")))
 
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
         """What `answer` would do, without doing it: calls asked, new, over_long (new and too long for the teacher).
@@ -169,8 +166,7 @@ class Ledger:
             partial(_new_calls, max_attempts=max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=0.25
         )
 
-    def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int) -> Dataset:
-        schema = keyed.schema().base_schema
+    def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int, schema: pa.Schema) -> Dataset:
         both = keyed.map_batches(partial(_tag_rows, schema=schema), batch_format="pyarrow", num_cpus=0.25)
         num_known = 0
         if self.files.of(stage):
@@ -210,9 +206,24 @@ def _add_keys(calls: pa.Table, stage: str, teacher_parts: list[str | float | int
     return calls.append_column("call_key", pa.array(keys, pa.string()))
 
 
-def _counts(calls: pa.Table, stage: str) -> pa.Table:
+def _survey(calls: Dataset, stage: str) -> tuple[int, int, pa.Schema]:
+    """How many rows there are, how many of them ask something, and their columns, in one pass.
+
+    To ask Ray Data for the columns computes the whole first block a second time.
+    """
+    num_rows, num_asked, schema = 0, 0, CALLS
+    count = partial(_count, stage=stage)
+    for table in calls.map_batches(count, batch_format="pyarrow", num_cpus=0.25).iter_batches(batch_format="pyarrow"):
+        for part in table.to_pylist():
+            num_rows, num_asked = num_rows + part["rows"], num_asked + part["asked"]
+            schema = pa.ipc.read_schema(pa.py_buffer(part["schema"]))
+    return num_rows, num_asked, schema
+
+
+def _count(calls: pa.Table, stage: str) -> pa.Table:
     require_columns(f"ledger {stage}", ["row_id", *CALL_COLUMNS], calls.column_names)
-    return pa.table({"rows": [calls.num_rows], "asked": [calls.num_rows - calls["messages"].null_count]})
+    asked = calls.num_rows - calls["messages"].null_count
+    return pa.table({"rows": [calls.num_rows], "asked": [asked], "schema": [calls.schema.serialize().to_pybytes()]})
 
 
 def _measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:

@@ -216,6 +216,7 @@ def vllm_server(tiny_model: str) -> Iterator[str]:
     settings = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--max-model-len", "512"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_model, *settings]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as our own engines: one process less to start
     server = subprocess.Popen(
         [*command, "--dtype", "float32", "--enforce-eager"],
         env=environment,
