@@ -212,8 +212,9 @@ def _survey(calls: Dataset, stage: str) -> tuple[int, int, pa.Schema]:
     To ask Ray Data for the columns computes the whole first block a second time.
     """
     num_rows, num_asked, schema = 0, 0, CALLS
-    count = partial(_count, stage=stage)
-    for table in calls.map_batches(count, batch_format="pyarrow", num_cpus=0.25).iter_batches(batch_format="pyarrow"):
+    counted = calls.map_batches(partial(_count, stage=stage), batch_format="pyarrow", num_cpus=0.25)
+    for batch in counted.iter_batches(batch_size=None, batch_format="pyarrow"):
+        table: pa.Table = batch
         for part in table.to_pylist():
             num_rows, num_asked = num_rows + part["rows"], num_asked + part["asked"]
             schema = pa.ipc.read_schema(pa.py_buffer(part["schema"]))

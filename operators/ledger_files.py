@@ -89,7 +89,7 @@ class LedgerFiles:
             ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups])
         return len(broken)
 
-    def _records(self, found: list[fs.FileInfo], columns: list[str], wanted: ray.ObjectRef | None) -> Dataset:
+    def _records(self, found: list[fs.FileInfo], columns: list[str], wanted: ray.ObjectRef[pa.Table] | None) -> Dataset:
         # `ray.data.read_parquet` lists and reads small files in 200 tasks, of a tenth of a second each.
         tasks = ray.data.from_arrow([pa.table({"file": group}) for group in _groups(found)])
         read = partial(_read, filesystem=self._filesystem, columns=columns, wanted=wanted)
@@ -134,7 +134,7 @@ def _groups(found: list[fs.FileInfo]) -> Iterator[list[str]]:
 
 
 def _read(
-    files: pa.Table, filesystem: fs.FileSystem, columns: list[str], wanted: ray.ObjectRef | None
+    files: pa.Table, filesystem: fs.FileSystem, columns: list[str], wanted: ray.ObjectRef[pa.Table] | None
 ) -> Iterator[pa.Table]:
     """The records of these files; with `wanted`, a table of one column, those that have one of its keys there."""
     read = partial(pq.read_table, filesystem=filesystem, columns=columns, partitioning=None)

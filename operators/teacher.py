@@ -24,7 +24,7 @@ from operators.stage import StageConfig
 ERROR_CHARS = 500
 # Of tasks that hold replies which are paid for: a killed one is tried again for as long as the stage goes on. The same
 # arguments everywhere, because Ray Data makes one task of steps that have them in common.
-WITH_REPLIES = {"num_cpus": 0.25, "max_retries": -1}
+WITH_REPLIES: dict[str, Any] = {"num_cpus": 0.25, "max_retries": -1}
 
 
 class TeacherConfig(StageConfig):
