@@ -4,6 +4,7 @@ The loss of a step is the sum of the cross entropy over its supervised tokens, d
 workers; so the curve is the same for any number of workers, however many tokens each happens to hold.
 """
 
+import ctypes
 import inspect
 import json
 import logging
@@ -38,6 +39,7 @@ from operators.progress import report_progress
 from operators.train_config import TrainConfig
 from operators.train_plan import Pack, PackStore, Plan, dummy_pack
 
+_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES = -3, 1 << 20  # of glibc's malloc.h; bytes
 METRICS, CHECKPOINTS, EXPORTED = "metrics.jsonl", "checkpoints", "exported.json"
 
 
@@ -231,6 +233,7 @@ def _prepare_process(config: TrainConfig) -> None:
     """Before DeepSpeed's first import: choose the device, compile nothing, be quiet."""
     if not config.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        _return_memory_when_freed()
     if config.threads_per_worker:
         torch.set_num_threads(config.threads_per_worker)
     import deepspeed
@@ -240,6 +243,13 @@ def _prepare_process(config: TrainConfig) -> None:
     # DeepSpeed would compile a shared-memory all-reduce wherever it finds a compiler; gloo needs none.
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+
+
+def _return_memory_when_freed() -> None:
+    """Map each block of a MiB or more by itself: in glibc's heap tensors leave holes, and a worker grows by the step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
 
 
 def _restore(engine: Any, job: TrainJob, folder: Path) -> int:
