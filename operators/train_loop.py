@@ -246,7 +246,7 @@ def _prepare_process(config: TrainConfig) -> None:
 
 
 def _return_memory_when_freed() -> None:
-    """Map each block of a MiB or more by itself: in glibc's heap tensors leave holes, and a worker grows by the step."""
+    """Map each block of a MiB or more by itself: in glibc's heap tensors leave holes, and workers grow by the step."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
