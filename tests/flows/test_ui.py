@@ -114,6 +114,8 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     command = [sys.executable, "-m", "flows.ui", "--config", str(CONFIG), "--port", str(free_port())]
     environment = {**os.environ, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}"}
+    # The background job of a shell ignores Ctrl-C, and what it starts would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     served = subprocess.Popen(
         [*command, f"storage={storage}"], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
     )
