@@ -117,6 +117,7 @@ class TrainConfig(StageConfig):
             "betas": [0.9, 0.999],
             "eps": 1e-8,
             "weight_decay": self.weight_decay,
+            "fused": True,  # one pass over the parameters, no copies of their size
             "torch_adam": True,  # DeepSpeed's own Adam is a C++ extension that is compiled on first use
         }
         bucket = _BUCKET_ELEMENTS if self.gpus_per_worker else _BUCKET_ELEMENTS_ON_CPUS
