@@ -77,6 +77,7 @@ def steps(arguments):
     for name in ("exact", "ours"):
         command = [sys.executable, __file__, "cell", "--attention", name, "--tokens", str(arguments.tokens)]
         command += ["--layers", arguments.layers, "--threads", str(arguments.threads)]
+        command += ["--window", str(arguments.window), "--lookback", str(arguments.lookback)]
         # The command is this file and the arguments of its own command line.
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}, check=True)  # noqa: S603
 
@@ -129,20 +130,25 @@ def main():
     parser.add_argument("--tokens", type=int, help="8192 for step, 4096 for adapt")
     parser.add_argument("--layers", default="last:15")
     parser.add_argument("--window", type=int, help="the default for step, 256 for adapt")
+    parser.add_argument(
+        "--lookback", type=int, default=HyperAttentionConfig.lookback, help="0: older keys as means only"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--every", type=int, default=10, help="steps between readings of the held-out text")
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    arguments.tokens = arguments.tokens or (4096 if arguments.what == "adapt" else 8192)
+    adapts = arguments.what == "adapt"
+    arguments.tokens = arguments.tokens or (4096 if adapts else 8192)
+    arguments.window = arguments.window or (256 if adapts else HyperAttentionConfig.window)
     torch.set_num_threads(arguments.threads)
     if arguments.what == "step":
         steps(arguments)
         return
-    window = arguments.window or (256 if arguments.what == "adapt" else HyperAttentionConfig.window)
-    ours = HyperAttentionConfig(mode="causal_local", window=window, exact_below=window)
+    sizes = {"window": arguments.window, "lookback": arguments.lookback, "exact_below": arguments.window}
+    ours = HyperAttentionConfig(mode="causal_local", **sizes)
     model, tokenizer = load()
-    if arguments.what == "adapt":
+    if adapts:
         adapt(model, tokenizer, arguments, ours)
         return
     config = ours if arguments.attention == "ours" else HyperAttentionConfig(exact_below=arguments.tokens)

@@ -1,6 +1,7 @@
 """Tokens a second of the reflection stage against vLLM's own offline `LLM.chat`: same prompts, same model, one run.
 
-Both are measured by difference, a long batch minus a short one, so that the start of the engine counts for neither.
+Both are measured by difference, a long batch minus a short one, so that the start of the engine counts for neither;
+a batch before them, which counts for nothing, starts the first and slowest engine.
 The stage pays besides for Ray, the ledger and the parser. Nothing is timed before the answers agree: greedy replies to
 the same prompts must be the same texts, but for a few that float rounding decides. With $DISTILABEL_PYTHON, the Python
 of an environment that has distilabel and this vLLM, distilabel is measured too, in the same way.
@@ -23,7 +24,7 @@ import pyarrow as pa
 
 MAX_TOKENS, LENGTH = 64, 1024
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHORT = 16  # calls of the short batch
+WARM, SHORT = 2, 16  # calls of the batch that is not counted, and of the short one
 DISTILABEL = os.environ.get("DISTILABEL_PYTHON", "")
 
 
@@ -82,7 +83,7 @@ def measure_chat(num_calls: int, out: Path) -> None:
     llm = LLM(model(), dtype="float32", max_model_len=LENGTH, max_num_seqs=16, enforce_eager=True)
     sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
     seconds, tokens, texts = {}, {}, {}
-    for count in (SHORT, num_calls):
+    for count in (WARM, SHORT, num_calls):
         calls = [messages_of(number) for number in batch(count)]
         started = time.perf_counter()
         replies = llm.chat(calls, sampling, use_tqdm=False)
@@ -105,7 +106,7 @@ def measure_stage(num_calls: int, folder: str) -> dict[str, Any]:
     )
     seconds, tokens, texts = {}, {}, {}
     with connected():
-        for count in (SHORT, num_calls):
+        for count in (WARM, SHORT, num_calls):
             calls = pa.table(
                 {
                     "row_id": [str(number) for number in batch(count)],

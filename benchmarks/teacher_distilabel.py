@@ -1,7 +1,9 @@
 """distilabel 1.5.3 on the prompts of `teacher.py`, for its comparison; run by a Python that has both it and this vLLM.
 
-distilabel hands vLLM an argument that this vLLM no longer knows (`logits_processors`), so by itself it stops with
-`TypeError: Unexpected keyword argument 'logits_processors'`; here that one argument is left out when it is empty.
+distilabel is older than this vLLM. Two things are mended here, and nothing else: it hands over an argument that is gone
+(`TypeError: Unexpected keyword argument 'logits_processors'`), which is left out when it is empty; and when it unloads
+the engine it deletes an attribute that is gone (`'LLMEngine' object has no attribute 'model_executor'`), after which
+it waits for ever, so the engine just ends with its process.
 
     <python of distilabel> benchmarks/teacher_distilabel.py CALLS OUT.json
 """
@@ -22,27 +24,35 @@ BATCH = 16
 
 def main() -> None:
     num_calls, out, model = int(sys.argv[1]), Path(sys.argv[2]), teacher.model()
+    mend()
     seconds, tokens, texts = {}, {}, {}
-    for count in (teacher.SHORT, num_calls):
+    for count in (teacher.WARM, teacher.SHORT, num_calls):
         rows, seconds[count] = run(count, model)
-        tokens[count] = sum(row["distilabel_metadata"]["statistics_ask"]["output_tokens"][0] for row in rows)
+        tokens[count] = sum(row["distilabel_metadata"]["statistics_ask"]["output_tokens"] for row in rows)
         texts = {row["row_id"]: row["generation"] for row in rows}
     out.write_text(json.dumps(teacher.difference(seconds, tokens, num_calls) | {"texts": texts}))
 
 
-def run(count: int, model: str) -> tuple[list[dict], float]:
+def mend() -> None:
     import vllm
     from distilabel.models.llms import vLLM
-    from distilabel.pipeline import Pipeline
-    from distilabel.steps import LoadDataFromDicts
-    from distilabel.steps.tasks import TextGeneration
 
     known = vllm.SamplingParams
+    vllm.LLM  # noqa: B018 - loads the modules that name SamplingParams as a type, before it is replaced
 
     def without_processors(*, logits_processors: list[object], **settings: object) -> object:
         return known(**settings) if not logits_processors else known(logits_processors=logits_processors, **settings)
 
     vllm.SamplingParams = without_processors
+    vLLM._cleanup_vllm_model = lambda self: None
+
+
+def run(count: int, model: str) -> tuple[list[dict], float]:
+    from distilabel.models.llms import vLLM
+    from distilabel.pipeline import Pipeline
+    from distilabel.steps import LoadDataFromDicts
+    from distilabel.steps.tasks import TextGeneration
+
     records = [
         {"row_id": str(number), "instruction": teacher.messages_of(number)[0]["content"]}
         for number in teacher.batch(count)
@@ -55,6 +65,7 @@ def run(count: int, model: str) -> tuple[list[dict], float]:
             llm=vLLM(
                 model=model,
                 dtype="float32",
+                disable_cuda_device_placement=True,
                 extra_kwargs=settings,
                 generation_kwargs={"temperature": 0.0, "max_new_tokens": teacher.MAX_TOKENS},
             ),
