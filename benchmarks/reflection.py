@@ -3,12 +3,10 @@
 The teacher answers at once, so this is the overhead of reading, prompting, keying, committing, joining and parsing.
 Nothing is timed before the rows have been counted: every row comes back parsed, the second run calls nobody, and the
 third, a refresh with one row for each hundred that the ledger holds, calls for those rows only.
-Seconds of the wall clock say little on a shared machine; `cpu` is what the driver, Ray and all its workers computed.
 
     .venv/bin/python benchmarks/reflection.py [ROWS ...]
 """
 
-import contextlib
 import os
 import platform
 import resource
@@ -19,7 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -47,32 +44,22 @@ def write_rows(path: str, first: int, stop: int) -> None:
             writer.write_table(pa.table(columns).select(RAW.names).cast(RAW))
 
 
-def cpu_seconds() -> float:
-    """Of this process, of Ray, and of all workers, also of those that ended."""
-    own = psutil.Process()
-    total = 0.0
-    for process in [own, *own.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:4])
-    return total
-
-
-def run(source: str, folder: str, num_rows: int) -> tuple[float, float, Ledger]:
-    """Seconds and CPU seconds of one pass; fails unless every row came back parsed."""
+def run(source: str, folder: str, num_rows: int) -> tuple[float, Ledger]:
+    """Seconds of one pass; fails unless every row came back parsed."""
     ledger = Ledger(f"{folder}/ledger")
-    started, computed = time.perf_counter(), cpu_seconds()
+    started = time.perf_counter()
     rows = reflect_instructions(ray.data.read_parquet(source), ReflectConfig(), TEACHER, ledger, frozenset())
     parsed = rows.filter(expr=ray.data.expressions.col("instruction_reflection") == "parsed").count()
-    seconds, computed = time.perf_counter() - started, cpu_seconds() - computed
+    seconds = time.perf_counter() - started
     if parsed != num_rows:
         raise SystemExit(f"red gate: {parsed} rows parsed of {num_rows}; no time is reported")
-    return seconds, computed, ledger
+    return seconds, ledger
 
 
 def main() -> None:
     sizes = [int(size) for size in sys.argv[1:]] or [10_000]
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, ray {ray.__version__}, scripted teacher")
-    print(f"{'rows':>9} {'run':>8} {'wall':>9} {'rows/s':>8} {'cpu':>9} {'rows/cpu s':>11} {'driver peak':>12}")
+    print(f"{'rows':>9} {'run':>8} {'wall':>9} {'rows/s':>8} {'driver peak':>12}")
     with connected():
         for num_rows in sizes:
             measure(num_rows)
@@ -87,12 +74,11 @@ def measure(num_rows: int) -> None:
             ("second", "rows", num_rows, 0),
             ("1 % more", "more", num_rows // 100, num_rows // 100),
         ):
-            seconds, computed, ledger = run(f"{folder}/{file}.parquet", folder, num)
+            seconds, ledger = run(f"{folder}/{file}.parquet", folder, num)
             if ledger.figures()["calls"] != num_calls:
                 raise SystemExit("red gate: a call was made twice or not at all")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {computed:>7.1f} s "
-                  f"{num / computed:>11.0f} {peak:>8.0f} MiB", flush=True)  # fmt: skip
+            print(f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {peak:>8.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
