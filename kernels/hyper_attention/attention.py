@@ -1,9 +1,10 @@
 """The public function, as a PyTorch operator: it compiles, checkpoints, autocasts and exports like any other.
 
-The plan is made again in the backward pass from the same queries and keys (it is a function of them and of the seed, at
-about 5 % of the step), so that only q, k, v, the output and its log-sum-exp are kept between the passes.
+The plan is made again in the backward pass from the same queries and keys (it is a function of them and of the seed),
+so that only q, k, v, the output, its log-sum-exp and the chosen segments, the dearest part of a plan, are kept between
+the passes.
 
-Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, N documents.
+Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, N documents, M chosen segments.
 """
 
 import math
@@ -20,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernels.hyper_attention import cpu, documents
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.plan import Plan, build_plan
+from kernels.hyper_attention.plan_choice import num_chosen
 from kernels.hyper_attention.plan_local import build_local_plan
 
 _WORDS: dict[str, tuple[Any, ...]] = {"mode": ("paper", "causal_local"), "choice": ("means", "lsh")}
@@ -75,18 +77,26 @@ def hyper_attention(
     plain = ids is None and not return_lse and (not causal or q.shape[2] == k.shape[2])
     if plain and k.shape[2] <= config.exact_below:
         return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
-    out, lse = _forward(q, k, v, ids, causal, scale, _settings(config))
+    out, lse, _ = _forward(q, k, v, ids, causal, scale, _settings(config), num_chosen(config))
     return (out, lse) if return_lse else out
 
 
 @torch.library.custom_op("hyper_attention::forward", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None, causal: bool, scale: float, settings: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    document_ids: Tensor | None,
+    causal: bool,
+    scale: float,
+    settings: Sequence[int],
+    most_chosen: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):  # else forward and backward would hash in different precision
         plan = _plan(q, k, document_ids, causal, settings)
         out, lse = _path(q.device).forward(q, k, v, plan, scale)
-    return out, lse
+    hidden = None if plan.pooled is None else plan.pooled.hidden
+    return out, lse, _no_choice(q, most_chosen) if hidden is None else hidden
 
 
 @torch.library.custom_op("hyper_attention::backward", mutates_args=())
@@ -98,23 +108,31 @@ def _backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    chosen: Tensor,
     document_ids: Tensor | None,
     causal: bool,
     scale: float,
     settings: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):
-        plan = _plan(q, k, document_ids, causal, settings)
+        plan = _plan(q, k, document_ids, causal, settings, chosen)
         grads = _path(q.device).backward(grad_out, grad_lse, q, k, v, out, lse, plan, scale)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
 @_forward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None, causal: bool, scale: float, settings: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    document_ids: Tensor | None,
+    causal: bool,
+    scale: float,
+    settings: Sequence[int],
+    most_chosen: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=wide)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=wide), _no_choice(q, most_chosen)
 
 
 @_backward.register_fake
@@ -124,18 +142,18 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, document_ids, ctx.causal, ctx.scale, ctx.settings = inputs
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, document_ids, ctx.causal, ctx.scale, ctx.settings, _ = inputs
     ctx.save_for_backward(q, k, v, *output, document_ids)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, document_ids = ctx.saved_tensors
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, chosen, document_ids = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(out)
-    grads = _backward(grad_out, grad_lse, q, k, v, out, lse, document_ids, ctx.causal, ctx.scale, ctx.settings)
-    return (*grads, None, None, None, None)
+    grads = _backward(grad_out, grad_lse, q, k, v, out, lse, chosen, document_ids, ctx.causal, ctx.scale, ctx.settings)
+    return (*grads, None, None, None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
@@ -150,7 +168,9 @@ def _path(device: torch.device) -> ModuleType:
     raise ValueError(f"hyper_attention: the device is {device.type}; it must be cpu or cuda")
 
 
-def _plan(q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequence[int]) -> Plan:
+def _plan(
+    q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequence[int], chosen: Tensor | None = None
+) -> Plan:
     if ids is None:
         tokens = documents.whole(k.shape[0], k.shape[2], k.device)
     else:
@@ -163,8 +183,13 @@ def _plan(q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequ
         tokens = documents.of_ids(ids)
     config = _config(settings)
     if config.mode == "causal_local":
-        return build_local_plan(q, k, tokens, config)
+        return build_local_plan(q, k, tokens, config, chosen)
     return build_plan(q, k, causal, tokens, config)
+
+
+def _no_choice(q: Tensor, most: int) -> Tensor:
+    """Where no segment was chosen, and as the fake of those that were; int32 [B, Hq, T, M]."""
+    return q.new_zeros((*q.shape[:3], most), dtype=torch.int32)
 
 
 def _settings(config: HyperAttentionConfig) -> list[int]:

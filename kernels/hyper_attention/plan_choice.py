@@ -9,14 +9,21 @@ Shape letters: B batch, Hq query heads, Hk key heads, G = Hq / Hk, T queries, S 
 import torch
 from torch import Tensor
 
+from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.plan import Lookback, Pooled, lookback_of
 from kernels.hyper_attention.pooling import pool
 
 _ROWS = 256
 
 
+def num_chosen(config: HyperAttentionConfig) -> int:
+    """M, the segments that a query reads exactly, at most; 0 if they are not chosen by means."""
+    by_means = config.mode == "causal_local" and config.choice == "means" and config.segment and config.lookback
+    return max(1, config.lookback // config.segment) if by_means else 0
+
+
 def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:
-    """Segments that each query reads exactly, int32 [B, Hq, T, M], increasing in M, at most `most`; P stands for none.
+    """Segments that each query reads exactly, int32 [B, Hq, T, M], increasing in M; P stands for none.
 
     Computed in fp32, a few rows at a time, from segments that begin before them: later tokens change no product.
 
@@ -24,12 +31,11 @@ def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:
         q: [B, Hq, T, D]; query t stands at key position t + S - T.
         k: [B, Hk, S, D].
         pooled: the segments, and those that each query may choose from.
-        most: upper limit of M.
+        most: M.
     """
     (B, Hq, T, D), (Hk, S), P = q.shape, k.shape[1:3], pooled.start.shape[1]
     mean = pool(k.detach().float(), pooled).transpose(2, 3)
-    M = min(most, P)
-    chosen = torch.full((B, Hq, T, M), P, dtype=torch.int32, device=q.device)
+    chosen = torch.full((B, Hq, T, most), P, dtype=torch.int32, device=q.device)
     for row in range(0, T, _ROWS):
         rows = slice(row, min(row + _ROWS, T))
         seen = min(P, (rows.stop + S - T) // pooled.length)
@@ -40,14 +46,14 @@ def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:
         segment = torch.arange(seen, device=q.device)
         start, stop = pooled.band.start[:, None, rows, None], pooled.band.stop[:, None, rows, None]
         logit = logit.masked_fill((segment < start) | (segment >= stop), -torch.inf)
-        value, index = logit.topk(min(M, seen), dim=-1, sorted=False)
+        value, index = logit.topk(min(most, seen), dim=-1, sorted=False)
         index = torch.where(value > -torch.inf, index, P).sort(-1).values
         chosen[:, :, rows, : index.shape[-1]] = index.to(torch.int32)
     return chosen
 
 
 def read_chosen(chosen: Tensor, pooled: Pooled, k: Tensor) -> tuple[Lookback, ...]:
-    """The chosen segments [B, Hq, T, M] as M ranges of keys for each query; sinks are left out."""
+    """The chosen segments [B, Hq, T, M] as ranges of keys for each query, M or P of them; sinks are left out."""
     (B, Hq, _, M), (Hk, S) = chosen.shape, k.shape[1:3]
     key_order = torch.arange(S, dtype=torch.int32, device=k.device).expand(B, Hk, S).contiguous()
     # One more segment, empty, after all keys, for the choices that are none.
@@ -56,7 +62,7 @@ def read_chosen(chosen: Tensor, pooled: Pooled, k: Tensor) -> tuple[Lookback, ..
         for x in (pooled.start + pooled.skip, pooled.start + pooled.length)
     )
     lookbacks = []
-    for number in range(M):
+    for number in range(min(M, pooled.start.shape[1])):
         segment, order = chosen[..., number].sort(dim=-1, stable=True)
         segment = segment.long()
         start, end = (x.gather(2, segment).to(torch.int32) for x in (first, stop))

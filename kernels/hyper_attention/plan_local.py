@@ -24,14 +24,16 @@ from torch import Tensor
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
 from kernels.hyper_attention.plan import Band, Lookback, Plan, Pooled, ranges_of_keys
-from kernels.hyper_attention.plan_choice import choose_segments, read_chosen
+from kernels.hyper_attention.plan_choice import choose_segments, num_chosen, read_chosen
 from kernels.hyper_attention.plan_lookback import build_lookback
 from kernels.hyper_attention.segments import numbered
 
 _STEP = 256
 
 
-def build_local_plan(q: Tensor, k: Tensor, documents: Documents, config: HyperAttentionConfig) -> Plan:
+def build_local_plan(
+    q: Tensor, k: Tensor, documents: Documents, config: HyperAttentionConfig, chosen: Tensor | None = None
+) -> Plan:
     """Plan of mode "causal_local"; documents of at most `exact_below` keys are all window.
 
     Args:
@@ -39,6 +41,7 @@ def build_local_plan(q: Tensor, k: Tensor, documents: Documents, config: HyperAt
         k: [B, Hk, S, D].
         documents: of the key positions; more than one only if S == T.
         config: sizes and seed.
+        chosen: what `choose_segments` found for these queries and keys; None: it is asked.
     """
     queries, S = q.shape[2], k.shape[2]
     segment = config.segment or 1
@@ -65,7 +68,7 @@ def build_local_plan(q: Tensor, k: Tensor, documents: Documents, config: HyperAt
         config.segment,
     )
     if reaches and not hashed:
-        hidden = choose_segments(q, k, pooled, max(1, config.lookback // segment))
+        hidden = choose_segments(q, k, pooled, num_chosen(config)) if chosen is None else chosen
         pooled, lookbacks = replace(pooled, hidden=hidden), read_chosen(hidden, pooled, k)
     return Plan(window_band, (), sinks, pooled, lookbacks)
 

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
 from kernels.hyper_attention.attention import _backward, _forward, _settings
+from kernels.hyper_attention.plan_choice import num_chosen
 
 PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
 LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, exact_below=16)
@@ -26,11 +27,11 @@ def inputs(T=64, dtype=torch.float32):
 @pytest.mark.parametrize("ids", [None, IDS], ids=["whole", "packed"])
 def test_opcheck(config, causal, ids):
     q, k, v = inputs()
-    torch.library.opcheck(_forward, (q, k, v, ids, causal, 0.25, _settings(config)))
+    torch.library.opcheck(_forward, (q, k, v, ids, causal, 0.25, _settings(config), num_chosen(config)))
     detached = [x.detach() for x in (q, k, v)]
-    out, lse = _forward(*detached, ids, causal, 0.25, _settings(config))
+    out, lse, chosen = _forward(*detached, ids, causal, 0.25, _settings(config), num_chosen(config))
     for grad_lse in (None, lse.masked_fill(lse.isinf(), 0.0)):
-        arguments = (out, grad_lse, *detached, out, lse, ids, causal, 0.25, _settings(config))
+        arguments = (out, grad_lse, *detached, out, lse, chosen, ids, causal, 0.25, _settings(config))
         torch.library.opcheck(_backward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
