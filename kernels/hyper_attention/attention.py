@@ -121,18 +121,9 @@ def _backward(
 
 
 @_forward.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    document_ids: Tensor | None,
-    causal: bool,
-    scale: float,
-    settings: Sequence[int],
-    most_chosen: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=wide), _no_choice(q, most_chosen)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=wide), _no_choice(q, rest[-1])
 
 
 @_backward.register_fake
