@@ -90,7 +90,7 @@ def adapt(model, tokenizer, arguments, config):
     texts = {module: read(tokenizer, module, arguments.tokens) for module in (*TRAINED, HELD_OUT)}
     with torch.inference_mode():
         embedded = {module: model.model.embed_tokens(ids) for module, ids in texts.items()}
-    entering = {module: _last(run_layers(model, state, range(layers[0]))) for module, state in embedded.items()}
+    entering = {module: _last(state, run_layers(model, state, range(layers[0]))) for module, state in embedded.items()}
     entering = {module: state.clone() for module, state in entering.items()}
     parameters = [p for layer in layers for p in model.model.layers[layer].parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.0)
@@ -113,13 +113,14 @@ def held_out(model, texts, entering, layers, config, chosen):
     found = {}
     for name, patched in (("ours", chosen), ("exact", [])):
         with patched_attention(model, config, patched):
-            hidden = _last(run_layers(model, entering[HELD_OUT], layers))
+            hidden = _last(entering[HELD_OUT], run_layers(model, entering[HELD_OUT], layers))
         found[name] = nats(model, hidden, texts[HELD_OUT])[config.window :].mean().item()
     return {name: round(value, 4) for name, value in found.items()} | {"gap": round(found["ours"] - found["exact"], 4)}
 
 
-def _last(states):
-    *_, state = states
+def _last(entering, states):
+    """What the last layer leaves; what entered, if there is no layer."""
+    *_, state = entering, *states
     return state
 
 
