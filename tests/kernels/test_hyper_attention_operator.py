@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
+from kernels.hyper_attention import HyperAttentionConfig, hyper_attention, plan_local
 from kernels.hyper_attention.attention import _backward, _forward, _settings
-from kernels.hyper_attention.plan_choice import num_chosen
+from kernels.hyper_attention.plan_choice import choose_segments, num_chosen
 
 PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
 LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, exact_below=16)
@@ -60,6 +60,20 @@ def test_it_exports():
     program = torch.export.export(Layer(), tuple(tensors))
     assert "hyper_attention.forward" in program.graph_module.code
     assert torch.equal(program.module()(*tensors), Layer()(*tensors))
+
+
+def test_segments_are_chosen_once_a_step(monkeypatch):
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return choose_segments(*arguments)
+
+    monkeypatch.setattr(plan_local, "choose_segments", counted)
+    tensors = inputs()
+    hyper_attention(*tensors, True, config=LOCAL).sum().backward()
+    assert len(calls) == 1
+    assert all(x.grad.isfinite().all() for x in tensors)
 
 
 @MODES
