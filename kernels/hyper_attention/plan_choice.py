@@ -31,7 +31,7 @@ def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:
         q: [B, Hq, T, D]; query t stands at key position t + S - T.
         k: [B, Hk, S, D].
         pooled: the segments, and those that each query may choose from.
-        most: M.
+        most: M; where fewer segments may be chosen, the rest is none.
     """
     (B, Hq, T, D), (Hk, S), P = q.shape, k.shape[1:3], pooled.start.shape[1]
     mean = pool(k.detach().float(), pooled).transpose(2, 3)
