@@ -11,6 +11,7 @@ from torch import Tensor
 
 PROJECTIONS, SAMPLES = 1, 2
 _GOLDEN = 0x9E3779B97F4A7C15
+_PIECE = 8192  # tokens that are projected at a time: all at once take as much memory as the queries
 
 
 def uniform(seed: int, stream: int, *indices: Tensor) -> Tensor:
@@ -50,15 +51,19 @@ def gray_buckets(x_BHTD: Tensor, projections_HDLR: Tensor, levels: int) -> Tenso
         projections_HDLR: [Hp, D, L * R] as from `projections`, with H a multiple of Hp: grouped heads share theirs.
         levels: L.
     """
-    B, H, T, D = x_BHTD.shape
-    heads = projections_HDLR.shape[0]
-    grouped = x_BHTD.detach().float().reshape(B, heads, (H // heads) * T, D)
-    sign = (grouped @ projections_HDLR > 0).view(B, H, T, levels, -1)
-    place = 2 ** torch.arange(sign.shape[-1], device=x_BHTD.device, dtype=torch.int32)
-    word = (sign * place).sum(-1, dtype=torch.int32).permute(3, 0, 1, 2)
+    (B, H, T, D), heads = x_BHTD.shape, projections_HDLR.shape[0]
+    bits = projections_HDLR.shape[2] // levels
+    # Row l adds the signs of level l as the digits of its word: exact in fp32, and in TF32.
+    eye, digits = torch.eye(levels, device=x_BHTD.device), 2.0 ** torch.arange(bits, device=x_BHTD.device)
+    places = torch.kron(eye, digits[None])
+    word = torch.empty((levels, B, H, T), dtype=torch.int32, device=x_BHTD.device)
+    for first in range(0, T, _PIECE):
+        rows = x_BHTD[:, :, first : first + _PIECE].detach().float().reshape(B, heads, H // heads, -1, D)
+        sign = (projections_HDLR.mT[:, None] @ rows.mT).gt_(0)
+        word[..., first : first + _PIECE] = (places @ sign).flatten(1, 2).permute(2, 0, 1, 3)
     for shift in (1, 2, 4, 8):
-        word = word ^ (word >> shift)
-    return word.contiguous()
+        word ^= word >> shift
+    return word
 
 
 def _mix(words: Tensor) -> Tensor:
