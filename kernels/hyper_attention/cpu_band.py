@@ -1,12 +1,13 @@
 """The band on a CPU: each tile of queries with a common first key reads older keys in full and its own causally.
 
-Tiles that follow each other at equal steps are one call on strided views: nothing is copied, even where tiles overlap.
+Tiles that follow each other at equal steps are a strip, one call on strided views for a few of them at a time: nothing
+is copied, even where tiles overlap, and what a call returns stays in the cache.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, N tiles, R rows, C keys.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -16,6 +17,7 @@ from kernels.hyper_attention.cpu_flash import merge_, part_backward, part_forwar
 from kernels.hyper_attention.plan import Band
 
 _HIDDEN = -1e30
+_CACHED_ROWS = 8192
 
 
 @dataclass
@@ -30,6 +32,13 @@ class _Strip:
     causal: bool
     step: int = 0
     count: int = 1
+
+    def pieces(self) -> Iterator["_Strip"]:
+        """The strip, a few tiles at a time."""
+        most = max(1, _CACHED_ROWS // max(self.rows, self.keys))
+        for first in range(0, self.count, most):
+            row, key, count = self.row + self.rows * first, self.key + self.step * first, min(most, self.count - first)
+            yield replace(self, row=row, key=key, count=count)
 
     def query_tiles(self, x: Tensor, group: slice) -> Tensor:
         """View [N, Hk, R, ...] of x [B, Hq, T, ...] for the heads of `group`."""
@@ -71,7 +80,7 @@ def band_forward(
 
     `log_weight` [B, S] belongs to the keys; `hidden` int [B, Hq, T, M] are keys that a query does not read.
     """
-    for strip in _strips(band):
+    for strip in _pieces(band):
         key, value = strip.key_tiles(k), strip.key_tiles(v)
         for group in _groups(q, k):
             bias = strip.bias(log_weight, hidden, group)
@@ -93,7 +102,7 @@ def band_backward(
     hidden: Tensor | None = None,
 ) -> None:
     """Add the band's share to `grads`, (dq, dk, dv), in place; `out` and `lse` are those of the whole softmax."""
-    for strip in _strips(band):
+    for strip in _pieces(band):
         key, value = strip.key_tiles(k), strip.key_tiles(v)
         for group in _groups(q, k):
             bias = strip.bias(log_weight, hidden, group)
@@ -117,6 +126,10 @@ def _groups(q: Tensor, k: Tensor) -> Iterator[slice]:
     groups = q.shape[1] // k.shape[1]
     for member in range(groups):
         yield slice(member, None, groups)
+
+
+def _pieces(band: Band) -> Iterator[_Strip]:
+    return (piece for strip in _strips(band) for piece in strip.pieces())
 
 
 def _strips(band: Band) -> list[_Strip]:
