@@ -92,13 +92,13 @@ def keys_of_a_query(config, q, k):
         keys = (plan.band.stop - plan.band.start)[:, None].expand(q.shape[:3])
         for level in plan.levels:
             inside = level.query_segment >= 0
-            keys = keys + (inside * (level.block_stop - level.block_start + config.num_samples))[:, None]
+            keys = keys + (inside * (level.block.stop - level.block.start + config.num_samples))[:, None]
     else:
         plan = build_local_plan(q, k, documents, config)
         bands = [band for band in (plan.band, plan.sinks, plan.pooled and plan.pooled.band) if band is not None]
         keys = sum((band.stop - band.start)[:, None].expand(q.shape[:3]) for band in bands)
         for lookback in plan.lookbacks:
-            read = (lookback.stop - lookback.start).to(keys.dtype)
+            read = (lookback.band.stop - lookback.band.start).to(keys.dtype)
             keys = keys + torch.zeros_like(keys).scatter_(2, lookback.query_order.long(), read)
     return int(keys.max()), keys[:, :, SCORED_FROM:].float().mean().item()
 

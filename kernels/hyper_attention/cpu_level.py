@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.hyper_attention.cpu_flash import merge_, part_backward, part_forward
 from kernels.hyper_attention.plan import Level
 
-_CACHED_ROWS = 16384
+_CACHED_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _tiles(level: Level, query_heads: int) -> _Tiles:
     rows = level.query_order.flatten()[place + torch.minimum(slot, query_stop - 1)[:, None]] + place
     block_keys = level.block_keys[batch, number][:, None]
     column = torch.arange(int(block_keys.max()) if len(block_keys) else 0)
-    block = level.block_start[batch[:, None], first] + column
+    block = level.block.start[batch[:, None], first] + column
     draw = level.sample_rank[batch, :, number]
     jump = (first[..., None] < level.sample_split[batch, :, number]) * block_keys[..., None]
     slots = torch.cat([block[:, None].expand(-1, heads, -1), key_start[..., None] + draw + jump], -1).clamp(max=S - 1)

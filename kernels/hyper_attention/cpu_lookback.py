@@ -84,8 +84,8 @@ def _tiles(lookback: Lookback) -> Iterator[_Tiles]:
     Where a tile is cut, and how many keys it has, follows from its first row and rows before: else later tokens would
     change the rounding of earlier rows.
     """
-    (Hq, T), (Hk, S) = lookback.start.shape[1:], lookback.key_order.shape[1:]
-    start, stop = lookback.start.flatten().long(), lookback.stop.flatten().long()
+    (Hq, T), (Hk, S) = lookback.band.start.shape[1:], lookback.key_order.shape[1:]
+    start, stop = lookback.band.start.flatten().long(), lookback.band.stop.flatten().long()
     slot = (stop > start).nonzero().flatten()
     head, start, stop = slot // T, start[slot], stop[slot]
     rows = lookback.query_order.flatten()[slot] + head * T

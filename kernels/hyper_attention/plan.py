@@ -17,6 +17,7 @@ Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, P segme
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,19 +30,26 @@ from kernels.hyper_attention.segments import Split, split_causal, split_document
 
 @dataclass(frozen=True)
 class Band:
-    """Exact keys by position; int32, monotone in the last axis.
+    """A contiguous range of keys for each query; int32, monotone in the last axis.
 
     Attributes:
-        start: [B, T], first key position of each query.
-        stop: [B, T], one past its last.
-        query_start: [B, S], first query position that reads the key.
-        query_stop: [B, S], one past the last.
+        start: [..., T], first key of each query.
+        stop: [..., T], one past its last.
+        keys: S.
     """
 
     start: Tensor
     stop: Tensor
-    query_start: Tensor
-    query_stop: Tensor
+    keys: int
+
+    @cached_property
+    def readers(self) -> tuple[Tensor, Tensor]:
+        """The first query that reads each key, and one past the last; int32 [..., S] both."""
+        key = torch.arange(self.keys, device=self.start.device, dtype=torch.int32)
+        key = key.expand(*self.start.shape[:-1], -1).contiguous()
+        first = torch.searchsorted(self.stop, key, right=True, out_int32=True)
+        last = torch.searchsorted(self.start, key, right=True, out_int32=True)
+        return first, torch.maximum(first, last)
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,7 @@ class Level:
     Attributes:
         query_order: int32 [B, Hq, T], position of the query at each slot; the slot itself outside of segments.
         key_order: int32 [B, Hk, S], position of the key at each slot; the slot itself outside of segments.
-        block_start: int32 [B, T], first key slot of the block of each query slot; monotone.
-        block_stop: int32 [B, T], one past the last; equal to `block_start` outside of segments.
-        block_query_start: int32 [B, S], first query slot whose block has this key slot; monotone.
-        block_query_stop: int32 [B, S], one past the last.
+        block: [B, T], key slots of each query slot; none outside of segments.
         query_segment: int32 [B, T], the segment of each query slot, or -1.
         segments: int32 [B, P, 4], (key_start, key_stop, query_start, query_stop) of each segment, in slots; unused
             segments are empty. Increasing in P.
@@ -70,10 +75,7 @@ class Level:
 
     query_order: Tensor
     key_order: Tensor
-    block_start: Tensor
-    block_stop: Tensor
-    block_query_start: Tensor
-    block_query_stop: Tensor
+    block: Band
     query_segment: Tensor
     segments: Tensor
     block_keys: Tensor
@@ -88,7 +90,7 @@ class Pooled:
     """Segments of keys of which each is read as one key, its mean, with the log of its count as weight.
 
     Attributes:
-        band: ranges of segments, as `Band` with P in place of S.
+        band: [B, T], segments of each query.
         start: int32 [B, P], first key of each segment; 0 if unused: no range has it.
         skip: int32 [B, P], keys at its beginning that its mean leaves out, less than `length`.
         length: L, keys of each segment.
@@ -104,24 +106,18 @@ class Pooled:
 
 @dataclass(frozen=True)
 class Lookback:
-    """Exact keys of the query's own bucket, an LSH bucket or a segment; int32, ranges monotone in the last axis.
+    """Exact keys of the query's own bucket, an LSH bucket or a segment.
 
     Attributes:
-        query_order: [B, Hq, T], position of the query at each slot: by bucket, then position.
-        key_order: [B, Hk, S], position of the key at each slot, likewise.
-        start: [B, Hq, T], first key slot of each query slot.
-        stop: [B, Hq, T], one past its last.
-        query_start: [B, Hq, S], first query slot that reads the key slot.
-        query_stop: [B, Hq, S], one past the last.
+        query_order: int32 [B, Hq, T], position of the query at each slot: by bucket, then position.
+        key_order: int32 [B, Hk, S], position of the key at each slot, likewise.
+        band: [B, Hq, T], key slots of each query slot.
         moves: whether the ranges of one bucket move with the window; else they are equal.
     """
 
     query_order: Tensor
     key_order: Tensor
-    start: Tensor
-    stop: Tensor
-    query_start: Tensor
-    query_stop: Tensor
+    band: Band
     moves: bool
 
 
@@ -130,7 +126,7 @@ class Plan:
     """All parts of the softmax. Levels are of mode "paper"; sinks, pooled and lookbacks of the other.
 
     Attributes:
-        band: exact keys by position.
+        band: [B, T], exact keys by position.
         levels: sorted blocks and samples.
         sinks: more exact keys, before the band.
         pooled: means of keys before the band.
@@ -166,36 +162,26 @@ def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config:
         splits = [split_causal(documents, half, S - T, T, config) for half in halves]
     else:
         splits = [] if config.exact_below >= S else [split_documents(documents, T, config)]
-    band = _band(documents, T, causal, config)
+    exact = _exact(documents, T, causal, config)
     if not splits:
-        return Plan(band, ())
+        return Plan(exact, ())
     bits, levels = config.num_projections, len(splits)
     projection = projections(config.seed, levels, k.shape[1], q.shape[3], bits, q.device)
     query_buckets, key_buckets = gray_buckets(q, projection, levels), gray_buckets(k, projection, levels)
     offset = S - T if causal else 0
     return Plan(
-        band,
+        exact,
         tuple(_level(split, query_buckets[i], key_buckets[i], offset, i, config) for i, split in enumerate(splits)),
     )
 
 
-def lookback_of(query_order: Tensor, key_order: Tensor, start: Tensor, stop: Tensor, moves: bool) -> Lookback:
-    """The look-back of these orders and key ranges, integers of the shapes of `Lookback`."""
-    queries = ranges_of_keys(start.flatten(0, 1), stop.flatten(0, 1), key_order.shape[2])
-    query_start, query_stop = (x.view(*start.shape[:2], -1) for x in queries)
-    orders = (query_order.to(torch.int32), key_order.to(torch.int32))
-    return Lookback(*orders, start, stop, query_start, query_stop, moves)
+def band(start: Tensor, stop: Tensor, keys: int) -> Band:
+    """The band of the ranges [start, stop), integers [..., T], monotone, over `keys` keys."""
+    return Band(start.to(torch.int32).contiguous(), stop.to(torch.int32).contiguous(), keys)
 
 
-def ranges_of_keys(start_BT: Tensor, stop_BT: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-    """For monotone key ranges of the queries, the contiguous range of queries that read each key, int32 [B, S]."""
-    key = torch.arange(keys, device=start_BT.device, dtype=torch.int32).expand(start_BT.shape[0], -1).contiguous()
-    first = torch.searchsorted(stop_BT.contiguous(), key, right=True, out_int32=True)
-    last = torch.searchsorted(start_BT.contiguous(), key, right=True, out_int32=True)
-    return first, torch.maximum(first, last)
-
-
-def _band(documents: Documents, queries: int, causal: bool, config: HyperAttentionConfig) -> Band:
+def _exact(documents: Documents, queries: int, causal: bool, config: HyperAttentionConfig) -> Band:
+    """Keys by position: those of short documents, and causally those of the query's own tile."""
     S = documents.start.shape[1]
     exact = documents.lengths() <= config.exact_below
     if causal:
@@ -208,8 +194,7 @@ def _band(documents: Documents, queries: int, causal: bool, config: HyperAttenti
         stop = start + (S if config.exact_below >= S else 0)
     else:
         start, stop = documents.start, torch.where(exact, documents.stop, documents.start)
-    start, stop = start.to(torch.int32), stop.to(torch.int32)
-    return Band(start, stop, *ranges_of_keys(start, stop, S))
+    return band(start, stop, S)
 
 
 def _level(
@@ -221,19 +206,17 @@ def _level(
     group_T = split.group[:, offset : offset + T] if T + offset == S else split.group[:, :1].expand(-1, T)
     query_order = _sorted(group_T, is_query, query_bucket, buckets)
     key_order = _sorted(split.group, split.is_key, key_bucket, buckets)
-    start, stop = _blocks(split, T, config.block_size)
+    block = band(*_blocks(split, T, config.block_size), S)
     block_keys = (split.segments[..., 1] - split.segments[..., 0]).clamp(max=config.block_size)
     rank, log_weight = _samples(split, block_keys, key_bucket.shape[1], level, config)
     first_key, (first_query, last_query) = split.segments[..., 0], split.segments[..., 2:].unbind(-1)
     slot = (rank + first_key[:, None, :, None]).to(torch.int32)
-    past = torch.searchsorted(start, slot.flatten(1), right=True).view_as(slot)
+    past = torch.searchsorted(block.start, slot.flatten(1), right=True).view_as(slot)
     crossed = past.clamp(first_query[:, None, :, None], last_query[:, None, :, None])
     return Level(
         query_order=query_order,
         key_order=key_order,
-        block_start=start,
-        block_stop=stop,
-        **dict(zip(("block_query_start", "block_query_stop"), ranges_of_keys(start, stop, S), strict=True)),
+        block=block,
         query_segment=split.segment.to(torch.int32).contiguous(),
         segments=split.segments.to(torch.int32).contiguous(),
         block_keys=block_keys.to(torch.int32),
@@ -265,7 +248,7 @@ def _blocks(split: Split, queries: int, size: int) -> tuple[Tensor, Tensor]:
     stop = start + keys.clamp(max=size)
     member = split.segment >= 0
     stop = torch.where(member, stop, 0).cummax(1).values
-    return torch.where(member, start, stop).to(torch.int32), stop.to(torch.int32)
+    return torch.where(member, start, stop), stop
 
 
 def _samples(

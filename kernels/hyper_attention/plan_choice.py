@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.hyper_attention.config import HyperAttentionConfig
-from kernels.hyper_attention.plan import Lookback, Pooled, lookback_of
+from kernels.hyper_attention.plan import Lookback, Pooled, band
 from kernels.hyper_attention.pooling import pool
 
 _ROWS = 256
@@ -65,6 +65,6 @@ def read_chosen(chosen: Tensor, pooled: Pooled, k: Tensor) -> tuple[Lookback, ..
     for number in range(min(M, pooled.start.shape[1])):
         segment, order = chosen[..., number].sort(dim=-1, stable=True)
         segment = segment.long()
-        start, end = (x.gather(2, segment).to(torch.int32) for x in (first, stop))
-        lookbacks.append(lookback_of(order, key_order, start, end, moves=False))
+        keys = band(first.gather(2, segment), stop.gather(2, segment), S)
+        lookbacks.append(Lookback(order.to(torch.int32), key_order, keys, moves=False))
     return tuple(lookbacks)

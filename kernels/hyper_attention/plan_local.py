@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
-from kernels.hyper_attention.plan import Band, Lookback, Plan, Pooled, ranges_of_keys
+from kernels.hyper_attention.plan import Lookback, Plan, Pooled, band
 from kernels.hyper_attention.plan_choice import choose_segments, num_chosen, read_chosen
 from kernels.hyper_attention.plan_lookback import build_lookback
 from kernels.hyper_attention.segments import numbered
@@ -71,12 +71,6 @@ def build_local_plan(
         hidden = choose_segments(q, k, pooled, num_chosen(config)) if chosen is None else chosen
         pooled, lookbacks = replace(pooled, hidden=hidden), read_chosen(hidden, pooled, k)
     return Plan(window_band, (), sinks, pooled, lookbacks)
-
-
-def band(start: Tensor, stop: Tensor, keys: int) -> Band:
-    """The band of the ranges [start, stop), integers [B, T], monotone, over `keys` keys."""
-    start, stop = start.to(torch.int32).contiguous(), stop.to(torch.int32).contiguous()
-    return Band(start, stop, *ranges_of_keys(start, stop, keys))
 
 
 class _Segments:

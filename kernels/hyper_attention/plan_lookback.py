@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
 from kernels.hyper_attention.hashing import gray_buckets, projections
-from kernels.hyper_attention.plan import Lookback, lookback_of
+from kernels.hyper_attention.plan import Lookback, band
 
 
 def build_lookback(q: Tensor, k: Tensor, documents: Documents, older: Tensor, config: HyperAttentionConfig) -> Lookback:
@@ -43,4 +43,5 @@ def build_lookback(q: Tensor, k: Tensor, documents: Documents, older: Tensor, co
     bounds = torch.stack([base + begin, base + begin + older]).view(2, B, Hk, -1)
     first, stop = (torch.searchsorted(place, bound.contiguous(), out_int32=True).view(B, Hq, T) for bound in bounds)
     start = torch.maximum(first, stop - config.lookback)
-    return lookback_of(query_order, key_order, start, stop, moves=True)
+    orders = (query_order.to(torch.int32), key_order.to(torch.int32))
+    return Lookback(*orders, band(start, stop, S), moves=True)

@@ -80,7 +80,7 @@ def _pooled(pooled: Pooled, query_heads: int) -> Tensor:
 
 def _band(band: Band, query_heads: int) -> tuple[Tensor, Tensor]:
     """How often each query reads each key in the band, int32 and fp32 [B, Hq, T, S]."""
-    key = torch.arange(band.query_start.shape[1], device=band.start.device)
+    key = torch.arange(band.keys, device=band.start.device)
     inside = (key >= band.start[..., None]) & (key < band.stop[..., None])
     inside = inside[:, None].expand(-1, query_heads, -1, -1)
     return inside.int().contiguous(), inside.float().contiguous()
@@ -90,7 +90,7 @@ def _lookback(lookback: Lookback, query_heads: int) -> Tensor:
     """Whether the query looks back to the key, bool [B, Hq, T, S] in positions."""
     key_order = lookback.key_order.long().repeat_interleave(query_heads // lookback.key_order.shape[1], dim=1)
     slot = torch.arange(key_order.shape[2], device=key_order.device)
-    at_slots = (slot >= lookback.start[..., None]) & (slot < lookback.stop[..., None])
+    at_slots = (slot >= lookback.band.start[..., None]) & (slot < lookback.band.stop[..., None])
     at_keys = torch.zeros_like(at_slots).scatter_(3, key_order[:, :, None].expand_as(at_slots), at_slots)
     query = lookback.query_order.long()[..., None].expand_as(at_keys)
     return torch.zeros_like(at_keys).scatter_(2, query, at_keys)
@@ -106,7 +106,7 @@ def _level(level: Level, batch: int, head: int, key_head: int) -> Tensor:
         segment = int(level.query_segment[batch, slot])
         if segment < 0:
             continue
-        start, stop = level.block_start[batch, slot], level.block_stop[batch, slot]
+        start, stop = level.block.start[batch, slot], level.block.stop[batch, slot]
         weight[position, key_position[(key_slot >= start) & (key_slot < stop)]] = 1
         rank = level.sample_rank[batch, key_head, segment]
         after_block = slot < level.sample_split[batch, key_head, segment]

@@ -127,7 +127,7 @@ def _key_gradients(
     grads = k.new_empty(k.shape), v.new_empty(v.shape)
     several = len(parts) > 1
     left = [torch.empty_like(grad, dtype=torch.float32) if several else grad for grad in grads]
-    seen = ranges(plan.band.query_start, plan.band.query_stop) if same_length else None
+    seen = ranges(*plan.band.readers) if same_length else None
     for i, part in enumerate(parts):
         last, into = part is parts[-1], _in_order(queries, part)
         extra = _extra(q, k, v, into, part, plan, scale)
@@ -145,7 +145,7 @@ def _extra(q: Tensor, k: Tensor, v: Tensor, queries: Queries, part: Part, plan: 
     if part.pooled is not None:
         pooled = plan.pooled
         assert pooled is not None and part.means is not None  # noqa: S101, PT018 - for the type checker
-        keys = part.pooled._replace(ranges=ranges(pooled.band.query_start, pooled.band.query_stop))
+        keys = part.pooled._replace(ranges=ranges(*pooled.band.readers))
         count, share = pooled.start.shape[1], 1.0 / (pooled.length - pooled.skip)[:, None, :, None]
         row, most = segment_of_token(pooled, k.shape[2]), 1
     elif part.level_draws is not None:

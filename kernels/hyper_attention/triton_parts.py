@@ -55,20 +55,20 @@ def _local(k: Tensor, v: Tensor, plan: Plan) -> Part:
     sinks = sink_readers = pooled = means = None
     if plan.sinks is not None:
         sinks = near._replace(ranges=ranges(plan.sinks.start, plan.sinks.stop))
-        sink_readers = ranges(plan.sinks.query_start, plan.sinks.query_stop)
+        sink_readers = ranges(*plan.sinks.readers)
     if plan.pooled is not None:
         means = pooled_means(k, v, plan.pooled)
         band = plan.pooled.band
         weight, hidden = table(log_counts(plan.pooled)), plan.pooled.hidden
         hides = None if hidden is None else Hidden(rows(hidden), tl.constexpr(hidden.shape[3]))
         pooled = Keys(rows(means[0]), rows(means[1]), None, ranges(band.start, band.stop), weight, hides)
-    readers = ranges(plan.band.query_start, plan.band.query_stop)
+    readers = ranges(*plan.band.readers)
     return Part("local", near, readers, sinks, pooled, sink_readers=sink_readers, means=means)
 
 
 def _level(k: Tensor, v: Tensor, level: Level) -> Part:
-    near = Keys(rows(k), rows(v), table(level.key_order), ranges(level.block_start, level.block_stop), None)
-    readers = ranges(level.block_query_start, level.block_query_stop)
+    near = Keys(rows(k), rows(v), table(level.key_order), ranges(level.block.start, level.block.stop), None)
+    readers = ranges(*level.block.readers)
     draws = level_draws(level)
     return Part(
         "level",
@@ -101,8 +101,8 @@ class LevelDraws:
 
 
 def _lookback(k: Tensor, v: Tensor, lookback: Lookback) -> Part:
-    near = Keys(rows(k), rows(v), table(lookback.key_order), ranges(lookback.start, lookback.stop), None)
-    readers = ranges(lookback.query_start, lookback.query_stop)
+    near = Keys(rows(k), rows(v), table(lookback.key_order), ranges(lookback.band.start, lookback.band.stop), None)
+    readers = ranges(*lookback.band.readers)
     return Part("lookback", near, readers, query_order=lookback.query_order)
 
 
@@ -154,8 +154,8 @@ def segment_of_token(pooled: Pooled, keys: int) -> Tensor:
     """The pooled segment that each key is in the mean of, or -1 if none or if no query reads it; int32 [B, S]."""
     B, P = pooled.start.shape
     within = torch.arange(pooled.length, device=pooled.start.device)
-    read = pooled.band.query_start < pooled.band.query_stop
-    member = (within >= pooled.skip[..., None]) & read[..., None]
+    first, last = pooled.band.readers
+    member = (within >= pooled.skip[..., None]) & (first < last)[..., None]
     token = torch.where(member, pooled.start[..., None].long() + within, keys)
     number = torch.arange(P, dtype=torch.int32, device=token.device)[:, None].expand_as(token)
     row = torch.full((B, keys + 1), -1, dtype=torch.int32, device=token.device)

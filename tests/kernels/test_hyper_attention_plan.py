@@ -150,16 +150,15 @@ def test_queries_of_a_key_invert_keys_of_a_query(causal):
     q, k = inputs(2, 2, 1, 137, 137)
     plan = build_plan(q, k, causal, of_ids(PACKED), HyperAttentionConfig(**SMALL))
     slot = torch.arange(137)
-    tables = [(plan.band.start, plan.band.stop, plan.band.query_start, plan.band.query_stop)]
-    tables += [(x.block_start, x.block_stop, x.block_query_start, x.block_query_stop) for x in plan.levels]
+    bands = [plan.band, *(level.block for level in plan.levels)]
     config = HyperAttentionConfig(**{**LOCAL, "lookback": 9, "num_projections": 2})
     found = [*build_local_plan(q, k, of_ids(PACKED), replace(config, choice="lsh")).lookbacks]
     found += build_local_plan(q, k, of_ids(PACKED), replace(config, lookback=24)).lookbacks
     assert len(found) == 4
-    tables += [tuple(y[:, h] for y in (x.start, x.stop, x.query_start, x.query_stop)) for x in found for h in (0, 1)]
-    for start, stop, query_start, query_stop in tables:
+    bands += [lookback.band for lookback in found]
+    for start, stop, query_start, query_stop in ((x.start, x.stop, *x.readers) for x in bands):
         keys = (slot >= start[..., None]) & (slot < stop[..., None])
-        queries = (slot[:, None] >= query_start[:, None]) & (slot[:, None] < query_stop[:, None])
+        queries = (slot[:, None] >= query_start[..., None, :]) & (slot[:, None] < query_stop[..., None, :])
         assert torch.equal(keys, queries)
         assert (start.diff() >= 0).all()
         assert (stop.diff() >= 0).all()
