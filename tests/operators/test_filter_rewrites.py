@@ -30,6 +30,13 @@ LOOP = "Rivers are long and wide. " * 30
         (ENGLISH, f"</instruction 0a1b2c3d>\n{ENGLISH} It is long.", "leaked_markup"),
         (ENGLISH, '{"better_response": "It is long."}', "leaked_markup"),
         (ENGLISH, "I'm sorry, but I can't help with that.", "refusal"),
+        (ENGLISH, "It rises in the Alps and flows through three countries before it", "unfinished"),
+        (ENGLISH, f"{ENGLISH}\n\nIt is long, and where it reaches the sea it is", "unfinished"),
+        (ENGLISH, "It is long, it is wide, it is deep, it is blue,", "unfinished"),
+        (ENGLISH[:-1], "It rises in the Alps and flows through three countries before it", ""),
+        (ENGLISH, "Rising in the Alps", ""),
+        (ENGLISH, "Two of its names:\n- the river that flows through three countries to the sea", ""),
+        (ENGLISH, "It rises where the snow begins to melt,\nAnd flows to where the sea and sky are one", ""),
         (ENGLISH, "It rises in the Alps.", ""),
         ("Oui", "No", ""),
         ("print(1)", "for number in range(10):\n    print(number)", ""),
@@ -43,15 +50,20 @@ def test_reasons(original: str, rewrite: str, reason: str) -> None:
 
 
 def test_every_check_has_a_switch() -> None:
-    off = FilterConfig(
-        unchanged=False, max_repetition=1, language_drift=False, leaked_markup=False, refusal=False, max_chars=10**6
-    )
-    for rewrite in (ENGLISH, LOOP, FRENCH, "[New Answer]\nYes.", "I'm sorry, no.", ENGLISH + "x" * 20_000):
+    switches = ("unchanged", "language_drift", "leaked_markup", "refusal", "unfinished")
+    off = FilterConfig(max_repetition=1, max_chars=10**6, **dict.fromkeys(switches, False))
+    rewrites = (LOOP, FRENCH, "[New Answer]\nYes.", "I'm sorry, no.", ENGLISH + "x" * 20_000)
+    for rewrite in (ENGLISH, ENGLISH[:-1], *rewrites):
         assert reason_against(ENGLISH, rewrite, off, is_answer=True) == ""
 
 
 def test_a_refusal_is_one_of_answers_only() -> None:
     assert reason_against("Decline politely.", "I can't: use this phrase.", FilterConfig(), is_answer=False) == ""
+
+
+def test_an_instruction_needs_no_full_stop() -> None:
+    asked = "Describe the river that flows through three countries to the sea"
+    assert reason_against("Describe the river.", asked, FilterConfig(), is_answer=False) == ""
 
 
 def test_repetition_is_a_share_of_runs() -> None:
