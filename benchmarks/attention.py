@@ -212,7 +212,7 @@ def main():
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--size", type=int, default=64, help="head size d")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
