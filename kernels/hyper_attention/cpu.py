@@ -7,18 +7,22 @@ weights of the merged softmax, and delta = dO . O of the whole row. Its dQ, dK a
 estimator, through the merging weights too (as in ring attention); only sums are left to do.
 
 Computed in fp32 (fp64 for fp64 input): torch's bf16 backward is several times slower on CPUs.
+Key heads are computed one by one, each on a thread of its own.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kernels.hyper_attention.cpu_band import band_backward, band_forward
+from kernels.hyper_attention.cpu_heads import Gradients, Head, heads_of, run_heads
 from kernels.hyper_attention.cpu_level import level_backward, level_forward
 from kernels.hyper_attention.cpu_lookback import lookback_backward, lookback_forward
-from kernels.hyper_attention.plan import Plan, Pooled
-from kernels.hyper_attention.pooling import add_pooled_gradient_, log_counts, pool
+from kernels.hyper_attention.plan import Plan
+from kernels.hyper_attention.pooling import add_pooled_gradient_, pool
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
@@ -38,17 +42,21 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
     q, k, v = _wide(q, k, v)
     lse = q.new_full(q.shape[:3], -torch.inf)
     out = torch.zeros_like(q)
-    band_forward(q, k, v, plan.band, scale, out, lse)
-    if plan.sinks is not None:
-        band_forward(q, k, v, plan.sinks, scale, out, lse)
-    if plan.pooled is not None:
-        mean_k, mean_v = pool(k, plan.pooled), pool(v, plan.pooled)
-        weights = (log_counts(plan.pooled), plan.pooled.hidden)
-        band_forward(q, mean_k, mean_v, plan.pooled.band, scale, out, lse, *weights)
-    for lookback in plan.lookbacks:
-        lookback_forward(q, k, v, lookback, scale, out, lse)
-    for level in plan.levels:
-        level_forward(q, k, v, level, scale, out, lse)
+    means = [] if plan.pooled is None else [pool(x, plan.pooled) for x in (k, v)]
+
+    def forward_head(head: Head) -> None:
+        band_forward(head, plan.band)
+        if plan.sinks is not None:
+            band_forward(head, plan.sinks)
+        if plan.pooled is not None:
+            mean_k, mean_v = (head.of_key(x) for x in means)
+            band_forward(replace(head, k=mean_k, v=mean_v), plan.pooled.band, plan.pooled)
+        for lookback in plan.lookbacks:
+            lookback_forward(head, lookback)
+        for level in plan.levels:
+            level_forward(head, level)
+
+    run_heads(forward_head, heads_of(q, k, v, out, lse, scale))
     return out.to(dtype), lse
 
 
@@ -80,38 +88,31 @@ def backward(
         out = torch.cat([out, -grad_lse.to(out.dtype)[..., None]], -1)
     # Rows without keys: any finite LSE will do, for they are in no part.
     lse = lse.to(q.dtype).masked_fill(lse.isneginf(), 0.0)
-    grads = (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
-    band_backward(grad_out, q, k, v, out, lse, plan.band, scale, grads)
-    if plan.sinks is not None:
-        band_backward(grad_out, q, k, v, out, lse, plan.sinks, scale, grads)
+    grads = [torch.zeros_like(x) for x in (q, k, v)]
+    means = [] if plan.pooled is None else [pool(x, plan.pooled) for x in (k, v)]
+    mean_grads = [torch.zeros_like(x) for x in means]
+
+    def backward_head(head: Head) -> None:
+        grad_q, grad_k, grad_v = head.of_queries(grads[0]), head.of_key(grads[1]), head.of_key(grads[2])
+        own = Gradients(head.of_queries(grad_out), grad_q, grad_k, grad_v)
+        band_backward(head, own, plan.band)
+        if plan.sinks is not None:
+            band_backward(head, own, plan.sinks)
+        if plan.pooled is not None:
+            mean_k, mean_v, grad_k, grad_v = (head.of_key(x) for x in (*means, *mean_grads))
+            of_means = replace(own, k=grad_k, v=grad_v)
+            band_backward(replace(head, k=mean_k, v=mean_v), of_means, plan.pooled.band, plan.pooled)
+        for lookback in plan.lookbacks:
+            lookback_backward(head, own, lookback)
+        for level in plan.levels:
+            level_backward(head, own, level)
+
+    run_heads(backward_head, heads_of(q, k, v, out, lse, scale))
     if plan.pooled is not None:
-        _pooled_backward(grad_out, q, k, v, out, lse, plan.pooled, scale, grads)
-    for lookback in plan.lookbacks:
-        lookback_backward(grad_out, q, k, v, out, lse, lookback, scale, grads)
-    for level in plan.levels:
-        level_backward(grad_out, q, k, v, out, lse, level, scale, grads)
+        for grad, mean_grad in zip(grads[1:], mean_grads, strict=True):
+            add_pooled_gradient_(grad, mean_grad, plan.pooled)
     grad_q, grad_k, grad_v = (grad[..., :D].to(dtype) for grad in grads)
     return grad_q, grad_k, grad_v
-
-
-def _pooled_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    pooled: Pooled,
-    scale: float,
-    grads: tuple[Tensor, Tensor, Tensor],
-) -> None:
-    """Add the pooled keys' share to `grads`, (dq, dk, dv), in place."""
-    mean_k, mean_v = pool(k, pooled), pool(v, pooled)
-    means = (grads[0], torch.zeros_like(mean_k), torch.zeros_like(mean_v))
-    weights = (log_counts(pooled), pooled.hidden)
-    band_backward(grad_out, q, mean_k, mean_v, out, lse, pooled.band, scale, means, *weights)
-    for grad, mean in zip(grads[1:], means[1:], strict=True):
-        add_pooled_gradient_(grad, mean, pooled)
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
