@@ -79,7 +79,7 @@ def _tiles(level: Level, head: Head) -> _Tiles:
     block = level.block.start[head.row, first] + column
     draw = key_start + head.of_key(level.sample_rank)[segment]
     jump = torch.where(first < sample_split[segment], block_keys, 0)
-    keys = head.of_key(level.key_order)[torch.cat([block, draw + jump], -1).clamp(max=S - 1)]
+    keys = head.of_key(level.key_order)[torch.cat([block, draw + jump], -1).clamp(max=S - 1)].long()
     bias = torch.where(column < block_keys, 0.0, -torch.inf)
     bias = torch.cat([bias, level.sample_log_weight[head.row, segment]], -1)
     full = bool(valid.all())

@@ -70,7 +70,7 @@ def _tiles(lookback: Lookback, head: Head) -> Iterator[_Tiles]:
     Where a tile is cut, and how many keys it has, follows from its first row and rows before: else later tokens would
     change the rounding of earlier rows.
     """
-    T, key_order = head.q.shape[1], head.of_key(lookback.key_order)
+    T, key_order = head.q.shape[1], head.of_key(lookback.key_order).long()
     start, stop = (head.of_queries(x).flatten().long() for x in (lookback.band.start, lookback.band.stop))
     slot = (stop > start).nonzero().flatten()
     member, start, stop = slot // T, start[slot], stop[slot]
