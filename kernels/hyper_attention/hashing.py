@@ -60,9 +60,10 @@ def gray_buckets(x_BHTD: Tensor, projections_HDLR: Tensor, levels: int) -> Tenso
     for first in range(0, T, _PIECE):
         rows = x_BHTD[:, :, first : first + _PIECE].detach().float().reshape(B, heads, H // heads, -1, D)
         sign = (projections_HDLR.mT[:, None] @ rows.mT).gt_(0)
-        word[..., first : first + _PIECE] = (places @ sign).flatten(1, 2).permute(2, 0, 1, 3)
-    for shift in (1, 2, 4, 8):
-        word ^= word >> shift
+        piece = (places @ sign).flatten(1, 2).to(torch.int32)
+        for shift in (1, 2, 4, 8):
+            piece ^= piece >> shift
+        word[..., first : first + _PIECE] = piece.permute(2, 0, 1, 3)
     return word
 
 

@@ -26,6 +26,7 @@ from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
 from kernels.hyper_attention.hashing import SAMPLES, gray_buckets, projections, uniform
 from kernels.hyper_attention.segments import Split, split_causal, split_documents
+from kernels.hyper_attention.sorting import stable_order
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def _level(
 def _sorted(group_BT: Tensor, member_BT: Tensor, bucket_BHT: Tensor, buckets: int) -> Tensor:
     """Positions by (group, bucket, position), int32 [B, H, T]; a position outside of segments stays in its place."""
     key = (group_BT * buckets)[:, None] + torch.where(member_BT[:, None], bucket_BHT, 0)
-    return key.sort(dim=-1, stable=True).indices.to(torch.int32)
+    return stable_order(key).to(torch.int32)
 
 
 def _blocks(split: Split, queries: int, size: int) -> tuple[Tensor, Tensor]:

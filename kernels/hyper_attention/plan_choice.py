@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.plan import Lookback, Pooled, band
 from kernels.hyper_attention.pooling import pool
+from kernels.hyper_attention.sorting import stable_order
 
 _ROWS = 256
 
@@ -63,8 +64,8 @@ def read_chosen(chosen: Tensor, pooled: Pooled, k: Tensor) -> tuple[Lookback, ..
     )
     lookbacks = []
     for number in range(min(M, pooled.start.shape[1])):
-        segment, order = chosen[..., number].sort(dim=-1, stable=True)
-        segment = segment.long()
+        order = stable_order(chosen[..., number])
+        segment = chosen[..., number].gather(2, order).long()
         keys = band(first.gather(2, segment), stop.gather(2, segment), S)
         lookbacks.append(Lookback(order.to(torch.int32), key_order, keys, moves=False))
     return tuple(lookbacks)

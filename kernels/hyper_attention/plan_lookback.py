@@ -13,6 +13,7 @@ from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
 from kernels.hyper_attention.hashing import gray_buckets, projections
 from kernels.hyper_attention.plan import Lookback, band
+from kernels.hyper_attention.sorting import stable_order
 
 
 def build_lookback(q: Tensor, k: Tensor, documents: Documents, older: Tensor, config: HyperAttentionConfig) -> Lookback:
@@ -35,8 +36,8 @@ def build_lookback(q: Tensor, k: Tensor, documents: Documents, older: Tensor, co
     # Sinks are exact for every query already: they form a bucket that nobody hashes to.
     key_group = documents.start[:, None] * places + torch.where(sink[:, None], 0, key_bucket)
     query_group = begin * places + query_bucket
-    key_order = key_group.sort(dim=-1, stable=True).indices
-    query_order = query_group.sort(dim=-1, stable=True).indices
+    key_order = stable_order(key_group)
+    query_order = stable_order(query_group)
     place = (key_group * S + position).gather(-1, key_order).contiguous()
     base = query_group.gather(-1, query_order) * S
     begin, older = (x.expand(B, Hq, T).gather(-1, query_order) for x in (begin, older[:, None]))
