@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.hyper_attention.cpu_flash import merge_, part_backward, part_forward
 from kernels.hyper_attention.cpu_heads import Gradients, Head
-from kernels.hyper_attention.plan import Level
+from kernels.hyper_attention.plan import Level, block_start
 
 _CACHED_ROWS = 8192
 
@@ -65,21 +65,20 @@ def level_backward(head: Head, grads: Gradients, level: Level) -> None:
 
 def _tiles(level: Level, head: Head) -> _Tiles:
     """All tiles of the level."""
-    (G, T), S = head.lse.shape, len(head.k)
-    segments, sample_split = level.segments[head.row], head.of_key(level.sample_split)
-    segment, run = _runs(segments, level.run)
-    key_start, _, query_start, query_stop = (x[:, None] for x in segments[segment].long().unbind(-1))
-    first = query_start + run[:, None] * level.run
-    slot = first + torch.arange(min(level.run, T))
+    (G, T), S, size = head.lse.shape, len(head.k), level.block_size
+    segment, run = _runs(level.segments[head.row], size)
+    bounds = tuple(x[:, None] for x in level.segments[head.row, segment].long().unbind(-1))
+    key_start, key_stop, query_start, query_stop = bounds
+    first = query_start + run[:, None] * size
+    slot = first + torch.arange(min(size, T))
     valid = slot < query_stop
     rows = head.of_queries(level.query_order)[:, torch.minimum(slot, query_stop - 1)]
     rows = rows + (torch.arange(G) * T)[:, None, None]
-    block_keys = level.block_keys[head.row, segment][:, None]
+    start, block_keys = block_start(bounds, first, size), (key_stop - key_start).clamp(max=size)
     column = torch.arange(int(block_keys.max()) if len(block_keys) else 0)
-    block = level.block.start[head.row, first] + column
     draw = key_start + head.of_key(level.sample_rank)[segment]
-    jump = torch.where(first < sample_split[segment], block_keys, 0)
-    keys = head.of_key(level.key_order)[torch.cat([block, draw + jump], -1).clamp(max=S - 1)].long()
+    draw = draw + torch.where(draw < start, 0, block_keys)
+    keys = head.of_key(level.key_order)[torch.cat([start + column, draw], -1).clamp(max=S - 1)].long()
     bias = torch.where(column < block_keys, 0.0, -torch.inf)
     bias = torch.cat([bias, level.sample_log_weight[head.row, segment]], -1)
     full = bool(valid.all())

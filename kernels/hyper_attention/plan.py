@@ -57,33 +57,52 @@ class Band:
 class Level:
     """One level of the recursion: disjoint segments, each with its sort, its blocks and its samples.
 
-    The sampled key of query slot t and draw m is slot `key_start + rank + (block_size if t < split else 0)`: the draw
+    The sampled key of query slot t and draw m is slot `key_start + rank + (block_keys if t < split else 0)`: the draw
     is a rank among the keys outside the block, which is the same number of keys for all queries.
 
     Attributes:
         query_order: int32 [B, Hq, T], position of the query at each slot; the slot itself outside of segments.
         key_order: int32 [B, Hk, S], position of the key at each slot; the slot itself outside of segments.
-        block: [B, T], key slots of each query slot; none outside of segments.
         query_segment: int32 [B, T], the segment of each query slot, or -1.
         segments: int32 [B, P, 4], (key_start, key_stop, query_start, query_stop) of each segment, in slots; unused
             segments are empty. Increasing in P.
-        block_keys: int32 [B, P], keys in each block of the segment: min(block_size, its keys).
         sample_rank: int32 [B, Hk, P, M], increasing and without repetition in M.
         sample_log_weight: fp32 [B, P, M], log of the number of keys that the draw stands for; -inf: no draw.
-        sample_split: int32 [B, Hk, P, M], query slot from which on the block lies after the sampled rank.
-        run: query slots that share a block, counted from each segment's first.
+        block_size: keys of a block, and query slots that share one, counted from each segment's first.
     """
 
     query_order: Tensor
     key_order: Tensor
-    block: Band
     query_segment: Tensor
     segments: Tensor
-    block_keys: Tensor
     sample_rank: Tensor
     sample_log_weight: Tensor
-    sample_split: Tensor
-    run: int
+    block_size: int
+
+    @cached_property
+    def block(self) -> Band:
+        """Key slots of each query slot, [B, T]; none outside of segments."""
+        slot = torch.arange(self.query_segment.shape[1], device=self.segments.device)
+        segment = self.query_segment.long().clamp(min=0)
+        bounds = tuple(bound.long().gather(1, segment) for bound in self.segments.unbind(-1))
+        start = block_start(bounds, slot, self.block_size)
+        stop = start + self.block_keys.long().gather(1, segment)
+        member = self.query_segment >= 0
+        stop = torch.where(member, stop, 0).cummax(1).values
+        return band(torch.where(member, start, stop), stop, self.key_order.shape[2])
+
+    @cached_property
+    def block_keys(self) -> Tensor:
+        """Keys in each block of the segment, int32 [B, P]: block_size, or all its keys."""
+        return (self.segments[..., 1] - self.segments[..., 0]).clamp(max=self.block_size)
+
+    @cached_property
+    def sample_split(self) -> Tensor:
+        """Query slot from which on the block lies after the sampled rank, int32 [B, Hk, P, M]."""
+        first_key, _, first_query, last_query = (x[:, None, :, None] for x in self.segments.unbind(-1))
+        slot = self.sample_rank + first_key
+        past = torch.searchsorted(self.block.start, slot.flatten(1), right=True, out_int32=True)
+        return past.view_as(slot).clamp(first_query, last_query)
 
 
 @dataclass(frozen=True)
@@ -181,6 +200,25 @@ def band(start: Tensor, stop: Tensor, keys: int) -> Band:
     return Band(start.to(torch.int32).contiguous(), stop.to(torch.int32).contiguous(), keys)
 
 
+def block_start(bounds: tuple[Tensor, ...], slot: Tensor, size: int) -> Tensor:
+    """First key slot of the block of each query slot (Algorithm 1), int64.
+
+    Queries are taken in runs of `size` slots; each run reads `size` keys about its own relative rank.
+
+    Args:
+        bounds: key_start, key_stop, query_start, query_stop of the segment of each slot; int64, as `slot` or broadcast.
+        slot: query slots.
+        size: of a block.
+    """
+    key_start, key_stop, query_start, query_stop = bounds
+    keys, count = key_stop - key_start, (query_stop - query_start).clamp(min=1)
+    run = (slot - query_start) // size * size
+    rows = (count - run).clamp(max=size)
+    # Equal lengths and full runs give key_start + run: the diagonal blocks of the paper.
+    low = torch.div((2 * run + rows) * keys - size * count, 2 * count, rounding_mode="floor")
+    return key_start + torch.minimum(low.clamp(min=0), (keys - size).clamp(min=0))
+
+
 def _exact(documents: Documents, queries: int, causal: bool, config: HyperAttentionConfig) -> Band:
     """Keys by position: those of short documents, and causally those of the query's own tile."""
     S = documents.start.shape[1]
@@ -207,24 +245,15 @@ def _level(
     group_T = split.group[:, offset : offset + T] if T + offset == S else split.group[:, :1].expand(-1, T)
     query_order = _sorted(group_T, is_query, query_bucket, buckets)
     key_order = _sorted(split.group, split.is_key, key_bucket, buckets)
-    block = band(*_blocks(split, T, config.block_size), S)
-    block_keys = (split.segments[..., 1] - split.segments[..., 0]).clamp(max=config.block_size)
-    rank, log_weight = _samples(split, block_keys, key_bucket.shape[1], level, config)
-    first_key, (first_query, last_query) = split.segments[..., 0], split.segments[..., 2:].unbind(-1)
-    slot = (rank + first_key[:, None, :, None]).to(torch.int32)
-    past = torch.searchsorted(block.start, slot.flatten(1), right=True).view_as(slot)
-    crossed = past.clamp(first_query[:, None, :, None], last_query[:, None, :, None])
+    rank, log_weight = _samples(split, key_bucket.shape[1], level, config)
     return Level(
         query_order=query_order,
         key_order=key_order,
-        block=block,
         query_segment=split.segment.to(torch.int32).contiguous(),
         segments=split.segments.to(torch.int32).contiguous(),
-        block_keys=block_keys.to(torch.int32),
         sample_rank=rank.to(torch.int32),
         sample_log_weight=log_weight,
-        sample_split=crossed.to(torch.int32),
-        run=config.block_size,
+        block_size=config.block_size,
     )
 
 
@@ -234,31 +263,11 @@ def _sorted(group_BT: Tensor, member_BT: Tensor, bucket_BHT: Tensor, buckets: in
     return stable_order(key).to(torch.int32)
 
 
-def _blocks(split: Split, queries: int, size: int) -> tuple[Tensor, Tensor]:
-    """Algorithm 1: queries in runs of `size` slots; each run reads `size` keys about its own relative rank."""
-    slot = torch.arange(queries, device=split.segment.device)
-    segment = split.segment.clamp(min=0)
-    key_start, key_stop, query_start, query_stop = (bound.gather(1, segment) for bound in split.segments.unbind(-1))
-    keys, count = key_stop - key_start, (query_stop - query_start).clamp(min=1)
-    run = (slot - query_start) // size * size
-    rows = torch.minimum(torch.full_like(count, size), count - run)
-    # Equal lengths and full runs give key_start + run: the diagonal blocks of the paper.
-    low = torch.div((2 * run + rows) * keys - size * count, 2 * count, rounding_mode="floor")
-    low = torch.minimum(low.clamp(min=0), (keys - size).clamp(min=0))
-    start = key_start + low
-    stop = start + keys.clamp(max=size)
-    member = split.segment >= 0
-    stop = torch.where(member, stop, 0).cummax(1).values
-    return torch.where(member, start, stop), stop
-
-
-def _samples(
-    split: Split, block_keys_BP: Tensor, heads: int, level: int, config: HyperAttentionConfig
-) -> tuple[Tensor, Tensor]:
+def _samples(split: Split, heads: int, level: int, config: HyperAttentionConfig) -> tuple[Tensor, Tensor]:
     """One draw from each of M strata of the ranks outside the block: none twice, and each weighs its stratum."""
     M = config.num_samples
-    device = block_keys_BP.device
-    unseen = (split.segments[..., 1] - split.segments[..., 0] - block_keys_BP)[..., None]
+    device = split.segments.device
+    unseen = (split.segments[..., 1] - split.segments[..., 0] - config.block_size).clamp(min=0)[..., None]
     unseen = torch.where((split.segments[..., 3] > split.segments[..., 2])[..., None], unseen, 0)
     draw = torch.arange(M, device=device)
     low = draw * unseen // max(M, 1)
