@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from kernels.hyper_attention.cpu_band import band_backward, band_forward
-from kernels.hyper_attention.cpu_heads import Gradients, Head, heads_of, run_heads
+from kernels.hyper_attention.cpu_heads import Gradients, Head, heads_of
 from kernels.hyper_attention.cpu_level import level_backward, level_forward
 from kernels.hyper_attention.cpu_lookback import lookback_backward, lookback_forward
 from kernels.hyper_attention.plan import Plan
 from kernels.hyper_attention.pooling import add_pooled_gradient_, pool
+from kernels.hyper_attention.threads import in_threads
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
         for level in plan.levels:
             level_forward(head, level)
 
-    run_heads(forward_head, heads_of(q, k, v, out, lse, scale))
+    in_threads(forward_head, heads_of(q, k, v, out, lse, scale))
     return out.to(dtype), lse
 
 
@@ -107,7 +108,7 @@ def backward(
         for level in plan.levels:
             level_backward(head, own, level)
 
-    run_heads(backward_head, heads_of(q, k, v, out, lse, scale))
+    in_threads(backward_head, heads_of(q, k, v, out, lse, scale))
     if plan.pooled is not None:
         for grad, mean_grad in zip(grads[1:], mean_grads, strict=True):
             add_pooled_gradient_(grad, mean_grad, plan.pooled)

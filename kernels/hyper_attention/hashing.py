@@ -9,6 +9,8 @@ Shape letters: B batch, H heads, T tokens, D head size, L levels, R projections.
 import torch
 from torch import Tensor
 
+from kernels.hyper_attention.threads import each_on
+
 PROJECTIONS, SAMPLES = 1, 2
 _GOLDEN = 0x9E3779B97F4A7C15
 _PIECE = 8192  # tokens that are projected at a time: all at once take as much memory as the queries
@@ -57,13 +59,16 @@ def gray_buckets(x_BHTD: Tensor, projections_HDLR: Tensor, levels: int) -> Tenso
     eye, digits = torch.eye(levels, device=x_BHTD.device), 2.0 ** torch.arange(bits, device=x_BHTD.device)
     places = torch.kron(eye, digits[None])
     word = torch.empty((levels, B, H, T), dtype=torch.int32, device=x_BHTD.device)
-    for first in range(0, T, _PIECE):
+
+    def hash_piece(first: int) -> None:
         rows = x_BHTD[:, :, first : first + _PIECE].detach().float().reshape(B, heads, H // heads, -1, D)
         sign = (projections_HDLR.mT[:, None] @ rows.mT).gt_(0)
         piece = (places @ sign).flatten(1, 2).to(torch.int32)
         for shift in (1, 2, 4, 8):
             piece ^= piece >> shift
         word[..., first : first + _PIECE] = piece.permute(2, 0, 1, 3)
+
+    each_on(x_BHTD.device, hash_piece, range(0, T, _PIECE))
     return word
 
 

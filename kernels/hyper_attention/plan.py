@@ -27,6 +27,7 @@ from kernels.hyper_attention.documents import Documents
 from kernels.hyper_attention.hashing import SAMPLES, gray_buckets, projections, uniform
 from kernels.hyper_attention.segments import Split, split_causal, split_documents
 from kernels.hyper_attention.sorting import stable_order
+from kernels.hyper_attention.threads import each_on
 
 
 @dataclass(frozen=True)
@@ -177,22 +178,24 @@ def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config:
     T, S = q.shape[2], k.shape[2]
     if causal:
         longest = S if documents.single or q.device.type != "cpu" else int(documents.lengths().max())
-        tiles = range(0 if longest <= config.exact_below else ((longest - 1) // config.leaf).bit_length())
-        halves = [config.leaf << level for level in tiles]
-        splits = [split_causal(documents, half, S - T, T, config) for half in halves]
+        levels = 0 if longest <= config.exact_below else ((longest - 1) // config.leaf).bit_length()
     else:
-        splits = [] if config.exact_below >= S else [split_documents(documents, T, config)]
+        levels = int(config.exact_below < S)
     exact = _exact(documents, T, causal, config)
-    if not splits:
+    if not levels:
         return Plan(exact, ())
-    bits, levels = config.num_projections, len(splits)
-    projection = projections(config.seed, levels, k.shape[1], q.shape[3], bits, q.device)
+    projection = projections(config.seed, levels, k.shape[1], q.shape[3], config.num_projections, q.device)
     query_buckets, key_buckets = gray_buckets(q, projection, levels), gray_buckets(k, projection, levels)
     offset = S - T if causal else 0
-    return Plan(
-        exact,
-        tuple(_level(split, query_buckets[i], key_buckets[i], offset, i, config) for i, split in enumerate(splits)),
-    )
+
+    def build_level(level: int) -> Level:
+        if causal:
+            split = split_causal(documents, config.leaf << level, offset, T, config)
+        else:
+            split = split_documents(documents, T, config)
+        return _level(split, query_buckets[level], key_buckets[level], offset, level, config)
+
+    return Plan(exact, tuple(each_on(q.device, build_level, range(levels))))
 
 
 def band(start: Tensor, stop: Tensor, keys: int) -> Band:

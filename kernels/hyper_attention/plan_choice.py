@@ -13,6 +13,7 @@ from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.plan import Lookback, Pooled, band
 from kernels.hyper_attention.pooling import pool
 from kernels.hyper_attention.sorting import stable_order
+from kernels.hyper_attention.threads import each_on
 
 _ROWS = 256
 
@@ -37,11 +38,12 @@ def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:
     (B, Hq, T, D), (Hk, S), P = q.shape, k.shape[1:3], pooled.start.shape[1]
     mean = pool(k.detach().float(), pooled).transpose(2, 3)
     chosen = torch.full((B, Hq, T, most), P, dtype=torch.int32, device=q.device)
-    for row in range(0, T, _ROWS):
-        rows = slice(row, min(row + _ROWS, T))
+
+    def choose(first: int) -> None:
+        rows = slice(first, min(first + _ROWS, T))
         seen = min(P, (rows.stop + S - T) // pooled.length)
         if not seen:
-            continue
+            return
         query = q[:, :, rows].detach().float().reshape(B, Hk, -1, D)
         logit = (query @ mean[..., :seen]).view(B, Hq, -1, seen)
         segment = torch.arange(seen, device=q.device)
@@ -50,6 +52,8 @@ def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:
         value, index = logit.topk(min(most, seen), dim=-1, sorted=False)
         index = torch.where(value > -torch.inf, index, P).sort(-1).values
         chosen[:, :, rows, : index.shape[-1]] = index.to(torch.int32)
+
+    each_on(q.device, choose, range(0, T, _ROWS))
     return chosen
 
 
@@ -62,10 +66,11 @@ def read_chosen(chosen: Tensor, pooled: Pooled, k: Tensor) -> tuple[Lookback, ..
         torch.nn.functional.pad(x, (0, 1), value=S)[:, None].expand(B, Hq, -1)
         for x in (pooled.start + pooled.skip, pooled.start + pooled.length)
     )
-    lookbacks = []
-    for number in range(min(M, pooled.start.shape[1])):
+
+    def read(number: int) -> Lookback:
         order = stable_order(chosen[..., number])
         segment = chosen[..., number].gather(2, order).long()
         keys = band(first.gather(2, segment), stop.gather(2, segment), S)
-        lookbacks.append(Lookback(order.to(torch.int32), key_order, keys, moves=False))
-    return tuple(lookbacks)
+        return Lookback(order.to(torch.int32), key_order, keys, moves=False)
+
+    return tuple(each_on(chosen.device, read, range(min(M, pooled.start.shape[1]))))

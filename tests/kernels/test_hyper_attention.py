@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.hyper_attention import HyperAttentionConfig, cpu, hyper_attention
 from kernels.hyper_attention.cpu_flash import merge_
+from kernels.hyper_attention.cpu_heads import heads_of
 from kernels.hyper_attention.hashing import projections
 from kernels.hyper_attention.reference import reference_attention
 from tests.kernels.attention_samples import (
@@ -223,3 +224,15 @@ def test_merging(gap):
         torch.testing.assert_close(merged, out)
     else:
         torch.testing.assert_close((merged, merged_lse), (part, lse + (100.0 if gap < math.inf else 0.0)))
+
+
+def test_a_head_is_a_view_of_its_group():
+    q, k = torch.arange(36.0).view(2, 6, 3, 1), torch.arange(12.0).view(2, 2, 3, 1)
+    found = heads_of(q, k, k + 0.5, -q, -q[..., 0], 1.0)
+    assert [(head.row, head.key) for head in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    head = found[2]
+    assert head.q.flatten().tolist() == list(range(18, 27))
+    assert head.k.flatten().tolist() == [6, 7, 8]
+    assert torch.equal(head.v, head.k + 0.5)
+    assert torch.equal(head.out, -head.q)
+    assert torch.equal(head.lse, head.out[..., 0])

@@ -10,6 +10,7 @@ from kernels.hyper_attention.plan import build_plan
 from kernels.hyper_attention.plan_local import build_local_plan
 from kernels.hyper_attention.pooling import log_counts, pool
 from kernels.hyper_attention.reference import log_weights
+from kernels.hyper_attention.sorting import stable_order
 
 SMALL = {"block_size": 8, "num_samples": 6, "num_projections": 3, "leaf": 16, "exact_below": 16}
 LOCAL = {"mode": "causal_local", "window": 20, "segment": 8, "num_sinks": 3, "lookback": 0, "exact_below": 16}
@@ -192,3 +193,17 @@ def test_documents_of_ids_and_of_offsets():
     documents = of_ids(ids)
     assert documents.start.tolist() == [[0, 0, 0, 3, 3, 3, 3, 7, 8]]
     assert documents.stop.tolist() == [[3, 3, 3, 7, 7, 7, 7, 7, 8]]
+
+
+@pytest.mark.parametrize("below", [2, 200, 1 << 16, 1 << 17, 1 << 33])
+def test_the_order_is_stable(below):
+    generator = torch.Generator().manual_seed(below)
+    drawn = torch.randint(below, (1, 1, 50), generator=generator)
+    key = drawn[..., torch.randint(50, (2, 3, 500), generator=generator)].squeeze()
+    assert torch.equal(stable_order(key), key.sort(dim=-1, stable=True).indices)
+    key[0, 0, 0] = below - 1
+    assert torch.equal(stable_order(key), key.sort(dim=-1, stable=True).indices)
+
+
+def test_the_order_of_nothing_is_empty():
+    assert stable_order(torch.empty((2, 0), dtype=torch.int64)).shape == (2, 0)

@@ -1,0 +1,56 @@
+"""Work in independent pieces, each on a thread of its own.
+
+Pieces write nothing in common, so their threads never wait for each other. Threads that share one operation, as torch's
+do, meet at the end of each of thousands, and each time all wait for the slowest.
+
+What is computed for a piece does not depend on the number of threads, so neither does a bit of the result.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+_LARGEST_HEAP_BLOCK = (1 << 25) - (1 << 16)  # bytes; glibc's limit, less its own header and padding
+
+
+def in_threads(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
+    """What `work` gives for each piece; as many at once as the calling thread may use threads and cores.
+
+    The last pieces, too few for all threads, share them, one after the other. What `work` raises is raised here.
+    Nothing is differentiated.
+    """
+    _keep_freed_memory()
+    threads = torch.get_num_threads()
+    # A caller that OpenMP has bound to one core would have its new threads there too.
+    at_once = min(threads, len(pieces), len(os.sched_getaffinity(0)))
+    even = len(pieces) - len(pieces) % at_once if at_once > 1 else 0
+    results: list[Result] = []
+    work = torch.no_grad()(work)
+    if even:
+        try:
+            with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
+                results += pool.map(work, pieces[:even])
+        finally:
+            torch.set_num_threads(threads)  # the caller's did not change, but what threads born later begin with
+    return results + [work(piece) for piece in pieces[even:]]
+
+
+def each_on(device: torch.device, work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
+    """`in_threads` on a CPU; elsewhere, where a call only queues what it does, one piece after the other."""
+    return in_threads(work, pieces) if device.type == "cpu" else [work(piece) for piece in pieces]
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep up to 64 MB of each thread's free memory.
+
+    It keeps twice the size of the largest block that came from the system by itself and was freed, 32 MB at most
+    (mallopt(3), M_MMAP_THRESHOLD). Until such a block is freed, what a head held goes back after each operation.
+    """
+    torch.empty(_LARGEST_HEAP_BLOCK, dtype=torch.uint8)
