@@ -26,19 +26,24 @@ def in_threads(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list
     Nothing is differentiated.
     """
     _keep_freed_memory()
-    threads = torch.get_num_threads()
+    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
     # A caller that OpenMP has bound to one core would have its new threads there too.
-    at_once = min(threads, len(pieces), len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    at_once = min(threads, len(pieces), cores)
     even = len(pieces) - len(pieces) % at_once if at_once > 1 else 0
+
+    def ungraded(piece: Piece) -> Result:
+        with torch.inference_mode(inference), torch.no_grad():
+            return work(piece)
+
     results: list[Result] = []
-    work = torch.no_grad()(work)
     if even:
         try:
             with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
-                results += pool.map(work, pieces[:even])
+                results += pool.map(ungraded, pieces[:even])
         finally:
             torch.set_num_threads(threads)  # the caller's did not change, but what threads born later begin with
-    return results + [work(piece) for piece in pieces[even:]]
+    return results + [ungraded(piece) for piece in pieces[even:]]
 
 
 def each_on(device: torch.device, work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:

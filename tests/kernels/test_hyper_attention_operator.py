@@ -89,6 +89,14 @@ def test_checkpointing_changes_no_bit(config, causal):
 
 
 @MODES
+def test_inference_mode_changes_no_bit(config, causal):
+    tensors = inputs()
+    with torch.inference_mode():
+        inferred = hyper_attention(*tensors, causal, config=config)
+    assert torch.equal(inferred, hyper_attention(*tensors, causal, config=config))
+
+
+@MODES
 def test_autocast_gives_its_dtype(config, causal):
     q, k, v = inputs()
     with torch.autocast("cpu", torch.bfloat16):

@@ -47,6 +47,14 @@ def test_no_piece_is_differentiated(four_threads):
     assert in_threads(lambda _: (weight * 2).requires_grad, range(5)) == [False] * 5
 
 
+def test_pieces_write_what_the_caller_made_in_inference_mode(four_threads):
+    with torch.inference_mode():
+        made = torch.zeros(6)
+        in_threads(lambda piece: made[piece].add_(piece), range(6))
+    assert made.tolist() == list(range(6))
+    assert made.is_inference()
+
+
 def test_an_error_of_a_piece_is_the_callers(four_threads):
     def fail(piece):
         if piece == 1:
