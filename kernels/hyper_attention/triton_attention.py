@@ -25,7 +25,7 @@ from kernels.hyper_attention.plan import Plan
 from kernels.hyper_attention.triton_backward import Extra, Queries, delta_kernel
 from kernels.hyper_attention.triton_configs import launch, padded
 from kernels.hyper_attention.triton_parts import Part, drawn_keys, parts_of, row_of_slot, segment_of_token
-from kernels.hyper_attention.triton_tensors import ranges, rows, table
+from kernels.hyper_attention.triton_tensors import Keys, ranges, rows, table
 
 _LOG2E = 1.4426950408889634
 _PROGRAMS = 1024
@@ -62,7 +62,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
             launch(
                 "forward", part.name, T, heads, q, rows(q), rows(left) if i else None, rows(out if last else left),
                 table(lse), order, part.near, part.sinks, part.pooled, part.draws, scale * _LOG2E,
-                heads, heads // k.shape[1], T, everything=last,
+                heads, heads // k.shape[1], T, chosen=_chosen(part.pooled), everything=last,
             )  # fmt: skip
     return out, lse
 
@@ -114,7 +114,7 @@ def _query_gradient(q: Tensor, k: Tensor, queries: Queries, parts: list[Part], p
         launch(
             "query_gradient", part.name, T, heads, q, _in_order(queries, part), rows(left) if i else None,
             rows(grad if last else left), seen if i else None, part.near, part.sinks, part.pooled, part.draws, scale,
-            heads, heads // k.shape[1], T, everything=last,
+            heads, heads // k.shape[1], T, chosen=_chosen(part.pooled), everything=last,
         )  # fmt: skip
     return grad
 
@@ -160,12 +160,17 @@ def _extra(q: Tensor, k: Tensor, v: Tensor, queries: Queries, part: Part, plan: 
     launch(
         "key_gradient", "compact", count, heads, k, queries, keys, None, None,
         tuple(rows(x.flatten(0, 1)) for x in grads), None, None, scale, heads, groups, count,
-        pieces=pieces, everything=True,
+        pieces=pieces, chosen=_chosen(keys), everything=True,
     )  # fmt: skip
     sums = [x.sum(0) if pieces > 1 else x[0] for x in grads]
     if share is not None:
         sums = [x * share for x in sums]
     return Extra(table(row), rows(sums[0]), rows(sums[1]), most)
+
+
+def _chosen(keys: Keys | None) -> int:
+    """Keys of its ranges that each query leaves out."""
+    return 0 if keys is None or keys.hidden is None else keys.hidden.count.value
 
 
 def _in_order(queries: Queries, part: Part) -> Queries:

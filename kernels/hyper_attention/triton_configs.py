@@ -1,9 +1,9 @@
 """Sizes of the kernels' tiles: a committed default for each architecture, or Triton's autotuning.
 
-For bf16 at d = 64 and eight chosen segments the defaults compile without spills to memory, within shared memory and to
-tensor-core code on all four architectures (docs/aot.md has the figures). Others have smaller tiles or more warps, by
-analogy, and were not compiled. None was timed. HYPER_ATTENTION_AUTOTUNE=1 times a few at the first call of each kernel
-instead: tuned tiles may differ between runs, and with them the last bits of a result.
+For bf16 at d = 64 and up to sixteen chosen segments the defaults compile without spills to memory, within shared memory
+and to tensor-core code on all four architectures (docs/aot.md has the figures). Others have smaller tiles or more
+warps, by analogy, and were not compiled. None was timed. HYPER_ATTENTION_AUTOTUNE=1 times a few at the first call of
+each kernel instead: tuned tiles may differ between runs, and with them the last bits of a result.
 """
 
 import os
@@ -54,11 +54,23 @@ DEFAULTS: dict[str, dict[str, tuple[Tile, Tile, Tile, Tile]]] = {
     # Triton's interpreter on a CPU.
     "none": dict.fromkeys(("forward", "query_gradient", "key_gradient"), (Tile(32, 32, 4, 1),) * 4),
 }
+# The numbers of a query's chosen segments stay in registers: a launch that reads more than _FEW takes a smaller tile,
+# that of rows so many times twice as wide.
+_FEW = 8
+_SMALLER = {"forward": 1, "query_gradient": 1, "key_gradient": 3}
 _KERNELS = {"forward": forward_kernel, "query_gradient": query_gradient_kernel, "key_gradient": key_gradient_kernel}
 
 
 def launch(
-    name: str, part: str, rows: int, heads: int, x: Tensor, *arguments: Any, pieces: int = 1, everything: bool
+    name: str,
+    part: str,
+    rows: int,
+    heads: int,
+    x: Tensor,
+    *arguments: Any,
+    pieces: int = 1,
+    chosen: int = 0,
+    everything: bool,
 ) -> None:
     """Run a kernel over all tiles of `rows` rows.
 
@@ -70,6 +82,7 @@ def launch(
         x: a tensor [B, H, N, D] of the inputs' batch, head size, dtype and device.
         arguments: of the kernel up to its sizes.
         pieces: programs that share the work of a tile, each with an output of its own.
+        chosen: segments of which it reads for each query that their means are hidden.
         everything: its ALL.
     """
     D, tiled = x.shape[3], "BN" if name == "key_gradient" else "BM"
@@ -82,7 +95,7 @@ def launch(
     if os.environ.get("HYPER_ATTENTION_AUTOTUNE") == "1" and x.device.type != "cpu":
         _tuned(name, part, x.dtype)[grid](*arguments, **constants)
     else:
-        tile = default_tile(architecture(x.device), name, D, x.element_size())
+        tile = default_tile(architecture(x.device), name, D, x.element_size(), chosen)
         options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
         _KERNELS[name][grid](*arguments, BM=tile.BM, BN=tile.BN, **constants, **options)
 
@@ -92,10 +105,11 @@ def padded(head_size: int) -> int:
     return max(16, 1 << (head_size - 1).bit_length())
 
 
-def default_tile(architecture: str, name: str, head_size: int, item_bytes: int) -> Tile:
+def default_tile(architecture: str, name: str, head_size: int, item_bytes: int, chosen: int = 0) -> Tile:
     """The committed tile for a kernel."""
-    width = padded(head_size) * item_bytes
-    return DEFAULTS[architecture][name][max(0, (width - 1).bit_length() - 7)]
+    width = max(0, (padded(head_size) * item_bytes - 1).bit_length() - 7)
+    tiles = DEFAULTS[architecture][name]
+    return tiles[min(width + (_SMALLER[name] if chosen > _FEW else 0), len(tiles) - 1)]
 
 
 @cache
