@@ -80,7 +80,8 @@ def compiled(name, head_size, dtype, modes, chosen):
     for mode in modes:
         label.append("")
         q, k, v = (torch.zeros(1, heads, 1024, head_size, dtype=dtype) for heads in (4, 2, 2))
-        config, tokens = HyperAttentionConfig(mode=mode, segment=512 // chosen, **SIZES), whole(1, 1024, q.device)
+        config = HyperAttentionConfig(mode=mode, segment=SIZES["lookback"] // chosen, **SIZES)
+        tokens = whole(1, 1024, q.device)
         plan = build_plan(q, k, True, tokens, config) if mode == "paper" else build_local_plan(q, k, tokens, config)
         label.pop()
         out, lse = triton_attention.forward(q, k, v, plan, 0.1)
@@ -145,8 +146,7 @@ of gfx942 that are kept in lanes of vector registers, not in memory. Shared: KB 
 cores: matrix instructions ({cores}).
 Copies: asynchronous, from global to shared memory; gfx942, of one stage, has none.
 
-{chosen} chosen segments a query; sixteen is the default, eight what configs/long_context.yaml sets (`--chosen 8`, whose
-launches have larger tiles and do not spill either).
+{chosen} chosen segments a query (`--chosen`): the default configuration has sixteen, configs/long_context.yaml eight.
 
 | kernel | mode | d | target | registers | stack | spills | lanes | shared | tensor cores | copies | atomics |
 |---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|"""

@@ -1,7 +1,7 @@
 """Speed and memory of HyperAttention against torch's exact attention, after a correctness gate.
 
     python benchmarks/attention.py                                  # n = 4k .. 32k, minutes
-    python benchmarks/attention.py --sizes 8192 32768 131072        # ten minutes, most of them exact attention
+    python benchmarks/attention.py --sizes 8192 32768 131072        # 13 minutes, most of them exact attention
 
 Each cell is a process of its own, so that its peak memory is its own. Heads must be at least as many as threads:
 torch's exact backward runs heads in parallel and nothing else. A shared machine is slow for minutes at a time, so cells

@@ -83,10 +83,7 @@ def backward(
     dtype, D = q.dtype, q.shape[-1]
     q, k, v, out, grad_out = _wide(q, k, v, out, grad_out)
     if grad_lse is not None:
-        # A column on which values are 0, the gradient is 1 and the output is -dLSE: delta becomes dO . O - dLSE.
-        q, k, v = (torch.nn.functional.pad(x, (0, 1)) for x in (q, k, v))
-        grad_out = torch.nn.functional.pad(grad_out, (0, 1), value=1.0)
-        out = torch.cat([out, -grad_lse.to(out.dtype)[..., None]], -1)
+        q, k, v, out, grad_out = _with_lse_column(q, k, v, out, grad_out, grad_lse)
     # Rows without keys: any finite LSE will do, for they are in no part.
     lse = lse.to(q.dtype).masked_fill(lse.isneginf(), 0.0)
     grads = [torch.zeros_like(x) for x in (q, k, v)]
@@ -114,6 +111,15 @@ def backward(
             add_pooled_gradient_(grad, mean_grad, plan.pooled)
     grad_q, grad_k, grad_v = (grad[..., :D].to(dtype) for grad in grads)
     return grad_q, grad_k, grad_v
+
+
+def _with_lse_column(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, grad_out: Tensor, grad_lse: Tensor
+) -> tuple[Tensor, ...]:
+    """With a column on which values are 0, the gradient is 1 and the output is -dLSE: delta becomes dO . O - dLSE."""
+    q, k, v = (torch.nn.functional.pad(x, (0, 1)) for x in (q, k, v))
+    grad_out = torch.nn.functional.pad(grad_out, (0, 1), value=1.0)
+    return q, k, v, torch.cat([out, -grad_lse.to(out.dtype)[..., None]], -1), grad_out
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
