@@ -24,10 +24,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels.hyper_attention import HyperAttentionConfig, triton_attention, triton_configs, triton_parts
+from kernels.hyper_attention import HyperAttentionConfig
 from kernels.hyper_attention.documents import whole
-from kernels.hyper_attention.plan import build_plan
-from kernels.hyper_attention.plan_local import build_local_plan
+from kernels.hyper_attention.gpu import attention as gpu_attention
+from kernels.hyper_attention.gpu import parts, tuning
+from kernels.hyper_attention.plan.causal_local import build_local_plan
+from kernels.hyper_attention.plan.tables import build_plan
 
 # Shared memory of a block in KB, at most: CUDA C programming guide, table of compute capabilities; AMD CDNA3 ISA, LDS.
 TARGETS = {
@@ -61,7 +63,7 @@ class Driver:
 def compiled(name, head_size, dtype, modes, chosen):
     """Compile the launches of the modes; yields (mode, label, kernel)."""
     kernels, label = [], []
-    run, launch = JITFunction.run, triton_configs.launch
+    run, launch = JITFunction.run, tuning.launch
 
     def compile_only(self, *arguments, grid, warmup, **options):
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
@@ -72,10 +74,10 @@ def compiled(name, head_size, dtype, modes, chosen):
         launch(name, part, *arguments, **options)
         label.pop()
 
-    triton_configs.architecture = lambda device: name
-    triton_attention.launch, JITFunction.run = labelled, compile_only
+    tuning.architecture = lambda device: name
+    gpu_attention.launch, JITFunction.run = labelled, compile_only
     driver.set_active(Driver(TARGETS[name][0]))
-    for value in [*vars(triton_configs)["_KERNELS"].values(), triton_attention.delta_kernel, triton_parts.pool_kernel]:
+    for value in [*vars(tuning)["_KERNELS"].values(), gpu_attention.delta_kernel, parts.pool_kernel]:
         value.device_caches.clear()
     for mode in modes:
         label.append("")
@@ -84,9 +86,9 @@ def compiled(name, head_size, dtype, modes, chosen):
         tokens = whole(1, 1024, q.device)
         plan = build_plan(q, k, True, tokens, config) if mode == "paper" else build_local_plan(q, k, tokens, config)
         label.pop()
-        out, lse = triton_attention.forward(q, k, v, plan, 0.1)
-        triton_attention.backward(q, lse, q, k, v, out, lse, plan, 0.1)
-    JITFunction.run, triton_attention.launch = run, launch
+        out, lse = gpu_attention.forward(q, k, v, plan, 0.1)
+        gpu_attention.backward(q, lse, q, k, v, out, lse, plan, 0.1)
+    JITFunction.run, gpu_attention.launch = run, launch
     seen = set()
     for mode, key, kernel in kernels:
         if (key, kernel.hash) not in seen:

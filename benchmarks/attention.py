@@ -27,8 +27,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
 from kernels.hyper_attention.documents import whole
-from kernels.hyper_attention.plan import build_plan
-from kernels.hyper_attention.plan_local import build_local_plan
+from kernels.hyper_attention.plan.causal_local import build_local_plan
+from kernels.hyper_attention.plan.tables import build_plan
 from kernels.hyper_attention.reference import reference_attention
 
 MOST_MEANS = 1024  # of older segments that a query reads in mode causal_local: segments grow with n beyond 32k

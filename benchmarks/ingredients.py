@@ -17,7 +17,7 @@ import torch
 from language_model import entering, load, queries_keys_values, read
 from torch.nn.functional import normalize, one_hot
 
-from kernels.hyper_attention.hashing import gray_buckets, projections
+from kernels.hyper_attention.plan.lsh import gray_buckets, projections
 
 TOKENS, SINKS, STEP = 8192, 4, 256
 

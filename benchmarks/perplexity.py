@@ -23,8 +23,8 @@ from language_model import FOLDER, entering, load, nats, queries_keys_values, re
 from kernels.hyper_attention import HyperAttentionConfig
 from kernels.hyper_attention.documents import whole
 from kernels.hyper_attention.huggingface import patched_attention
-from kernels.hyper_attention.plan import build_plan
-from kernels.hyper_attention.plan_local import build_local_plan
+from kernels.hyper_attention.plan.causal_local import build_local_plan
+from kernels.hyper_attention.plan.tables import build_plan
 
 TOKENS, SCORED_FROM = 8192, 1024
 TEXTS = ("argparse", "tarfile")

@@ -23,10 +23,10 @@ import ray
 
 from cluster.runtime import connected
 from operators.columns import RAW
-from operators.ledger import Ledger
-from operators.reflect import ReflectConfig
-from operators.reflect_instructions import reflect_instructions
-from operators.teacher import TeacherConfig
+from operators.reflect.reflect import ReflectConfig
+from operators.reflect.reflect_instructions import reflect_instructions
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=1024)
 PART = 10_000
@@ -35,7 +35,7 @@ TEXT = "Explain in a few words why the sea is salt and what follows from it for 
 
 def write_rows(path: str, first: int, stop: int) -> None:
     """A part at a time, so that the peak of the driver's memory is the pipeline's and not this function's."""
-    same = {"input": "", "origin": "benchmark", "neutralised": False, "outcome": ""}
+    same = {"input": "", "origin": "benchmark", "escaped": False, "outcome": ""}
     with pq.ParquetWriter(path, RAW) as writer:
         for start in range(first, stop, PART):
             names = [f"{number:032x}" for number in range(start, min(start + PART, stop))]

@@ -18,9 +18,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from operators.encode import IGNORED, load_tokenizer
 from operators.models import resolve_model
-from operators.score_ifd import Pair, ScoreConfig, StudentScorer, ifd_turn, score_of, target_spans
+from operators.select.ifd import Pair, ScoreConfig, StudentScorer, ifd_turn, score_of, target_spans
+from operators.student.encode import IGNORED, load_tokenizer
 
 MAX_TOKENS = 1024
 

@@ -62,7 +62,7 @@ def batch(count: int) -> range:
 
 
 def messages_of(number: int) -> list[dict[str, str]]:
-    from operators.prompts import response_reflection_prompt
+    from operators.reflect.prompts import response_reflection_prompt
 
     records = [json.loads(line) for line in (REPOSITORY / "configs/demo_instructions.jsonl").read_text().splitlines()]
     record = records[number % len(records)]
@@ -98,8 +98,8 @@ def measure_stage(num_calls: int, folder: str) -> dict[str, Any]:
     import ray
 
     from cluster.runtime import connected
-    from operators.ledger import Ledger
-    from operators.teacher import TeacherConfig
+    from operators.teacher.config import TeacherConfig
+    from operators.teacher.ledger import Ledger
 
     teacher = TeacherConfig(
         model=model(), device="cpu", dtype="float32", max_model_len=LENGTH, max_num_seqs=16, batch_rows=16

@@ -1,6 +1,6 @@
 """Where assets live: a folder of Parquet an asset, a manifest of what it was made from, and a marker written last.
 
-An asset returns a `Plan`, not data. The store compares the asset's fingerprint (code, configuration, inputs) with the
+An asset returns a `Recipe`, not data. The store compares the asset's fingerprint (code, configuration, inputs) with the
 manifest of what is already there, and carries the plan out only if they differ: finished work costs nothing. Whatever
 lacks its `_SUCCESS` marker, or is not the size that its manifest says, is never read.
 """
@@ -31,7 +31,7 @@ Description = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Recipe:
     """How to make an asset: called only if the asset is stale.
 
     Attributes:
@@ -98,7 +98,7 @@ class AssetStore(dg.IOManager):
         """The fingerprint that the asset would have if it were made now."""
         return fingerprint_of(self._describe(asset, refresh))
 
-    def handle_output(self, context: dg.OutputContext, obj: Plan) -> None:
+    def handle_output(self, context: dg.OutputContext, obj: Recipe) -> None:
         """Carry out the plan if the asset is stale, and tell Dagster what is there now."""
         asset = context.asset_key.to_user_string()
         refresh = context.asset_partition_key if context.has_asset_partitions else None
@@ -158,7 +158,7 @@ class AssetStore(dg.IOManager):
                 )
         return list(paths)
 
-    def _make(self, asset: str, refresh: str | None, plan: Plan, description: Description) -> dict[str, Any]:
+    def _make(self, asset: str, refresh: str | None, plan: Recipe, description: Description) -> dict[str, Any]:
         folder = self.folder(asset, refresh)
         if self._filesystem.get_file_info(f"{folder}/{MARKER}").type != fs.FileType.NotFound:
             self._filesystem.delete_file(f"{folder}/{MARKER}")

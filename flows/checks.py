@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from flows.run import Run
-from operators.columns import PACKED, RECYCLED_OUTCOMES, UNDER_WAY
+from operators.columns import ACTIVE, PACKED, RECYCLED_OUTCOMES
 
 PARTITION_TAG = "dagster/partition"
 SURVIVAL_CHECK = "some_row_survives"
@@ -25,7 +25,7 @@ def some_row_survives(context: dg.AssetCheckExecutionContext, run: dg.ResourcePa
     seen = any(outcome.startswith("dropped:seen") for outcome in outcomes)
     lost = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "no records"
     return dg.AssetCheckResult(
-        passed=outcomes.get(UNDER_WAY, 0) > 0 or seen,
+        passed=outcomes.get(ACTIVE, 0) > 0 or seen,
         metadata={"message": f"raw_instructions: no row of {run.config.source.path} survives ({lost})"},
     )
 
@@ -37,7 +37,7 @@ def _conserved(stage: str) -> dg.AssetChecksDefinition:
         refresh = refresh_of(context)
         before = run.store.manifest("raw_instructions", refresh) or {}
         after = run.store.manifest(stage, refresh) or {}
-        left = {name: count for name, count in before.get("outcomes", {}).items() if name != UNDER_WAY}
+        left = {name: count for name, count in before.get("outcomes", {}).items() if name != ACTIVE}
         same = all(after.get("outcomes", {}).get(name, 0) >= count for name, count in left.items())
         same_ids = before.get("ids", after.get("ids")) == after.get("ids")
         conserved = same and same_ids and before.get("rows") == after.get("rows")
@@ -51,7 +51,7 @@ def _conserved(stage: str) -> dg.AssetChecksDefinition:
 
 @dg.asset_check(asset="recycled_instructions", blocking=True)
 def every_row_has_an_outcome(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
-    """No row is still under way, and every outcome is one of the known kinds."""
+    """No row is still active, and every outcome is one of the known kinds."""
     outcomes = (run.store.manifest("recycled_instructions", refresh_of(context)) or {}).get("outcomes", {})
     strange = [name for name in outcomes if not _is_final(name)]
     return dg.AssetCheckResult(

@@ -12,23 +12,23 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from operators.budget import BudgetConfig
-from operators.decontaminate import DecontaminateConfig
-from operators.drop_near_duplicates import DeduplicateConfig
-from operators.evaluate import EvaluateConfig
-from operators.filter_rewrites import FilterConfig
+from operators.evaluate.config import EvaluateConfig
+from operators.evaluate.release import ReleaseConfig
 from operators.models import PACKAGE_PREFIX
-from operators.pack import PackConfig
-from operators.publish import PublishConfig
-from operators.read_instructions import ReadConfig
-from operators.reflect import ReflectConfig
-from operators.release import ReleaseConfig
-from operators.report import ReportConfig
-from operators.score_ifd import ScoreConfig
-from operators.select import SelectConfig
+from operators.publish.publish import PublishConfig
+from operators.read.drop_contaminated import DecontaminateConfig
+from operators.read.drop_near_duplicates import DeduplicateConfig
+from operators.read.read_instructions import ReadConfig
+from operators.reflect.filter_rewrites import FilterConfig
+from operators.reflect.reflect import ReflectConfig
+from operators.report.report import ReportConfig
+from operators.select.ifd import ScoreConfig
+from operators.select.select import SelectConfig
 from operators.stage import StageConfig
-from operators.teacher import TeacherConfig
-from operators.train_config import TrainConfig
+from operators.teacher.budget import BudgetConfig
+from operators.teacher.config import TeacherConfig
+from operators.train.config import TrainConfig
+from operators.train.pack import PackConfig
 
 CONFIG_VARIABLE = "RECYCLE_CONFIG"  # which YAML file, where no command line says it
 OVERRIDES_VARIABLE = "RECYCLE_OVERRIDES"  # dotted overrides, written as in a shell

@@ -16,7 +16,7 @@ import dagster as dg
 
 from cluster.storage import AssetStore, fingerprint_of
 from flows.config import RunConfig
-from operators.source_files import SourceFile, list_source_files
+from operators.read.source_files import SourceFile, list_source_files
 
 SOURCE_ASSET = "raw_instructions"
 CONFIG_KEYS = "config"  # asset metadata: the sections of the configuration that the asset depends on

@@ -20,12 +20,12 @@ from cluster.runtime import connected
 from cluster.terminal import quiet_terminal
 from flows.checks import CHECKS, SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
-from flows.plan import PreflightError, preflight, print_plan
+from flows.preflight import PreflightError, preflight, print_plan
 from flows.recycle_and_train import ASSETS, REFRESHES, SPECS
 from flows.run import Run, open_run
-from operators.ask import TeacherStoppedError
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
+from operators.teacher.dispatch import TeacherStoppedError
 
 DONE, FAILED, UNUSABLE, BROKEN_INVARIANT = 0, 1, 2, 3
 Terminal = tuple[TextIO, TextIO]  # results, and progress and errors

@@ -11,8 +11,8 @@ import dagster as dg
 from flows.fingerprint import SOURCE_ASSET
 from flows.run import Run
 from operators.models import model_revision
-from operators.reflect_instructions import ABOUT as INSTRUCTIONS
-from operators.reflect_responses import ABOUT as RESPONSES
+from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
+from operators.reflect.reflect_responses import ABOUT as RESPONSES
 
 REFLECTIONS = (INSTRUCTIONS, RESPONSES)
 RECYCLED_ASSET = "recycled_instructions"

@@ -20,27 +20,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `ray job subm
 import dagster as dg
 from ray.data import Dataset
 
-from cluster.storage import Plan
+from cluster.storage import Recipe
 from flows.lineage import lineage_of
 from flows.run import Run, rows_where, stage_summaries
 from flows.schedules import definitions
 from operators.columns import HELD_OUT
-from operators.decontaminate import drop_contaminated, evaluation_index
-from operators.drop_near_duplicates import drop_near_duplicates
-from operators.drop_seen import drop_seen
-from operators.evaluate import evaluate
-from operators.filter_rewrites import filter_rewrites
-from operators.pack import count_packed, pack
-from operators.publish import publish
-from operators.read_instructions import read_instructions
-from operators.reflect import reflection_version
-from operators.reflect_instructions import ABOUT as INSTRUCTIONS
-from operators.reflect_instructions import reflect_instructions
-from operators.reflect_responses import ABOUT as RESPONSES
-from operators.reflect_responses import reflect_responses
-from operators.release import release as decide_release
-from operators.report import build_report
-from operators.select import select_instructions, select_responses
+from operators.evaluate.evaluate import evaluate
+from operators.evaluate.release import release as decide_release
+from operators.publish.publish import publish
+from operators.read.drop_contaminated import drop_contaminated, evaluation_index
+from operators.read.drop_near_duplicates import drop_near_duplicates
+from operators.read.drop_seen import drop_seen
+from operators.read.read_instructions import read_instructions
+from operators.reflect.filter_rewrites import filter_rewrites
+from operators.reflect.reflect import reflection_version
+from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
+from operators.reflect.reflect_instructions import reflect_instructions
+from operators.reflect.reflect_responses import ABOUT as RESPONSES
+from operators.reflect.reflect_responses import reflect_responses
+from operators.report.report import build_report
+from operators.select.select import select_instructions, select_responses
+from operators.train.pack import count_packed, pack
 
 REFRESHES = dg.DynamicPartitionsDefinition(name="refresh")
 RunResource = dg.ResourceParam[Run]
@@ -58,7 +58,7 @@ def uses(*sections: str) -> dict[str, Any]:
     code_version="2",
     metadata=uses("source", "deduplicate", "decontaminate"),
 )
-def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Plan:
+def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:
     """What the source holds, one row a record; bad, double, held-out and contaminated records carry their reason."""
 
     def build() -> Dataset:
@@ -68,13 +68,13 @@ def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Pla
         rows = drop_near_duplicates(rows, earlier, config.deduplicate).materialize()
         return drop_contaminated(rows, earlier, config.decontaminate)
 
-    return Plan(build)
+    return Recipe(build)
 
 
 @dg.asset(partitions_def=REFRESHES, group_name="evaluate", kinds={"ray"}, code_version="1")
-def held_out(raw_instructions: Dataset) -> Plan:
+def held_out(raw_instructions: Dataset) -> Recipe:
     """Records kept from teacher and training, for evaluation."""
-    return Plan(partial(rows_where, raw_instructions, HELD_OUT))
+    return Recipe(partial(rows_where, raw_instructions, HELD_OUT))
 
 
 @dg.asset(
@@ -84,13 +84,13 @@ def held_out(raw_instructions: Dataset) -> Plan:
     code_version=reflection_version(INSTRUCTIONS),
     metadata=uses("reflect", "teacher"),
 )
-def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Plan:
+def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Recipe:
     """The teacher's critique of every instruction, and a better one with its own answer."""
     ledger = run.ledger(offline=run.reparse)
     reflected = partial(
         reflect_instructions, raw_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
     )
-    return Plan(reflected, figures=lambda _: ledger.figures())
+    return Recipe(reflected, figures=lambda _: ledger.figures())
 
 
 @dg.asset(
@@ -102,7 +102,7 @@ def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Plan
 )
 def selected_instructions(
     context: dg.AssetExecutionContext, instruction_reflections: Dataset, run: RunResource
-) -> Plan:
+) -> Recipe:
     """The student's choice by IFD: the original pair or the better instruction with its answer."""
 
     def build() -> Dataset:
@@ -111,7 +111,7 @@ def selected_instructions(
         usable = filter_rewrites(instruction_reflections, INSTRUCTIONS, config.filter, index)
         return select_instructions(usable, config.select, config.score, run.student, run.path("scores"))
 
-    return Plan(build)
+    return Recipe(build)
 
 
 @dg.asset(
@@ -121,13 +121,13 @@ def selected_instructions(
     code_version=reflection_version(RESPONSES),
     metadata=uses("reflect", "teacher"),
 )
-def response_reflections(selected_instructions: Dataset, run: RunResource) -> Plan:
+def response_reflections(selected_instructions: Dataset, run: RunResource) -> Recipe:
     """The teacher's critique of every selected response, and a better one."""
     ledger = run.ledger(offline=run.reparse)
     reflected = partial(
         reflect_responses, selected_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
     )
-    return Plan(reflected, figures=lambda _: ledger.figures())
+    return Recipe(reflected, figures=lambda _: ledger.figures())
 
 
 @dg.asset(
@@ -137,7 +137,7 @@ def response_reflections(selected_instructions: Dataset, run: RunResource) -> Pl
     code_version="3",
     metadata=uses("filter", "select", "score", "student"),
 )
-def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Plan:
+def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Recipe:
     """The student's choice by r-IFD, and with it the one outcome of every row."""
     config = run.config
 
@@ -145,53 +145,55 @@ def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Pl
         usable = filter_rewrites(response_reflections, RESPONSES, config.filter)
         return select_responses(usable, config.select, config.score, run.student, run.path("scores"))
 
-    return Plan(build)
+    return Recipe(build)
 
 
 @dg.asset(
     group_name="recycle", kinds={"parquet"}, code_version="1", metadata=uses("publish", "teacher", "student", "reflect")
 )
-def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Plan:
+def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes for others to load, with a card and their lineage."""
-    return Plan(
+    return Recipe(
         lambda: publish(recycled_instructions, run.path("published"), lineage_of(run, SPECS), run.config.publish)
     )
 
 
 @dg.asset(group_name="train", kinds={"ray"}, code_version="1", metadata=uses("pack", "student"))
-def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Plan:
+def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
-    return Plan(partial(pack, recycled_instructions, run.config.pack, run.student), figures=count_packed)
+    return Recipe(partial(pack, recycled_instructions, run.config.pack, run.student), figures=count_packed)
 
 
 @dg.asset(group_name="train", kinds={"ray", "deepspeed"}, code_version="1", metadata=uses("train", "student"))
-def student(packed_sequences: Dataset, run: RunResource) -> Plan:
+def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
     """The student, fine-tuned with NEFTune; a Hugging Face folder under students/<version>/."""
     version = run.student_version()
     folder = run.path("students", version)
 
     def build() -> dict[str, Any]:
-        from operators.train import train  # imports torch: seconds that a run without training saves
+        from operators.train.train import train  # imports torch: seconds that a run without training saves
 
         return {**train(packed_sequences, run.config.train, run.student, folder), "version": version, "folder": folder}
 
-    return Plan(build)
+    return Recipe(build)
 
 
 @dg.asset(
     group_name="evaluate", kinds={"ray", "vllm"}, code_version="1", metadata=uses("evaluate", "teacher", "student")
 )
-def evaluation(held_out: Dataset, student: dict[str, Any], run: RunResource) -> Plan:
+def evaluation(held_out: Dataset, student: dict[str, Any], run: RunResource) -> Recipe:
     """The student against the model it was made from: loss on held-out records, and the teacher's judgement."""
     ledger = run.ledger()
     evaluated = partial(evaluate, held_out, run.config.evaluate, run.student, student["folder"], run.teacher, ledger)
-    return Plan(evaluated, figures=lambda _: ledger.figures())
+    return Recipe(evaluated, figures=lambda _: ledger.figures())
 
 
 @dg.asset(group_name="evaluate", code_version="1", metadata=uses("release"))
-def release(evaluation: dict[str, Any], student: dict[str, Any], run: RunResource) -> Plan:
+def release(evaluation: dict[str, Any], student: dict[str, Any], run: RunResource) -> Recipe:
     """Whether the student replaces the released one, and why."""
-    return Plan(partial(decide_release, evaluation, student["version"], run.path("released.json"), run.config.release))
+    return Recipe(
+        partial(decide_release, evaluation, student["version"], run.path("released.json"), run.config.release)
+    )
 
 
 @dg.asset(group_name="evaluate", kinds={"html"}, code_version="1", metadata=uses("report"))
@@ -202,7 +204,7 @@ def report(
     evaluation: dict[str, Any],
     release: dict[str, Any],
     run: RunResource,
-) -> Plan:
+) -> Recipe:
     """What a person opens: reports/<run>.html, and the same figures as JSON."""
 
     def build() -> dict[str, Any]:
@@ -224,7 +226,7 @@ def report(
         run.write(run.path("reports", f"{config.name}.json"), json.dumps(made.figures, indent=1))
         return {"html": run.path("reports", f"{config.name}.html"), "figures": made.figures}
 
-    return Plan(build)
+    return Recipe(build)
 
 
 ASSETS = [

@@ -17,12 +17,12 @@ from cluster.storage import AssetStore
 from flows.config import ConfigError, RunConfig
 from flows.fingerprint import SOURCE_ASSET, Describer
 from operators.chat_markup import special_tokens_of
-from operators.ledger import Ledger
 from operators.models import resolve_model
-from operators.reflect import REPAIR
-from operators.reflect_instructions import ABOUT as INSTRUCTIONS
-from operators.reflect_responses import ABOUT as RESPONSES
-from operators.teacher import TeacherConfig
+from operators.reflect.reflect import REPAIR
+from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
+from operators.reflect.reflect_responses import ABOUT as RESPONSES
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 REFLECTING = (INSTRUCTIONS, RESPONSES)
 REFLECTIONS = frozenset({"instruction_reflections", "response_reflections"})
@@ -88,7 +88,7 @@ class Run:
     def paid(self) -> dict[str, float]:
         """Tokens and cost of all reflections that the ledger holds, repairs among them, however many runs made them."""
         ledger = self.ledger()
-        used = ledger.files.tokens(*(f"{about.stage}{part}" for about in REFLECTING for part in ("", REPAIR)))
+        used = ledger.tokens(*(f"{about.stage}{part}" for about in REFLECTING for part in ("", REPAIR)))
         return {"tokens": used.prompt + used.generated, "cost": self.config.budget.cost(used)}
 
     def source(self, refresh: str) -> list[str]:

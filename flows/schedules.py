@@ -21,9 +21,9 @@ from cluster.storage import AssetStore
 from flows.checks import CHECKS, PARTITION_TAG
 from flows.config import RunConfig, config_of_environment
 from flows.fingerprint import SOURCE_ASSET, RefreshFile
-from flows.plan import PreflightError, preflight
+from flows.preflight import PreflightError, preflight
 from flows.run import Run, open_run
-from operators.columns import UNDER_WAY
+from operators.columns import ACTIVE
 from operators.progress import ProgressLines
 
 JOB = "refresh_and_retrain"
@@ -101,9 +101,9 @@ def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] |
     Earlier refreshes that broke off before their rows were recycled are asked for once more whenever there is new data:
     otherwise the student would be trained without them.
     """
-    under_way = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS), limit=1)
-    if under_way:
-        return dg.SkipReason(f"{_named(under_way[0])} is {under_way[0].status.value}; new files wait for its end")
+    active = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS), limit=1)
+    if active:
+        return dg.SkipReason(f"{_named(active[0])} is {active[0].status.value}; new files wait for its end")
     try:
         new = run.describer.files_of(None)
     except ValueError as error:  # no file at all
@@ -165,7 +165,7 @@ def _broken_off(store: AssetStore) -> list[str]:
 
 
 def _has_rows(manifest: Mapping[str, Mapping[str, int]]) -> bool:
-    return manifest.get("outcomes", {}).get(UNDER_WAY, 0) > 0
+    return manifest.get("outcomes", {}).get(ACTIVE, 0) > 0
 
 
 def _named(run: dg.DagsterRun) -> str:

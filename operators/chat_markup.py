@@ -35,7 +35,7 @@ _GENERIC_PATTERN = re.compile("|".join(_GENERIC))
 _MARKER_PARTS = re.compile(r"([\W_]+)(.*[^\W_])([\W_]+)", re.DOTALL)
 
 
-def neutralise(text: str, special_tokens: frozenset[str]) -> str:
+def escape(text: str, special_tokens: frozenset[str]) -> str:
     """Put a space inside every chat marker of `text`; idempotent.
 
     Args:
@@ -87,7 +87,7 @@ def _patterns(special_tokens: frozenset[str]) -> tuple[re.Pattern[str], re.Patte
     for token in special_tokens:
         if not is_marker(token):
             raise ValueError(
-                f"neutralise: special token {token!r} is no name between brackets; leave it out of special_tokens"
+                f"escape: special token {token!r} is no name between brackets; leave it out of special_tokens"
             )
     exact = sorted(
         (token for token in special_tokens if not _GENERIC_PATTERN.fullmatch(token)),

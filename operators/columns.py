@@ -1,7 +1,7 @@
 """The columns and Arrow types at every boundary of the data half.
 
 A row keeps its `row_id` and its original texts from the first stage to the last; each stage appends columns.
-`outcome` is empty while a row is under way. A row that leaves (`quarantined:<reason>`, `dropped:<reason>`)
+`outcome` is empty while a row is active. A row that leaves (`quarantined:<reason>`, `dropped:<reason>`)
 stays in the data set with its reason, so that every stage has exactly as many rows out as in.
 """
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 # Outcomes of rows that were recycled. All others are "quarantined:<reason>" or "dropped:<reason>".
 ORIGINAL, INSTRUCTION, RESPONSE, BOTH = "original", "instruction", "response", "both"
 RECYCLED_OUTCOMES = (ORIGINAL, INSTRUCTION, RESPONSE, BOTH)
-UNDER_WAY = ""
+ACTIVE = ""
 PARSED = ("parsed", "repaired")  # statuses of reflections that may replace something
 HELD_OUT = "dropped:held_out"
 
@@ -22,7 +22,7 @@ def _extend(schema: pa.Schema, **columns: pa.DataType) -> pa.Schema:
     return pa.schema([*schema, *(pa.field(name, kind) for name, kind in columns.items())])
 
 
-# raw_instructions: what the source said, normalised. `origin` is the file; `neutralised` says that chat markup
+# raw_instructions: what the source said, normalised. `origin` is the file; `escaped` says that chat markup
 # inside the texts was broken up so that no tokenizer takes it for a control token.
 RAW = pa.schema(
     [
@@ -31,7 +31,7 @@ RAW = pa.schema(
         ("input", _TEXT),
         ("response", _TEXT),
         ("origin", _TEXT),
-        ("neutralised", pa.bool_()),
+        ("escaped", pa.bool_()),
         ("outcome", _TEXT),
     ]
 )

@@ -1,4 +1,4 @@
-"""The ledger's files: Parquet that appears whole or not at all, many small ones merged into few large ones."""
+"""A log of records in Parquet files: that appears whole or not at all, many small ones merged into few large ones."""
 
 import uuid
 from collections.abc import Iterator
@@ -8,13 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 from ray.data import Dataset
-
-from operators.budget import Tokens
 
 COMPACT_ABOVE, FILES_MERGED = 1024, 256
 READ_BYTES, READ_FILES = 32 << 20, 128  # at most, by one task
@@ -23,7 +20,7 @@ MOST_WANTED = 100_000  # keys, by which records are picked while they are read
 READERS = 16  # threads that look at footers
 
 
-class LedgerFiles:
+class ParquetLog:
     """A folder that holds a folder a stage; a path or a URI, which need not exist."""
 
     def __init__(self, folder: str) -> None:
@@ -59,15 +56,16 @@ class LedgerFiles:
             footers = threads.map(partial(pq.read_metadata, filesystem=self._filesystem), self.of(stage))
             return sum(footer.num_rows for footer in footers)
 
-    def tokens(self, *stages: str) -> Tokens:
-        """What these stages have paid for so far; all of them if none is named. Reads two columns on the driver."""
+    def stages(self) -> list[str]:
+        """Names of all stages that have a folder."""
         found = self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        spent, columns = Tokens(), ["prompt_tokens", "generated_tokens"]
-        for stage in stages or [folder.base_name for folder in found if folder.type == fs.FileType.Directory]:
-            records = pads.dataset(self.of(stage), filesystem=self._filesystem, format="parquet")
-            for batch in records.to_batches(columns=columns) if records.files else []:
-                spent += Tokens(*(pc.sum(batch[name]).as_py() or 0 for name in columns))
-        return spent
+        return [folder.base_name for folder in found if folder.type == fs.FileType.Directory]
+
+    def batches(self, stage: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """All committed records of a stage, batch by batch, read by the caller's own process."""
+        for path in self.of(stage):
+            with self._filesystem.open_input_file(path) as stream:
+                yield from pq.ParquetFile(stream).iter_batches(columns=columns)
 
     def tidy(self, stage: str) -> int:
         """Set aside what is cut off, and merge many small files into few large ones, before a reader comes.

@@ -1,9 +1,15 @@
 """What every stage shares: a frozen configuration and a check of the columns that it is handed."""
 
 from collections.abc import Collection
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+Value = TypeVar("Value")
+_OPERATIONAL = "operational"
+# A field that says where or how fast a stage runs, never what it produces: `actors: Operational[int] = Field(1, ...)`.
+Operational = Annotated[Value, _OPERATIONAL]
 
 
 class StageConfig(BaseModel):
@@ -11,12 +17,32 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
-    # Fields that say where or how fast the stage runs, never what it produces.
-    OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
+    @classmethod
+    def operational(cls) -> frozenset[str]:
+        """Names of the fields that are declared `Operational`."""
+        return frozenset(name for name, field in cls.model_fields.items() if _OPERATIONAL in field.metadata)
 
     def identity(self) -> dict[str, Any]:
         """What determines the stage's output; a change in an operational field leaves finished work valid."""
-        return self.model_dump(mode="json", exclude=set(self.OPERATIONAL))
+        return self.model_dump(mode="json", exclude=set(self.operational()))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found before anything was paid for.
+
+    Attributes:
+        key: of the configuration, such as `student.model`.
+        text: what is wrong with which value against which limit, and the cure; one line.
+        fatal: the run is refused; otherwise the finding is a warning.
+    """
+
+    key: str
+    text: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}"
 
 
 def require_columns(stage: str, wanted: Collection[str], found: Collection[str]) -> None:

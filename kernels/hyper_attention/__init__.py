@@ -1,6 +1,6 @@
 """HyperAttention (arXiv:2310.05869): attention in near-linear time with exact gradients of its estimator."""
 
-from kernels.hyper_attention.attention import hyper_attention
+from kernels.hyper_attention.api import hyper_attention
 from kernels.hyper_attention.config import HyperAttentionConfig
 
 __all__ = ["HyperAttentionConfig", "hyper_attention"]

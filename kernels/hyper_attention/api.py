@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.hyper_attention import cpu, documents
+from kernels.hyper_attention import documents
 from kernels.hyper_attention.config import HyperAttentionConfig
-from kernels.hyper_attention.plan import Plan, build_plan
-from kernels.hyper_attention.plan_choice import num_chosen
-from kernels.hyper_attention.plan_local import build_local_plan
+from kernels.hyper_attention.cpu import attention as cpu_attention
+from kernels.hyper_attention.plan.causal_local import build_local_plan
+from kernels.hyper_attention.plan.choose_segments import num_chosen
+from kernels.hyper_attention.plan.tables import KeyPlan, build_plan
 
 _WORDS: dict[str, tuple[Any, ...]] = {"mode": ("paper", "causal_local"), "choice": ("means", "lsh")}
 
@@ -153,15 +154,15 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 def _path(device: torch.device) -> ModuleType:
     """The module whose `forward` and `backward` run on this device; ROCm's devices are called cuda too."""
     if device.type == "cpu":
-        return cpu
+        return cpu_attention
     if device.type == "cuda":
-        return import_module("kernels.hyper_attention.triton_attention")
+        return import_module("kernels.hyper_attention.gpu.attention")
     raise ValueError(f"hyper_attention: the device is {device.type}; it must be cpu or cuda")
 
 
 def _plan(
     q: Tensor, k: Tensor, ids: Tensor | None, causal: bool, settings: Sequence[int], chosen: Tensor | None = None
-) -> Plan:
+) -> KeyPlan:
     if ids is None:
         tokens = documents.whole(k.shape[0], k.shape[2], k.device)
     else:

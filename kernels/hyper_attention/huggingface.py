@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kernels.hyper_attention.attention import hyper_attention
+from kernels.hyper_attention.api import hyper_attention
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import PADDING
 

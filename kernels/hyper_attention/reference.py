@@ -8,11 +8,11 @@ Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head 
 import torch
 from torch import Tensor
 
-from kernels.hyper_attention.plan import Band, Level, Lookback, Plan, Pooled
-from kernels.hyper_attention.pooling import log_counts, pool
+from kernels.hyper_attention.plan.pooling import log_counts, pool
+from kernels.hyper_attention.plan.tables import Band, KeyPlan, Level, Lookback, Pooled
 
 
-def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: float) -> tuple[Tensor, Tensor]:
     """Attention in which the key j of query i counts exp(w_ij) times: softmax(scale * q k^T + w) v.
 
     w is 0 for exact keys, the log of the number of keys a sample stands for, and -inf for keys that are not read. The
@@ -45,7 +45,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: floa
     return out.to(q.dtype), lse.masked_fill(empty, -torch.inf).squeeze(-1)
 
 
-def log_weights(plan: Plan, query_heads: int, key_heads: int) -> Tensor:
+def log_weights(plan: KeyPlan, query_heads: int, key_heads: int) -> Tensor:
     """The weights w of `reference_attention`, fp32 [B, Hq, T, S].
 
     Raises:

@@ -10,37 +10,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
 from operators.columns import RAW
-from operators.judge import Sample, judge_samples, tally
-from operators.ledger import Ledger
+from operators.evaluate.config import NOT_FINITE, EvaluateConfig
+from operators.evaluate.judge import Sample, judge_samples, tally
 from operators.progress import report_progress
 from operators.stage import require_columns
-from operators.student_pool import StudentPoolConfig
-from operators.teacher import TeacherConfig
-
-MAX_SAMPLES = 5000  # samples are held by the driver and shown in the report
-OVER_LONG, NOT_FINITE = "over_max_tokens", "not_finite"
-
-
-class EvaluateConfig(StudentPoolConfig):
-    """What is compared, and where the two models run."""
-
-    OPERATIONAL: ClassVar[frozenset[str]] = StudentPoolConfig.OPERATIONAL | {"generate_rows"}
-
-    num_samples: int = Field(32, ge=0, le=MAX_SAMPLES, description="held-out rows that both models answer")
-    max_new_tokens: int = Field(256, ge=1, description="of one sample answer")
-    repetition_penalty: float = Field(1.0, gt=0, description="1 is plain greedy decoding")
-    generate_rows: int = Field(16, ge=1, description="answers decoded at once by one actor")
-    judge: bool = Field(True, description="have the teacher compare the sample answers")
-    judge_critique: bool = Field(True, description="the judge explains itself before it scores")
-    judge_max_tokens: int = Field(256, ge=16, description="of one verdict")
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 
 def evaluate(
@@ -124,7 +106,7 @@ def _rows_of(rows: pa.Table, row_ids: list[str]) -> pa.Table:
 def _measure(
     held_out: Dataset, model: str, sample_ids: Sequence[str], config: EvaluateConfig
 ) -> tuple[_Losses, dict[str, dict[str, Any]]]:
-    from operators.measure_model import ModelActor  # imports torch, which the driver does without
+    from operators.evaluate.model_actor import ModelActor  # imports torch, which the driver does without
 
     measured = held_out.map_batches(
         ModelActor,

@@ -15,9 +15,9 @@ from typing import Any, Final
 import pyarrow as pa
 import ray
 
-from operators.chat_markup import neutralise
-from operators.ledger import Ledger
-from operators.teacher import TeacherConfig
+from operators.chat_markup import escape
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 STAGE = "judge"
 BASE_FIRST, STUDENT_FIRST = "base_first", "student_first"
@@ -77,7 +77,7 @@ def verdict_schema(*, critique: bool) -> str:
 def judge_prompt(instruction: str, input_text: str, answer_a: str, answer_b: str, *, critique: bool) -> str:
     """Ask for a score of each answer; every text is fenced, and chat markup inside is broken up."""
     texts = {"request": instruction, "input": input_text, "answer A": answer_a, "answer B": answer_b}
-    texts = {name: neutralise(text or "", frozenset()) for name, text in texts.items()}
+    texts = {name: escape(text or "", frozenset()) for name, text in texts.items()}
     code = hashlib.sha256(json.dumps(list(texts.values())).encode()).hexdigest()[:12]
     shown = [f"<{name} {code}>\n{text}\n</{name} {code}>" for name, text in texts.items() if text or name != "input"]
     keys = f"critique, one or two sentences; then {_SCORE_KEYS}" if critique else _SCORE_KEYS

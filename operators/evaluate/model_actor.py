@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer
-from operators.evaluate import NOT_FINITE, OVER_LONG, EvaluateConfig
-from operators.greedy_answers import greedy_answers
-from operators.likelihood import load_causal_lm, longest_context, sum_nll
+from operators.evaluate.config import NOT_FINITE, OVER_LONG, EvaluateConfig
 from operators.progress import report_progress
+from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer
+from operators.student.greedy_answers import greedy_answers
+from operators.student.nll import load_causal_lm, longest_context, sum_nll
 
 MEASURED = pa.schema(
     [

@@ -22,8 +22,8 @@ from ray.data import Dataset
 from ray.data.datasource import FilenameProvider
 
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
-from operators.encode import user_text
 from operators.stage import StageConfig, require_columns
+from operators.student.encode import user_text
 
 CARD = "dataset_card.md.j2"
 RENAMED = {

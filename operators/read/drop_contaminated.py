@@ -20,9 +20,9 @@ import ray
 from pydantic import Field
 from ray.data import Dataset
 
-from operators.columns import HELD_OUT, UNDER_WAY
-from operators.record_formats import Record, read_records
-from operators.source_files import Piece, list_source_files, plan_pieces
+from operators.columns import ACTIVE, HELD_OUT
+from operators.read.record_formats import Record, read_records
+from operators.read.source_files import Piece, list_source_files, plan_pieces
 from operators.stage import StageConfig, require_columns
 
 CONTAMINATED = "dropped:contaminated"
@@ -101,7 +101,7 @@ def evaluation_index(rows: Dataset, others: Dataset | None, config: Decontaminat
 
 
 def drop_contaminated(rows: Dataset, others: Dataset | None, config: DecontaminateConfig) -> Dataset:
-    """Give rows under way that repeat an evaluation text the outcome `dropped:contaminated`.
+    """Give active rows that repeat an evaluation text the outcome `dropped:contaminated`.
 
     Args:
         rows: columns.RAW; materialised or cheap, since it is read twice.
@@ -138,8 +138,8 @@ def joined(rows: pa.Table, names: tuple[str, ...] = TEXT_COLUMNS) -> list[str]:
 
 
 def _end(rows: pa.Table, index: EvaluationIndex) -> pa.Table:
-    under_way = pc.equal(rows["outcome"], UNDER_WAY)
-    found = pc.and_(under_way, pa.array(index.contaminates(joined(rows)), pa.bool_()))
+    active = pc.equal(rows["outcome"], ACTIVE)
+    found = pc.and_(active, pa.array(index.contaminates(joined(rows)), pa.bool_()))
     outcome = pc.if_else(found, CONTAMINATED, rows["outcome"])
     return rows.set_column(rows.column_names.index("outcome"), "outcome", outcome)
 

@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 from ray.data import Dataset
 
-from operators.columns import RAW, UNDER_WAY
-from operators.outcomes import ROWS_PER_PARTITION, end_rows
-from operators.shuffle import group_by_key
+from operators.columns import ACTIVE, RAW
+from operators.join import ROWS_PER_PARTITION, end_rows, group_by_key
 from operators.stage import StageConfig, require_columns
 
 NEAR_DUPLICATE = "dropped:near_duplicate"
@@ -40,7 +39,7 @@ class DeduplicateConfig(StageConfig):
 
 
 def drop_near_duplicates(rows: Dataset, earlier: Dataset | None, config: DeduplicateConfig) -> Dataset:
-    """Give near-duplicates among the rows under way the outcome `dropped:near_duplicate`.
+    """Give near-duplicates among the active rows the outcome `dropped:near_duplicate`.
 
     Args:
         rows: columns.RAW; read more than once, so materialised or cheap.
@@ -91,10 +90,10 @@ def _banded(rows: Dataset, owner: str, config: DeduplicateConfig) -> Dataset:
 
 
 def _bands(rows: pa.Table, owner: str, config: DeduplicateConfig) -> pa.Table:
-    """One record for each row under way and band: `band`, `owner`, `sketch`."""
+    """One record for each active row and band: `band`, `owner`, `sketch`."""
     from datasketch import MinHash
 
-    rows = rows.filter(pc.equal(rows["outcome"], UNDER_WAY))
+    rows = rows.filter(pc.equal(rows["outcome"], ACTIVE))
     texts = zip(*(rows[name].to_pylist() for name in ("instruction", "input", "response")), strict=True)
     cut = (shingles("\n".join(each), config.shingle_words) for each in texts)
     hashed = MinHash.generator(cut, num_perm=config.num_permutations, seed=SEED)

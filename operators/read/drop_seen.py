@@ -5,14 +5,14 @@ import pyarrow.compute as pc
 from ray.data import Dataset
 
 from operators.columns import RAW
-from operators.outcomes import end_rows
+from operators.join import end_rows
 from operators.stage import require_columns
 
 SEEN = "dropped:seen_in_earlier_refresh"
 
 
 def drop_seen(rows: Dataset, earlier: Dataset) -> Dataset:
-    """Give rows under way whose id an earlier refresh had the outcome `dropped:seen_in_earlier_refresh`.
+    """Give active rows whose id an earlier refresh had the outcome `dropped:seen_in_earlier_refresh`.
 
     A row that an earlier refresh quarantined is judged anew: the reason may lie in the configuration.
 

@@ -21,12 +21,12 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators import columns
-from operators.chat_markup import neutralise
+from operators.chat_markup import escape
+from operators.join import group_by_key
 from operators.progress import report_progress
-from operators.record_formats import Record, read_records, without_surrogates
-from operators.shuffle import group_by_key
-from operators.source_files import Piece, SourceFile, list_source_files, plan_pieces, shown
-from operators.stage import StageConfig
+from operators.read.record_formats import Record, read_records, without_surrogates
+from operators.read.source_files import Piece, SourceFile, list_source_files, plan_pieces, shown
+from operators.stage import Operational, StageConfig
 
 __all__ = ["ReadConfig", "SourceFile", "list_source_files", "read_instructions"]
 
@@ -50,7 +50,9 @@ _LOCATED = pa.schema([*columns.RAW, pa.field("file", pa.int32()), pa.field("posi
 class ReadConfig(StageConfig):
     """Configuration of `read_instructions`, the section `source`."""
 
-    path: str = Field(min_length=1, description="file, folder, glob or URI of .json, .jsonl and .parquet files")
+    path: Operational[str] = Field(
+        min_length=1, description="file, folder, glob or URI of .json, .jsonl and .parquet files"
+    )
     limit: int | None = Field(None, gt=0, description="read only the first records in file order; for trials")
     max_chars: int = Field(32_000, gt=0, description="longest instruction, input and response together, in characters")
     held_out_fraction: float = Field(0.02, ge=0, lt=1, description="share of rows kept from teacher and training")
@@ -58,7 +60,7 @@ class ReadConfig(StageConfig):
     system_turn: Literal["quarantine", "prepend"] = Field(
         "quarantine", description="what to do with a chat that has a system turn; prepend: to the instruction"
     )
-    range_bytes: int = Field(64 << 20, gt=0, description="bytes of source that one task reads")
+    range_bytes: Operational[int] = Field(64 << 20, gt=0, description="bytes of source that one task reads")
 
 
 class _Texts(NamedTuple):
@@ -78,7 +80,7 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
 
     Columns out: `columns.RAW`. `row_id` is unique: the hash of the canonical texts, or of the place of a row that
     was quarantined or is a copy. `outcome` is one of
-        "" (under way), `dropped:held_out`, `dropped:duplicate` (not the first of its texts in file order),
+        "" (active), `dropped:held_out`, `dropped:duplicate` (not the first of its texts in file order),
         `quarantined:` + malformed_json, not_an_object, missing_field, non_string_field, empty_instruction,
         empty_response, too_long, invalid_utf8, control_characters, multi_turn, system_turn, malformed_messages,
         unreadable_file.
@@ -86,7 +88,7 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
 
     Args:
         files: paths or URIs in the order that decides which copy is the first, as from `list_source_files`.
-        special_tokens: of teacher and student; broken up in the texts, which sets `neutralised`.
+        special_tokens: of teacher and student; broken up in the texts, which sets `escaped`.
 
     Raises:
         ValueError: `files` is empty.
@@ -192,8 +194,8 @@ def _row(piece: Piece, record: Record, config: ReadConfig, special_tokens: froze
         row_id = _hash([origin, record.position, without_surrogates(record.raw) or kept])
         return (row_id, *kept, origin, False, f"quarantined:{texts.reason}", piece.file, record.position)
     row_id = row_id_of(*texts[:3])
-    safe = [neutralise(text, special_tokens) for text in texts[:3]]
-    outcome = columns.HELD_OUT if _is_held_out(row_id, config) else columns.UNDER_WAY
+    safe = [escape(text, special_tokens) for text in texts[:3]]
+    outcome = columns.HELD_OUT if _is_held_out(row_id, config) else columns.ACTIVE
     return (row_id, *safe, origin, safe != list(texts[:3]), outcome, piece.file, record.position)
 
 

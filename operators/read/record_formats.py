@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from operators.source_files import Piece, open_filesystem
+from operators.read.source_files import Piece, open_filesystem
 
 MAX_RECORD_BYTES = 16 << 20
 READ_BYTES = 1 << 20

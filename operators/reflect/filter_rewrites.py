@@ -13,11 +13,11 @@ import pyarrow as pa
 from pydantic import Field
 from ray.data import Dataset
 
-from operators.columns import PARSED, UNDER_WAY
-from operators.decontaminate import EvaluationIndex
-from operators.prompts import CRITIQUE_HEADING, END_HEADING, INSTRUCTION_SECTIONS, RESPONSE_SECTIONS
-from operators.reflect import Reflecting
-from operators.replies import REFUSAL
+from operators.columns import ACTIVE, PARSED
+from operators.read.drop_contaminated import EvaluationIndex
+from operators.reflect.parse_replies import REFUSAL
+from operators.reflect.prompts import CRITIQUE_HEADING, END_HEADING, INSTRUCTION_SECTIONS, RESPONSE_SECTIONS
+from operators.reflect.reflect import Reflecting
 from operators.stage import StageConfig, require_columns
 
 SURE = 0.95  # probability from which a language is believed: 1,457 of 1,500 Alpaca answers, none of them wrongly
@@ -120,7 +120,7 @@ def _ends(text: str) -> bool:
 
 def _filter(rows: pa.Table, about: Reflecting, config: FilterConfig, index: EvaluationIndex | None) -> pa.Table:
     records = rows.to_pylist()
-    judged = [row for row in records if row["outcome"] == UNDER_WAY and row[about.status_column] in PARSED]
+    judged = [row for row in records if row["outcome"] == ACTIVE and row[about.status_column] in PARSED]
     for row in judged:
         reason = _reason(row, about, config)
         row[about.status_column] = f"filtered:{reason}" if reason else row[about.status_column]

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from operators.prompts import CRITIQUE_HEADING, END_HEADING, ReplyFormat
+from operators.reflect.prompts import CRITIQUE_HEADING, END_HEADING, ReplyFormat
 
 # A reply that opens like this and never gets to a rewrite is a refusal rather than bad form.
 REFUSAL = re.compile(r"^\s*(i(['\u2019]m| am) sorry|i can(no|['\u2019])t|as an ai\b)", re.IGNORECASE)

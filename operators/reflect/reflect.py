@@ -15,14 +15,14 @@ import pyarrow as pa
 from pydantic import Field
 from ray.data import Dataset
 
-from operators import replies
-from operators.chat_markup import neutralise
-from operators.columns import UNDER_WAY, conform
-from operators.ledger import REPLY_COLUMNS, Ledger
-from operators.prompts import REPAIRABLE, ReplyFormat, repair_prompt, reply_schema
-from operators.replies import Rejected, parse_reply
+from operators.chat_markup import escape
+from operators.columns import ACTIVE, conform
+from operators.reflect import parse_replies
+from operators.reflect.parse_replies import Rejected, parse_reply
+from operators.reflect.prompts import REPAIRABLE, ReplyFormat, repair_prompt, reply_schema
 from operators.stage import StageConfig, require_columns
-from operators.teacher import TeacherConfig
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import REPLY_COLUMNS, Ledger
 
 REPAIR = "_repair"  # after the stage's name: its second turns in the ledger
 
@@ -61,9 +61,9 @@ def reflect(
     ledger: Ledger,
     special_tokens: frozenset[str],
 ) -> Dataset:
-    """Ask the teacher about every row under way and put what it wrote into new columns; see the two stages.
+    """Ask the teacher about every active row and put what it wrote into new columns; see the two stages.
 
-    A rewritten text is neutralised like the source was: the teacher cannot plant control tokens either.
+    A rewritten text is escaped like the source was: the teacher cannot plant control tokens either.
     """
     read = partial(read_replies, about=about, config=config, special_tokens=special_tokens)
     answered = ledger.answer(reflection_calls(rows, about, config), teacher, about.stage)
@@ -88,7 +88,7 @@ def reflection_version(about: Reflecting) -> str:
     forms: tuple[ReplyFormat, ...] = ("json", "delimited")
     prompts = [about.prompt("row", "instruction", "input", "response", form) for form in forms]
     prompts += [repair_prompt(reason, form, about.criteria, about.sections) for form in forms for reason in REPAIRABLE]
-    texts = {"prompt": "".join(prompts), "parser": inspect.getsource(replies)}
+    texts = {"prompt": "".join(prompts), "parser": inspect.getsource(parse_replies)}
     return ", ".join(f"{name} {hashlib.sha256(text.encode()).hexdigest()[:8]}" for name, text in texts.items())
 
 
@@ -104,7 +104,7 @@ def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig) -> pa.T
         schema = reply_schema(about.criteria, about.sections, config.critique_chars, config.text_chars)
     messages: list[str | None] = []
     for row in rows.select(["row_id", "input", "outcome", *about.columns_in]).to_pylist():
-        if row["outcome"] != UNDER_WAY:
+        if row["outcome"] != ACTIVE:
             messages.append(None)
             continue
         texts = (row[about.columns_in[0]], row["input"], row[about.columns_in[1]])
@@ -126,7 +126,7 @@ def _add_repairs(rows: pa.Table, about: Reflecting, config: ReflectConfig, speci
         if first is None or reason not in REPAIRABLE:
             messages.append(None)
             continue
-        shown = neutralise((reply or "")[: config.repair_chars], special_tokens)
+        shown = escape((reply or "")[: config.repair_chars], special_tokens)
         turns = [
             {"role": "assistant", "content": shown},
             {"role": "user", "content": repair_prompt(reason, config.form, about.criteria, about.sections)},
@@ -158,10 +158,10 @@ def read_replies(
     kept = list(names) if repaired else []
     for row in rows.select(["outcome", "reply", "finish_reason", *kept]).to_pylist():
         values = [row.get(name) for name in names]
-        if row["outcome"] == UNDER_WAY and (not repaired or row["reply"] is not None):
+        if row["outcome"] == ACTIVE and (not repaired or row["reply"] is not None):
             parsed = parse_reply(row["reply"], row["finish_reason"], config.form, about.criteria, about.sections)
             if not isinstance(parsed, Rejected):
-                texts = [neutralise(text, special_tokens) for text in parsed.texts.values()]
+                texts = [escape(text, special_tokens) for text in parsed.texts.values()]
                 status = "repaired" if repaired else "parsed"
                 values = [*texts, json.dumps(parsed.critique, ensure_ascii=False), status]
             elif not repaired:

@@ -3,10 +3,10 @@
 from ray.data import Dataset
 
 from operators.columns import INSTRUCTION_REFLECTED
-from operators.ledger import Ledger
-from operators.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, instruction_reflection_prompt
-from operators.reflect import ReflectConfig, Reflecting, reflect
-from operators.teacher import TeacherConfig
+from operators.reflect.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, instruction_reflection_prompt
+from operators.reflect.reflect import ReflectConfig, Reflecting, reflect
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 STAGE = "reflect_instructions"
 
@@ -26,7 +26,7 @@ ABOUT = Reflecting(
 def reflect_instructions(
     rows: Dataset, config: ReflectConfig, teacher: TeacherConfig, ledger: Ledger, special_tokens: frozenset[str]
 ) -> Dataset:
-    """Reflect on the instruction of every row under way.
+    """Reflect on the instruction of every active row.
 
     The new instruction always comes with its own new answer, so that a new instruction never meets an old answer. The
     row's `input` is shown to the teacher and stays beside the new instruction; it is never rewritten and never lost.

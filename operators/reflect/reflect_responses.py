@@ -3,10 +3,10 @@
 from ray.data import Dataset
 
 from operators.columns import RESPONSE_REFLECTED
-from operators.ledger import Ledger
-from operators.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, response_reflection_prompt
-from operators.reflect import ReflectConfig, Reflecting, reflect
-from operators.teacher import TeacherConfig
+from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, response_reflection_prompt
+from operators.reflect.reflect import ReflectConfig, Reflecting, reflect
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 STAGE = "reflect_responses"
 
@@ -26,7 +26,7 @@ ABOUT = Reflecting(
 def reflect_responses(
     rows: Dataset, config: ReflectConfig, teacher: TeacherConfig, ledger: Ledger, special_tokens: frozenset[str]
 ) -> Dataset:
-    """Reflect on the response of the pair that the student selected, for every row under way.
+    """Reflect on the response of the pair that the student selected, for every active row.
 
     Args:
         special_tokens: of teacher and student; broken up in what the teacher wrote, as they were in the source.

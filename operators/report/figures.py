@@ -17,8 +17,8 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators import columns
-from operators.report_pairs import REFLECTIONS, draw_pairs, lowest
-from operators.report_policies import kept_by_policy, policy_figures
+from operators.report.pairs import REFLECTIONS, draw_pairs, lowest
+from operators.report.policies import kept_by_policy, policy_figures
 from operators.stage import StageConfig, require_columns
 
 # Words: every doubling halved, so that bars are equally wide on a logarithmic axis; the last bin is open.
@@ -63,7 +63,7 @@ def collect_figures(
         policy: `select.policy`, which says what the scores are: perplexities under "perplexity", else ratios.
 
     Returns:
-        rows {source, quarantined, dropped, recycled, under_way, neutralised, packed, unpacked}, lengths (words),
+        rows {source, quarantined, dropped, recycled, active, escaped, packed, unpacked}, lengths (words),
         scores (no unit), reflections, policies, packing (tokens), and pairs (texts cut to `max_chars`).
 
     Raises:
@@ -73,7 +73,7 @@ def collect_figures(
     counts, pairs = _fold_rows(recycled, report, policy, measure)
     packed = _fold_packs(packs)
     return {
-        "rows": _rows(counts["outcome"], counts["neutralised"], packed),
+        "rows": _rows(counts["outcome"], counts["escaped"], packed),
         "lengths": {name: _lengths(counts, name) for name in LENGTHS},
         "scores": {name: _scores(counts, name, measure) for name in SCORED_TEXTS},
         "reflections": {name: dict(counts[name].most_common()) for name in REFLECTIONS},
@@ -96,7 +96,7 @@ def _fold_rows(
 ) -> tuple[Counts, list[dict[str, Any]]]:
     names = (
         "outcome",
-        "neutralised",
+        "escaped",
         "kept",
         "score_sum",
         "scored",
@@ -147,8 +147,8 @@ def _partial(**parts: Any) -> pa.Table:
 def _summarise_rows(rows: pa.Table, report: ReportConfig, policy: str, measure: str) -> pa.Table:
     rows = columns.conform(rows, columns.RECYCLED)
     counts: dict[str, dict[str, float]] = {
-        "outcome": _value_counts(pc.fill_null(rows["outcome"], columns.UNDER_WAY)),
-        "neutralised": {"rows": pc.sum(rows["neutralised"]).as_py() or 0},
+        "outcome": _value_counts(pc.fill_null(rows["outcome"], columns.ACTIVE)),
+        "escaped": {"rows": pc.sum(rows["escaped"]).as_py() or 0},
         "kept": dict(kept_by_policy(rows, policy)),
         **{name: _value_counts(rows[name].drop_null()) for name in (*REFLECTIONS, *UNSCORED)},
     }
@@ -194,7 +194,7 @@ def _summarise_packs(packs: pa.Table) -> pa.Table:
     return _partial(counts=counts | {"pack_slots": slots})
 
 
-def _rows(outcomes: Counter[str], neutralised: Counter[str], packed: Counts | None) -> Figures:
+def _rows(outcomes: Counter[str], escaped: Counter[str], packed: Counts | None) -> Figures:
     def by_reason(kind: str) -> dict[str, int]:
         prefix = f"{kind}:"
         return {name.removeprefix(prefix): n for name, n in outcomes.most_common() if name.startswith(prefix)}
@@ -207,8 +207,8 @@ def _rows(outcomes: Counter[str], neutralised: Counter[str], packed: Counts | No
         "quarantined": quarantined,
         "dropped": dropped,
         "recycled": recycled,
-        "under_way": outcomes.total() - ended,
-        "neutralised": neutralised["rows"],
+        "active": outcomes.total() - ended,
+        "escaped": escaped["rows"],
         "packed": packed["total"]["documents"] if packed else 0,
         "unpacked": dict(packed["unpacked"].most_common()) if packed else {},
     }

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from operators.columns import RECYCLED_OUTCOMES
-from operators.select import (
+from operators.select.select import (
     NOT_REFLECTED,
     Measure,
     Policy,

@@ -15,10 +15,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ray.data import Dataset
 
-from operators.report_charts import Chart, Series, curve, histogram
-from operators.report_figures import RATIO, Figures, ReportConfig, collect_figures
-from operators.report_pairs import cut_text
-from operators.report_texts import redacted, visible, word_diff
+from operators.report.charts import Chart, Series, curve, histogram
+from operators.report.figures import RATIO, Figures, ReportConfig, collect_figures
+from operators.report.pairs import cut_text
+from operators.report.texts import redacted, visible, word_diff
 
 __all__ = ["Report", "ReportConfig", "build_report", "collect_figures"]
 
@@ -183,8 +183,8 @@ def _funnel(rows: Figures) -> list[dict[str, Any]]:
     add("source", {}, "source", removes=False, parts={"source": rows["source"]})
     add("quarantined", rows["quarantined"], "quarantined", removes=True)
     add("dropped", rows["dropped"], "dropped", removes=True)
-    if rows["under_way"]:
-        add("under way", {"no outcome": rows["under_way"]}, "dropped", removes=True)
+    if rows["active"]:
+        add("active", {"no outcome": rows["active"]}, "dropped", removes=True)
     add("recycled", {}, "", removes=False, parts=rows["recycled"])
     steps[-1]["parts"] = rows["recycled"]
     add("packed", rows["unpacked"], "", removes=False, parts={"packed": rows["packed"]})

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, user_text
-from operators.student_pool import StudentPoolConfig
+from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, user_text
+from operators.student.pool import StudentPoolConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +95,7 @@ class StudentScorer:
 
     @cached_property
     def _model(self) -> Any:
-        from operators.likelihood import load_causal_lm
+        from operators.student.nll import load_causal_lm
 
         return load_causal_lm(self._student, self._config)
 
@@ -111,7 +111,7 @@ class StudentScorer:
         """Score the second text of each turn given the first."""
         if not turns:
             return []
-        from operators.likelihood import longest_context, sum_nll
+        from operators.student.nll import longest_context, sum_nll
 
         limit = longest_context(self._model, self._config.max_tokens)
         spans = [target_spans(self._tokenizer, asked, target, limit) for asked, target in turns]

@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from ray.data import ActorPoolStrategy, Dataset
 
 from operators.columns import conform
-from operators.ledger_files import LedgerFiles, write_whole
+from operators.join import group_by_key
 from operators.models import model_revision
-from operators.score_ifd import Score, ScoreConfig, StudentScorer, Turn
-from operators.shuffle import group_by_key
+from operators.parquet_log import ParquetLog, write_whole
+from operators.select.ifd import Score, ScoreConfig, StudentScorer, Turn
 
 METHOD = 1  # raise it when the same text would get another score
 ROWS_PER_PARTITION = 50_000
@@ -70,7 +70,7 @@ def map_with_scores(rows: Dataset, decide: Decide, student: str, config: ScoreCo
         folder: of the ledger, an absolute path or a URI; it need not exist.
     """
     name = hashlib.sha256(model_revision(student).encode()).hexdigest()[:16]
-    return _with_known(rows, LedgerFiles(folder), name).map_batches(
+    return _with_known(rows, ParquetLog(folder), name).map_batches(
         _ScoringActor,
         fn_constructor_kwargs={"decide": decide, "student": student, "config": config, "folder": f"{folder}/{name}"},
         batch_size=config.batch_rows,
@@ -85,7 +85,7 @@ def score_key(turn: Turn, max_tokens: int) -> str:
     return hashlib.sha256(json.dumps([METHOD, max_tokens, *turn]).encode()).hexdigest()
 
 
-def _with_known(rows: Dataset, files: LedgerFiles, name: str) -> Dataset:
+def _with_known(rows: Dataset, files: ParquetLog, name: str) -> Dataset:
     """The rows with a column KNOWN: their stored scores, or null."""
     files.tidy(name)
     if not files.of(name):

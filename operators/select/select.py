@@ -17,6 +17,7 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators.columns import (
+    ACTIVE,
     BOTH,
     INSTRUCTION,
     INSTRUCTION_REFLECTED,
@@ -26,11 +27,10 @@ from operators.columns import (
     RESPONSE,
     RESPONSE_REFLECTED,
     SELECTED,
-    UNDER_WAY,
 )
 from operators.progress import report_progress
-from operators.score_ifd import Pair, Score, ScoreConfig, Turn, ifd_turn, reverse_ifd_turn
-from operators.score_ledger import Scores, map_with_scores
+from operators.select.ifd import Pair, Score, ScoreConfig, Turn, ifd_turn, reverse_ifd_turn
+from operators.select.score_store import Scores, map_with_scores
 from operators.stage import StageConfig, require_columns
 
 Policy = Literal["none", "ifd", "ifd_rifd", "perplexity"]
@@ -79,7 +79,7 @@ def select_instructions(rows: Dataset, config: SelectConfig, score: ScoreConfig,
     Columns in:
         columns.INSTRUCTION_REFLECTED.
     Columns out:
-        columns.SELECTED. `ifd_original` is scored on every row under way, also where there is nothing to choose.
+        columns.SELECTED. `ifd_original` is scored on every active row, also where there is nothing to choose.
         Both scores are null under policy none, and perplexities under policy perplexity.
     Source:
         arXiv 2402.10110, section 3: argmax of IFD, from the student before training.
@@ -144,7 +144,7 @@ def better_response(row: Values) -> str | None:
 
 
 def chosen_instruction(row: Values, measure: Measure | None, old: float | None, new: float | None) -> Values:
-    """The columns `selected_*` of a row under way."""
+    """The columns `selected_*` of an active row."""
     better = better_instruction_pair(row)
     taken = better if better and new_is_better(measure, old, new) else (row["instruction"], row["response"])
     return {"selected_instruction": taken[0], "selected_response": taken[1]}
@@ -153,7 +153,7 @@ def chosen_instruction(row: Values, measure: Measure | None, old: float | None, 
 def chosen_response(
     row: Values, measure: Measure | None, old: float | None, new: float | None, *, keep_unreflected: bool
 ) -> Values:
-    """The columns `final_*` and the outcome of a row under way; a dropped row has no final pair."""
+    """The columns `final_*` and the outcome of an active row; a dropped row has no final pair."""
     better = better_response(row)
     taken = better is not None and new_is_better(measure, old, new)
     if not taken and not keep_unreflected:
@@ -178,7 +178,7 @@ class _Choice:
     prefix: str  # of the score columns
     names: tuple[str, str]  # of the two candidates, in score columns and reasons
     schema_out: pa.Schema
-    candidates: Callable[[Values], tuple[Pair, Pair | None]]  # of a row under way: what is there, what may replace it
+    candidates: Callable[[Values], tuple[Pair, Pair | None]]  # of an active row: what is there, what may replace it
     decide: Callable[[Values, Measure | None, float | None, float | None], Values]
 
 
@@ -208,9 +208,9 @@ def _select_unscored(rows: pa.Table, choice: _Choice) -> pa.Table:
 
 def _select(rows: pa.Table, scores: Scores | None, choice: _Choice) -> pa.Table:
     records = rows.to_pylist()
-    under_way = [row for row in records if row["outcome"] == UNDER_WAY]
-    pairs = [choice.candidates(row) for row in under_way]
-    for row, (old, new) in zip(under_way, _scores(scores, choice.measure, under_way, pairs), strict=True):
+    active = [row for row in records if row["outcome"] == ACTIVE]
+    pairs = [choice.candidates(row) for row in active]
+    for row, (old, new) in zip(active, _scores(scores, choice.measure, active, pairs), strict=True):
         old_value, new_value = (_value(score, choice.measure) for score in (old, new))
         row |= {
             f"{choice.prefix}_{name}": value for name, value in zip(choice.names, (old_value, new_value), strict=True)

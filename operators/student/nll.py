@@ -13,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of to
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from operators.encode import IGNORED, Encoded
-from operators.student_pool import StudentPoolConfig
+from operators.student.encode import IGNORED, Encoded
+from operators.student.pool import StudentPoolConfig
 
 WORTH_A_PASS = 256  # tokens; with 512, padding costs more than further passes on a CPU
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from operators.stage import StageConfig
+from operators.stage import Operational, StageConfig
 
 MILLION = 1_000_000
 
@@ -12,12 +12,10 @@ MILLION = 1_000_000
 class BudgetConfig(StageConfig):
     """Limits on the whole ledger, all stages and runs together; none by default. The unit of cost is yours."""
 
-    OPERATIONAL = frozenset({"max_tokens", "max_cost", "prompt_price", "generated_price"})
-
-    max_tokens: int | None = Field(None, ge=1, description="prompt and generated tokens together")
-    max_cost: float | None = Field(None, gt=0, description="in the unit of the prices")
-    prompt_price: float = Field(0.0, ge=0, description="of a million prompt tokens")
-    generated_price: float = Field(0.0, ge=0, description="of a million generated tokens")
+    max_tokens: Operational[int | None] = Field(None, ge=1, description="prompt and generated tokens together")
+    max_cost: Operational[float | None] = Field(None, gt=0, description="in the unit of the prices")
+    prompt_price: Operational[float] = Field(0.0, ge=0, description="of a million prompt tokens")
+    generated_price: Operational[float] = Field(0.0, ge=0, description="of a million generated tokens")
 
     def is_limited(self) -> bool:
         """Whether there is any limit to keep."""

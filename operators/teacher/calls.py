@@ -26,6 +26,10 @@ REPLIES = pa.schema(
         ("error", pa.string()),
     ]
 )
+ERROR_CHARS = 500
+# Of tasks that hold replies which are paid for: a killed one is tried again for as long as the stage goes on. The same
+# arguments everywhere, because Ray Data makes one task of steps that have them in common.
+WITH_REPLIES: dict[str, Any] = {"num_cpus": 0.25, "max_retries": -1}
 
 
 def call_key(call: dict[str, Any], stage: str, teacher_parts: list[str | float | int]) -> str:

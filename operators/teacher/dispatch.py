@@ -11,9 +11,11 @@ import ray
 from ray.data import Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 
-from operators.budget import BudgetConfig, Tokens
-from operators.supervisor import Supervisor
-from operators.teacher import WITH_REPLIES, TeacherConfig, generate, num_prompt_tokens
+from operators.teacher.budget import BudgetConfig, Tokens
+from operators.teacher.calls import WITH_REPLIES
+from operators.teacher.config import TeacherConfig, num_prompt_tokens
+from operators.teacher.generate import generate
+from operators.teacher.supervisor import Supervisor
 
 MOST_WAITING = 8  # tasks that wait for admission; each is a process of its own
 BATCHES_IN_FLIGHT = 3  # for each batch that the engines can work on

@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
-from operators.ask import Asking, TeacherStoppedError
-from operators.budget import BudgetConfig, Tokens
-from operators.calls import CALLS, REPLIES, call_key
 from operators.columns import conform
-from operators.ledger_files import LedgerFiles, write_whole
+from operators.join import add_up, group_by_key
+from operators.parquet_log import ParquetLog, write_whole
 from operators.progress import report_progress
-from operators.shuffle import add_up, group_by_key
 from operators.stage import require_columns
-from operators.supervisor import FATAL
-from operators.teacher import TeacherConfig, num_prompt_tokens
+from operators.teacher.budget import BudgetConfig, Tokens
+from operators.teacher.calls import CALLS, REPLIES, call_key
+from operators.teacher.config import TeacherConfig, num_prompt_tokens
+from operators.teacher.dispatch import Asking, TeacherStoppedError
+from operators.teacher.supervisor import FATAL
 
 RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string())])
 ROWS_PER_PARTITION = 50_000
@@ -49,7 +49,7 @@ class Ledger:
             offline: make no call; a reply that is not there is an error.
         """
         self._folder, self._offline = folder, offline
-        self.files = LedgerFiles(folder)
+        self.files = ParquetLog(folder)
         self._budget = budget or BudgetConfig()
         self._figures: dict[str, float] = {}
 
@@ -59,6 +59,14 @@ class Ledger:
             return {}
         used = Tokens(int(self._figures["prompt_tokens"]), int(self._figures["generated_tokens"]))
         return self._figures | {"cost": self._budget.cost(used)}
+
+    def tokens(self, *stages: str) -> Tokens:
+        """What these stages have paid for so far; all of them if none is named. Reads two columns on the driver."""
+        spent, columns = Tokens(), ["prompt_tokens", "generated_tokens"]
+        for stage in stages or self.files.stages():
+            for batch in self.files.batches(stage, columns):
+                spent += Tokens(*(pc.sum(batch[name]).as_py() or 0 for name in columns))
+        return spent
 
     def answer(
         self,
@@ -116,7 +124,7 @@ class Ledger:
             )
         if num_new and not self._offline:
             commit = partial(_commit, folder=f"{self._folder}/{stage}", stage=stage, model=teacher.model)
-            spent = self.files.tokens() if self._budget.is_limited() else Tokens()
+            spent = self.tokens() if self._budget.is_limited() else Tokens()
             made = Asking(stage, teacher, self._budget, commit, pending, spent).run()
         self._add_figures(num_asked - num_new, 0 if self._offline else num_new, made)
         return self._bring_replies(keyed, stage, num_rows, schema.append(CALLS.field("call_key")))

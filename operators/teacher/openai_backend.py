@@ -14,11 +14,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
+import ray
 from aiolimiter import AsyncLimiter
+from ray.data import Dataset
 
-from operators.calls import REPLIES, call_seed
+from operators.teacher.calls import ERROR_CHARS, REPLIES, call_seed
+from operators.teacher.config import TeacherConfig
 
-ERROR_CHARS = 500
 COMPLAINTS = (429, 503, 529)
 MINUTE = 60.0
 
@@ -136,3 +138,28 @@ class OpenAIEndpoint:
             schema = {"name": "reflection", "schema": json.loads(call["schema"]), "strict": True}
             request["response_format"] = {"type": "json_schema", "json_schema": schema}
         return request
+
+
+_ENDPOINT_SETTINGS = {
+    "model",
+    "base_url",
+    "api_key_env",
+    "temperature",
+    "top_p",
+    "concurrent_requests",
+    "requests_per_minute",
+    "request_timeout_s",
+    "max_retries",
+}
+
+
+def generate_openai(calls: Dataset, teacher: TeacherConfig, _supervisor: Any) -> Dataset:
+    """Answer calls by an endpoint; columns as of `generate`."""
+    return calls.map_batches(
+        OpenAIEndpoint,
+        fn_constructor_kwargs=teacher.model_dump(include=_ENDPOINT_SETTINGS),
+        compute=ray.data.ActorPoolStrategy(size=teacher.replicas if isinstance(teacher.replicas, int) else 1),
+        batch_size=teacher.batch_rows,
+        batch_format="pyarrow",
+        num_cpus=0.5,
+    )

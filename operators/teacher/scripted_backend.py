@@ -12,9 +12,13 @@ import re
 import time
 from typing import Any
 
+import pyarrow as pa
 import ray
+from ray.data import Dataset
 
-from operators.supervisor import FATAL
+from operators.teacher.calls import REPLIES, WITH_REPLIES
+from operators.teacher.config import TeacherConfig
+from operators.teacher.supervisor import FATAL
 
 SECTION = re.compile(r"^\[(?P<name>[A-Z][A-Za-z ]+)\]$", re.MULTILINE)
 CRITERION = re.compile(r"^(?P<name>[a-z ]+): \.\.\.$", re.MULTILINE)
@@ -75,3 +79,13 @@ def _value(name: str, kind: dict[str, Any], number: int) -> str | int:
     if kind["type"] == "integer":
         return int(kind.get("minimum", 1)) + number % (int(kind.get("maximum", 10)) - int(kind.get("minimum", 1)) + 1)
     return f"{name.replace('_', ' ')} {number % 1000}."
+
+
+def generate_scripted(calls: Dataset, teacher: TeacherConfig, supervisor: Any) -> Dataset:
+    """Answer calls by the script that `teacher.model` names; columns as of `generate`."""
+
+    def answer(batch: pa.Table) -> pa.Table:
+        replies = scripted_replies(batch.to_pylist(), teacher.model, supervisor)
+        return pa.Table.from_pylist(replies, schema=REPLIES)
+
+    return calls.map_batches(answer, batch_size=None, batch_format="pyarrow", **WITH_REPLIES)

@@ -13,7 +13,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 
-from operators.budget import BudgetConfig, Tokens
+from operators.teacher.budget import BudgetConfig, Tokens
 
 JUDGED_AFTER = 20  # calls; before that, a share of failures says nothing
 DEADLY_AFTER = 2  # deaths of an engine in the turn of one call

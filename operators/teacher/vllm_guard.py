@@ -7,22 +7,22 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from operators.supervisor import FATAL
+from operators.teacher.supervisor import FATAL
 
-CANARY_TOKENS = 8  # of the first prompt: the head of the chat template, in which no row has a part
+PROBE_TOKENS = 8  # of the first prompt: the head of the chat template, in which no row has a part
 
 Row = dict[str, Any]
 Generate = Callable[[Row], Awaitable[Any]]
 
 
-class Canary:
+class FirstToken:
     """An engine that has loaded may still hang at its first call: one token, in time, before any batch begins."""
 
     def __init__(self, generate: Generate, supervisor: Any, timeout_s: float) -> None:
         self._generate, self._supervisor, self._timeout_s = generate, supervisor, timeout_s
         self._answered, self._turn = False, asyncio.Lock()
 
-    async def sing(self, row: Row) -> None:
+    async def wait_for_first_token(self, row: Row) -> None:
         """Return once the engine has answered its first call, which is cut from `row`.
 
         Raises:
@@ -32,7 +32,7 @@ class Canary:
             if self._answered:
                 return
             sampling = {name: value for name, value in row["sampling_params"].items() if name != "structured_outputs"}
-            head = list(row["tokenized_prompt"][:CANARY_TOKENS])
+            head = list(row["tokenized_prompt"][:PROBE_TOKENS])
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await self._generate(
@@ -40,21 +40,21 @@ class Canary:
                     )
             except TimeoutError:
                 reason = (
-                    f"the engine has started but gave no token within teacher.canary_timeout_s: {self._timeout_s:g} s; "
-                    "look into its log, or raise it"
+                    "the engine has started but gave no token within "
+                    f"teacher.first_token_timeout_s: {self._timeout_s:g} s; look into its log, or raise it"
                 )
                 await self._supervisor.close.remote(reason)
                 raise RuntimeError(reason) from None
             self._answered = True
 
 
-def guarded(engine: type[Any], supervisor: Any, canary_timeout_s: float) -> type[Any]:  # noqa: C901 - one short class
+def guarded(engine: type[Any], supervisor: Any, first_token_timeout_s: float) -> type[Any]:  # noqa: C901 - one short class
     """A subclass of `ray.data.llm`'s engine stage whose batches are known to the supervisor.
 
     Args:
         engine: Ray's stage.
         supervisor: actor of `supervisor.Supervisor`.
-        canary_timeout_s: how long the first token may take.
+        first_token_timeout_s: how long the first token may take.
 
     Raises in the stage:
         RuntimeError: the supervisor allows no further call.
@@ -66,13 +66,13 @@ def guarded(engine: type[Any], supervisor: Any, canary_timeout_s: float) -> type
             self._deadly: set[str] = set()
             self._turn = asyncio.Lock()  # batches share the engine; only one of them at a time takes its calls in turn
             self._generate, self.llm.generate_async = self.llm.generate_async, self._generate_unless_deadly
-            self._canary = Canary(self._generate, supervisor, canary_timeout_s)
+            self._first_token = FirstToken(self._generate, supervisor, first_token_timeout_s)
 
         async def udf(self, batch: list[Row]) -> AsyncIterator[Row]:
             start = await supervisor.begin.remote([row["call_key"] for row in batch])
             if start.closed:
                 raise RuntimeError(start.closed)
-            await self._canary.sing(batch[0])
+            await self._first_token.wait_for_first_token(batch[0])
             self._deadly |= start.deadly
             if not start.one_by_one:
                 async for output in engine.udf(self, batch):

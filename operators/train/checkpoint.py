@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from operators.encode import load_tokenizer
+from operators.student.encode import load_tokenizer
 
 _MARKER = "COMPLETE"
 _STATE = "state"

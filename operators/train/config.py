@@ -7,22 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from operators.stage import StageConfig
+from operators.stage import Operational, StageConfig
 
 if TYPE_CHECKING:  # torch is seconds to import
     from kernels.hyper_attention import HyperAttentionConfig
 
-# Keys that change where and how fast a run happens, never what comes out of it.
-_OPERATIONAL = {
-    "num_workers",
-    "zero_stage",
-    "activation_checkpointing",
-    "checkpoint_every_steps",
-    "max_failures",
-    "gpus_per_worker",
-    "cpus_per_worker",
-    "threads_per_worker",
-}
 _BUCKET_ELEMENTS, _BUCKET_ELEMENTS_ON_CPUS = 50_000_000, 10_000_000
 
 
@@ -34,8 +23,12 @@ class TrainConfig(StageConfig):
     clipped to 1, and alpha 5, 10 or 15; 70B: weight decay 0.1, 64 examples a step, 2e-5, alpha 15.
     """
 
-    num_workers: int = Field(default=1, ge=1, description="training processes; the loss curve does not depend on it")
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="what DeepSpeed ZeRO shards over the workers")
+    num_workers: Operational[int] = Field(
+        default=1, ge=1, description="training processes; the loss curve does not depend on it"
+    )
+    zero_stage: Operational[Literal[0, 1, 2, 3]] = Field(
+        default=2, description="what DeepSpeed ZeRO shards over the workers"
+    )
     max_steps: int = Field(default=0, ge=0, description="optimizer steps; 0 means as many as `epochs` takes")
     epochs: int = Field(default=3, ge=1, description="passes over the packs, if max_steps is 0")
     packs_per_step: int = Field(default=8, ge=1, description="packs of one optimizer step, over all workers")
@@ -44,7 +37,9 @@ class TrainConfig(StageConfig):
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this 2-norm")
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="bf16 keeps fp32 master weights")
-    activation_checkpointing: bool = Field(default=False, description="recompute activations instead of storing them")
+    activation_checkpointing: Operational[bool] = Field(
+        default=False, description="recompute activations instead of storing them"
+    )
     neftune_alpha: float = Field(default=5.0, ge=0, description="NEFTune's alpha; 0 switches the noise off")
     attention: Literal["sdpa", "hyper_attention"] = Field(
         default="sdpa", description="attention of the student while training; sdpa is exact"
@@ -56,11 +51,15 @@ class TrainConfig(StageConfig):
         default="all", description="all, last:n, first:n, even, odd, or a list; the other layers stay exact"
     )
     seed: int = Field(default=0, ge=0, description="order of the packs and NEFTune's noise")
-    checkpoint_every_steps: int = Field(default=100, ge=0, description="0 means none: a restart begins anew")
-    max_failures: int = Field(default=3, ge=0, description="restarts of the workers before the run fails")
-    gpus_per_worker: float = Field(default=0, ge=0, le=1, description="0 trains on the CPU with gloo")
-    cpus_per_worker: float = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
-    threads_per_worker: int = Field(default=0, ge=0, description="torch threads of a worker; 0 leaves Ray's choice")
+    checkpoint_every_steps: Operational[int] = Field(
+        default=100, ge=0, description="0 means none: a restart begins anew"
+    )
+    max_failures: Operational[int] = Field(default=3, ge=0, description="restarts of the workers before the run fails")
+    gpus_per_worker: Operational[float] = Field(default=0, ge=0, le=1, description="0 trains on the CPU with gloo")
+    cpus_per_worker: Operational[float] = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
+    threads_per_worker: Operational[int] = Field(
+        default=0, ge=0, description="torch threads of a worker; 0 leaves Ray's choice"
+    )
 
     @model_validator(mode="after")
     def _sizes_are_known(self) -> Self:
@@ -103,7 +102,7 @@ class TrainConfig(StageConfig):
             digest: of the packs.
             student: the model that is trained.
         """
-        chosen = self.model_dump_json(exclude=_OPERATIONAL)
+        chosen = self.model_dump_json(exclude=set(self.operational()))
         return hashlib.blake2b(f"{digest} {student} {chosen}".encode(), digest_size=16).hexdigest()
 
     def deepspeed(self, micro_steps: int) -> dict[str, object]:

@@ -26,7 +26,9 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from kernels.neftune import EmbeddingNoise, batch_of_pack, neftune
-from operators.checkpoint import (
+from operators.progress import report_progress
+from operators.student.encode import IGNORED, load_tokenizer
+from operators.train.checkpoint import (
     CheckpointSpec,
     export_student,
     load_checkpoint,
@@ -34,10 +36,8 @@ from operators.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from operators.encode import IGNORED, load_tokenizer
-from operators.progress import report_progress
-from operators.train_config import TrainConfig
-from operators.train_plan import Pack, PackStore, Plan, dummy_pack
+from operators.train.config import TrainConfig
+from operators.train.pack_order import Pack, PackOrder, PackStore, dummy_pack
 
 _M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES = -3, 1 << 20  # of glibc's malloc.h; bytes
 METRICS, CHECKPOINTS, EXPORTED = "metrics.jsonl", "checkpoints", "exported.json"
@@ -85,7 +85,7 @@ class Trainer:
     def __init__(self, job: TrainJob, engine: Any, noise: EmbeddingNoise, store: PackStore) -> None:
         self._job, self._engine, self._noise, self._store = job, engine, noise, store
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        self._plan = Plan(len(store), job.config.packs_per_step, job.config.seed)
+        self._plan = PackOrder(len(store), job.config.packs_per_step, job.config.seed)
         self._dummy = dummy_pack(load_tokenizer(job.student).eos_token_id or 0)
         self.total_steps = job.config.total_steps(self._plan.steps_per_epoch)
 
@@ -167,7 +167,7 @@ def train_worker(settings_of_run: dict[str, TrainJob]) -> None:
     if store.digest != job.digest:
         raise ValueError(f"train: packs have digest {store.digest}, the driver read {job.digest}; pack again")
     folder = Path(job.folder)
-    plan = Plan(len(store), job.config.packs_per_step, job.config.seed)
+    plan = PackOrder(len(store), job.config.packs_per_step, job.config.seed)
     settings = job.config.deepspeed(plan.micro_steps(dist.get_world_size()))
     with _loaded(job, settings) as (engine, noise):
         trainer = Trainer(job, engine, noise, store)

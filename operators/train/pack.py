@@ -14,10 +14,10 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
 from operators import columns
-from operators.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, require_template
+from operators.join import add_up
 from operators.progress import report_progress
-from operators.shuffle import add_up
-from operators.stage import StageConfig, require_columns
+from operators.stage import Operational, StageConfig, require_columns
+from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, require_template
 
 COLUMNS_IN = ("row_id", "input", "outcome", "final_instruction", "final_response")
 TOO_LONG = "quarantined:too_long"
@@ -29,8 +29,8 @@ class PackConfig(StageConfig):
 
     max_tokens: int = Field(default=1024, ge=16, description="tokens of a pack; a longer example is quarantined")
     rows_per_block: int = Field(default=4096, gt=0, description="examples that are packed together")
-    tokenizers: int = Field(default=1, gt=0, description="actors that encode and pack")
-    cpus_per_tokenizer: float = Field(default=0.5, gt=0, description="logical CPUs of one such actor")
+    tokenizers: Operational[int] = Field(default=1, gt=0, description="actors that encode and pack")
+    cpus_per_tokenizer: Operational[float] = Field(default=0.5, gt=0, description="logical CPUs of one such actor")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators import columns
-from operators.encode import IGNORED
+from operators.student.encode import IGNORED
 
 _INDEX = ["outcome", "row_ids", "document_lengths"]
 _TOKENS = [*_INDEX, "input_ids", "labels"]
@@ -33,7 +33,7 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackOrder:
     """The order of packs; a step takes `packs_per_step` of them whatever the number of workers.
 
     Attributes:

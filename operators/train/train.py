@@ -16,12 +16,12 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from operators import columns
-from operators.checkpoint import require_continuable, write_json
 from operators.progress import report_progress
 from operators.stage import require_columns
-from operators.train_config import TrainConfig
-from operators.train_loop import CHECKPOINTS, EXPORTED, METRICS, TrainJob, read_metrics, train_worker
-from operators.train_plan import PackIndex, Plan, read_index
+from operators.train.checkpoint import require_continuable, write_json
+from operators.train.config import TrainConfig
+from operators.train.loop import CHECKPOINTS, EXPORTED, METRICS, TrainJob, read_metrics, train_worker
+from operators.train.pack_order import PackIndex, PackOrder, read_index
 
 __all__ = ["MANIFEST", "TrainConfig", "train"]
 
@@ -102,7 +102,7 @@ def _exported(target: Path) -> dict[str, Any] | None:
 
 def _fit(job: TrainJob, target: Path) -> None:
     config = job.config
-    plan = Plan(read_index(job.files).num_packs, config.packs_per_step, config.seed)
+    plan = PackOrder(read_index(job.files).num_packs, config.packs_per_step, config.seed)
     report_progress("train", total=config.total_steps(plan.steps_per_epoch), note="loading")
     resources = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:

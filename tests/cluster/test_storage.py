@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from cluster.storage import MARKER, AssetStore, Plan, sum_of_ids
+from cluster.storage import MARKER, AssetStore, Recipe, sum_of_ids
 
 REFRESHES = dg.DynamicPartitionsDefinition(name="refresh")
 
@@ -28,12 +28,12 @@ class World:
 
     def materialise(self, refresh: str, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
         @dg.asset(partitions_def=REFRESHES)
-        def source(context: dg.AssetExecutionContext) -> Plan:
-            return Plan(lambda: self.rows(context.partition_key))
+        def source(context: dg.AssetExecutionContext) -> Recipe:
+            return Recipe(lambda: self.rows(context.partition_key))
 
         @dg.asset
-        def summary(source: ray.data.Dataset) -> Plan:
-            return Plan(lambda: {"rows": source.count()}, figures=lambda value: {"seen": value["rows"]})
+        def summary(source: ray.data.Dataset) -> Recipe:
+            return Recipe(lambda: {"rows": source.count()}, figures=lambda value: {"seen": value["rows"]})
 
         instance.add_dynamic_partitions("refresh", [refresh])
         return dg.materialize(
@@ -119,9 +119,9 @@ def test_an_asset_without_rows_still_has_columns(tmp_path: Path, local_ray: None
     store = AssetStore(str(tmp_path / "store"), lambda asset, refresh: {})
 
     @dg.asset
-    def empty() -> Plan:
+    def empty() -> Recipe:
         rows = ray.data.from_arrow(pa.table({"row": ["x"], "outcome": ["y"]}))
-        return Plan(lambda: rows.filter(expr=ray.data.expressions.col("row") == "none"))
+        return Recipe(lambda: rows.filter(expr=ray.data.expressions.col("row") == "none"))
 
     assert dg.materialize([empty], instance=instance, resources={"io_manager": store}).success
     assert store.rows("empty", [None]).columns() == ["row", "outcome"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import ConfigError, RunConfig, load_config
+from flows.config import ConfigError, load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -62,10 +62,3 @@ def test_identity_leaves_out_where_and_how_fast() -> None:
     plain, scaled = (load_config(SMOKE, over) for over in ([], ["teacher.replicas=8", "teacher.batch_rows=7"]))
     assert plain.teacher.identity() == scaled.teacher.identity()
     assert plain.teacher.identity() != load_config(SMOKE, ["teacher.temperature=0.5"]).teacher.identity()
-
-
-def test_every_section_names_only_its_own_fields_as_operational() -> None:
-    for name, field in RunConfig.model_fields.items():
-        section = field.annotation
-        operational = getattr(section, "OPERATIONAL", frozenset())
-        assert operational <= set(getattr(section, "model_fields", {})), name

@@ -19,7 +19,7 @@ from flows.recycle_and_train import SPECS
 from flows.run import Run, open_run
 from flows.ui import serving
 from operators.columns import PACKED
-from operators.drop_seen import SEEN
+from operators.read.drop_seen import SEEN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "configs/smoke.yaml"
@@ -62,12 +62,12 @@ def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
     keys = [str(one.tags["dagster/partition"]) for one in (first, second)]
     assert sorted(run.store.refreshes("recycled_instructions")) == sorted(keys)
     calls = [manifest(run, "instruction_reflections", key)["figures"] for key in keys]
-    under_way = [manifest(run, "raw_instructions", key)["outcomes"][""] for key in keys]
-    assert manifest(run, "raw_instructions", keys[1])["outcomes"][SEEN] == under_way[0]
-    assert [figures["calls"] for figures in calls] == under_way
+    active = [manifest(run, "raw_instructions", key)["outcomes"][""] for key in keys]
+    assert manifest(run, "raw_instructions", keys[1])["outcomes"][SEEN] == active[0]
+    assert [figures["calls"] for figures in calls] == active
     assert sum(figures["cached_calls"] for figures in calls) == 0
-    assert ledger_rows(run, "reflect_instructions") == sum(under_way)
-    assert packed_rows(run) == sum(under_way)
+    assert ledger_rows(run, "reflect_instructions") == sum(active)
+    assert packed_rows(run) == sum(active)
     assert all(one.tags.get("dagster/sensor_name") for one in (first, second))
 
 

@@ -55,10 +55,10 @@ def finish(run: Run, asset: str, refresh: str, **manifest: Any) -> None:
     (folder / "_SUCCESS").touch()
 
 
-def take(run: Run, refresh: str, under_way: int = 1) -> None:
+def take(run: Run, refresh: str, active: int = 1) -> None:
     """Let a refresh take every file that is there."""
     files = [[file.name, file.identity] for file in run.describer.files_of(refresh)]
-    finish(run, SOURCE_ASSET, refresh, made_from={"files": files}, outcomes={"": under_way})
+    finish(run, SOURCE_ASSET, refresh, made_from={"files": files}, outcomes={"": active})
 
 
 def keys(found: list[dg.RunRequest] | dg.SkipReason) -> list[str | None]:
@@ -115,7 +115,7 @@ def test_an_empty_source_is_a_reason_not_an_error(tmp_path: Path, source: Path, 
 
 
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
-def test_nothing_is_asked_for_while_a_run_is_under_way(
+def test_nothing_is_asked_for_while_a_run_is_active(
     tmp_path: Path, source: Path, instance: dg.DagsterInstance, status: dg.DagsterRunStatus
 ) -> None:
     drop(source, "a.jsonl")
@@ -137,7 +137,7 @@ def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_with
 ) -> None:
     drop(source, "a.jsonl")
     take(look(tmp_path), "broken")
-    take(look(tmp_path), "nothing-usable", under_way=0)
+    take(look(tmp_path), "nothing-usable", active=0)
     assert isinstance(wanted_runs(instance, look(tmp_path)), dg.SkipReason)
     drop(source, "b.jsonl", "Say goodbye.")
     found = keys(wanted_runs(instance, look(tmp_path)))

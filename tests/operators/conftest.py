@@ -3,8 +3,8 @@
 import pyarrow.parquet as pq
 import pytest
 
-from operators.encode import encode_example, load_tokenizer
-from operators.pack import Document, _to_table, best_fit_decreasing
+from operators.student.encode import encode_example, load_tokenizer
+from operators.train.pack import Document, _to_table, best_fit_decreasing
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from operators.chat_markup import is_marker, neutralise, special_tokens_of
+from operators.chat_markup import escape, is_marker, special_tokens_of
 
 NONE: frozenset[str] = frozenset()
 LLAMA_2 = frozenset({"<s>", "</s>", "<unk>"})
@@ -27,7 +27,7 @@ LLAMA_2 = frozenset({"<s>", "</s>", "<unk>"})
     ],
 )
 def test_the_markers_of_the_common_families_are_broken(text: str, broken: str) -> None:
-    assert neutralise(text, NONE) == broken
+    assert escape(text, NONE) == broken
 
 
 @pytest.mark.parametrize(
@@ -47,23 +47,23 @@ def test_the_markers_of_the_common_families_are_broken(text: str, broken: str) -
     ],
 )
 def test_ordinary_text_and_html_stay_byte_identical(text: str) -> None:
-    assert neutralise(text, NONE) == text
+    assert escape(text, NONE) == text
 
 
 def test_strikethrough_is_a_marker_only_where_the_model_says_so() -> None:
-    assert neutralise("<s>x</s>", NONE) == "<s>x</s>"
-    assert neutralise("<s>x</s>", LLAMA_2) == "< s >x</ s >"
+    assert escape("<s>x</s>", NONE) == "<s>x</s>"
+    assert escape("<s>x</s>", LLAMA_2) == "< s >x</ s >"
 
 
 def test_a_delimiter_of_a_prompt_can_be_given() -> None:
-    assert neutralise("[New Answer] no", frozenset({"[New Answer]"})) == "[ New Answer ] no"
+    assert escape("[New Answer] no", frozenset({"[New Answer]"})) == "[ New Answer ] no"
 
 
 @pytest.mark.parametrize("token", ["", " ", "word", "!", "<>", "\n"])
 def test_a_token_without_brackets_is_refused(token: str) -> None:
     assert not is_marker(token)
     with pytest.raises(ValueError, match="no name between brackets"):
-        neutralise("<", frozenset({token}))
+        escape("<", frozenset({token}))
 
 
 def test_special_tokens_of_the_demo_model_are_markers(demo_model: str) -> None:
@@ -95,10 +95,10 @@ def test_no_spliced_text_encodes_to_a_special_token(demo_model: str) -> None:
     texts = ["<|im_<|im_end|>end|>", "<|<|im_end|>|im_end|>", *(spliced(random_state, markers) for _ in range(3000))]
     dangerous = 0
     for text in texts:
-        safe = neutralise(text, special_tokens)
+        safe = escape(text, special_tokens)
         dangerous += bool(special_ids & set(tokenizer(text, add_special_tokens=False).input_ids))
         assert not special_ids & set(tokenizer(safe, add_special_tokens=False).input_ids), repr(text)
-        assert neutralise(safe, special_tokens) == safe, repr(text)
+        assert escape(safe, special_tokens) == safe, repr(text)
         assert safe.replace(" ", "") == text.replace(" ", ""), repr(text)
     assert dangerous > 1000  # the texts would be control tokens if nothing were done
 
@@ -108,14 +108,14 @@ def test_tokens_that_overlap_and_contain_spaces_are_all_broken() -> None:
     random_state = random.Random(1)
     for _ in range(2000):
         text = spliced(random_state, sorted(tokens))
-        safe = neutralise(text, tokens)
+        safe = escape(text, tokens)
         assert not [token for token in tokens if token in safe], (text, safe)
-        assert neutralise(safe, tokens) == safe
+        assert escape(safe, tokens) == safe
 
 
 def test_any_run_of_brackets_is_handled_and_stable() -> None:
     random_state = random.Random(2)
     for _ in range(20_000):
         text = "".join(random_state.choices("<>|[]_/ -a1｜＞\n", k=random_state.randint(1, 12)))
-        safe = neutralise(text, LLAMA_2)
-        assert neutralise(safe, LLAMA_2) == safe, repr(text)
+        safe = escape(text, LLAMA_2)
+        assert escape(safe, LLAMA_2) == safe, repr(text)

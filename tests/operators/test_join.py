@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from operators.shuffle import add_up, group_by_key
+from operators.join import add_up, group_by_key
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

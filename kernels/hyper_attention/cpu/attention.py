@@ -17,16 +17,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.hyper_attention.cpu_band import band_backward, band_forward
-from kernels.hyper_attention.cpu_heads import Gradients, Head, heads_of
-from kernels.hyper_attention.cpu_level import level_backward, level_forward
-from kernels.hyper_attention.cpu_lookback import lookback_backward, lookback_forward
-from kernels.hyper_attention.plan import Plan
-from kernels.hyper_attention.pooling import add_pooled_gradient_, pool
+from kernels.hyper_attention.cpu.band import band_backward, band_forward
+from kernels.hyper_attention.cpu.heads import Gradients, Head, heads_of
+from kernels.hyper_attention.cpu.level import level_backward, level_forward
+from kernels.hyper_attention.cpu.lookback import lookback_backward, lookback_forward
+from kernels.hyper_attention.plan.pooling import add_pooled_gradient_, pool
+from kernels.hyper_attention.plan.tables import KeyPlan
 from kernels.hyper_attention.threads import in_threads
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: float) -> tuple[Tensor, Tensor]:
     """Output of the estimator and its log-sum-exp.
 
     Args:
@@ -69,7 +69,7 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    plan: Plan,
+    plan: KeyPlan,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the estimator, in the dtypes of q, k and v.

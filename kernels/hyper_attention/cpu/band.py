@@ -13,10 +13,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernels.hyper_attention.cpu_flash import merge_, part_backward, part_forward
-from kernels.hyper_attention.cpu_heads import Gradients, Head
-from kernels.hyper_attention.plan import Band, Pooled
-from kernels.hyper_attention.pooling import log_counts
+from kernels.hyper_attention.cpu.flash import merge_, part_backward, part_forward
+from kernels.hyper_attention.cpu.heads import Gradients, Head
+from kernels.hyper_attention.plan.pooling import log_counts
+from kernels.hyper_attention.plan.tables import Band, Pooled
 
 _HIDDEN = -1e30
 _CACHED_ROWS = 8192

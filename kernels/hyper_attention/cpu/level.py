@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.hyper_attention.cpu_flash import merge_, part_backward, part_forward
-from kernels.hyper_attention.cpu_heads import Gradients, Head
-from kernels.hyper_attention.plan import Level, block_start
+from kernels.hyper_attention.cpu.flash import merge_, part_backward, part_forward
+from kernels.hyper_attention.cpu.heads import Gradients, Head
+from kernels.hyper_attention.plan.tables import Level, block_start
 
 _CACHED_ROWS = 8192
 

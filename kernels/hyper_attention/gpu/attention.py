@@ -21,18 +21,18 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.hyper_attention.plan import Plan
-from kernels.hyper_attention.triton_backward import Extra, Queries, delta_kernel
-from kernels.hyper_attention.triton_configs import launch, padded
-from kernels.hyper_attention.triton_parts import Part, drawn_keys, parts_of, row_of_slot, segment_of_token
-from kernels.hyper_attention.triton_tensors import Keys, ranges, rows, table
+from kernels.hyper_attention.gpu.backward import Extra, Queries, delta_kernel
+from kernels.hyper_attention.gpu.parts import Part, drawn_keys, parts_of, row_of_slot, segment_of_token
+from kernels.hyper_attention.gpu.tiles import Keys, ranges, rows, table
+from kernels.hyper_attention.gpu.tuning import launch, padded
+from kernels.hyper_attention.plan.tables import KeyPlan
 
 _LOG2E = 1.4426950408889634
 _PROGRAMS = 1024
 _PIECE_ROWS = 1024
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: float) -> tuple[Tensor, Tensor]:
     """Output of the estimator and its log-sum-exp.
 
     Args:
@@ -75,7 +75,7 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    plan: Plan,
+    plan: KeyPlan,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the estimator, in the dtypes of q, k and v.
@@ -104,7 +104,7 @@ def _queries(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, out: Tensor, 
     return Queries(rows(q), rows(grad_out), table(finite), table(delta), None)
 
 
-def _query_gradient(q: Tensor, k: Tensor, queries: Queries, parts: list[Part], plan: Plan, scale: float) -> Tensor:
+def _query_gradient(q: Tensor, k: Tensor, queries: Queries, parts: list[Part], plan: KeyPlan, scale: float) -> Tensor:
     heads, T = q.shape[1:3]
     grad = q.new_empty(q.shape)
     left = torch.empty_like(grad, dtype=torch.float32) if len(parts) > 1 else grad
@@ -120,7 +120,7 @@ def _query_gradient(q: Tensor, k: Tensor, queries: Queries, parts: list[Part], p
 
 
 def _key_gradients(
-    q: Tensor, k: Tensor, v: Tensor, queries: Queries, parts: list[Part], plan: Plan, scale: float
+    q: Tensor, k: Tensor, v: Tensor, queries: Queries, parts: list[Part], plan: KeyPlan, scale: float
 ) -> tuple[Tensor, Tensor]:
     heads, S = k.shape[1:3]
     groups, same_length = q.shape[1] // heads, q.shape[2] == S
@@ -140,7 +140,7 @@ def _key_gradients(
     return grads
 
 
-def _extra(q: Tensor, k: Tensor, v: Tensor, queries: Queries, part: Part, plan: Plan, scale: float) -> Extra | None:
+def _extra(q: Tensor, k: Tensor, v: Tensor, queries: Queries, part: Part, plan: KeyPlan, scale: float) -> Extra | None:
     """The gradients of the part's pooled or sampled keys; many queries read each, so several programs share a tile."""
     if part.pooled is not None:
         pooled = plan.pooled

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from kernels.hyper_attention.triton_forward import query_tile, read_all
-from kernels.hyper_attention.triton_tensors import (
+from kernels.hyper_attention.gpu.forward import query_tile, read_all
+from kernels.hyper_attention.gpu.tiles import (
     LOG2E,
     Rows,
     Table,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from kernels.hyper_attention.triton_tensors import (
+from kernels.hyper_attention.gpu.tiles import (
     LN2,
     LOG2E,
     Table,

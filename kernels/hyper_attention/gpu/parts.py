@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.hyper_attention.plan import Level, Lookback, Plan, Pooled
-from kernels.hyper_attention.pooling import log_counts
-from kernels.hyper_attention.triton_configs import padded
-from kernels.hyper_attention.triton_forward import Draws, pool_kernel
-from kernels.hyper_attention.triton_tensors import Hidden, Keys, Ranges, ranges, rows, table
+from kernels.hyper_attention.gpu.forward import Draws, pool_kernel
+from kernels.hyper_attention.gpu.tiles import Hidden, Keys, Ranges, ranges, rows, table
+from kernels.hyper_attention.gpu.tuning import padded
+from kernels.hyper_attention.plan.pooling import log_counts
+from kernels.hyper_attention.plan.tables import KeyPlan, Level, Lookback, Pooled
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Part:
     means: tuple[Tensor, Tensor] | None = None
 
 
-def parts_of(k: Tensor, v: Tensor, plan: Plan) -> list[Part]:
+def parts_of(k: Tensor, v: Tensor, plan: KeyPlan) -> list[Part]:
     """One part for each launch of the forward pass."""
     parts = [_local(k, v, plan), *(_level(k, v, level) for level in plan.levels)]
     return [*parts, *(_lookback(k, v, lookback) for lookback in plan.lookbacks)]
 
 
-def _local(k: Tensor, v: Tensor, plan: Plan) -> Part:
+def _local(k: Tensor, v: Tensor, plan: KeyPlan) -> Part:
     """Band, sinks and pooled keys."""
     near = Keys(rows(k), rows(v), None, ranges(plan.band.start, plan.band.stop), None)
     sinks = sink_readers = pooled = means = None

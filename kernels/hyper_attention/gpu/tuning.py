@@ -15,9 +15,9 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.hyper_attention.triton_backward import key_gradient_kernel, query_gradient_kernel
-from kernels.hyper_attention.triton_forward import forward_kernel
-from kernels.hyper_attention.triton_tensors import Rows
+from kernels.hyper_attention.gpu.backward import key_gradient_kernel, query_gradient_kernel
+from kernels.hyper_attention.gpu.forward import forward_kernel
+from kernels.hyper_attention.gpu.tiles import Rows
 
 
 class Tile(NamedTuple):

@@ -23,18 +23,18 @@ from torch import Tensor
 
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
-from kernels.hyper_attention.plan import Lookback, Plan, Pooled, band
-from kernels.hyper_attention.plan_choice import choose_segments, num_chosen, read_chosen
-from kernels.hyper_attention.plan_lookback import build_lookback
-from kernels.hyper_attention.segments import numbered
+from kernels.hyper_attention.plan.choose_segments import choose_segments, num_chosen, read_chosen
+from kernels.hyper_attention.plan.lsh_lookback import build_lookback
+from kernels.hyper_attention.plan.segments import numbered
+from kernels.hyper_attention.plan.tables import KeyPlan, Lookback, Pooled, band
 
 _STEP = 256
 
 
 def build_local_plan(
     q: Tensor, k: Tensor, documents: Documents, config: HyperAttentionConfig, chosen: Tensor | None = None
-) -> Plan:
-    """Plan of mode "causal_local"; documents of at most `exact_below` keys are all window.
+) -> KeyPlan:
+    """KeyPlan of mode "causal_local"; documents of at most `exact_below` keys are all window.
 
     Args:
         q: [B, Hq, T, D]; query t stands at key position t + S - T.
@@ -58,7 +58,7 @@ def build_local_plan(
     hashed = reaches and (config.choice == "lsh" or not config.segment)
     lookbacks: tuple[Lookback, ...] = (build_lookback(q, k, documents, older, config),) if hashed else ()
     if not config.segment or config.segment > S:
-        return Plan(window_band, (), sinks, None, lookbacks)
+        return KeyPlan(window_band, (), sinks, None, lookbacks)
     segments = _Segments(documents, config)
     first = segments.first[:, S - queries :]
     pooled = Pooled(
@@ -70,7 +70,7 @@ def build_local_plan(
     if reaches and not hashed:
         hidden = choose_segments(q, k, pooled, num_chosen(config)) if chosen is None else chosen
         pooled, lookbacks = replace(pooled, hidden=hidden), read_chosen(hidden, pooled, k)
-    return Plan(window_band, (), sinks, pooled, lookbacks)
+    return KeyPlan(window_band, (), sinks, pooled, lookbacks)
 
 
 class _Segments:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels.hyper_attention.config import HyperAttentionConfig
-from kernels.hyper_attention.plan import Lookback, Pooled, band
-from kernels.hyper_attention.pooling import pool
-from kernels.hyper_attention.sorting import stable_order
+from kernels.hyper_attention.plan.pooling import pool
+from kernels.hyper_attention.plan.sorting import stable_order
+from kernels.hyper_attention.plan.tables import Lookback, Pooled, band
 from kernels.hyper_attention.threads import each_on
 
 _ROWS = 256

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
-from kernels.hyper_attention.hashing import gray_buckets, projections
-from kernels.hyper_attention.plan import Lookback, band
-from kernels.hyper_attention.sorting import stable_order
+from kernels.hyper_attention.plan.lsh import gray_buckets, projections
+from kernels.hyper_attention.plan.sorting import stable_order
+from kernels.hyper_attention.plan.tables import Lookback, band
 
 
 def build_lookback(q: Tensor, k: Tensor, documents: Documents, older: Tensor, config: HyperAttentionConfig) -> Lookback:

@@ -6,7 +6,7 @@ Shape letters: B batch, Hk key heads, S keys, P segments, L tokens of a segment,
 import torch
 from torch import Tensor
 
-from kernels.hyper_attention.plan import Pooled
+from kernels.hyper_attention.plan.tables import Pooled
 
 
 def pool(x_BHSD: Tensor, pooled: Pooled) -> Tensor:

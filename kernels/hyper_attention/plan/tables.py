@@ -24,9 +24,9 @@ from torch import Tensor
 
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import Documents
-from kernels.hyper_attention.hashing import SAMPLES, gray_buckets, projections, uniform
-from kernels.hyper_attention.segments import Split, split_causal, split_documents
-from kernels.hyper_attention.sorting import stable_order
+from kernels.hyper_attention.plan.lsh import SAMPLES, gray_buckets, projections, uniform
+from kernels.hyper_attention.plan.segments import Split, split_causal, split_documents
+from kernels.hyper_attention.plan.sorting import stable_order
 from kernels.hyper_attention.threads import each_on
 
 
@@ -143,7 +143,7 @@ class Lookback:
 
 
 @dataclass(frozen=True)
-class Plan:
+class KeyPlan:
     """All parts of the softmax. Levels are of mode "paper"; sinks, pooled and lookbacks of the other.
 
     Attributes:
@@ -161,8 +161,8 @@ class Plan:
     lookbacks: tuple[Lookback, ...] = ()
 
 
-def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config: HyperAttentionConfig) -> Plan:
-    """Plan of mode "paper": Algorithms 1-4 of arXiv:2310.05869.
+def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config: HyperAttentionConfig) -> KeyPlan:
+    """KeyPlan of mode "paper": Algorithms 1-4 of arXiv:2310.05869.
 
     Causal: the document is cut in tiles of `leaf` tokens, exact and causal (the band). At level l, of the tiles of
     h = leaf * 2**l tokens each odd one reads the even one before it through sortLSH and samples. This is Algorithm 4
@@ -183,7 +183,7 @@ def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config:
         levels = int(config.exact_below < S)
     exact = _exact(documents, T, causal, config)
     if not levels:
-        return Plan(exact, ())
+        return KeyPlan(exact, ())
     projection = projections(config.seed, levels, k.shape[1], q.shape[3], config.num_projections, q.device)
     query_buckets, key_buckets = gray_buckets(q, projection, levels), gray_buckets(k, projection, levels)
     offset = S - T if causal else 0
@@ -195,7 +195,7 @@ def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config:
             split = split_documents(documents, T, config)
         return _level(split, query_buckets[level], key_buckets[level], offset, level, config)
 
-    return Plan(exact, tuple(each_on(q.device, build_level, range(levels))))
+    return KeyPlan(exact, tuple(each_on(q.device, build_level, range(levels))))
 
 
 def band(start: Tensor, stop: Tensor, keys: int) -> Band:

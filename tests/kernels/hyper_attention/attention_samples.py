@@ -4,8 +4,8 @@ import torch
 
 from kernels.hyper_attention import HyperAttentionConfig
 from kernels.hyper_attention.documents import of_ids, whole
-from kernels.hyper_attention.plan import build_plan
-from kernels.hyper_attention.plan_local import build_local_plan
+from kernels.hyper_attention.plan.causal_local import build_local_plan
+from kernels.hyper_attention.plan.tables import build_plan
 
 PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
 LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, lookback=0, exact_below=16)

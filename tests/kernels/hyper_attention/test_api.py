@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.hyper_attention import HyperAttentionConfig, cpu, hyper_attention
-from kernels.hyper_attention.cpu_flash import merge_
-from kernels.hyper_attention.cpu_heads import heads_of
-from kernels.hyper_attention.hashing import projections
+from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
+from kernels.hyper_attention.cpu import attention as cpu_attention
+from kernels.hyper_attention.cpu.flash import merge_
+from kernels.hyper_attention.cpu.heads import heads_of
+from kernels.hyper_attention.plan.lsh import projections
 from kernels.hyper_attention.reference import reference_attention
-from tests.kernels.attention_samples import (
+from tests.kernels.hyper_attention.attention_samples import (
     ALL_MODES,
     CHOOSE,
     EXACT,
@@ -88,14 +89,14 @@ def test_gradients_are_those_of_the_estimator(causal, config):
 class FixedPlan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, plan):
-        out, lse = cpu.forward(q, k, v, plan, 0.3)
+        out, lse = cpu_attention.forward(q, k, v, plan, 0.3)
         ctx.plan = plan
         ctx.save_for_backward(q, k, v, out, lse)
         return out, lse
 
     @staticmethod
     def backward(ctx, grad_out, grad_lse):
-        return *cpu.backward(grad_out, grad_lse, *ctx.saved_tensors, ctx.plan, 0.3), None
+        return *cpu_attention.backward(grad_out, grad_lse, *ctx.saved_tensors, ctx.plan, 0.3), None
 
 
 def test_a_detached_log_sum_exp_is_noticed():

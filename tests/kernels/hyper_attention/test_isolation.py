@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from kernels.hyper_attention import hyper_attention
-from tests.kernels.attention_samples import ALL_MODES, CHOOSE, EXACT, LOCAL, LOOK, PAPER, gradients, inputs
+from tests.kernels.hyper_attention.attention_samples import (
+    ALL_MODES,
+    CHOOSE,
+    EXACT,
+    LOCAL,
+    LOOK,
+    PAPER,
+    gradients,
+    inputs,
+)
 
 pytestmark = pytest.mark.usefixtures("small_steps")
 

@@ -5,10 +5,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from kernels.hyper_attention import HyperAttentionConfig, cpu, hyper_attention, plan_local
-from kernels.hyper_attention.attention import _backward, _forward, _settings
-from kernels.hyper_attention.plan_choice import choose_segments, num_chosen
-from tests.kernels.attention_samples import plan_of
+from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
+from kernels.hyper_attention.api import _backward, _forward, _settings
+from kernels.hyper_attention.cpu import attention as cpu_attention
+from kernels.hyper_attention.plan import causal_local
+from kernels.hyper_attention.plan.choose_segments import choose_segments, num_chosen
+from tests.kernels.hyper_attention.attention_samples import plan_of
 
 PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
 LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, exact_below=16)
@@ -70,7 +72,7 @@ def test_segments_are_chosen_once_a_step(monkeypatch):
         calls.append(arguments)
         return choose_segments(*arguments)
 
-    monkeypatch.setattr(plan_local, "choose_segments", counted)
+    monkeypatch.setattr(causal_local, "choose_segments", counted)
     tensors = inputs()
     hyper_attention(*tensors, True, config=LOCAL).sum().backward()
     assert len(calls) == 1
@@ -138,8 +140,8 @@ def test_two_threads_give_the_bits_of_one(config, causal):
 def step(q, k, v, causal, config):
     """What the operator does, outside of it: a dispatch mode does not see into an operator, nor into other threads."""
     plan = plan_of(q, k, causal, config)
-    out, lse = cpu.forward(q, k, v, plan, 0.25)
-    cpu.backward(out, lse, q, k, v, out, lse, plan, 0.25)
+    out, lse = cpu_attention.forward(q, k, v, plan, 0.25)
+    cpu_attention.backward(out, lse, q, k, v, out, lse, plan, 0.25)
 
 
 @MODES

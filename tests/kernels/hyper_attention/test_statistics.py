@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
-from tests.kernels.attention_samples import inputs
+from tests.kernels.hyper_attention.attention_samples import inputs
 
 
 @pytest.mark.parametrize("causal", [False, True])

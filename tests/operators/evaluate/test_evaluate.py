@@ -9,13 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import HELD_OUT, RAW
-from operators.encode import encode_example, load_tokenizer
-from operators.evaluate import EvaluateConfig, evaluate
-from operators.greedy_answers import greedy_answers
-from operators.ledger import Ledger
-from operators.likelihood import load_causal_lm
-from operators.measure_model import prompt_of
-from operators.teacher import TeacherConfig
+from operators.evaluate.config import EvaluateConfig
+from operators.evaluate.evaluate import evaluate
+from operators.evaluate.model_actor import prompt_of
+from operators.student.encode import encode_example, load_tokenizer
+from operators.student.greedy_answers import greedy_answers
+from operators.student.nll import load_causal_lm
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent")
 POOL = {"cpus_per_actor": 0.5, "batch_rows": 3, "max_new_tokens": 8, "num_samples": 3}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from operators.judge import (
+from operators.evaluate.judge import (
     BASE_FIRST,
     STUDENT_FIRST,
     judge_prompt,
@@ -16,8 +16,8 @@ from operators.judge import (
     tally,
     verdict_schema,
 )
-from operators.ledger import Ledger
-from operators.teacher import TeacherConfig
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 
 def a_sample(row_id: str = "r", base: str = "blue", student: str = "green", **more: Any) -> dict[str, Any]:

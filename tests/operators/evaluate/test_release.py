@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from operators.release import ReleaseConfig, read_release, release
+from operators.evaluate.release import ReleaseConfig, read_release, release
 
 CONFIG = ReleaseConfig()
 

@@ -12,7 +12,7 @@ import ray
 import yaml
 
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
-from operators.publish import PublishConfig, dataset_card, publish
+from operators.publish.publish import PublishConfig, dataset_card, publish
 
 ROWS: list[dict[str, Any]] = json.loads((Path(__file__).parent.parent / "data" / "report_sample.json").read_text())[
     "rows"

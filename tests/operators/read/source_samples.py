@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from operators.record_formats import Record, read_records
-from operators.source_files import plan_pieces
+from operators.read.record_formats import Record, read_records
+from operators.read.source_files import plan_pieces
 
 
 def records_of(path: Path, range_bytes: int = 1 << 20) -> list[Record]:

@@ -10,7 +10,13 @@ import pytest
 import ray
 
 from operators.columns import HELD_OUT, RAW, conform
-from operators.decontaminate import CONTAMINATED, DecontaminateConfig, drop_contaminated, evaluation_index, ngram_hashes
+from operators.read.drop_contaminated import (
+    CONTAMINATED,
+    DecontaminateConfig,
+    drop_contaminated,
+    evaluation_index,
+    ngram_hashes,
+)
 
 QUESTION = "A train leaves the station at nine and travels north at sixty miles an hour; when does it arrive?"
 OTHER = "Explain in two sentences why the sky looks blue on a clear day and red in the evening."

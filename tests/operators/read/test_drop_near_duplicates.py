@@ -10,7 +10,7 @@ import ray
 from datasketch import MinHash
 
 from operators.columns import RAW, conform
-from operators.drop_near_duplicates import (
+from operators.read.drop_near_duplicates import (
     NEAR_DUPLICATE,
     DeduplicateConfig,
     drop_near_duplicates,
@@ -82,7 +82,7 @@ class TestDropNearDuplicates:
         same = rows(("a", WORDS), ("b", WORDS))
         assert outcomes(drop_near_duplicates(same, None, DeduplicateConfig(near=False)))["b"] == ""
 
-    def test_no_row_is_under_way(self) -> None:
+    def test_no_row_is_active(self) -> None:
         held_out = rows(("a", WORDS), outcome="dropped:held_out")
         assert outcomes(drop_near_duplicates(held_out, None, DeduplicateConfig())) == {"a": "dropped:held_out"}
 

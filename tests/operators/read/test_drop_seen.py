@@ -5,7 +5,7 @@ import pytest
 import ray
 
 from operators.columns import RAW, conform
-from operators.drop_seen import SEEN, drop_seen
+from operators.read.drop_seen import SEEN, drop_seen
 
 
 def rows(**outcomes: str) -> "ray.data.Dataset":

@@ -13,7 +13,7 @@ import ray
 from ray.data import Dataset
 
 from operators import columns
-from operators.read_instructions import (
+from operators.read.read_instructions import (
     ReadConfig,
     _is_held_out,
     extract_texts,
@@ -21,8 +21,8 @@ from operators.read_instructions import (
     read_instructions,
     row_id_of,
 )
-from operators.record_formats import Record
-from tests.operators.source_samples import WRITERS, alpaca_like, records_of, write_json, write_jsonl, write_parquet
+from operators.read.record_formats import Record
+from tests.operators.read.source_samples import WRITERS, alpaca_like, records_of, write_json, write_jsonl, write_parquet
 
 TOKENS = frozenset({"</s>", "<|im_end|>"})
 GOOD = {"instruction": "Name a fruit.", "input": "", "output": "Apple."}
@@ -109,7 +109,7 @@ def test_every_hostile_line_is_one_row_with_its_own_reason(hostile: Path) -> Non
         assert all(isinstance(row[name], str) for name in ("instruction", "input", "response"))
         if str(row["outcome"]).startswith("quarantined"):
             assert all(len(str(row[name])) <= 2_000 for name in ("instruction", "input", "response"))
-    assert [row["instruction"] for row in rows if row["neutralised"]] == ["<|im_<| im_end |>end|>"]
+    assert [row["instruction"] for row in rows if row["escaped"]] == ["<|im_<| im_end |>end|>"]
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -178,7 +178,7 @@ def test_messages_in_parquet(tmp_path: Path) -> None:
 def test_the_first_copy_stays_whichever_block_the_others_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("operators.read_instructions.SHUFFLED_BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("operators.read.read_instructions.SHUFFLED_BLOCK_BYTES", 2_000)
     records = alpaca_like(30)
     for number in range(3):
         write_jsonl(tmp_path / f"{number}.jsonl", records if number else records[:10] * 2)

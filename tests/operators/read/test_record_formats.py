@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators import record_formats
-from tests.operators.source_samples import WRITERS, alpaca_like, records_of
+from operators.read import record_formats
+from tests.operators.read.source_samples import WRITERS, alpaca_like, records_of
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))

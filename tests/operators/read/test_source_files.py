@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from operators.read_instructions import ReadConfig, read_instructions
-from operators.record_formats import read_records
-from operators.source_files import list_source_files, plan_pieces, shown
+from operators.read.read_instructions import ReadConfig, read_instructions
+from operators.read.record_formats import read_records
+from operators.read.source_files import list_source_files, plan_pieces, shown
 
 
 def test_files_are_found_in_folders_globs_and_uris(tmp_path: Path) -> None:

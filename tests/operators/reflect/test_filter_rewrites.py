@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 import ray
 
-from operators import reflect_instructions, reflect_responses
 from operators.columns import HELD_OUT, INSTRUCTION_REFLECTED, RESPONSE_REFLECTED, conform
-from operators.decontaminate import DecontaminateConfig, evaluation_index
-from operators.filter_rewrites import FilterConfig, _filter, filter_rewrites, reason_against, repetition
+from operators.read.drop_contaminated import DecontaminateConfig, evaluation_index
+from operators.reflect import reflect_instructions, reflect_responses
+from operators.reflect.filter_rewrites import FilterConfig, _filter, filter_rewrites, reason_against, repetition
 
 ENGLISH = "The river rises in the mountains and flows through three countries before it reaches the sea."
 FRENCH = "Le fleuve prend sa source dans les montagnes et traverse trois pays avant d'atteindre la mer."
@@ -130,7 +130,7 @@ class TestFilterRewrites:
         assert [set(row) for row in taken] == [set(INSTRUCTION_REFLECTED.names)] * len(rows)
         return [row["instruction_reflection"] for row in taken]
 
-    def test_only_readable_rewrites_under_way_are_judged(self) -> None:
+    def test_only_readable_rewrites_active_are_judged(self) -> None:
         same = {"better_instruction": "name a river"}
         assert self.statuses(
             reflected(),

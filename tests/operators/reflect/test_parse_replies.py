@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from operators.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, RESPONSE_CRITERIA, RESPONSE_SECTIONS
-from operators.replies import Reflection, Rejected, parse_reply
+from operators.reflect.parse_replies import Reflection, Rejected, parse_reply
+from operators.reflect.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, RESPONSE_CRITERIA, RESPONSE_SECTIONS
 
 CRITIQUE = "\n".join(f"{name.replace('_', ' ')}: fine" for name in RESPONSE_CRITERIA)
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from operators.prompts import (
+from operators.reflect.prompts import (
     INSTRUCTION_CRITERIA,
     INSTRUCTION_SECTIONS,
     RESPONSE_CRITERIA,

@@ -1,4 +1,4 @@
-"""From rows to calls and from replies to columns: nothing under way is skipped, nothing settled is touched."""
+"""From rows to calls and from replies to columns: nothing active is skipped, nothing settled is touched."""
 
 import json
 from collections import Counter
@@ -10,13 +10,13 @@ import pytest
 import ray
 
 from operators.columns import INSTRUCTION_REFLECTED, RAW, SELECTED, conform
-from operators.ledger import Ledger
-from operators.prompts import RESPONSE_CRITERIA
-from operators.reflect import ReflectConfig, read_replies, reflection_version
-from operators.reflect_instructions import ABOUT as INSTRUCTION
-from operators.reflect_instructions import reflect_instructions
-from operators.reflect_responses import ABOUT, reflect_responses
-from operators.teacher import TeacherConfig
+from operators.reflect.prompts import RESPONSE_CRITERIA
+from operators.reflect.reflect import ReflectConfig, read_replies, reflection_version
+from operators.reflect.reflect_instructions import ABOUT as INSTRUCTION
+from operators.reflect.reflect_instructions import reflect_instructions
+from operators.reflect.reflect_responses import ABOUT, reflect_responses
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import Ledger
 
 FLUENT = TeacherConfig(backend="scripted", model="fluent")
 CARELESS = TeacherConfig(backend="scripted", model="careless")
@@ -30,7 +30,7 @@ def raw(count: int = 6, quarantined: int = 1) -> "ray.data.Dataset":
             "input": "an input" if number % 2 else "",
             "response": f"Response {number}",
             "origin": "test",
-            "neutralised": False,
+            "escaped": False,
             "outcome": "quarantined:empty_response" if number < quarantined else "",
         }
         for number in range(count)
@@ -44,17 +44,17 @@ def by_id(dataset: "ray.data.Dataset") -> dict[str, dict[str, Any]]:
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("form", ["json", "delimited"])
-def test_every_row_under_way_is_reflected_and_every_row_comes_back(tmp_path: Path, form: str) -> None:
+def test_every_row_active_is_reflected_and_every_row_comes_back(tmp_path: Path, form: str) -> None:
     config = ReflectConfig(form=form)  # type: ignore[arg-type]
     reflected = reflect_instructions(raw(), config, FLUENT, Ledger(str(tmp_path)), frozenset())
     assert reflected.schema().base_schema.names == INSTRUCTION_REFLECTED.names
     rows = by_id(reflected)
     assert len(rows) == 6
-    settled, *under_way = (rows[key] for key in sorted(rows))
+    settled, *active = (rows[key] for key in sorted(rows))
     assert settled["outcome"] == "quarantined:empty_response"
     assert settled["better_instruction"] is None
     assert settled["instruction_reflection"] is None
-    for row in under_way:
+    for row in active:
         assert row["instruction_reflection"] == "parsed"
         assert row["better_instruction"]
         assert row["better_instruction_response"]

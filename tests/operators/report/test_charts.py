@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from operators.report_charts import HEIGHT, WIDTH, Chart, Series, curve, histogram
+from operators.report.charts import HEIGHT, WIDTH, Chart, Series, curve, histogram
 
 
 def chart_of(*values: list[int], limit: float | None = None) -> Chart:

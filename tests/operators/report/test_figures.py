@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from operators import columns
-from operators.report_figures import WORD_EDGES, ReportConfig, bin_counts, collect_figures, median_of_counts
+from operators.report.figures import WORD_EDGES, ReportConfig, bin_counts, collect_figures, median_of_counts
 
 REPORT = ReportConfig(num_pairs=2, max_chars=10)
 
@@ -33,7 +33,7 @@ def recycled_row(row_id: str, row: tuple[Any, ...]) -> dict[str, Any]:
         "input": "",
         "response": response,
         "origin": "a.jsonl",
-        "neutralised": outcome == "both",
+        "escaped": outcome == "both",
         "outcome": outcome,
         "better_instruction": None if better is None else "rewritten",
         "instruction_critique": '{"ambiguity": "which one of them?", "depth": 3}' if outcome == "both" else None,
@@ -82,8 +82,8 @@ def test_rows_are_counted_by_outcome_and_reason(figures: dict[str, Any]) -> None
         "quarantined": {"empty": 2, "long": 1},
         "dropped": {"held_out": 1},
         "recycled": {"original": 1, "instruction": 0, "response": 1, "both": 2},
-        "under_way": 0,
-        "neutralised": 2,
+        "active": 0,
+        "escaped": 2,
         "packed": 3,
         "unpacked": {"quarantined:over_long": 1},
     }

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from operators.columns import RECYCLED
-from operators.report_policies import kept_by_policy, policy_figures
+from operators.report.policies import kept_by_policy, policy_figures
 
 
 def row(outcome: str, ifd: tuple[Any, Any], rifd: tuple[Any, Any], **changes: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from operators import columns
-from operators.report import Report, ReportConfig, build_report
+from operators.report.report import Report, ReportConfig, build_report
 
 SAMPLE = json.loads((Path(__file__).parent.parent / "data" / "report_sample.json").read_text())
 SECTIONS = ["funnel", "pairs", "lengths", "scores", "training", "evaluation", "release", "stages", "configuration"]
@@ -52,7 +52,7 @@ def sample(local_ray: None) -> Report:
 @pytest.fixture(scope="module")
 def hostile(local_ray: None) -> Report:
     """Every text of the sample is an attack; one is 100 kB."""
-    texts = [name for name in columns.RECYCLED.names if name not in ("row_id", "outcome", "neutralised")]
+    texts = [name for name in columns.RECYCLED.names if name not in ("row_id", "outcome", "escaped")]
     rows = [
         {name: HOSTILE + value if name in texts and isinstance(value, str) else value for name, value in row.items()}
         for row in SAMPLE["rows"]

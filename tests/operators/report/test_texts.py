@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from operators.report_texts import DELETED, INSERTED, KEPT, redacted, visible, word_diff
+from operators.report.texts import DELETED, INSERTED, KEPT, redacted, visible, word_diff
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from operators.encode import load_tokenizer
-from operators.likelihood import like_length_groups
-from operators.score_ifd import (
+from operators.select.ifd import (
     Pair,
     Score,
     ScoreConfig,
@@ -18,6 +16,8 @@ from operators.score_ifd import (
     score_of,
     target_spans,
 )
+from operators.student.encode import load_tokenizer
+from operators.student.nll import like_length_groups
 
 PAIRS = [
     Pair("Name a colour.", "", "Blue is a colour that many people like."),

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import INSTRUCTION_REFLECTED
-from operators.score_ifd import Pair, ScoreConfig, StudentScorer, ifd_turn
-from operators.score_ledger import Scores, map_with_scores
-from operators.select import SelectConfig, select_instructions
+from operators.select.ifd import Pair, ScoreConfig, StudentScorer, ifd_turn
+from operators.select.score_store import Scores, map_with_scores
+from operators.select.select import SelectConfig, select_instructions
 
 POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # of two: the shuffle finds no room beside it
 BLUE = "Blue as the sky"
@@ -108,7 +108,7 @@ def test_another_student_scores_anew_even_if_its_files_have_the_same_sizes(
 def reflected(schema: pa.Schema) -> "ray.data.Dataset":
     row: dict[str, Any] = dict.fromkeys(schema.names) | {
         "row_id": "a", "instruction": "Name a colour.", "input": "", "response": BLUE, "outcome": "",
-        "neutralised": False, "better_instruction": "Name a warm colour.", "instruction_reflection": "parsed",
+        "escaped": False, "better_instruction": "Name a warm colour.", "instruction_reflection": "parsed",
         "better_instruction_response": "Red is a warm colour.",
     }  # fmt: skip
     return ray.data.from_arrow(pa.Table.from_pylist([row], schema=schema))

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from operators.columns import INSTRUCTION_REFLECTED, RECYCLED, RESPONSE_REFLECTED, SELECTED
-from operators.score_ifd import Pair, ScoreConfig, StudentScorer
-from operators.select import (
+from operators.select.ifd import Pair, ScoreConfig, StudentScorer
+from operators.select.select import (
     SelectConfig,
     better_instruction_pair,
     better_response,
@@ -30,7 +30,7 @@ def a_row(**changes: Any) -> dict[str, Any]:
         "input": "",
         "response": "old answer",
         "origin": "here",
-        "neutralised": False,
+        "escaped": False,
         "outcome": "",
         "better_instruction": "new instruction",
         "better_instruction_response": "its answer",

@@ -1,6 +1,6 @@
 import pytest
 
-from operators.encode import IGNORED, EncodingError, encode_example, load_tokenizer, require_template, user_text
+from operators.student.encode import IGNORED, EncodingError, encode_example, load_tokenizer, require_template, user_text
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,12 @@ import pytest
 import ray
 from transformers import AutoTokenizer
 
-from operators.calls import CALLS, REPLIES
-from operators.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, reply_schema, response_reflection_prompt
-from operators.replies import Reflection, parse_reply
-from operators.teacher import TeacherConfig, generate, prompt_token_ids
+from operators.reflect.parse_replies import Reflection, parse_reply
+from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, reply_schema, response_reflection_prompt
+from operators.teacher.calls import CALLS, REPLIES
+from operators.teacher.config import TeacherConfig
+from operators.teacher.generate import generate
+from operators.teacher.prompt_tokens import prompt_token_ids
 
 SCHEMA = reply_schema(RESPONSE_CRITERIA, RESPONSE_SECTIONS, 60, 120)
 

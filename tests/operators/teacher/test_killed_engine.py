@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from operators.calls import call_key
-from operators.ledger import RECORD, Ledger
-from operators.ledger_files import write_whole
-from operators.teacher import TeacherConfig
+from operators.parquet_log import write_whole
+from operators.teacher.calls import call_key
+from operators.teacher.config import TeacherConfig
+from operators.teacher.ledger import RECORD, Ledger
 
 CALLS, BATCH = 24, 4
 

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from operators.ask import TeacherStoppedError
-from operators.budget import BudgetConfig
-from operators.calls import call_key
-from operators.ledger import Ledger
-from operators.supervisor import FATAL
-from operators.teacher import TeacherConfig
+from operators.teacher.budget import BudgetConfig
+from operators.teacher.calls import call_key
+from operators.teacher.config import TeacherConfig
+from operators.teacher.dispatch import TeacherStoppedError
+from operators.teacher.ledger import Ledger
+from operators.teacher.supervisor import FATAL
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=4)
 SCHEMA = json.dumps({"properties": {"better_response": {"type": "string"}}})
@@ -120,7 +120,7 @@ class TestAnswer:
 
     def test_many_partitions_answer_as_one_does(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abcdefghij"), TEACHER, "stage"))
-        monkeypatch.setattr("operators.ledger.ROWS_PER_PARTITION", 4)
+        monkeypatch.setattr("operators.teacher.ledger.ROWS_PER_PARTITION", 4)
         ledger = Ledger(str(tmp_path))
         again = rows_of(ledger.answer(calls(*"abcdefghijk"), TEACHER, "stage"))
         assert {row_id: row for row_id, row in again.items() if row_id != "k"} == first
@@ -139,7 +139,7 @@ class TestAnswer:
         few, num_few = ledger.files.read_for(keys, 3, "stage", ["row_id", "reply"])
         assert num_few == 3
         assert {row["row_id"]: row["reply"] for row in few.take_all()} == {n: stored[n]["reply"] for n in ("7", "29")}
-        monkeypatch.setattr("operators.ledger_files.MOST_WANTED", 2)
+        monkeypatch.setattr("operators.parquet_log.MOST_WANTED", 2)
         every, num_every = ledger.files.read_for(keys, 3, "stage", ["row_id", "reply"])
         assert num_every == every.count() == 31
 
@@ -209,7 +209,7 @@ class TestWhatStopsTheTeacher:
     def test_many_files_become_few_and_say_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
         first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abcdef"), one_by_one, "stage"))
-        monkeypatch.setattr("operators.ledger_files.COMPACT_ABOVE", 3)
+        monkeypatch.setattr("operators.parquet_log.COMPACT_ABOVE", 3)
         ledger = Ledger(str(tmp_path))
         assert rows_of(ledger.answer(calls(*"abcdef"), TEACHER, "stage")) == first
         assert paid(ledger) == (0, 6)

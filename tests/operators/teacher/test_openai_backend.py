@@ -18,9 +18,10 @@ import pyarrow as pa
 import pytest
 import ray
 
-from operators.calls import CALLS
-from operators.openai_endpoint import Slots
-from operators.teacher import TeacherConfig, generate
+from operators.teacher.calls import CALLS
+from operators.teacher.config import TeacherConfig
+from operators.teacher.generate import generate
+from operators.teacher.openai_backend import Slots
 
 GARBAGE = {
     "html": b"<html>Bad gateway</html>",
@@ -172,7 +173,7 @@ class TestEndpoint:
     def test_the_key_comes_from_the_environment_and_is_in_no_error(
         self, endpoint: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from operators.openai_endpoint import OpenAIEndpoint
+        from operators.teacher.openai_backend import OpenAIEndpoint
 
         monkeypatch.setenv("SOME_KEY", "secret-1234")
         settings = TeacherConfig(backend="openai", model="big", base_url=endpoint, api_key_env="SOME_KEY")

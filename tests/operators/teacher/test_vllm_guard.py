@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import ray
 
-from operators.budget import BudgetConfig, Tokens
-from operators.guarded_engine import CANARY_TOKENS, guarded
-from operators.supervisor import Supervisor
+from operators.teacher.budget import BudgetConfig, Tokens
+from operators.teacher.supervisor import Supervisor
+from operators.teacher.vllm_guard import PROBE_TOKENS, guarded
 
 ROW = {
     "call_key": "a",
@@ -55,9 +55,9 @@ def test_the_first_call_of_an_engine_is_one_token_of_the_template() -> None:
     watcher = supervisor()
     engine = guarded(Engine, watcher, 5.0)()
     assert asyncio.run(answers(engine, [ROW, {**ROW, "call_key": "b"}], [{**ROW, "call_key": "c"}])) == ["said"] * 3
-    canary, *rows = engine.seen
-    assert canary["tokenized_prompt"] == list(range(CANARY_TOKENS))
-    assert canary["sampling_params"] == {"max_tokens": 1, "temperature": 0.5}
+    probe, *rows = engine.seen
+    assert probe["tokenized_prompt"] == list(range(PROBE_TOKENS))
+    assert probe["sampling_params"] == {"max_tokens": 1, "temperature": 0.5}
     assert [row["call_key"] for row in rows] == ["a", "b", "c"]
     assert all(row["sampling_params"] == ROW["sampling_params"] for row in rows)
 
@@ -66,7 +66,7 @@ def test_the_first_call_of_an_engine_is_one_token_of_the_template() -> None:
 def test_an_engine_that_hangs_at_its_first_call_closes_the_stage() -> None:
     watcher = supervisor()
     engine = guarded(HangingEngine, watcher, 0.1)()
-    with pytest.raises(RuntimeError, match=r"no token within teacher.canary_timeout_s: 0.1 s"):
+    with pytest.raises(RuntimeError, match=r"no token within teacher.first_token_timeout_s: 0.1 s"):
         asyncio.run(answers(engine, [ROW]))
-    assert "canary_timeout_s" in ray.get(watcher.closed.remote())
+    assert "first_token_timeout_s" in ray.get(watcher.closed.remote())
     assert ray.get(watcher.admit.remote(["b"], [Tokens()])) == 0

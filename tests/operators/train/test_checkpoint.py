@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from operators.checkpoint import (
+from operators.train.checkpoint import (
     CheckpointSpec,
     complete_checkpoints,
     export_student,
@@ -15,9 +15,9 @@ from operators.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from operators.train_config import TrainConfig
-from operators.train_loop import Trainer, TrainJob, _loaded, _prepare_process
-from operators.train_plan import PackStore, read_index
+from operators.train.config import TrainConfig
+from operators.train.loop import Trainer, TrainJob, _loaded, _prepare_process
+from operators.train.pack_order import PackStore, read_index
 
 SPEC = CheckpointSpec("identity", world_size=2, zero_stage=2)
 

@@ -4,8 +4,8 @@ import ray
 from pydantic import ValidationError
 
 from operators import columns
-from operators.encode import IGNORED, Encoded, encode_example, load_tokenizer
-from operators.pack import Document, PackConfig, Packer, best_fit_decreasing, pack
+from operators.student.encode import IGNORED, Encoded, encode_example, load_tokenizer
+from operators.train.pack import Document, PackConfig, Packer, best_fit_decreasing, pack
 
 CONFIG = PackConfig(max_tokens=128, rows_per_block=64)
 

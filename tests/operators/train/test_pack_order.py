@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators import columns
-from operators.train_plan import PackStore, Plan, document_uid, dummy_pack, read_index
+from operators.train.pack_order import PackOrder, PackStore, document_uid, dummy_pack, read_index
 
 
 def write_packs(path, names, outcome=columns.PACKED):
@@ -24,7 +24,7 @@ def write_packs(path, names, outcome=columns.PACKED):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_an_epoch_sees_each_pack_once_whatever_the_world(world_size):
-    plan = Plan(num_packs=11, packs_per_step=4, seed=7)
+    plan = PackOrder(num_packs=11, packs_per_step=4, seed=7)
     assert plan.steps_per_epoch == 3
     for epoch in range(2):
         steps = range(epoch * 3, epoch * 3 + 3)
@@ -34,7 +34,7 @@ def test_an_epoch_sees_each_pack_once_whatever_the_world(world_size):
 
 
 def test_a_step_has_the_same_packs_whatever_the_world():
-    plan = Plan(num_packs=11, packs_per_step=4, seed=7)
+    plan = PackOrder(num_packs=11, packs_per_step=4, seed=7)
     for step in range(6):
         for world_size in (1, 2, 3):
             packs = {i for rank in range(world_size) for i in plan.share(step, rank, world_size) if i is not None}
@@ -42,7 +42,7 @@ def test_a_step_has_the_same_packs_whatever_the_world():
 
 
 def test_order_changes_with_epoch_and_seed():
-    first, other = Plan(50, 50, seed=0), Plan(50, 50, seed=1)
+    first, other = PackOrder(50, 50, seed=0), PackOrder(50, 50, seed=1)
     assert first.packs_of(0) != first.packs_of(1)
     assert first.packs_of(0) != other.packs_of(0)
 

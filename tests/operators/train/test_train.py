@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from ray.train import TrainingFailedError
 from transformers import AutoModelForCausalLM
 
-from operators.train import MANIFEST, TrainConfig, train
-from operators.train_loop import load_student, read_metrics, summed_loss
-from operators.train_plan import PackStore
+from operators.train.loop import load_student, read_metrics, summed_loss
+from operators.train.pack_order import PackStore
+from operators.train.train import MANIFEST, TrainConfig, train
 
 CONFIG = TrainConfig(
     num_workers=1,

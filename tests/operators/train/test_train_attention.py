@@ -5,9 +5,9 @@ import ray
 import torch
 from pydantic import ValidationError
 
-from operators.train import TrainConfig, train
-from operators.train_loop import configured_attention, load_student, summed_loss
-from operators.train_plan import Pack
+from operators.train.loop import configured_attention, load_student, summed_loss
+from operators.train.pack_order import Pack
+from operators.train.train import TrainConfig, train
 
 EXACT = TrainConfig(precision="fp32", max_steps=4, packs_per_step=4, learning_rate=1e-3, num_workers=1)
 SMALL = {"window": 8, "num_sinks": 2, "lookback": 16, "segment": 8, "exact_below": 0}

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from kernels.hyper_attention import HyperAttentionConfig
-from kernels.hyper_attention.attention import _path
+from kernels.hyper_attention.api import _path
 from kernels.hyper_attention.documents import of_ids, whole
-from kernels.hyper_attention.plan import build_plan
-from kernels.hyper_attention.plan_local import build_local_plan
+from kernels.hyper_attention.plan.causal_local import build_local_plan
+from kernels.hyper_attention.plan.tables import build_plan
 from kernels.hyper_attention.reference import reference_attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -78,10 +78,10 @@ def small_and_poisoned(monkeypatch):
     """Steps of 16 queries; several programs for one tile of compact keys; uninitialised memory is NaN."""
     if not INTERPRETED:
         return
-    from kernels.hyper_attention import triton_attention
+    from kernels.hyper_attention.gpu import attention as gpu_attention
 
-    monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
-    monkeypatch.setattr(triton_attention, "_PIECE_ROWS", 40)
+    monkeypatch.setattr("kernels.hyper_attention.plan.causal_local._STEP", 16)
+    monkeypatch.setattr(gpu_attention, "_PIECE_ROWS", 40)
 
     def poisoned(function):
         def create(*arguments, **options):
@@ -116,9 +116,9 @@ def triton_path(q, k, v, grad_out, grad_lse, plan, scale):
 
 
 def _interpreted_path():
-    from kernels.hyper_attention import triton_attention
+    from kernels.hyper_attention.gpu import attention as gpu_attention
 
-    return triton_attention
+    return gpu_attention
 
 
 def truth(q, k, v, grad_out, grad_lse, plan, scale):

@@ -5,12 +5,12 @@ import torch
 
 from kernels.hyper_attention import HyperAttentionConfig
 from kernels.hyper_attention.documents import ids_of_cu_seqlens, of_ids, whole
-from kernels.hyper_attention.hashing import gray_buckets, projections
-from kernels.hyper_attention.plan import build_plan
-from kernels.hyper_attention.plan_local import build_local_plan
-from kernels.hyper_attention.pooling import log_counts, pool
+from kernels.hyper_attention.plan.causal_local import build_local_plan
+from kernels.hyper_attention.plan.lsh import gray_buckets, projections
+from kernels.hyper_attention.plan.pooling import log_counts, pool
+from kernels.hyper_attention.plan.sorting import stable_order
+from kernels.hyper_attention.plan.tables import build_plan
 from kernels.hyper_attention.reference import log_weights
-from kernels.hyper_attention.sorting import stable_order
 
 SMALL = {"block_size": 8, "num_samples": 6, "num_projections": 3, "leaf": 16, "exact_below": 16}
 LOCAL = {"mode": "causal_local", "window": 20, "segment": 8, "num_sinks": 3, "lookback": 0, "exact_below": 16}
@@ -61,7 +61,7 @@ def test_every_allowed_key_counts_once(B, Hq, Hk, T, S, causal, ids):
 @pytest.mark.parametrize(("B", "Hq", "Hk", "T", "S", "causal", "ids"), [shape for shape in SHAPES if shape[5]])
 @pytest.mark.parametrize("lookback", [0, 24])
 def test_every_older_key_counts_once_in_the_local_form(B, Hq, Hk, T, S, causal, ids, lookback, monkeypatch):
-    monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
+    monkeypatch.setattr("kernels.hyper_attention.plan.causal_local._STEP", 16)
     documents = whole(B, S, torch.device("cpu")) if ids is None else of_ids(ids)
     config = HyperAttentionConfig(**{**LOCAL, "lookback": lookback})
     plan = build_local_plan(*inputs(B, Hq, Hk, T, S), documents, config)
@@ -83,7 +83,7 @@ def test_every_older_key_counts_once_in_the_local_form(B, Hq, Hk, T, S, causal, 
 @pytest.mark.parametrize(("B", "Hq", "Hk", "T", "S", "causal", "ids"), [shape for shape in SHAPES if shape[5]])
 @pytest.mark.parametrize("size", [4, 1000])
 def test_the_lookback_is_the_newest_older_keys_of_the_bucket(B, Hq, Hk, T, S, causal, ids, size, monkeypatch):
-    monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
+    monkeypatch.setattr("kernels.hyper_attention.plan.causal_local._STEP", 16)
     documents = whole(B, S, torch.device("cpu")) if ids is None else of_ids(ids)
     q, k = inputs(B, Hq, Hk, T, S)
     config = HyperAttentionConfig(**{**LOCAL, "lookback": size, "segment": 0, "num_projections": 2})
@@ -98,8 +98,8 @@ def test_the_lookback_is_the_newest_older_keys_of_the_bucket(B, Hq, Hk, T, S, ca
 
 
 def test_the_chosen_segments_have_the_largest_mean_logits(monkeypatch):
-    monkeypatch.setattr("kernels.hyper_attention.plan_local._STEP", 16)
-    monkeypatch.setattr("kernels.hyper_attention.plan_choice._ROWS", 50)
+    monkeypatch.setattr("kernels.hyper_attention.plan.causal_local._STEP", 16)
+    monkeypatch.setattr("kernels.hyper_attention.plan.choose_segments._ROWS", 50)
     q, k = inputs(1, 4, 2, 100, 137)
     plan = build_local_plan(q, k, whole(1, 137, q.device), HyperAttentionConfig(**{**LOCAL, "lookback": 24}))
     mean = pool(k, plan.pooled).repeat_interleave(2, 1)

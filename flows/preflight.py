@@ -10,11 +10,11 @@ from ray.data import Dataset
 from cluster.runtime import cluster_resources, node_memory
 from flows.fingerprint import SOURCE_ASSET
 from flows.run import Run
-from operators import reflect_instructions, reflect_responses
-from operators.budget import Tokens
-from operators.encode import EncodingError, load_tokenizer, require_template
-from operators.read_instructions import read_instructions
-from operators.reflect import Reflecting, reflection_calls
+from operators.read.read_instructions import read_instructions
+from operators.reflect import reflect_instructions, reflect_responses
+from operators.reflect.reflect import Reflecting, reflection_calls
+from operators.student.encode import EncodingError, load_tokenizer, require_template
+from operators.teacher.budget import Tokens
 
 GIB = 1 << 30
 # float32 weights, gradients and Adam's two moments; ZeRO divides all but the weights (and at stage 3 those) by workers.
@@ -111,7 +111,7 @@ def _calls_line(run: Run, rows: Dataset, about: Reflecting, canary: int) -> str:
     tokens = Tokens(count["prompt_tokens"], count["reply_tokens"])
     budget = run.config.budget
     cost = f", cost {budget.cost(tokens):.2f}" if budget.cost(tokens) else ""
-    spent = ledger.files.tokens() if budget.is_limited() else Tokens()
+    spent = ledger.tokens() if budget.is_limited() else Tokens()
     exceeded = budget.exceeded_by(spent + tokens)
     reach = "about" if count["known_replies"] else "at most"  # a canary, or an earlier run, tells how long replies are
     return (
