@@ -14,9 +14,9 @@ import yaml
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
 from operators.publish.publish import PublishConfig, dataset_card, publish
 
-ROWS: list[dict[str, Any]] = json.loads((Path(__file__).parent.parent / "data" / "report_sample.json").read_text())[
-    "rows"
-]
+ROWS: list[dict[str, Any]] = json.loads(
+    (Path(__file__).resolve().parents[2] / "data" / "report_sample.json").read_text()
+)["rows"]
 KEPT = [row for row in ROWS if row["outcome"] in RECYCLED_OUTCOMES]
 LINEAGE: dict[str, Any] = {
     "version": "1",

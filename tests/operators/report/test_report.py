@@ -14,7 +14,7 @@ import ray
 from operators import columns
 from operators.report.report import Report, ReportConfig, build_report
 
-SAMPLE = json.loads((Path(__file__).parent.parent / "data" / "report_sample.json").read_text())
+SAMPLE = json.loads((Path(__file__).resolve().parents[2] / "data" / "report_sample.json").read_text())
 SECTIONS = ["funnel", "pairs", "lengths", "scores", "training", "evaluation", "release", "stages", "configuration"]
 OVERRIDE = "\u202e"
 HOSTILE = f"<script>alert(1)</script></style></p>{{{{ 7*7 }}}}<img src=x onerror=alert(2)>{OVERRIDE}gnp.exe\x00 &amp; "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPORT = Path(__file__).resolve().parents[2] / "benchmarks" / "aot_report.py"
+REPORT = Path(__file__).resolve().parents[4] / "benchmarks" / "aot_report.py"
 KERNELS = ("forward", "query_gradient", "key_gradient")
 PARTS = {"paper": ("local", "level"), "causal_local": ("local", "lookback")}
 # Modes, and chosen segments. Fewer on the last two, to save minutes; docs/aot.md has them all. The longest first.
