@@ -75,7 +75,7 @@ def measure(num_rows: int) -> None:
             ("1 % more", "more", num_rows // 100, num_rows // 100),
         ):
             seconds, ledger = run(f"{folder}/{file}.parquet", folder, num)
-            if ledger.figures()["calls"] != num_calls:
+            if ledger.metrics()["calls"] != num_calls:
                 raise SystemExit("red gate: a call was made twice or not at all")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {peak:>8.0f} MiB", flush=True)

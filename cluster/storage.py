@@ -35,12 +35,12 @@ class Recipe:
     """How to make an asset: called only if the asset is stale.
 
     Attributes:
-        build: makes the rows (a lazy Dataset, written as Parquet) or the figures (a JSON object, kept in the manifest).
-        figures: called with what was written; the numbers that it returns are kept in the manifest.
+        build: makes the rows (a lazy Dataset, written as Parquet) or the metrics (a JSON object, kept in the manifest).
+        metrics: called with what was written; the numbers that it returns are kept in the manifest.
     """
 
     build: Callable[[], Dataset | Mapping[str, Any]]
-    figures: Callable[[Any], Mapping[str, Any]] = field(default=lambda _: {})
+    metrics: Callable[[Any], Mapping[str, Any]] = field(default=lambda _: {})
 
 
 def fingerprint_of(description: Description) -> str:
@@ -108,11 +108,11 @@ class AssetStore(dg.IOManager):
         if manifest is None or stale or asset in self.made_again:
             manifest = self._make(asset, refresh, obj, description)
             self.made.add((asset, refresh))
-        shown = {name: manifest[name] for name in ("rows", "outcomes", "figures", "seconds") if manifest.get(name)}
+        shown = {name: manifest[name] for name in ("rows", "outcomes", "metrics", "seconds") if manifest.get(name)}
         context.add_output_metadata({**shown, "fingerprint": manifest["fingerprint"]})
 
     def load_input(self, context: dg.InputContext) -> Dataset | dict[str, Any]:
-        """The asset's rows, lazily, or its figures; of a partitioned asset for an unpartitioned one, all refreshes."""
+        """The asset's rows, lazily, or its metrics; of a partitioned asset for an unpartitioned one, all refreshes."""
         asset = context.asset_key.to_user_string()
         if not context.has_asset_partitions:
             return self._read(asset, None)
@@ -169,7 +169,7 @@ class AssetStore(dg.IOManager):
             made = plan.build()
             held = self._write_rows(folder, made) if isinstance(made, Dataset) else {"value": dict(made)}
             written = made if "value" in held else self._open([f"{folder}/{name}" for name in held["files"]])
-            figures = dict(plan.figures(written))
+            metrics = dict(plan.metrics(written))
         manifest = {
             "asset": asset,
             "refresh": refresh,
@@ -178,7 +178,7 @@ class AssetStore(dg.IOManager):
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_mib": memory.peak_mib,
             **held,
-            "figures": figures,
+            "metrics": metrics,
         }
         self._put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1, sort_keys=True))
         self._put(f"{folder}/{MARKER}", "")

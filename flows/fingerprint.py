@@ -16,10 +16,9 @@ import dagster as dg
 
 from cluster.storage import AssetStore, fingerprint_of
 from flows.config import RunConfig
+from flows.graph import CONFIG_KEYS, RAW_INSTRUCTIONS
 from operators.read.source_files import SourceFile, list_source_files
 
-SOURCE_ASSET = "raw_instructions"
-CONFIG_KEYS = "config"  # asset metadata: the sections of the configuration that the asset depends on
 WHOLE_FILE_BYTES = 64 << 20  # larger files are known by size, time and their first bytes
 
 
@@ -63,7 +62,7 @@ class Describer:
         spec = self._specs[asset]
         sections = {name: getattr(self._config, name).identity() for name in spec.metadata.get(CONFIG_KEYS, [])}
         described: dict[str, Any] = {"code": spec.code_version, "config": sections, "inputs": {}}
-        if asset == SOURCE_ASSET:
+        if asset == RAW_INSTRUCTIONS:
             described["files"] = [[file.name, file.identity] for file in self.files_of(refresh)]
         for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
             described["inputs"] |= self._input(parent, refresh)
@@ -73,9 +72,9 @@ class Describer:
         """The files of a refresh: those that it took before, and those that no other refresh has taken."""
         taken = {
             (name, identity)
-            for key in self.store.refreshes(SOURCE_ASSET)
+            for key in self.store.refreshes(RAW_INSTRUCTIONS)
             if key != refresh
-            for name, identity in (self.store.manifest(SOURCE_ASSET, key) or {})["made_from"]["files"]
+            for name, identity in (self.store.manifest(RAW_INSTRUCTIONS, key) or {})["made_from"]["files"]
         }
         return [file for file in self._source_files if (file.name, file.identity) not in taken]
 

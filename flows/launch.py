@@ -18,10 +18,10 @@ from cluster.dagster_home import driver_tag, open_instance, reap
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import connected
 from cluster.terminal import quiet_terminal
-from flows.checks import CHECKS, SURVIVAL_CHECK
+from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
+from flows.graph import REPORT, Graph
 from flows.preflight import PreflightError, preflight, print_plan
-from flows.recycle_and_train import ASSETS, REFRESHES, SPECS
 from flows.run import Run, open_run
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
@@ -32,10 +32,11 @@ Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def main(argv: Sequence[str], terminal: Terminal | None = None) -> int:
+def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None) -> int:
     """Run the flow as the command line says; see the module for the exit codes.
 
     Args:
+        graph: what to run.
         argv: the command line without the program's name.
         terminal: where to write results and errors; None takes the process's own, and sends the noise of all
             libraries to a file under `<storage>/logs`, whose path is printed.
@@ -44,13 +45,13 @@ def main(argv: Sequence[str], terminal: Terminal | None = None) -> int:
     with ExitStack() as stack:
         out, err = terminal or (sys.stdout, sys.stderr)
         try:
-            run = open_run(load_config(arguments.config, arguments.override), SPECS, reparse=arguments.reparse)
-            selected = _selection(arguments.select)
+            run = open_run(load_config(arguments.config, arguments.override), graph.specs, reparse=arguments.reparse)
+            selected = _selection(graph, arguments.select)
             if terminal is None:
                 log = Path(run.local("logs")) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
                 out, err = stack.enter_context(quiet_terminal(log))
                 out.write(f"storage: {run.config.storage}\nlog: {log}\n")
-            return _run(run, arguments, selected, stack, (out, err))
+            return _run(graph, run, arguments, selected, stack, (out, err))
         except (ConfigError, ModelNotFoundError, PreflightError) as error:
             err.write(f"{error}\n")
             return UNUSABLE
@@ -60,7 +61,12 @@ def main(argv: Sequence[str], terminal: Terminal | None = None) -> int:
 
 
 def _run(
-    run: Run, arguments: argparse.Namespace, selected: dg.AssetSelection | None, stack: ExitStack, terminal: Terminal
+    graph: Graph,
+    run: Run,
+    arguments: argparse.Namespace,
+    selected: Sequence[str],
+    stack: ExitStack,
+    terminal: Terminal,
 ) -> int:
     out, _ = terminal
     if arguments.canary and not arguments.plan:
@@ -70,12 +76,12 @@ def _run(
     logs = stack.enter_context(connected())
     problems = preflight(run)
     if arguments.plan:
-        return print_plan(run, SPECS, arguments.refresh, problems, out, canary=arguments.canary)
+        return print_plan(run, graph.specs, arguments.refresh, problems, out, canary=arguments.canary)
     if problems:
         raise PreflightError("\n".join(problems))
     out.write(f"logs of engines and workers: {logs}\n")
     out.flush()
-    return _materialise(run, arguments.refresh, selected, terminal)
+    return _materialise(graph, run, arguments.refresh, selected, terminal)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -92,40 +98,31 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _selection(names: str) -> dg.AssetSelection | None:
-    if not names:
-        return None
-    known = list(SPECS)
-    unknown = [name for name in names.split(",") if name not in known]
+def _selection(graph: Graph, text: str) -> list[str]:
+    names = text.split(",") if text else []
+    unknown = [name for name in names if name not in graph.specs]
     if unknown:
-        raise ConfigError(f"--select: {', '.join(unknown)}: no such asset; there are {', '.join(known)}")
-    return dg.AssetSelection.assets(*names.split(","))
+        raise ConfigError(f"--select: {', '.join(unknown)}: no such asset; there are {', '.join(graph.specs)}")
+    return names
 
 
-def _materialise(run: Run, refresh: str, selected: dg.AssetSelection | None, terminal: Terminal) -> int:
+def _materialise(graph: Graph, run: Run, refresh: str, selected: Sequence[str], terminal: Terminal) -> int:
     with open_instance(Path(run.dagster_home)) as instance:
         reap(instance)
-        instance.add_dynamic_partitions(str(REFRESHES.name), [refresh])
+        instance.add_dynamic_partitions(str(graph.refreshes.name), [refresh])
         with ProgressLines(terminal[1]):  # its last line is drawn before the conclusion is printed
             result = dg.materialize(
-                [*ASSETS, *CHECKS],
+                [*graph.assets, *graph.checks],
                 # Dagster refuses a partition where no selected asset has any, such as `--select student`.
-                partition_key=refresh if _has_refreshes(selected) else None,
+                partition_key=refresh if graph.has_refreshes(selected) else None,
                 instance=instance,
                 resources={"run": run, "io_manager": run.store},
-                selection=selected,
+                selection=dg.AssetSelection.assets(*selected) if selected else None,
                 tags=driver_tag(),
                 run_config=QUIET,
                 raise_on_error=False,
             )
         return _conclude(run, result, terminal)
-
-
-def _has_refreshes(selected: dg.AssetSelection | None) -> bool:
-    chosen = None if selected is None else selected.resolve(ASSETS)
-    return any(
-        asset.partitions_def is not None for asset in ASSETS if chosen is None or not chosen.isdisjoint(asset.keys)
-    )
 
 
 def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -> int:
@@ -150,7 +147,7 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
         for event in result.get_step_failure_events():
             err.write(f"{event.step_key}: {_root_cause(event)}\n")
         return FAILED
-    report = run.store.manifest("report")
+    report = run.store.manifest(REPORT)
     if report is not None:
         out.write(f"report: {report['value']['html']}\n")
     return DONE

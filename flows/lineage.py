@@ -8,23 +8,22 @@ from typing import Any
 
 import dagster as dg
 
-from flows.fingerprint import SOURCE_ASSET
+from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.run import Run
 from operators.models import model_revision
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
 from operators.reflect.reflect_responses import ABOUT as RESPONSES
 
 REFLECTIONS = (INSTRUCTIONS, RESPONSES)
-RECYCLED_ASSET = "recycled_instructions"
 SHAPING = ("source", "deduplicate", "decontaminate", "reflect", "filter", "select", "score")  # sections that shape rows
 
 
 def lineage_of(run: Run, specs: Mapping[str, dg.AssetSpec]) -> dict[str, Any]:
     """Source files with their hashes, prompts, models, configuration, and the rows by outcome, of all refreshes."""
     config = run.config
-    refreshes = run.store.refreshes(RECYCLED_ASSET)
-    manifests = {key: run.store.manifest(RECYCLED_ASSET, key) or {} for key in refreshes}
-    sources = [run.store.manifest(SOURCE_ASSET, key) or {} for key in refreshes]
+    refreshes = run.store.refreshes(RECYCLED_INSTRUCTIONS)
+    manifests = {key: run.store.manifest(RECYCLED_INSTRUCTIONS, key) or {} for key in refreshes}
+    sources = [run.store.manifest(RAW_INSTRUCTIONS, key) or {} for key in refreshes]
     outcomes: Counter[str] = Counter()
     for manifest in manifests.values():
         outcomes.update(manifest.get("outcomes", {}))

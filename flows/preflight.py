@@ -8,7 +8,7 @@ import dagster as dg
 from ray.data import Dataset
 
 from cluster.runtime import cluster_resources, node_memory
-from flows.fingerprint import SOURCE_ASSET
+from flows.graph import RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS
 from flows.run import Run
 from operators.read.read_instructions import read_instructions
 from operators.reflect import reflect_instructions, reflect_responses
@@ -92,10 +92,10 @@ def _differences(before: dict[str, object], now: dict[str, object], prefix: str 
 
 def _teacher_work(run: Run, refresh: str, canary: int) -> list[str]:
     """Calls to come of both reflections; of the second only if the rows that it reflects on are there."""
-    raw = _rows(run, SOURCE_ASSET, refresh)
+    raw = _rows(run, RAW_INSTRUCTIONS, refresh)
     if raw is None:
         raw = read_instructions(run.config.source, run.source(refresh), run.special_tokens)
-    selected = _rows(run, "selected_instructions", refresh)
+    selected = _rows(run, SELECTED_INSTRUCTIONS, refresh)
     lines = [_calls_line(run, raw, reflect_instructions.ABOUT, canary)]
     if selected is not None:
         return [*lines, _calls_line(run, selected, reflect_responses.ABOUT, canary)]

@@ -21,6 +21,9 @@ import dagster as dg
 from ray.data import Dataset
 
 from cluster.storage import Recipe
+from flows.checks import CHECKS
+from flows.graph import CONFIG_KEYS, Graph
+from flows.launch import run_flow
 from flows.lineage import lineage_of
 from flows.run import Run, rows_where, stage_summaries
 from flows.schedules import definitions
@@ -48,7 +51,7 @@ RunResource = dg.ResourceParam[Run]
 
 def uses(*sections: str) -> dict[str, Any]:
     """Name the sections of the configuration that an asset depends on; others may change without touching it."""
-    return {"config": list(sections)}
+    return {CONFIG_KEYS: list(sections)}
 
 
 @dg.asset(
@@ -90,7 +93,7 @@ def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Reci
     reflected = partial(
         reflect_instructions, raw_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
     )
-    return Recipe(reflected, figures=lambda _: ledger.figures())
+    return Recipe(reflected, metrics=lambda _: ledger.metrics())
 
 
 @dg.asset(
@@ -127,7 +130,7 @@ def response_reflections(selected_instructions: Dataset, run: RunResource) -> Re
     reflected = partial(
         reflect_responses, selected_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
     )
-    return Recipe(reflected, figures=lambda _: ledger.figures())
+    return Recipe(reflected, metrics=lambda _: ledger.metrics())
 
 
 @dg.asset(
@@ -154,14 +157,14 @@ def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Re
 def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes for others to load, with a card and their lineage."""
     return Recipe(
-        lambda: publish(recycled_instructions, run.path("published"), lineage_of(run, SPECS), run.config.publish)
+        lambda: publish(recycled_instructions, run.path("published"), lineage_of(run, GRAPH.specs), run.config.publish)
     )
 
 
 @dg.asset(group_name="train", kinds={"ray"}, code_version="1", metadata=uses("pack", "student"))
 def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
-    return Recipe(partial(pack, recycled_instructions, run.config.pack, run.student), figures=count_packed)
+    return Recipe(partial(pack, recycled_instructions, run.config.pack, run.student), metrics=count_packed)
 
 
 @dg.asset(group_name="train", kinds={"ray", "deepspeed"}, code_version="1", metadata=uses("train", "student"))
@@ -185,7 +188,7 @@ def evaluation(held_out: Dataset, student: dict[str, Any], run: RunResource) -> 
     """The student against the model it was made from: loss on held-out records, and the teacher's judgement."""
     ledger = run.ledger()
     evaluated = partial(evaluate, held_out, run.config.evaluate, run.student, student["folder"], run.teacher, ledger)
-    return Recipe(evaluated, figures=lambda _: ledger.figures())
+    return Recipe(evaluated, metrics=lambda _: ledger.metrics())
 
 
 @dg.asset(group_name="evaluate", code_version="1", metadata=uses("release"))
@@ -209,7 +212,7 @@ def report(
 
     def build() -> dict[str, Any]:
         config = run.config
-        stages = stage_summaries(run, SPECS)
+        stages = stage_summaries(run, GRAPH.specs)
         made = build_report(
             config.name,
             recycled_instructions,
@@ -229,7 +232,7 @@ def report(
     return Recipe(build)
 
 
-ASSETS = [
+_ASSETS = [
     raw_instructions,
     held_out,
     instruction_reflections,
@@ -243,16 +246,19 @@ ASSETS = [
     release,
     report,
 ]
-SPECS = {spec.key.to_user_string(): spec for asset in ASSETS for spec in asset.specs}  # in the order of the graph
+GRAPH = Graph(_ASSETS, CHECKS, REFRESHES)
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
     """What `dagster dev -m flows.recycle_and_train` serves, configured by $RECYCLE_CONFIG and $RECYCLE_OVERRIDES."""
-    return definitions(ASSETS, SPECS, REFRESHES)
+    return definitions(GRAPH)
+
+
+def main() -> int:
+    """Run the graph as the command line says; returns the exit code, see `flows.launch`."""
+    return run_flow(GRAPH, sys.argv[1:])
 
 
 if __name__ == "__main__":
-    from flows.launch import main
-
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -15,7 +15,8 @@ from ray.data import Dataset
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.config import ConfigError, RunConfig
-from flows.fingerprint import SOURCE_ASSET, Describer
+from flows.fingerprint import Describer
+from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS, STUDENT
 from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
 from operators.reflect.reflect import REPAIR
@@ -25,7 +26,7 @@ from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
 REFLECTING = (INSTRUCTIONS, RESPONSES)
-REFLECTIONS = frozenset({"instruction_reflections", "response_reflections"})
+REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
 
 
 def open_run(
@@ -82,7 +83,7 @@ class Run:
         return special_tokens_of(self.student) | teacher
 
     def ledger(self, *, offline: bool = False) -> Ledger:
-        """The teacher ledger, with figures of its own for the asset that asks for it."""
+        """The teacher ledger, with metrics of its own for the asset that asks for it."""
         return Ledger(f"{self.config.storage}/ledger", self.config.budget, offline=offline)
 
     def paid(self) -> dict[str, float]:
@@ -97,12 +98,12 @@ class Run:
 
     def earlier(self, refresh: str) -> Dataset | None:
         """The raw instructions of all other refreshes; None if this is the first."""
-        others = [key for key in self.store.refreshes(SOURCE_ASSET) if key != refresh]
-        return self.store.rows(SOURCE_ASSET, others) if others else None
+        others = [key for key in self.store.refreshes(RAW_INSTRUCTIONS) if key != refresh]
+        return self.store.rows(RAW_INSTRUCTIONS, others) if others else None
 
     def student_version(self) -> str:
         """Name of the student that the current packs and configuration give."""
-        return self.store.current_fingerprint("student")
+        return self.store.current_fingerprint(STUDENT)
 
     def local(self, name: str) -> str:
         """A folder on this machine for what cannot live in an object store: Dagster's SQLite, logs."""
@@ -134,7 +135,7 @@ def rows_where(rows: Dataset, outcome: str) -> Dataset:
 
 def stage_summaries(run: Run, assets: Iterable[str]) -> list[dict[str, Any]]:
     """Per finished asset what the report shows of it, summed over the refreshes that were recycled."""
-    recycled = run.store.refreshes("recycled_instructions")
+    recycled = run.store.refreshes(RECYCLED_INSTRUCTIONS)
     summaries = []
     for asset in assets:
         refreshes: list[str | None] = [*recycled] if run.store.refreshes(asset) else [None]
@@ -148,10 +149,10 @@ def stage_summaries(run: Run, assets: Iterable[str]) -> list[dict[str, Any]]:
 
 def _summary(asset: str, manifests: list[dict[str, Any]]) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
-    figures: Counter[str] = Counter()
+    metrics: Counter[str] = Counter()
     for manifest in manifests:
         outcomes.update(manifest.get("outcomes", {}))
-        figures.update(manifest["figures"])
+        metrics.update(manifest["metrics"])
     seconds = sum(manifest["seconds"] for manifest in manifests)
     return {
         "asset": asset,
@@ -159,5 +160,5 @@ def _summary(asset: str, manifests: list[dict[str, Any]]) -> dict[str, Any]:
         "rows_out": sum(manifest["rows"] for manifest in manifests) if "rows" in manifests[0] else None,
         "outcomes": dict(outcomes),
         "peak_memory_mib": max(manifest["peak_memory_mib"] for manifest in manifests),
-        **({"teacher": {**figures, "seconds": seconds}} if "calls" in figures else {}),
+        **({"teacher": {**metrics, "seconds": seconds}} if "calls" in metrics else {}),
     }

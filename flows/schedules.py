@@ -18,16 +18,15 @@ import dagster as dg
 from cluster.lease import lease
 from cluster.runtime import connected
 from cluster.storage import AssetStore
-from flows.checks import CHECKS, PARTITION_TAG
 from flows.config import RunConfig, config_of_environment
-from flows.fingerprint import SOURCE_ASSET, RefreshFile
+from flows.fingerprint import RefreshFile
+from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, Graph, Specs
 from flows.preflight import PreflightError, preflight
 from flows.run import Run, open_run
 from operators.columns import ACTIVE
 from operators.progress import ProgressLines
 
 JOB = "refresh_and_retrain"
-LAST_OF_REFRESH = "recycled_instructions"
 UNFINISHED_RUNS = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -35,12 +34,9 @@ UNFINISHED_RUNS = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-Specs = Mapping[str, dg.AssetSpec]
 
 
-def definitions(
-    assets: Sequence[dg.AssetsDefinition], specs: Specs, refreshes: dg.DynamicPartitionsDefinition
-) -> dg.Definitions:
+def definitions(graph: Graph) -> dg.Definitions:
     """What Dagster's web server and daemon serve: the graph, its checks, one job, a schedule and a sensor.
 
     Raises:
@@ -49,17 +45,17 @@ def definitions(
     config = config_of_environment()
     job = dg.define_asset_job(JOB, selection=dg.AssetSelection.all(), executor_def=dg.in_process_executor)
     return dg.Definitions(
-        assets=assets,
-        asset_checks=CHECKS,
+        assets=graph.assets,
+        asset_checks=graph.checks,
         jobs=[job],
-        schedules=[new_data_schedule(config, specs, refreshes)],
-        sensors=[new_data_sensor(config, specs, refreshes)],
-        resources={"run": run_resource(specs), "io_manager": store_of_run},
+        schedules=[new_data_schedule(config, graph)],
+        sensors=[new_data_sensor(config, graph)],
+        resources={"run": run_resource(graph.specs), "io_manager": store_of_run},
         executor=dg.in_process_executor,
     )
 
 
-def new_data_sensor(config: RunConfig, specs: Specs, refreshes: dg.DynamicPartitionsDefinition) -> dg.SensorDefinition:
+def new_data_sensor(config: RunConfig, graph: Graph) -> dg.SensorDefinition:
     """Looks every `schedule.sensor_seconds`."""
     status = dg.DefaultSensorStatus.RUNNING if config.schedule.active else dg.DefaultSensorStatus.STOPPED
 
@@ -68,28 +64,28 @@ def new_data_sensor(config: RunConfig, specs: Specs, refreshes: dg.DynamicPartit
     )
     def new_data_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         """Asks for a refresh as soon as the source has new files."""
-        found = wanted_runs(context.instance, _look(config, specs))
+        found = wanted_runs(context.instance, _look(config, graph.specs))
         if isinstance(found, dg.SkipReason):
             return found
         keys = [str(request.partition_key) for request in found]
-        return dg.SensorResult(run_requests=found, dynamic_partitions_requests=[refreshes.build_add_request(keys)])
+        return dg.SensorResult(
+            run_requests=found, dynamic_partitions_requests=[graph.refreshes.build_add_request(keys)]
+        )
 
     return new_data_sensor
 
 
-def new_data_schedule(
-    config: RunConfig, specs: Specs, refreshes: dg.DynamicPartitionsDefinition
-) -> dg.ScheduleDefinition:
+def new_data_schedule(config: RunConfig, graph: Graph) -> dg.ScheduleDefinition:
     """Looks at the times of `schedule.cron`, UTC."""
     status = dg.DefaultScheduleStatus.RUNNING if config.schedule.active else dg.DefaultScheduleStatus.STOPPED
 
     @dg.schedule(name="refresh", job_name=JOB, cron_schedule=config.schedule.cron, default_status=status)
     def new_data_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         """Asks for a refresh at fixed times, if the source has new files."""
-        found = wanted_runs(context.instance, _look(config, specs))
+        found = wanted_runs(context.instance, _look(config, graph.specs))
         if not isinstance(found, dg.SkipReason):
             keys = [str(request.partition_key) for request in found]
-            context.instance.add_dynamic_partitions(str(refreshes.name), keys)
+            context.instance.add_dynamic_partitions(str(graph.refreshes.name), keys)
         return found
 
     return new_data_schedule
@@ -159,8 +155,8 @@ def _look(config: RunConfig, specs: Specs) -> Run:
 
 def _broken_off(store: AssetStore) -> list[str]:
     """Refreshes that have rows to recycle and were not recycled to the end."""
-    finished = set(store.refreshes(LAST_OF_REFRESH))
-    manifests = {key: store.manifest(SOURCE_ASSET, key) or {} for key in store.refreshes(SOURCE_ASSET)}
+    finished = set(store.refreshes(RECYCLED_INSTRUCTIONS))
+    manifests = {key: store.manifest(RAW_INSTRUCTIONS, key) or {} for key in store.refreshes(RAW_INSTRUCTIONS)}
     return [key for key, manifest in manifests.items() if key not in finished and _has_rows(manifest)]
 
 

@@ -23,7 +23,7 @@ from cluster.dagster_home import RAY_DASHBOARD, open_instance
 from cluster.local import answers, child, local_cluster, wait_for
 from cluster.runtime import REPOSITORY
 from flows.config import CONFIG_VARIABLE, OVERRIDES_VARIABLE, ConfigError, default_config, load_config
-from flows.recycle_and_train import SPECS
+from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
@@ -35,7 +35,7 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
     """Serve until Ctrl-C (0), or until Dagster ends by itself (1); 2 if the configuration is of no use."""
     arguments = _parse(argv)
     try:
-        run = open_run(load_config(arguments.config, arguments.override), SPECS)
+        run = open_run(load_config(arguments.config, arguments.override), GRAPH.specs)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return UNUSABLE

@@ -19,7 +19,7 @@ from operators.teacher.supervisor import Supervisor
 
 MOST_WAITING = 8  # tasks that wait for admission; each is a process of its own
 BATCHES_IN_FLIGHT = 3  # for each batch that the engines can work on
-Figures = dict[str, int]
+Metrics = dict[str, int]
 Commit = Callable[[pa.Table], None]
 
 
@@ -44,7 +44,7 @@ class Asking:
     commit: Commit
     pending: Dataset
     spent: Tokens
-    figures: Figures = field(default_factory=lambda: {"failed_calls": 0, "prompt_tokens": 0, "generated_tokens": 0})
+    metrics: Metrics = field(default_factory=lambda: {"failed_calls": 0, "prompt_tokens": 0, "generated_tokens": 0})
 
     @property
     def engines(self) -> int:
@@ -52,7 +52,7 @@ class Asking:
         replicas = self.teacher.replicas
         return replicas if isinstance(replicas, int) else replicas[1]
 
-    def run(self) -> Figures:
+    def run(self) -> Metrics:
         """Make all pending calls; returns failed_calls, prompt_tokens and generated_tokens.
 
         Raises:
@@ -71,9 +71,9 @@ class Asking:
             ray.kill(supervisor)
             if closed:
                 raise TeacherStoppedError(f"{self.stage}: {closed}")
-        return self.figures
+        return self.metrics
 
-    def _run(self, supervisor: Any) -> Figures:
+    def _run(self, supervisor: Any) -> Metrics:
         admitted = self.pending.repartition(target_num_rows_per_block=self.teacher.batch_rows).map_batches(
             partial(_admit, supervisor=supervisor, teacher=self.teacher, priced=self.budget.is_limited()),
             batch_size=None,
@@ -90,14 +90,14 @@ class Asking:
         committed.context.execution_no_progress_timeout_s = self.teacher.no_progress_timeout_s
         try:
             for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for name in self.figures:
-                    self.figures[name] += int(pc.sum(batch[name]).as_py() or 0)
+                for name in self.metrics:
+                    self.metrics[name] += int(pc.sum(batch[name]).as_py() or 0)
         except ExecutionTimeoutError:
             raise TeacherStoppedError(
                 f"{self.stage}: no reply for teacher.no_progress_timeout_s: {self.teacher.no_progress_timeout_s:g} s "
                 f"(engine start included); look into the engine's log, or raise it"
             ) from None
-        return self.figures
+        return self.metrics
 
 
 def _admit(calls: pa.Table, supervisor: Any, teacher: TeacherConfig, priced: bool) -> pa.Table:

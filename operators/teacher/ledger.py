@@ -38,7 +38,7 @@ _CALLS_AND_RECORDS = CALLS.append(REPLIES.field("error"))  # null in calls
 
 
 class Ledger:
-    """The store of all teacher calls of one project; `figures()` tells what this process asked and paid for."""
+    """The store of all teacher calls of one project; `metrics()` tells what this process asked and paid for."""
 
     def __init__(self, folder: str, budget: BudgetConfig | None = None, *, offline: bool = False) -> None:
         """Open the ledger at an absolute path or a URI; it need not exist.
@@ -51,14 +51,14 @@ class Ledger:
         self._folder, self._offline = folder, offline
         self.files = ParquetLog(folder)
         self._budget = budget or BudgetConfig()
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Calls, cached_calls, failed_calls, prompt_tokens, generated_tokens, cost of all `answer` calls so far."""
-        if not self._figures:
+        if not self._metrics:
             return {}
-        used = Tokens(int(self._figures["prompt_tokens"]), int(self._figures["generated_tokens"]))
-        return self._figures | {"cost": self._budget.cost(used)}
+        used = Tokens(int(self._metrics["prompt_tokens"]), int(self._metrics["generated_tokens"]))
+        return self._metrics | {"cost": self._budget.cost(used)}
 
     def tokens(self, *stages: str) -> Tokens:
         """What these stages have paid for so far; all of them if none is named. Reads two columns on the driver."""
@@ -103,7 +103,7 @@ class Ledger:
         keyed, asked = _keyed(calls, teacher, stage)
         num_rows, num_asked, schema = _survey(calls, stage)
         if not num_asked:
-            self._add_figures(0, 0, {})
+            self._add_metrics(0, 0, {})
             return keyed.map_batches(_without_replies, batch_format="pyarrow", num_cpus=0.25)
         attempts = 1 if self._offline else teacher.max_attempts
 
@@ -126,7 +126,7 @@ class Ledger:
             commit = partial(_commit, folder=f"{self._folder}/{stage}", stage=stage, model=teacher.model)
             spent = self.tokens() if self._budget.is_limited() else Tokens()
             made = Asking(stage, teacher, self._budget, commit, pending, spent).run()
-        self._add_figures(num_asked - num_new, 0 if self._offline else num_new, made)
+        self._add_metrics(num_asked - num_new, 0 if self._offline else num_new, made)
         return self._bring_replies(keyed, stage, num_rows, schema.append(CALLS.field("call_key")))
 
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
@@ -150,7 +150,7 @@ class Ledger:
             "reply_tokens": int(counts["new"] * float(mean)) if num_known else limit,
         }
 
-    def _add_figures(self, num_cached: int, num_new: int, made: dict[str, Any]) -> None:
+    def _add_metrics(self, num_cached: int, num_new: int, made: dict[str, Any]) -> None:
         added = {
             "calls": num_new,
             "cached_calls": num_cached,
@@ -159,7 +159,7 @@ class Ledger:
             "generated_tokens": 0,
         }
         for name, value in (added | made).items():
-            self._figures[name] = self._figures.get(name, 0) + value
+            self._metrics[name] = self._metrics.get(name, 0) + value
 
     def _without_known(self, asked: Dataset, stage: str, max_attempts: int, num_rows: int) -> Dataset:
         if not self.files.of(stage):

@@ -33,7 +33,7 @@ class World:
 
         @dg.asset
         def summary(source: ray.data.Dataset) -> Recipe:
-            return Recipe(lambda: {"rows": source.count()}, figures=lambda value: {"seen": value["rows"]})
+            return Recipe(lambda: {"rows": source.count()}, metrics=lambda value: {"seen": value["rows"]})
 
         instance.add_dynamic_partitions("refresh", [refresh])
         return dg.materialize(
@@ -74,7 +74,7 @@ def test_manifest_counts_rows_and_outcomes(world: World, instance: Any) -> None:
     assert manifest["made_from"] == {"asset": "source", "code": "1"}
     summary = world.store.manifest("summary")
     assert summary is not None
-    assert summary["figures"] == {"seen": 3}
+    assert summary["metrics"] == {"seen": 3}
 
 
 def test_an_unpartitioned_asset_reads_all_refreshes(world: World, instance: Any) -> None:

@@ -60,7 +60,7 @@ class Copy:
 
     def paid(self, asset: str) -> tuple[int, int]:
         path = self.folder / "storage" / "assets" / asset / "refresh=base" / "manifest.json"
-        figures: dict[str, Any] = json.loads(path.read_text())["figures"]
+        figures: dict[str, Any] = json.loads(path.read_text())["metrics"]
         return figures["calls"], figures["cached_calls"]
 
 

@@ -15,7 +15,7 @@ from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 from cluster.dagster_home import open_instance
 from cluster.local import free_port
 from flows.config import load_config
-from flows.recycle_and_train import SPECS
+from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
 from flows.ui import serving
 from operators.columns import PACKED
@@ -36,7 +36,7 @@ def overrides(small_run: list[str]) -> list[str]:
 
 @pytest.fixture
 def run(overrides: list[str]) -> Run:
-    return open_run(load_config(CONFIG, overrides), SPECS)
+    return open_run(load_config(CONFIG, overrides), GRAPH.specs)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
 
     keys = [str(one.tags["dagster/partition"]) for one in (first, second)]
     assert sorted(run.store.refreshes("recycled_instructions")) == sorted(keys)
-    calls = [manifest(run, "instruction_reflections", key)["figures"] for key in keys]
+    calls = [manifest(run, "instruction_reflections", key)["metrics"] for key in keys]
     active = [manifest(run, "raw_instructions", key)["outcomes"][""] for key in keys]
     assert manifest(run, "raw_instructions", keys[1])["outcomes"][SEEN] == active[0]
     assert [figures["calls"] for figures in calls] == active
@@ -133,4 +133,4 @@ def packed_rows(run: Run) -> int:
     """Rows of all refreshes that are in packs."""
     held = manifest(run, "packed_sequences")
     assert held["outcomes"][PACKED] > 0
-    return int(held["figures"]["rows"])
+    return int(held["metrics"]["rows"])

@@ -91,4 +91,4 @@ def test_only_calls_in_flight_are_made_twice(tmp_path: Path, tiny_model: str, ki
     manifest = json.loads((tmp_path / "storage/assets/instruction_reflections/refresh=base/manifest.json").read_text())
     assert manifest["outcomes"] == {"": ROWS}
     if kill is not kill_a_worker:
-        assert manifest["figures"]["cached_calls"] >= len(before)
+        assert manifest["metrics"]["cached_calls"] >= len(before)

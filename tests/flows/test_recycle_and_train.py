@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.launch import main
-from flows.recycle_and_train import SPECS
+from flows.launch import run_flow
+from flows.recycle_and_train import GRAPH
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SMOKE = str(REPOSITORY / "configs" / "smoke.yaml")
@@ -40,7 +40,7 @@ EDGES = {
 
 
 def test_the_graph_has_the_edges_of_the_design() -> None:
-    found = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in SPECS.items()}
+    found = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in GRAPH.specs.items()}
     assert found == EDGES
 
 
@@ -58,7 +58,7 @@ def flow(tmp_path: Path, tiny_model: str, local_ray: None) -> Flow:
     def run(*arguments: str) -> tuple[int, str]:
         out, err = io.StringIO(), io.StringIO()
         settings = [f"storage={tmp_path}/storage", f"student.model={tiny_model}", "evaluate.judge=false"]
-        code = main(["--config", SMOKE, *settings, "train.num_workers=1", *arguments], (out, err))
+        code = run_flow(GRAPH, ["--config", SMOKE, *settings, "train.num_workers=1", *arguments], (out, err))
         sys.stderr.write(err.getvalue())
         return code, out.getvalue()
 
@@ -117,7 +117,7 @@ def test_a_run_then_nothing_then_only_what_changed(flow: Flow, tmp_path: Path) -
     assert "raw_instructions          stale: files changed" in printed
     code, printed = flow(f"source.path={more}", "--select", "raw_instructions,instruction_reflections")
     assert code == 0, printed
-    assert manifest(tmp_path, "instruction_reflections")["figures"]["calls"] <= 4
+    assert manifest(tmp_path, "instruction_reflections")["metrics"]["calls"] <= 4
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_a_second_refresh_takes_only_new_files_and_new_rows(flow: Flow, tmp_path
     assert flow(*settings, reflect, "--refresh", "second")[0] == 0
     second = manifest(tmp_path, "raw_instructions", "second")
     assert second["outcomes"] == {"": 3, "dropped:seen_in_earlier_refresh": 3}
-    assert manifest(tmp_path, "instruction_reflections", "second")["figures"]["calls"] == 3
+    assert manifest(tmp_path, "instruction_reflections", "second")["metrics"]["calls"] == 3
     code, printed = flow(*settings, reflect)
     assert code == 0
     assert "everything was up to date" in printed
@@ -147,7 +147,7 @@ class TestWithoutPayingTwice:
         code, printed = flow(source, "--reparse", *self.REFLECT)
         assert code == 0
         assert "made instruction_reflections: 4 rows" in printed
-        assert manifest(tmp_path, "instruction_reflections")["figures"]["calls"] == 0
+        assert manifest(tmp_path, "instruction_reflections")["metrics"]["calls"] == 0
 
     def test_reparse_of_a_changed_prompt_is_refused(
         self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -175,7 +175,7 @@ class TestWithoutPayingTwice:
         assert flow(source, *limits, "budget.max_tokens=1500", *self.REFLECT)[0] == 1
         assert "instruction_reflections: reflect_instructions: budget.max_tokens: 1500 is reached" in last_line(capsys)
         assert flow(source, *limits, *self.REFLECT)[0] == 0
-        figures = manifest(tmp_path, "instruction_reflections")["figures"]
+        figures = manifest(tmp_path, "instruction_reflections")["metrics"]
         assert figures["cached_calls"] >= 1
         assert figures["calls"] + figures["cached_calls"] == 8
 

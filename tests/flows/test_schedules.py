@@ -10,8 +10,8 @@ import dagster as dg
 import pytest
 
 from flows.config import load_config
-from flows.fingerprint import SOURCE_ASSET
-from flows.recycle_and_train import REFRESHES, SPECS
+from flows.graph import RAW_INSTRUCTIONS
+from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
 from flows.schedules import JOB, new_data_schedule, new_data_sensor, refresh_key, wanted_runs
 
@@ -36,7 +36,7 @@ def look(tmp_path: Path, *overrides: str) -> Run:
     """A fresh look, as each tick has it."""
     paths = [f"storage={tmp_path / 'storage'}", f"source.path={tmp_path / 'source'}"]
     config = load_config(REPOSITORY / "configs/smoke.yaml", [*paths, *overrides])
-    return open_run(config, SPECS, config.schedule.settle_seconds)
+    return open_run(config, GRAPH.specs, config.schedule.settle_seconds)
 
 
 def drop(folder: Path, name: str, text: str = "Say hello.", age_s: float = 3600) -> Path:
@@ -58,7 +58,7 @@ def finish(run: Run, asset: str, refresh: str, **manifest: Any) -> None:
 def take(run: Run, refresh: str, active: int = 1) -> None:
     """Let a refresh take every file that is there."""
     files = [[file.name, file.identity] for file in run.describer.files_of(refresh)]
-    finish(run, SOURCE_ASSET, refresh, made_from={"files": files}, outcomes={"": active})
+    finish(run, RAW_INSTRUCTIONS, refresh, made_from={"files": files}, outcomes={"": active})
 
 
 def keys(found: list[dg.RunRequest] | dg.SkipReason) -> list[str | None]:
@@ -147,7 +147,7 @@ def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_with
 def test_sensor_and_schedule_ask_for_the_same_refresh(tmp_path: Path, source: Path) -> None:
     drop(source, "a.jsonl")
     config = look(tmp_path).config
-    sensor, schedule = new_data_sensor(config, SPECS, REFRESHES), new_data_schedule(config, SPECS, REFRESHES)
+    sensor, schedule = new_data_sensor(config, GRAPH), new_data_schedule(config, GRAPH)
     with dg.instance_for_test() as instance:
         seen = sensor(dg.build_sensor_context(instance))
         assert isinstance(seen, dg.SensorResult)
@@ -160,9 +160,9 @@ def test_sensor_and_schedule_ask_for_the_same_refresh(tmp_path: Path, source: Pa
 
 def test_both_are_off_unless_the_configuration_says_otherwise(tmp_path: Path, source: Path) -> None:
     off, on = look(tmp_path).config, look(tmp_path, "schedule.active=true").config
-    assert new_data_sensor(off, SPECS, REFRESHES).default_status == dg.DefaultSensorStatus.STOPPED
-    assert new_data_sensor(on, SPECS, REFRESHES).default_status == dg.DefaultSensorStatus.RUNNING
-    assert new_data_schedule(on, SPECS, REFRESHES).default_status == dg.DefaultScheduleStatus.RUNNING
+    assert new_data_sensor(off, GRAPH).default_status == dg.DefaultSensorStatus.STOPPED
+    assert new_data_sensor(on, GRAPH).default_status == dg.DefaultSensorStatus.RUNNING
+    assert new_data_schedule(on, GRAPH).default_status == dg.DefaultScheduleStatus.RUNNING
 
 
 def add_run(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.DagsterRunStatus) -> None:

@@ -23,7 +23,7 @@ from selenium.webdriver.common.keys import Keys
 from cluster.dagster_home import open_instance
 from cluster.local import child, free_port, wait_for
 from flows.config import load_config
-from flows.recycle_and_train import SPECS
+from flows.recycle_and_train import GRAPH
 from flows.run import open_run
 from flows.ui import server_environment
 
@@ -50,10 +50,10 @@ pytestmark = pytest.mark.slow
 def web_server(tmp_path: Path) -> Iterator[str]:
     """Address of a web server on a history in which every asset was made once."""
     overrides = [f"storage={tmp_path / 'storage'}"]
-    run = open_run(load_config(CONFIG, overrides), SPECS)
+    run = open_run(load_config(CONFIG, overrides), GRAPH.specs)
     with open_instance(Path(run.dagster_home)) as instance:
         instance.add_dynamic_partitions("refresh", [REFRESH])
-        for name, spec in SPECS.items():
+        for name, spec in GRAPH.specs.items():
             partition = REFRESH if spec.partitions_def is not None else None
             instance.report_runless_asset_event(dg.AssetMaterialization(name, partition=partition))
     port = free_port()
@@ -80,11 +80,11 @@ def browser() -> Iterator[webdriver.Chrome]:
 @pytest.mark.skipif(not shutil.which(CHROMEDRIVER), reason="needs Debian's chromium and chromium-driver")
 def test_the_graph_shows_every_asset_and_that_it_was_made(web_server: str, browser: webdriver.Chrome) -> None:
     open_graph(browser, web_server)
-    partitioned = [name for name, spec in SPECS.items() if spec.partitions_def is not None]
-    wait_until(lambda: all(name in shown(browser).split() for name in SPECS), "every asset is drawn")
+    partitioned = [name for name, spec in GRAPH.specs.items() if spec.partitions_def is not None]
+    wait_until(lambda: all(name in shown(browser).split() for name in GRAPH.specs), "every asset is drawn")
     wait_until(lambda: shown(browser).count("100% filled") == len(partitioned), "every refresh is shown as made")
     wait_until(
-        lambda: shown(browser).count("Materialized") == len(SPECS) - len(partitioned), "every other asset is, too"
+        lambda: shown(browser).count("Materialized") == len(GRAPH.specs) - len(partitioned), "every other asset is, too"
     )
 
 

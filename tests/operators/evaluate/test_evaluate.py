@@ -93,7 +93,7 @@ def test_without_judge_the_teacher_is_not_asked(tiny_model: str, local_ray: None
     assert result["judge"] is None
     assert all(sample["base"] == sample["student"] for sample in result["samples"])
     assert result["held_out_loss"]["base"] == pytest.approx(result["held_out_loss"]["student"], rel=1e-9)
-    assert ledger.figures().get("calls", 0) == 0
+    assert ledger.metrics().get("calls", 0) == 0
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_a_student_with_broken_weights_has_no_loss(tiny_model: str, local_ray: N
     config = EvaluateConfig(**POOL | {"num_samples": 0})  # type: ignore[arg-type]
     broken, ledger = str(tmp_path / "broken"), Ledger(str(tmp_path / "ledger"))
     result = evaluate(held_out(TEXTS), config, tiny_model, broken, TEACHER, ledger)
-    assert (result["samples"], result["judge"], ledger.figures()) == ([], None, {}), "no sample, nothing to judge"
+    assert (result["samples"], result["judge"], ledger.metrics()) == ([], None, {}), "no sample, nothing to judge"
     assert result["held_out_loss"]["student"] is None
     assert result["held_out_loss"]["base"] is not None
     assert result["held_out_loss"]["unscored"] == {"not_finite": len(TEXTS)}
@@ -184,6 +184,6 @@ def test_a_real_model_answers_and_a_real_vllm_teacher_judges(
     assert result["held_out_loss"]["student"] < result["held_out_loss"]["base"]
     assert len(result["samples"]) == 2
     assert result["judge"]["unparsed"] == 0
-    assert ledger.figures()["calls"] == 4
+    assert ledger.metrics()["calls"] == 4
     again = evaluate(held_out(texts), config, other_model, demo_model, teacher, Ledger(str(tmp_path)))
     assert again["judge"] == result["judge"]

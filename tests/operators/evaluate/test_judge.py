@@ -190,8 +190,8 @@ def test_the_ledger_answers_the_second_time(local_ray: None, tmp_path: Path) -> 
     careless = TeacherConfig(backend="scripted", model="careless", max_attempts=1)
     first = Ledger(str(tmp_path))
     judged = judge_samples(samples, careless, first, 64, critique=True)
-    assert first.figures()["calls"] == 12
+    assert first.metrics()["calls"] == 12
     again = Ledger(str(tmp_path))
     assert judge_samples(samples, careless, again, 64, critique=True) == judged
-    assert (again.figures()["calls"], again.figures()["cached_calls"]) == (0, 12)
+    assert (again.metrics()["calls"], again.metrics()["cached_calls"]) == (0, 12)
     assert tally(judged)["num_pairs"] + tally(judged)["unparsed"] == 6

@@ -121,7 +121,7 @@ def test_responses_are_reflected_on_the_selected_pair(tmp_path: Path) -> None:
         batch_format="pyarrow",
     )
     reflect_responses(changed, ReflectConfig(), FLUENT, ledger, frozenset())
-    assert ledger.figures()["calls"] == 2
+    assert ledger.metrics()["calls"] == 2
 
 
 def test_what_the_teacher_wrote_cannot_hold_control_tokens() -> None:

@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_starts_its_engine_beside_what_the_ledger_holds(tmp_p
     assert rows["0"] == rows["1"] == "one, two"
     assert rows["2"]
     assert rows["3"]
-    assert ledger.figures()["calls"] == 2
+    assert ledger.metrics()["calls"] == 2
 
 
 def store_replies(folder: Path, asked: TeacherConfig, count: int) -> None:

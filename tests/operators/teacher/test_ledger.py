@@ -38,7 +38,7 @@ def rows_of(dataset: "ray.data.Dataset") -> dict[str, dict[str, Any]]:
 
 
 def paid(ledger: Ledger) -> tuple[float, float]:
-    figures = ledger.figures()
+    figures = ledger.metrics()
     return figures["calls"], figures["cached_calls"]
 
 
@@ -94,7 +94,7 @@ class TestAnswer:
             row = rows_of(ledger.answer(calls(row_id), careless, "stage"))[row_id]
             assert row["reply"] is None
             assert row["error"] == "scripted failure"
-            made.append(ledger.figures()["calls"])
+            made.append(ledger.metrics()["calls"])
         assert made == [1, 1, 0, 0]
 
     def test_duplicate_records_and_unfinished_files_do_no_harm(self, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ class TestWhatStopsTheTeacher:
         rows = rows_of(ledger.answer(both, mortal, "stage"))
         assert [row_id for row_id, row in rows.items() if row["reply"] is None] == ["deadly"]
         assert rows["deadly"]["error"] == FATAL
-        assert ledger.figures()["failed_calls"] == 1
+        assert ledger.metrics()["failed_calls"] == 1
         again = Ledger(str(tmp_path))
         again.answer(both, mortal, "stage")
         assert paid(again) == (0, 11)

@@ -1,0 +1,42 @@
+"""The names of the assets, and the graph as one value, which is handed to whatever runs it or serves it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import dagster as dg
+
+RAW_INSTRUCTIONS = "raw_instructions"
+HELD_OUT = "held_out"
+INSTRUCTION_REFLECTIONS = "instruction_reflections"
+SELECTED_INSTRUCTIONS = "selected_instructions"
+RESPONSE_REFLECTIONS = "response_reflections"
+RECYCLED_INSTRUCTIONS = "recycled_instructions"
+PUBLISHED_DATASET = "published_dataset"
+PACKED_SEQUENCES = "packed_sequences"
+STUDENT = "student"
+EVALUATION = "evaluation"
+RELEASE = "release"
+REPORT = "report"
+
+CONFIG_KEYS = "config"  # asset metadata: the sections of the configuration that the asset depends on
+PARTITION_TAG = "dagster/partition"
+Specs = Mapping[str, dg.AssetSpec]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All assets in the order of the graph, their checks, and the partitions that the refreshes are."""
+
+    assets: Sequence[dg.AssetsDefinition]
+    checks: Sequence[dg.AssetChecksDefinition]
+    refreshes: dg.DynamicPartitionsDefinition
+
+    @cached_property
+    def specs(self) -> Specs:
+        """What Dagster knows of each asset, by name."""
+        return {spec.key.to_user_string(): spec for asset in self.assets for spec in asset.specs}
+
+    def has_refreshes(self, names: Sequence[str]) -> bool:
+        """Whether one of the named assets is made once a refresh; of all assets if none is named."""
+        return any(self.specs[name].partitions_def is not None for name in names or self.specs)
