@@ -8,7 +8,8 @@ from flows import graph
 from flows.recycle_and_train import GRAPH
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NAMES = {value for name, value in vars(graph).items() if name.isupper() and name not in ("CONFIG_KEYS", "PARTITION_TAG")}
+OTHERS = ("CONFIG_KEYS", "PARTITION_TAG")
+NAMES = {value for name, value in vars(graph).items() if name.isupper() and name not in OTHERS}
 
 
 def test_every_asset_has_a_constant_with_its_name() -> None:
