@@ -24,7 +24,6 @@ BASE_FIRST, STUDENT_FIRST = "base_first", "student_first"
 ORDERS = (BASE_FIRST, STUDENT_FIRST)
 WIN, TIE, LOSS, UNPARSED = "win", "tie", "loss", "unparsed"
 LOWEST, HIGHEST = 1, 10
-CRITIQUE_CHARS = 400
 LENGTH_TOLERANCE = 0.2  # of the longer answer
 
 Sample = dict[str, Any]
@@ -67,7 +66,7 @@ def judge_samples(
 def verdict_schema(*, critique: bool) -> str:
     """The JSON schema of a verdict; the critique comes first, because the scores must follow from it."""
     score = {"type": "integer", "minimum": LOWEST, "maximum": HIGHEST}
-    explained = {"critique": {"type": "string", "minLength": 1, "maxLength": CRITIQUE_CHARS}} if critique else {}
+    explained = {"critique": {"type": "string"}} if critique else {}
     properties = {**explained, "score_a": score, "score_b": score}
     return json.dumps(
         {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -85,11 +85,14 @@ def repair_prompt(reason: str, form: ReplyFormat, criteria: dict[str, str], sect
     )
 
 
-def reply_schema(criteria: dict[str, str], sections: dict[str, str], critique_chars: int, text_chars: int) -> str:
-    """The JSON schema of a reply: the critique first, because the rewrite must follow from it."""
-    limits = dict.fromkeys(criteria, critique_chars) | dict.fromkeys(sections, text_chars)
-    properties = {name: {"type": "string", "minLength": 1, "maxLength": limit} for name, limit in limits.items()}
-    schema = {"type": "object", "properties": properties, "required": list(limits), "additionalProperties": False}
+def reply_schema(criteria: dict[str, str], sections: dict[str, str]) -> str:
+    """The JSON schema of a reply: the critique first, because the rewrite must follow from it.
+
+    No minLength and no maxLength: xgrammar compiles a string with either to one without line breaks, quotes and
+    backslashes (xgrammar#800), and some endpoints refuse them. The parser checks the lengths.
+    """
+    properties = {name: {"type": "string"} for name in [*criteria, *sections]}
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
     return json.dumps(schema)
 
 

@@ -101,7 +101,7 @@ def reflection_calls(rows: Dataset, about: Reflecting, config: ReflectConfig) ->
 def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig) -> pa.Table:
     schema = ""
     if config.form == "json":
-        schema = reply_schema(about.criteria, about.sections, config.critique_chars, config.text_chars)
+        schema = reply_schema(about.criteria, about.sections)
     messages: list[str | None] = []
     for row in rows.select(["row_id", "input", "outcome", *about.columns_in]).to_pylist():
         if row["outcome"] != ACTIVE:

@@ -14,7 +14,7 @@ from operators.teacher.config import TeacherConfig
 from operators.teacher.generate import generate
 from operators.teacher.prompt_tokens import prompt_token_ids
 
-SCHEMA = reply_schema(RESPONSE_CRITERIA, RESPONSE_SECTIONS, 60, 120)
+SCHEMA = reply_schema(RESPONSE_CRITERIA, RESPONSE_SECTIONS)
 
 
 def call(number: int, content: str, schema: str = SCHEMA, max_tokens: int = 160) -> dict[str, object]:

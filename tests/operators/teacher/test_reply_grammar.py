@@ -1,0 +1,80 @@
+"""The grammar that vLLM's structured output makes of a reply's schema admits every text: paragraphs, quotes, code."""
+
+import json
+
+import pyarrow as pa
+import pytest
+import ray
+import xgrammar
+from transformers import AutoTokenizer
+
+from operators.evaluate.judge import verdict_schema
+from operators.reflect.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, reply_schema
+from operators.teacher.calls import CALLS
+from operators.teacher.config import TeacherConfig
+from operators.teacher.generate import generate
+
+REWRITE = (
+    'A "docstring" says what a function is for.\n\n'
+    '```python\ndef greet(name):\n    """Greet \\\\ a name."""\n    print(f"Hello, {name}!\\n")\n```\n\n'
+    "The third paragraph: 文字, émoji 😀, \\frac{1}{2} and a tab\tend it."
+)
+
+
+def matcher(schema: str, tokenizer_folder: str) -> xgrammar.GrammarMatcher:
+    """As vLLM makes it with `disable_any_whitespace`."""
+    tokenizer = xgrammar.TokenizerInfo.from_huggingface(AutoTokenizer.from_pretrained(tokenizer_folder))
+    grammar = xgrammar.GrammarCompiler(tokenizer).compile_json_schema(schema, any_whitespace=False)
+    return xgrammar.GrammarMatcher(grammar, terminate_without_stop_token=True)
+
+
+def reply_with(text: str) -> str:
+    values = dict.fromkeys(INSTRUCTION_CRITERIA, 'It says "clear" and\nmeans it.') | dict.fromkeys(
+        INSTRUCTION_SECTIONS, text
+    )
+    return json.dumps(values, ensure_ascii=False)
+
+
+def test_a_rewrite_with_code_quotes_and_paragraphs_is_within_the_grammar(demo_model: str) -> None:
+    found = matcher(reply_schema(INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS), demo_model)
+    assert found.accept_string(reply_with(REWRITE))
+    assert found.is_terminated()
+
+
+def test_a_verdict_may_quote_an_answer(demo_model: str) -> None:
+    verdict = {"critique": 'Answer A says "Paris".\nAnswer B does not.', "score_a": 9, "score_b": 2}
+    found = matcher(verdict_schema(critique=True), demo_model)
+    assert found.accept_string(json.dumps(verdict))
+    assert found.is_terminated()
+
+
+def test_a_length_limit_would_forbid_line_breaks(demo_model: str) -> None:
+    """Why the schema has none; when this fails, xgrammar#800 is solved and limits may come back."""
+    schema = json.loads(reply_schema(INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS))
+    for kind in schema["properties"].values():
+        kind["maxLength"] = 8000
+    assert not matcher(json.dumps(schema), demo_model).accept_string(reply_with(REWRITE))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_real_engine_writes_code_quotes_and_paragraphs(demo_model: str) -> None:
+    """The model copies a reply that stands in its prompt: what a larger one would write by itself."""
+    teacher = TeacherConfig(
+        backend="vllm", model=demo_model, device="cpu", dtype="float32", max_model_len=1024, max_num_seqs=2
+    )
+    text = 'Use "print".\n\n```python\nprint("Hello")\n```\n\nIt writes one line.'
+    schema = reply_schema({"accuracy": ""}, {"better_response": "Better Answer"})
+    wanted = {"accuracy": "It is right.", "better_response": text}
+    other = {"accuracy": "It is wrong.", "better_response": 'Say "three".\n\nThen stop.'}
+    turns = [
+        *({"role": role, "content": json.dumps(other)} for role in ("user", "assistant")),
+        {"role": "user", "content": json.dumps(wanted)},
+    ]
+    call = {"call_key": "0" * 64, "row_id": "a", "messages": json.dumps(turns), "schema": schema, "max_tokens": 120}
+    [row] = generate(ray.data.from_arrow(pa.Table.from_pylist([call], schema=CALLS)), teacher).take_all()
+    assert (row["error"], row["finish_reason"]) == ("", "stop")
+    written = json.loads(row["reply"])["better_response"]
+    assert written.count("\n\n") == 2
+    assert 'print("Hello")' in written
+    assert '"print"' in written
