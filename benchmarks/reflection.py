@@ -23,7 +23,7 @@ import ray
 
 from cluster.runtime import connected
 from operators.columns import RAW
-from operators.reflect.reflect import ReflectConfig
+from operators.reflect.reflect import ReflectConfig, Reflection
 from operators.reflect.reflect_instructions import reflect_instructions
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
@@ -48,7 +48,9 @@ def run(source: str, folder: str, num_rows: int) -> tuple[float, Ledger]:
     """Seconds of one pass; fails unless every row came back parsed."""
     ledger = Ledger(f"{folder}/ledger")
     started = time.perf_counter()
-    rows = reflect_instructions(ray.data.read_parquet(source), ReflectConfig(), TEACHER, ledger, frozenset())
+    rows = reflect_instructions(
+        ray.data.read_parquet(source), Reflection(ReflectConfig(), TEACHER, ledger, frozenset())
+    )
     parsed = rows.filter(expr=ray.data.expressions.col("instruction_reflection") == "parsed").count()
     seconds = time.perf_counter() - started
     if parsed != num_rows:

@@ -89,11 +89,9 @@ def held_out(raw_instructions: Dataset) -> Recipe:
 )
 def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Recipe:
     """The teacher's critique of every instruction, and a better one with its own answer."""
-    ledger = run.ledger(offline=run.reparse)
-    reflected = partial(
-        reflect_instructions, raw_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
-    )
-    return Recipe(reflected, metrics=lambda _: ledger.metrics())
+    reflection = run.reflection()
+    reflected = partial(reflect_instructions, raw_instructions, reflection)
+    return Recipe(reflected, metrics=lambda _: reflection.ledger.metrics())
 
 
 @dg.asset(
@@ -112,7 +110,7 @@ def selected_instructions(
         config, earlier = run.config, run.earlier(context.partition_key)
         index = evaluation_index(instruction_reflections, earlier, config.decontaminate)
         usable = filter_rewrites(instruction_reflections, INSTRUCTIONS, config.filter, index)
-        return select_instructions(usable, config.select, config.score, run.student, run.path("scores"))
+        return select_instructions(usable, config.select, run.scorer)
 
     return Recipe(build)
 
@@ -126,11 +124,9 @@ def selected_instructions(
 )
 def response_reflections(selected_instructions: Dataset, run: RunResource) -> Recipe:
     """The teacher's critique of every selected response, and a better one."""
-    ledger = run.ledger(offline=run.reparse)
-    reflected = partial(
-        reflect_responses, selected_instructions, run.config.reflect, run.teacher, ledger, run.special_tokens
-    )
-    return Recipe(reflected, metrics=lambda _: ledger.metrics())
+    reflection = run.reflection()
+    reflected = partial(reflect_responses, selected_instructions, reflection)
+    return Recipe(reflected, metrics=lambda _: reflection.ledger.metrics())
 
 
 @dg.asset(
@@ -146,7 +142,7 @@ def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Re
 
     def build() -> Dataset:
         usable = filter_rewrites(response_reflections, RESPONSES, config.filter)
-        return select_responses(usable, config.select, config.score, run.student, run.path("scores"))
+        return select_responses(usable, config.select, run.scorer)
 
     return Recipe(build)
 

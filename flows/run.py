@@ -19,9 +19,10 @@ from flows.fingerprint import Describer
 from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS, STUDENT
 from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
-from operators.reflect.reflect import REPAIR
+from operators.reflect.reflect import REPAIR, Reflection
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
 from operators.reflect.reflect_responses import ABOUT as RESPONSES
+from operators.select.score_store import Scorer
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
@@ -85,6 +86,16 @@ class Run:
     def ledger(self, *, offline: bool = False) -> Ledger:
         """The teacher ledger, with metrics of its own for the asset that asks for it."""
         return Ledger(f"{self.config.storage}/ledger", self.config.budget, offline=offline)
+
+    def reflection(self) -> Reflection:
+        """What a reflection is given; with `--reparse` its ledger makes no call."""
+        ledger = self.ledger(offline=self.reparse)
+        return Reflection(self.config.reflect, self.teacher, ledger, self.special_tokens)
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The student before training as a judge of texts, with its score ledger."""
+        return Scorer(self.student, self.config.score, self.path("scores"))
 
     def paid(self) -> dict[str, float]:
         """Tokens and cost of all reflections that the ledger holds, repairs among them, however many runs made them."""

@@ -16,7 +16,7 @@ REFUSAL = re.compile(r"^\s*(i(['\u2019]m| am) sorry|i can(no|['\u2019])t|as an a
 
 
 @dataclass(frozen=True)
-class Reflection:
+class Parsed:
     """A parsed reply: criterion -> sentence, and reply property -> rewritten text."""
 
     critique: dict[str, str]
@@ -32,7 +32,7 @@ class Rejected:
 
 def parse_reply(
     reply: str | None, finish_reason: str | None, form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]
-) -> Reflection | Rejected:
+) -> Parsed | Rejected:
     """Parse one raw reply.
 
     Args:
@@ -53,7 +53,7 @@ def parse_reply(
     return Rejected("empty_section") if empty else parsed
 
 
-def _parse_json(reply: str, criteria: dict[str, str], sections: dict[str, str]) -> Reflection | Rejected:
+def _parse_json(reply: str, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
     try:
         values = json.loads(reply)
     except (json.JSONDecodeError, RecursionError):
@@ -62,12 +62,10 @@ def _parse_json(reply: str, criteria: dict[str, str], sections: dict[str, str]) 
         return Rejected("no_json")
     if any(not isinstance(values.get(name), str) for name in [*criteria, *sections]):
         return Rejected("missing_section")
-    return Reflection(
-        {name: values[name].strip() for name in criteria}, {name: values[name].strip() for name in sections}
-    )
+    return Parsed({name: values[name].strip() for name in criteria}, {name: values[name].strip() for name in sections})
 
 
-def _parse_delimited(reply: str, criteria: dict[str, str], sections: dict[str, str]) -> Reflection | Rejected:
+def _parse_delimited(reply: str, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
     headings = [CRITIQUE_HEADING, *sections.values(), END_HEADING]
     places = []
     for heading in headings:
@@ -83,7 +81,7 @@ def _parse_delimited(reply: str, criteria: dict[str, str], sections: dict[str, s
     critique = {name: _criticism(bodies[0], name) for name in criteria}
     if not all(critique.values()):
         return Rejected("missing_criterion")
-    return Reflection(critique, dict(zip(sections, bodies[1:], strict=True)))
+    return Parsed(critique, dict(zip(sections, bodies[1:], strict=True)))
 
 
 def _criticism(body: str, criterion: str) -> str:

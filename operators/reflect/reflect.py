@@ -39,6 +39,23 @@ class ReflectConfig(StageConfig):
 
 
 @dataclass(frozen=True)
+class Reflection:
+    """What every reflection is given: how to ask, whom, where the replies are kept, and what no text may hold.
+
+    Attributes:
+        config: the section `reflect`.
+        teacher: who answers.
+        ledger: keeps every reply.
+        special_tokens: control tokens of teacher and student; broken up in what the teacher wrote, as in the source.
+    """
+
+    config: ReflectConfig
+    teacher: TeacherConfig
+    ledger: Ledger
+    special_tokens: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Reflecting:
     """One of the two reflections: what it asks about which columns, and where the answers go."""
 
@@ -53,18 +70,13 @@ class Reflecting:
     schema_out: pa.Schema
 
 
-def reflect(
-    rows: Dataset,
-    about: Reflecting,
-    config: ReflectConfig,
-    teacher: TeacherConfig,
-    ledger: Ledger,
-    special_tokens: frozenset[str],
-) -> Dataset:
+def reflect(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset:
     """Ask the teacher about every active row and put what it wrote into new columns; see the two stages.
 
     A rewritten text is escaped like the source was: the teacher cannot plant control tokens either.
     """
+    config, teacher, ledger = reflection.config, reflection.teacher, reflection.ledger
+    special_tokens = reflection.special_tokens
     read = partial(read_replies, about=about, config=config, special_tokens=special_tokens)
     answered = ledger.answer(reflection_calls(rows, about, config), teacher, about.stage)
     first = answered.map_batches(read, batch_format="pyarrow", num_cpus=0.25)

@@ -4,9 +4,7 @@ from ray.data import Dataset
 
 from operators.columns import INSTRUCTION_REFLECTED
 from operators.reflect.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, instruction_reflection_prompt
-from operators.reflect.reflect import ReflectConfig, Reflecting, reflect
-from operators.teacher.config import TeacherConfig
-from operators.teacher.ledger import Ledger
+from operators.reflect.reflect import Reflecting, Reflection, reflect
 
 STAGE = "reflect_instructions"
 
@@ -23,16 +21,11 @@ ABOUT = Reflecting(
 )
 
 
-def reflect_instructions(
-    rows: Dataset, config: ReflectConfig, teacher: TeacherConfig, ledger: Ledger, special_tokens: frozenset[str]
-) -> Dataset:
+def reflect_instructions(rows: Dataset, reflection: Reflection) -> Dataset:
     """Reflect on the instruction of every active row.
 
     The new instruction always comes with its own new answer, so that a new instruction never meets an old answer. The
     row's `input` is shown to the teacher and stays beside the new instruction; it is never rewritten and never lost.
-
-    Args:
-        special_tokens: of teacher and student; broken up in what the teacher wrote, as they were in the source.
 
     Columns in:
         columns.RAW.
@@ -44,4 +37,4 @@ def reflect_instructions(
         arXiv 2310.11716, "Reflection on Instruction"; arXiv 2402.10110, section 3. Differs: the papers' code leaves
         the input out of the prompt.
     """
-    return reflect(rows, ABOUT, config, teacher, ledger, special_tokens)
+    return reflect(rows, ABOUT, reflection)

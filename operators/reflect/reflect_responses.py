@@ -4,9 +4,7 @@ from ray.data import Dataset
 
 from operators.columns import RESPONSE_REFLECTED
 from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, response_reflection_prompt
-from operators.reflect.reflect import ReflectConfig, Reflecting, reflect
-from operators.teacher.config import TeacherConfig
-from operators.teacher.ledger import Ledger
+from operators.reflect.reflect import Reflecting, Reflection, reflect
 
 STAGE = "reflect_responses"
 
@@ -23,13 +21,8 @@ ABOUT = Reflecting(
 )
 
 
-def reflect_responses(
-    rows: Dataset, config: ReflectConfig, teacher: TeacherConfig, ledger: Ledger, special_tokens: frozenset[str]
-) -> Dataset:
+def reflect_responses(rows: Dataset, reflection: Reflection) -> Dataset:
     """Reflect on the response of the pair that the student selected, for every active row.
-
-    Args:
-        special_tokens: of teacher and student; broken up in what the teacher wrote, as they were in the source.
 
     Columns in:
         columns.SELECTED.
@@ -39,4 +32,4 @@ def reflect_responses(
     Source:
         arXiv 2310.11716, "Reflection on Response"; arXiv 2402.10110, section 3 (sequential form, two calls a row).
     """
-    return reflect(rows, ABOUT, config, teacher, ledger, special_tokens)
+    return reflect(rows, ABOUT, reflection)

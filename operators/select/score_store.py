@@ -11,6 +11,7 @@ before its rows go on. Not part of the key: where the student ran (bfloat16 on G
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,22 @@ RECORD = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """Who scores, and where the scores are kept.
+
+    Attributes:
+        student: folder or hub id of the student before training.
+        config: size, resources and limits of its pool.
+        folder: of the score ledger, an absolute path or a URI; it need not exist. A text is scored once, whatever the
+            policy.
+    """
+
+    student: str
+    config: ScoreConfig
+    folder: str
+
+
 class Scores:
     """The scores that one batch of rows may ask for: those that are known, and a student for the others."""
 
@@ -59,16 +76,16 @@ class Scores:
 Decide = Callable[[pa.Table, Scores], pa.Table]
 
 
-def map_with_scores(rows: Dataset, decide: Decide, student: str, config: ScoreConfig, folder: str) -> Dataset:
+def map_with_scores(rows: Dataset, decide: Decide, scorer: Scorer, kind: str) -> Dataset:
     """Hand every batch of rows, with its scores, to `decide`, in a pool of actors that hold the student.
 
     Args:
         rows: any data set with a unique `row_id`.
         decide: from a batch and its scores to the batch that takes its place.
-        student: folder or hub id of the student before training.
-        config: size and resources of the pool.
-        folder: of the ledger, an absolute path or a URI; it need not exist.
+        scorer: the student.
+        kind: names the folder of the scores within the ledger: what is asked there and nowhere else.
     """
+    student, config, folder = scorer.student, scorer.config, f"{scorer.folder}/{kind}"
     name = hashlib.sha256(model_revision(student).encode()).hexdigest()[:16]
     return _with_known(rows, ParquetLog(folder), name).map_batches(
         _ScoringActor,

@@ -29,8 +29,8 @@ from operators.columns import (
     SELECTED,
 )
 from operators.progress import report_progress
-from operators.select.ifd import Pair, Score, ScoreConfig, Turn, ifd_turn, reverse_ifd_turn
-from operators.select.score_store import Scores, map_with_scores
+from operators.select.ifd import Pair, Score, Turn, ifd_turn, reverse_ifd_turn
+from operators.select.score_store import Scorer, Scores, map_with_scores
 from operators.stage import StageConfig, require_columns
 
 Policy = Literal["none", "ifd", "ifd_rifd", "perplexity"]
@@ -64,7 +64,7 @@ class SelectConfig(StageConfig):
         return measures.get(self.policy)
 
 
-def select_instructions(rows: Dataset, config: SelectConfig, score: ScoreConfig, student: str, scores: str) -> Dataset:
+def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dataset:
     """Choose between each original pair and the better instruction with its own new answer.
 
     The input stays beside either instruction. Rows with an outcome pass through with nulls.
@@ -72,9 +72,7 @@ def select_instructions(rows: Dataset, config: SelectConfig, score: ScoreConfig,
     Args:
         rows: see below.
         config: the policy.
-        score: where the student runs.
-        student: folder or hub id of the student before training.
-        scores: folder of the score ledger; a text is scored once, whatever the policy.
+        scorer: the student, before training.
 
     Columns in:
         columns.INSTRUCTION_REFLECTED.
@@ -88,10 +86,10 @@ def select_instructions(rows: Dataset, config: SelectConfig, score: ScoreConfig,
     names = ("original", "better_instruction")
     measure = config.first_measure()
     choice = _Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
-    return _map(rows, choice, score, student, scores)
+    return _map(rows, choice, scorer)
 
 
-def select_responses(rows: Dataset, config: SelectConfig, score: ScoreConfig, student: str, scores: str) -> Dataset:
+def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dataset:
     """Choose between the selected response and the teacher's better one, and say how each row ends.
 
     Args: those of `select_instructions`.
@@ -110,7 +108,7 @@ def select_responses(rows: Dataset, config: SelectConfig, score: ScoreConfig, st
     measure = config.second_measure()
     decide = partial(chosen_response, keep_unreflected=config.keep_unreflected_responses)
     choice = _Choice("select_responses", measure, "rifd", names, RECYCLED, _responses, decide)
-    return _map(rows, choice, score, student, scores)
+    return _map(rows, choice, scorer)
 
 
 def new_is_better(measure: Measure | None, old: float | None, new: float | None) -> bool:
@@ -194,12 +192,12 @@ def _responses(row: Values) -> tuple[Pair, Pair | None]:
     return old, replace(old, response=better) if better else None
 
 
-def _map(rows: Dataset, choice: _Choice, score: ScoreConfig, student: str, scores: str) -> Dataset:
+def _map(rows: Dataset, choice: _Choice, scorer: Scorer) -> Dataset:
     if choice.measure is None:
         return rows.map_batches(partial(_select_unscored, choice=choice), batch_format="pyarrow", num_cpus=0.5)
     # Perplexities come from the same likelihoods as IFD. What r-IFD asks is never asked for IFD: no use to look there.
     kind = "rifd" if choice.measure == "rifd" else "ifd"
-    return map_with_scores(rows, partial(_select, choice=choice), student, score, f"{scores}/{kind}")
+    return map_with_scores(rows, partial(_select, choice=choice), scorer, kind)
 
 
 def _select_unscored(rows: pa.Table, choice: _Choice) -> pa.Table:

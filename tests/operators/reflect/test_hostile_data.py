@@ -18,7 +18,7 @@ from operators.chat_markup import special_tokens_of
 from operators.columns import RAW, SELECTED, conform
 from operators.read.read_instructions import ReadConfig, read_instructions
 from operators.reflect.prompts import ReplyFormat, instruction_reflection_prompt, response_reflection_prompt
-from operators.reflect.reflect import ReflectConfig, Reflecting, read_replies
+from operators.reflect.reflect import ReflectConfig, Reflecting, Reflection, read_replies
 from operators.reflect.reflect_responses import ABOUT as RESPONSES
 from operators.reflect.reflect_responses import reflect_responses
 from operators.student.encode import encode_example, load_tokenizer
@@ -133,7 +133,7 @@ def test_the_real_engine_answers_every_payload_twice_and_the_rows_stay_whole(
     source = ray.data.from_arrow(conform(pa.Table.from_pylist(chosen), SELECTED))
     ledger = Ledger(str(tmp_path))
     config = ReflectConfig(form="delimited", max_tokens=24)
-    found = reflect_responses(source, config, teacher, ledger, special_tokens_of(tiny_model)).take_all()
+    found = reflect_responses(source, Reflection(config, teacher, ledger, special_tokens_of(tiny_model))).take_all()
     before = {row["row_id"]: row for row in rows}
     assert {row["row_id"] for row in found} == before.keys()
     for row in found:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from operators.reflect.parse_replies import Reflection, Rejected, parse_reply
+from operators.reflect.parse_replies import Parsed, Rejected, parse_reply
 from operators.reflect.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, RESPONSE_CRITERIA, RESPONSE_SECTIONS
 
 CRITIQUE = "\n".join(f"{name.replace('_', ' ')}: fine" for name in RESPONSE_CRITERIA)
@@ -14,11 +14,11 @@ def delimited(answer: str, critique: str = CRITIQUE, end: str = "\n[End]") -> st
     return f"[Critique]\n{critique}\n[Better Answer]\n{answer}{end}"
 
 
-def parse_delimited(reply: str | None, finish_reason: str = "stop") -> Reflection | Rejected:
+def parse_delimited(reply: str | None, finish_reason: str = "stop") -> Parsed | Rejected:
     return parse_reply(reply, finish_reason, "delimited", RESPONSE_CRITERIA, RESPONSE_SECTIONS)
 
 
-def parse_json(reply: str | None, finish_reason: str = "stop") -> Reflection | Rejected:
+def parse_json(reply: str | None, finish_reason: str = "stop") -> Parsed | Rejected:
     return parse_reply(reply, finish_reason, "json", RESPONSE_CRITERIA, RESPONSE_SECTIONS)
 
 
@@ -29,12 +29,12 @@ def as_json(**changes: object) -> str:
 class TestDelimited:
     def test_reads_critique_and_answer(self) -> None:
         parsed = parse_delimited(delimited("Paris."))
-        assert parsed == Reflection(dict.fromkeys(RESPONSE_CRITERIA, "fine"), {"better_response": "Paris."})
+        assert parsed == Parsed(dict.fromkeys(RESPONSE_CRITERIA, "fine"), {"better_response": "Paris."})
 
     def test_an_answer_that_starts_with_the_closing_word_is_whole(self) -> None:
         answer = "The Endocrine system.\nEnd of story, [End] of line."
         parsed = parse_delimited(delimited(answer))
-        assert isinstance(parsed, Reflection)
+        assert isinstance(parsed, Parsed)
         assert parsed.texts["better_response"] == answer
 
     @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ class TestDelimited:
 class TestJson:
     def test_reads_critique_and_answer(self) -> None:
         parsed = parse_json(as_json())
-        assert parsed == Reflection(dict.fromkeys(RESPONSE_CRITERIA, "fine"), {"better_response": "Paris."})
+        assert parsed == Parsed(dict.fromkeys(RESPONSE_CRITERIA, "fine"), {"better_response": "Paris."})
 
     @pytest.mark.parametrize(
         ("reply", "reason"),

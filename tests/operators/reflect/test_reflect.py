@@ -11,7 +11,7 @@ import ray
 
 from operators.columns import INSTRUCTION_REFLECTED, RAW, SELECTED, conform
 from operators.reflect.prompts import RESPONSE_CRITERIA
-from operators.reflect.reflect import ReflectConfig, read_replies, reflection_version
+from operators.reflect.reflect import ReflectConfig, Reflection, read_replies, reflection_version
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTION
 from operators.reflect.reflect_instructions import reflect_instructions
 from operators.reflect.reflect_responses import ABOUT, reflect_responses
@@ -46,7 +46,7 @@ def by_id(dataset: "ray.data.Dataset") -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("form", ["json", "delimited"])
 def test_every_row_active_is_reflected_and_every_row_comes_back(tmp_path: Path, form: str) -> None:
     config = ReflectConfig(form=form)  # type: ignore[arg-type]
-    reflected = reflect_instructions(raw(), config, FLUENT, Ledger(str(tmp_path)), frozenset())
+    reflected = reflect_instructions(raw(), Reflection(config, FLUENT, Ledger(str(tmp_path)), frozenset()))
     assert reflected.schema().base_schema.names == INSTRUCTION_REFLECTED.names
     rows = by_id(reflected)
     assert len(rows) == 6
@@ -65,7 +65,7 @@ def test_every_row_active_is_reflected_and_every_row_comes_back(tmp_path: Path, 
 @pytest.mark.usefixtures("local_ray")
 def test_unusable_replies_keep_their_reason_and_no_half_of_a_pair(tmp_path: Path) -> None:
     once = ReflectConfig(repair=False)
-    reflected = reflect_instructions(raw(60, 0), once, CARELESS, Ledger(str(tmp_path)), frozenset())
+    reflected = reflect_instructions(raw(60, 0), Reflection(once, CARELESS, Ledger(str(tmp_path)), frozenset()))
     rows = by_id(reflected).values()
     assert {row["instruction_reflection"] for row in rows} == {"parsed", "rejected:no_json", "rejected:call_failed"}
     for row in rows:
@@ -76,7 +76,7 @@ def test_unusable_replies_keep_their_reason_and_no_half_of_a_pair(tmp_path: Path
 @pytest.mark.usefixtures("local_ray")
 def test_a_reply_that_cannot_be_read_gets_one_more_turn(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path))
-    rows = by_id(reflect_instructions(raw(60, 0), ReflectConfig(), CARELESS, ledger, frozenset()))
+    rows = by_id(reflect_instructions(raw(60, 0), Reflection(ReflectConfig(), CARELESS, ledger, frozenset())))
     statuses = Counter(row["instruction_reflection"] for row in rows.values())
     assert set(statuses) == {"parsed", "repaired", "rejected:no_json", "rejected:call_failed"}
     for row in rows.values():
@@ -85,20 +85,20 @@ def test_a_reply_that_cannot_be_read_gets_one_more_turn(tmp_path: Path) -> None:
     repairs = [row["call_key"] for row in ledger.files.read("reflect_instructions_repair", ["call_key"]).iter_rows()]  # type: ignore[union-attr]
     assert len(repairs) == statuses["repaired"] + statuses["rejected:no_json"]
     again = Ledger(str(tmp_path), offline=True)  # the second run reads, and makes no call
-    assert by_id(reflect_instructions(raw(60, 0), ReflectConfig(), CARELESS, again, frozenset())) == rows
+    assert by_id(reflect_instructions(raw(60, 0), Reflection(ReflectConfig(), CARELESS, again, frozenset()))) == rows
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_new_parser_reads_the_stored_replies_without_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ReflectConfig(form="delimited", repair=False)
-    reflect_instructions(raw(), config, FLUENT, Ledger(str(tmp_path)), frozenset()).materialize()
+    reflect_instructions(raw(), Reflection(config, FLUENT, Ledger(str(tmp_path)), frozenset())).materialize()
     before = reflection_version(INSTRUCTION)
     monkeypatch.setattr("inspect.getsource", lambda module: "another parser")
     assert reflection_version(INSTRUCTION).split(", ")[0] == before.split(", ")[0]
     assert reflection_version(INSTRUCTION) != before
     offline = Ledger(str(tmp_path), offline=True)
     stricter = config.model_copy(update={"critique_chars": 20})
-    rows = by_id(reflect_instructions(raw(), stricter, FLUENT, offline, frozenset()))
+    rows = by_id(reflect_instructions(raw(), Reflection(stricter, FLUENT, offline, frozenset())))
     assert sum(row["instruction_reflection"] == "parsed" for row in rows.values()) == 5
 
 
@@ -110,7 +110,7 @@ def test_responses_are_reflected_on_the_selected_pair(tmp_path: Path) -> None:
     )  # fmt: skip
     rows = ray.data.from_arrow(conform(selected, SELECTED))
     ledger = Ledger(str(tmp_path))
-    [row] = reflect_responses(rows, ReflectConfig(), FLUENT, ledger, frozenset()).take_all()
+    [row] = reflect_responses(rows, Reflection(ReflectConfig(), FLUENT, ledger, frozenset())).take_all()
     assert row["better_response"].startswith("better response")
     assert row["response_reflection"] == "parsed"
     assert row["selected_instruction"] == "chosen"
@@ -120,7 +120,7 @@ def test_responses_are_reflected_on_the_selected_pair(tmp_path: Path) -> None:
         ),
         batch_format="pyarrow",
     )
-    reflect_responses(changed, ReflectConfig(), FLUENT, ledger, frozenset())
+    reflect_responses(changed, Reflection(ReflectConfig(), FLUENT, ledger, frozenset()))
     assert ledger.metrics()["calls"] == 2
 
 
@@ -137,4 +137,4 @@ def test_what_the_teacher_wrote_cannot_hold_control_tokens() -> None:
 def test_missing_column_is_named(tmp_path: Path) -> None:
     rows = raw().drop_columns(["response"])
     with pytest.raises(ValueError, match="reflect_instructions: columns response are missing"):
-        reflect_instructions(rows, ReflectConfig(), FLUENT, Ledger(str(tmp_path)), frozenset())
+        reflect_instructions(rows, Reflection(ReflectConfig(), FLUENT, Ledger(str(tmp_path)), frozenset()))

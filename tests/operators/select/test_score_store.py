@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import INSTRUCTION_REFLECTED
 from operators.select.ifd import Pair, ScoreConfig, StudentScorer, ifd_turn
-from operators.select.score_store import Scores, map_with_scores
+from operators.select.score_store import Scorer, Scores, map_with_scores
 from operators.select.select import SelectConfig, select_instructions
 
 POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # of two: the shuffle finds no room beside it
@@ -34,7 +34,8 @@ def note_ratio(rows: pa.Table, scores: Scores) -> pa.Table:
 
 
 def ratios(rows: "ray.data.Dataset", student: str, folder: Path) -> dict[str, float]:
-    scored = map_with_scores(rows, note_ratio, student, POOL, str(folder)).materialize()  # asked for columns, it runs
+    scorer = Scorer(student, POOL, str(folder))
+    scored = map_with_scores(rows, note_ratio, scorer, "ifd").materialize()  # asked for columns, it runs
     assert scored.columns() == [*rows.columns(), "ratio"]
     return {row["row_id"]: row["ratio"] for row in scored.take_all()}
 
@@ -102,7 +103,7 @@ def test_another_student_scores_anew_even_if_its_files_have_the_same_sizes(
     assert len(sizes) == 1
     first, second = (ratios(named(2), model, tmp_path) for model in (tiny_model, brother))
     assert all(first[name] != pytest.approx(second[name], rel=1e-6) for name in first)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list((tmp_path / "ifd").iterdir())) == 2
 
 
 def reflected(schema: pa.Schema) -> "ray.data.Dataset":
@@ -120,9 +121,7 @@ def test_a_changed_policy_scores_nothing_that_the_one_before_had_scored(tiny_mod
         rows = select_instructions(
             reflected(INSTRUCTION_REFLECTED),
             SelectConfig(policy=policy),  # type: ignore[arg-type]
-            POOL,
-            tiny_model,
-            str(tmp_path),
+            Scorer(tiny_model, POOL, str(tmp_path)),
         )
         assert rows.take_all()[0]["ifd_better_instruction"] is not None
         assert records(tmp_path).total() == 2

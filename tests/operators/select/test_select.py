@@ -8,6 +8,7 @@ import pytest
 
 from operators.columns import INSTRUCTION_REFLECTED, RECYCLED, RESPONSE_REFLECTED, SELECTED
 from operators.select.ifd import Pair, ScoreConfig, StudentScorer
+from operators.select.score_store import Scorer
 from operators.select.select import (
     SelectConfig,
     better_instruction_pair,
@@ -179,13 +180,13 @@ def by_id(rows: Any) -> dict[str, dict[str, Any]]:
 
 def test_policy_none_takes_every_parsed_reflection_and_loads_no_model(local_ray: None) -> None:
     config = SelectConfig(policy="none")
-    selected = select_instructions(dataset(INSTRUCTION_REFLECTED), config, POOL, "/no/such/model", "/no/ledger")
+    selected = select_instructions(dataset(INSTRUCTION_REFLECTED), config, Scorer("/no/such/model", POOL, "/no/ledger"))
     assert selected.schema().base_schema == SELECTED
     rows = by_id(selected)
     assert rows["plain"]["selected_instruction"] == "new instruction"
     assert rows["rejected"]["selected_instruction"] == "old instruction"
     assert rows["left"]["selected_instruction"] is None
-    recycled = select_responses(dataset(RESPONSE_REFLECTED), config, POOL, "/no/such/model", "/no/ledger")
+    recycled = select_responses(dataset(RESPONSE_REFLECTED), config, Scorer("/no/such/model", POOL, "/no/ledger"))
     assert recycled.schema().base_schema == RECYCLED
     rows = by_id(recycled)
     outcomes = {row_id: row["outcome"] for row_id, row in rows.items()}
@@ -200,7 +201,7 @@ def test_instructions_are_chosen_by_the_students_scores(
 ) -> None:
     config = SelectConfig(policy=policy)
     pool = POOL.model_copy(update={"max_tokens": 300})
-    rows = by_id(select_instructions(dataset(INSTRUCTION_REFLECTED), config, pool, tiny_model, str(tmp_path)))
+    rows = by_id(select_instructions(dataset(INSTRUCTION_REFLECTED), config, Scorer(tiny_model, pool, str(tmp_path))))
     scorer = StudentScorer(tiny_model, pool)
     for name in ("plain", "with_input"):
         row = rows[name]
@@ -228,7 +229,7 @@ def test_responses_are_chosen_by_the_students_scores(
 ) -> None:
     config = SelectConfig(keep_unreflected_responses=keep)
     pool = POOL.model_copy(update={"max_tokens": 300})
-    rows = by_id(select_responses(dataset(RESPONSE_REFLECTED), config, pool, tiny_model, str(tmp_path)))
+    rows = by_id(select_responses(dataset(RESPONSE_REFLECTED), config, Scorer(tiny_model, pool, str(tmp_path))))
     for name in ("plain", "with_input"):
         row = rows[name]
         old, new = row["rifd_selected"], row["rifd_better_response"]
@@ -248,7 +249,7 @@ def test_an_input_without_the_columns_is_refused_by_name(local_ray: None) -> Non
 
     rows = ray.data.from_arrow(pa.table({"row_id": ["r"]}))
     with pytest.raises(ValueError, match=r"select_instructions: columns .*better_instruction"):
-        select_instructions(rows, SelectConfig(), POOL, "m", "/no/ledger")
+        select_instructions(rows, SelectConfig(), Scorer("m", POOL, "/no/ledger"))
 
 
 def test_a_misspelt_policy_is_an_error() -> None:

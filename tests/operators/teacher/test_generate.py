@@ -7,7 +7,7 @@ import pytest
 import ray
 from transformers import AutoTokenizer
 
-from operators.reflect.parse_replies import Reflection, parse_reply
+from operators.reflect.parse_replies import Parsed, parse_reply
 from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, reply_schema, response_reflection_prompt
 from operators.teacher.calls import CALLS, REPLIES
 from operators.teacher.config import TeacherConfig
@@ -68,7 +68,7 @@ def test_real_engine_gives_parsable_reflections_and_a_row_for_every_failure(demo
         row = rows[number]
         assert row["prompt_tokens"] > 50
         parsed = parse_reply(row["reply"], row["finish_reason"], "json", RESPONSE_CRITERIA, RESPONSE_SECTIONS)
-        assert isinstance(parsed, Reflection) or row["finish_reason"] == "length", row["reply"]
+        assert isinstance(parsed, Parsed) or row["finish_reason"] == "length", row["reply"]
     assert rows["4"]["reply"] is None
     assert "1024" in rows["4"]["error"]
     assert (rows["5"]["generated_tokens"], rows["5"]["finish_reason"]) == (3, "length")
