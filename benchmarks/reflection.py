@@ -35,7 +35,8 @@ TEXT = "Explain in a few words why the sea is salt and what follows from it for 
 
 def write_rows(path: str, first: int, stop: int) -> None:
     """A part at a time, so that the peak of the driver's memory is the pipeline's and not this function's."""
-    same = {"input": "", "origin": "benchmark", "escaped": False, "outcome": ""}
+    same = dict.fromkeys(("input", "turns_before", "turns_after", "extra", "ignored_columns", "outcome"), "")
+    same |= {"origin": "benchmark", "escaped": False}
     with pq.ParquetWriter(path, RAW) as writer:
         for start in range(first, stop, PART):
             names = [f"{number:032x}" for number in range(start, min(start + PART, stop))]

@@ -58,7 +58,7 @@ def uses(*sections: str) -> dict[str, Any]:
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray"},
-    code_version="2",
+    code_version="3",
     metadata=uses("source", "deduplicate", "decontaminate"),
 )
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:

@@ -6,6 +6,7 @@ what the text said, a tokenizer sees ordinary characters. Text without a marker 
 
 import functools
 import re
+from typing import Any
 
 # Full-width brackets and bars (DeepSeek's own bar is U+FF5C) count as their ASCII twins: some tokenizers fold them.
 _OPEN, _CLOSE, _BAR = "[<＜]", "[>＞]", "[|｜]"
@@ -58,16 +59,21 @@ def escape(text: str, special_tokens: frozenset[str]) -> str:
 
 
 def special_tokens_of(model: str) -> frozenset[str]:
-    """The strings that the tokenizer of `model` (a folder or hub id) encodes as control tokens.
-
-    A special token that is a plain word or bare punctuation (some models pad with `!`) is left out: it occurs in
-    ordinary text, which must not change.
-    """
+    """The texts of the control tokens of `model`, a folder or hub id; see `control_tokens`."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    flagged = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return frozenset(token for token in flagged | set(tokenizer.all_special_tokens) if is_marker(token))
+    return frozenset(control_tokens(AutoTokenizer.from_pretrained(model, trust_remote_code=False)).values())
+
+
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+    """Id and text of each control token of a Hugging Face tokenizer: a special token that is a marker.
+
+    A special token that is a plain word or bare punctuation is none (some models pad with `!`): it occurs in ordinary
+    text, where it means nothing but itself.
+    """
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {number: text for number, text in special.items() if is_marker(text)}
 
 
 def is_marker(token: str) -> bool:

@@ -22,14 +22,22 @@ def _extend(schema: pa.Schema, **columns: pa.DataType) -> pa.Schema:
     return pa.schema([*schema, *(pa.field(name, kind) for name, kind in columns.items())])
 
 
-# raw_instructions: what the source said, normalised. `origin` is the file; `escaped` says that chat markup
-# inside the texts was broken up so that no tokenizer takes it for a control token.
+# raw_instructions: what the source said, normalised. Of a dialogue, instruction and response are the pair that is
+# reflected on; `turns_before` (system prompt and earlier turns) and `turns_after` are JSON lists of objects with role
+# and content, "" if there are none. `extra` is a JSON object of the columns that `source.pass_through` names, else "".
+# `ignored_columns` is a JSON list of the record's other columns that are not empty and that nothing reads, else "".
+# `origin` is the file; `escaped` says that chat markup inside the texts was broken up so that no tokenizer takes it for
+# a control token.
 RAW = pa.schema(
     [
         ("row_id", _TEXT),
         ("instruction", _TEXT),
         ("input", _TEXT),
         ("response", _TEXT),
+        ("turns_before", _TEXT),
+        ("turns_after", _TEXT),
+        ("extra", _TEXT),
+        ("ignored_columns", _TEXT),
         ("origin", _TEXT),
         ("escaped", pa.bool_()),
         ("outcome", _TEXT),

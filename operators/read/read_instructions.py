@@ -192,11 +192,23 @@ def _row(piece: Piece, record: Record, config: ReadConfig, special_tokens: froze
     if texts.reason:
         kept = [without_surrogates(text[:KEPT_CHARS]) for text in texts[:3]]
         row_id = _hash([origin, record.position, without_surrogates(record.raw) or kept])
-        return (row_id, *kept, origin, False, f"quarantined:{texts.reason}", piece.file, record.position)
+        return (
+            row_id,
+            *kept,
+            "",
+            "",
+            "",
+            "",
+            origin,
+            False,
+            f"quarantined:{texts.reason}",
+            piece.file,
+            record.position,
+        )
     row_id = row_id_of(*texts[:3])
     safe = [escape(text, special_tokens) for text in texts[:3]]
     outcome = columns.HELD_OUT if _is_held_out(row_id, config) else columns.ACTIVE
-    return (row_id, *safe, origin, safe != list(texts[:3]), outcome, piece.file, record.position)
+    return (row_id, *safe, "", "", "", "", origin, safe != list(texts[:3]), outcome, piece.file, record.position)
 
 
 def _is_held_out(row_id: str, config: ReadConfig) -> bool:

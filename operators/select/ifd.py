@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from operators.chat_markup import control_tokens
 from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, user_text
 from operators.student.pool import StudentPoolConfig
 
@@ -154,7 +155,7 @@ def target_spans(tokenizer: "PreTrainedTokenizerBase", asked: str, target: str, 
         return error.reason
     if len(encoded.input_ids) > max_tokens:
         return "over_max_tokens"
-    control = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control = control_tokens(tokenizer)
     start = next(place for place, label in enumerate(encoded.labels) if label != IGNORED)
     end = next((place for place in range(start, len(encoded.labels)) if encoded.labels[place] in control), None)
     target_ids = encoded.input_ids[start:end]

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from operators.chat_markup import control_tokens
+
 if TYPE_CHECKING:  # seconds to import, and most processes that encode nothing import this module
     from transformers import PreTrainedTokenizerBase
 
@@ -116,7 +118,7 @@ def _render_by_prefix(
             f"the example's {len(whole)}; use a template with {{% generation %}} marks",
         )
     # Some templates write a line break after the end-of-turn token; no model ever generates it.
-    special = _control_tokens(tokenizer)
+    special = control_tokens(tokenizer)
     ends = [place for place in range(len(prompt), len(whole)) if whole[place] in special]
     end = ends[-1] + 1 if ends else len(whole)
     return whole, [len(prompt) <= place < end for place in range(len(whole))]
@@ -127,14 +129,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **o
     return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options))
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
-
-
 def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, input_ids: list[int]) -> None:
     """The template writes a fixed number of control tokens; any more came out of the texts."""
-    special = _control_tokens(tokenizer)
+    special = control_tokens(tokenizer)
     bare = _render(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}])
     found, written = (sum(token in special for token in ids) for ids in (input_ids, bare))
     if found != written:

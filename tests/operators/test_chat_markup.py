@@ -1,10 +1,11 @@
 """Chat markup in data is broken up, and nothing else is touched."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
-from operators.chat_markup import escape, is_marker, special_tokens_of
+from operators.chat_markup import control_tokens, escape, is_marker, special_tokens_of
 
 NONE: frozenset[str] = frozenset()
 LLAMA_2 = frozenset({"<s>", "</s>", "<unk>"})
@@ -119,3 +120,15 @@ def test_any_run_of_brackets_is_handled_and_stable() -> None:
         text = "".join(random_state.choices("<>|[]_/ -a1｜＞\n", k=random_state.randint(1, 12)))
         safe = escape(text, LLAMA_2)
         assert escape(safe, LLAMA_2) == safe, repr(text)
+
+
+def test_a_pad_token_that_is_bare_punctuation_or_a_word_is_no_control_token() -> None:
+    added = {0: ("!", True), 1: ("<s>", True), 2: ("</s>", True), 3: ("pad", True), 4: ("<note>", False)}
+    tokenizer = SimpleNamespace(
+        added_tokens_decoder={
+            n: SimpleNamespace(content=text, special=special) for n, (text, special) in added.items()
+        },
+        all_special_ids=[0, 5],
+        all_special_tokens=["!", "<|end|>"],
+    )
+    assert control_tokens(tokenizer) == {1: "<s>", 2: "</s>", 5: "<|end|>"}

@@ -32,7 +32,7 @@ TEXTS = [
 def held_out(texts: list[tuple[str, str, str | None, str]], blocks: int = 1) -> Any:
     import ray
 
-    rows = [dict(zip(RAW.names, (*text, "here", False, HELD_OUT), strict=True)) for text in texts]
+    rows = [dict(zip(RAW.names, (*text, "", "", "", "", "here", False, HELD_OUT), strict=True)) for text in texts]
     return ray.data.from_arrow([pa.Table.from_pylist(rows[start::blocks], schema=RAW) for start in range(blocks)])
 
 
