@@ -13,10 +13,12 @@ class TeacherConfig(StageConfig):
 
     backend: Literal["vllm", "openai", "scripted"] = Field("vllm", description="vllm actors, an endpoint, or the fake")
     model: str = Field(description="folder, hub id or package:<wheel>; for openai the name the endpoint knows")
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature; 0 decodes greedily.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of the tokens that are sampled from.")
     seed: int = Field(0, ge=0, description="on GPUs and endpoints it is part of every call's own seed")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the weights and activations of vllm; auto takes the model's own."
+    )
     max_model_len: int = Field(4096, ge=256, description="prompt and reply together, tokens")
     replicas: Operational[int | tuple[int, int]] = Field(1, description="engines, or (min, max) for an autoscaled pool")
     device: Operational[Literal["gpu", "cpu"]] = Field(
@@ -29,7 +31,9 @@ class TeacherConfig(StageConfig):
     )
     concurrent_batches: Operational[int] = Field(8, ge=1, description="batches in flight in one engine")
     max_num_seqs: Operational[int] = Field(256, ge=1, description="sequences an engine decodes at once")
-    cpu_kv_cache_gib: Operational[int] = Field(1, ge=1)
+    cpu_kv_cache_gib: Operational[int] = Field(
+        1, ge=1, description="Memory of the key-value cache of an engine on CPUs, in GiB."
+    )
     cpu_threads: Operational[int] = Field(1, ge=1, description="threads of an engine on CPUs")
     max_attempts: Operational[int] = Field(3, ge=1, description="calls that failed this often are not made again")
     max_failed_share: Operational[float] = Field(
