@@ -1,4 +1,4 @@
-"""Live progress: stages report rows and tokens from anywhere on the cluster, the driver draws one line a stage.
+"""Live progress: stages report rows and tokens from anywhere on the cluster, the driver shows one bar or line a stage.
 
 Reports go to one small named actor and are fire-and-forget: progress can never slow or fail a stage.
 """
@@ -6,14 +6,17 @@ Reports go to one small named actor and are fire-and-forget: progress can never 
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 BOARD_NAME = "recycle_progress"
-DRAW_EVERY_S = 0.5
+SHOW_EVERY_S = 0.5
 LOG_EVERY_S = 10.0  # where the output is no terminal
 
 
@@ -67,13 +70,19 @@ def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | 
     board.report.remote(stage, rows, tokens, total, note)
 
 
+def format_rate(progress: StageProgress) -> str:
+    """Tokens a second since the stage began; empty in its first second and where tokens are not counted."""
+    elapsed = progress.seen - progress.started
+    return f"{progress.tokens / elapsed:.0f} tokens/s" if progress.tokens and elapsed > 1 else ""
+
+
 def format_stage(stage: str, progress: StageProgress) -> str:
     """One line: rows, rate and time left, as far as they are known."""
     elapsed = max(progress.seen - progress.started, 1e-9)
     parts = [f"{stage:<24}", f"{progress.rows}/{progress.total if progress.total is not None else '?'} rows"]
     if progress.tokens:
         parts.append(f"{progress.tokens} tokens")
-        parts.append(f"{progress.tokens / elapsed:.0f} tokens/s" if elapsed > 1 else "")
+        parts.append(format_rate(progress))
     if progress.total and 0 < progress.rows < progress.total:
         parts.append(f"{elapsed / progress.rows * (progress.total - progress.rows):.0f} s left")
     if progress.total and not progress.rows:
@@ -83,13 +92,15 @@ def format_stage(stage: str, progress: StageProgress) -> str:
 
 
 class ProgressLines:
-    """Context manager of the driver: starts the board, draws while inside, leaves the last state of each stage."""
+    """Context manager of the driver: starts the board, shows it while inside, and leaves the last state of each stage.
+
+    A terminal gets a bar a stage, anything else a line whenever something has changed.
+    """
 
     def __init__(self, out: TextIO = sys.stderr) -> None:
-        self._out = out
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._draw_until_stopped, daemon=True)
-        self._last_line = ""
+        self._thread = threading.Thread(target=self._show_until_stopped, daemon=True)
+        self._display: Bars | Lines = Bars(out) if out.isatty() else Lines(out)
         self._board: Any = None
 
     def __enter__(self) -> Self:
@@ -103,32 +114,79 @@ class ProgressLines:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        self._display.close()
         ray.kill(self._board)
 
     def wait_for(self, stage: str, rows: int) -> None:
         """Block until a stage has reported this many rows; reports travel on their own."""
         while ray.get(self._board.snapshot.remote()).get(stage, StageProgress()).rows < rows:
-            self._stop.wait(DRAW_EVERY_S / 10)
+            self._stop.wait(SHOW_EVERY_S / 10)
 
-    def _draw_until_stopped(self) -> None:
-        interactive = self._out.isatty()
-        shown: dict[str, str] = {}
-        while not self._stop.wait(DRAW_EVERY_S if interactive else LOG_EVERY_S):
-            self._draw(shown, interactive)
-        self._draw(shown, interactive)
+    def _show_until_stopped(self) -> None:
+        while not self._stop.wait(self._display.every_s):
+            self._show()
+        self._show()
 
-    def _draw(self, shown: dict[str, str], interactive: bool) -> None:
+    def _show(self) -> None:
         try:
             stages: dict[str, StageProgress] = ray.get(self._board.snapshot.remote(), timeout=5)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
             return
+        self._display.show(stages)
+
+
+class Lines:
+    """For a file: one line for each stage that has changed."""
+
+    every_s = LOG_EVERY_S
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._shown: dict[str, str] = {}
+
+    def show(self, stages: Mapping[str, StageProgress]) -> None:
+        """Write what has changed since the last call."""
         for stage, progress in stages.items():
             line = format_stage(stage, progress)
-            if shown.get(stage) == line:
-                continue
-            if interactive and stage in shown and stage == list(shown)[-1]:
-                self._out.write(f"\x1b[1A\x1b[2K{line}\n")
-            else:
+            if self._shown.get(stage) != line:
                 self._out.write(f"{line}\n")
-            shown[stage] = line
+            self._shown[stage] = line
         self._out.flush()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Bars:
+    """For a terminal: one bar a stage, with rows, rate, time left and a note."""
+
+    every_s = SHOW_EVERY_S
+
+    def __init__(self, out: TextIO) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<24}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[rows]}", markup=False),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(file=out),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, stages: Mapping[str, StageProgress]) -> None:
+        """Draw the stages; the first call starts the drawing."""
+        self._progress.start()
+        for stage, progress in stages.items():
+            rows = f"{progress.rows}/{'?' if progress.total is None else progress.total} rows"
+            texts = {"rows": rows, "rate": format_rate(progress), "note": progress.note}
+            if stage not in self._tasks:
+                self._tasks[stage] = self._progress.add_task(stage, total=progress.total, **texts)
+            self._progress.update(self._tasks[stage], completed=progress.rows, total=progress.total, **texts)
+
+    def close(self) -> None:
+        """Leave the last state on the terminal; a stage that never knew its total is full."""
+        for task in self._progress.tasks:
+            if task.total is None:
+                self._progress.update(task.id, total=task.completed)
+        self._progress.stop()

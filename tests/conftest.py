@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_cherry_1500.json"
+ALPACA_LIKE = REPOSITORY / "tests" / "data" / "alpaca_like.json"
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> str
 
 @pytest.fixture(scope="session")
 def alpaca() -> Path:
-    """1,500 real Alpaca records, where the shared folder is present."""
-    if not ALPACA.is_file():
-        pytest.skip(f"{ALPACA} is not here; it is never committed")
-    return ALPACA
+    """1,500 real Alpaca records where the shared folder is present, else 40 of the same kind that we wrote."""
+    return ALPACA if ALPACA.is_file() else ALPACA_LIKE

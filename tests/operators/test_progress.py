@@ -1,11 +1,14 @@
-"""One line a stage, from reports of any process; without a board a report does nothing."""
+"""One bar or line a stage, from reports of any process; without a board a report does nothing."""
 
 import io
+import os
+import pty
+import re
 
 import pytest
 import ray
 
-from operators.progress import ProgressLines, StageProgress, format_stage, report_progress
+from operators.progress import Bars, Lines, ProgressLines, StageProgress, format_stage, report_progress
 
 
 def test_a_line_has_rows_rate_and_time_left() -> None:
@@ -35,6 +38,33 @@ def test_a_stage_that_waits_for_its_engine_says_so() -> None:
     waiting = StageProgress(rows=0, total=40, started=0.0, seen=2.0)
     assert "starting" in format_stage("reflect", waiting)
     assert "starting" not in format_stage("reflect", StageProgress(rows=1, total=40, started=0.0, seen=2.0))
+
+
+def test_a_file_gets_a_line_only_when_something_has_changed() -> None:
+    out = io.StringIO()
+    lines = Lines(out)
+    at_work = {"pack": StageProgress(rows=1, total=4, started=0.0, seen=2.0)}
+    lines.show(at_work)
+    lines.show(at_work)
+    lines.show({"pack": StageProgress(rows=4, total=4, started=0.0, seen=3.0)})
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/4", "4/4"]
+
+
+def test_a_terminal_gets_a_bar_with_rows_rate_and_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "xterm")
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        bars = Bars(terminal)
+        bars.show({"train": StageProgress(rows=10, tokens=500, total=40, note="[loss] 2.0", started=0.0, seen=10.0)})
+        bars.show({"pack": StageProgress(rows=3, started=0.0, seen=10.0)})
+        bars.close()
+    drawn = os.read(reader, 100_000).decode()
+    os.close(reader)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
+    assert re.search(r"train +[━╸╺]{20} 10/40 rows 50 tokens/s \S+ \[loss\] 2.0", plain)
+    assert re.search(r"pack +━{20} 3/\? rows", plain.splitlines()[-1])
+    assert drawn.rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
 
 
 @pytest.mark.usefixtures("local_ray")

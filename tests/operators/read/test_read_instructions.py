@@ -254,6 +254,7 @@ def test_the_demo_source_is_whole() -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_real_alpaca_records_are_all_accounted_for(alpaca: Path) -> None:
     rows = read(alpaca)
-    assert len(rows) == len(json.loads(alpaca.read_text(encoding="utf-8")))
-    assert outcomes(rows)[""] > 1_400
+    num_records = len(json.loads(alpaca.read_text(encoding="utf-8")))
+    assert len(rows) == num_records
+    assert outcomes(rows)[""] > 0.94 * num_records
     assert len(read(alpaca, limit=24)) == 24
