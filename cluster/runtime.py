@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = ("flows", "operators", "kernels", "cluster")
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UPLOADED_PACKAGE = "_ray_pkg_"
 HOME_VARIABLE = "RECYCLE_HOME"
@@ -91,6 +92,8 @@ def _runtime_env() -> dict[str, object]:
     """Workers must import this repository: by path on this machine, by upload on a cluster of others."""
     if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
         return {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
+    if not (REPOSITORY / "pyproject.toml").is_file():  # installed: this is site-packages, which is gigabytes
+        return {"py_modules": [str(REPOSITORY / package) for package in PACKAGES]}
     return {"working_dir": str(REPOSITORY), "excludes": EXCLUDED_FROM_UPLOAD}
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from cluster.runtime import REPOSITORY
 from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.release import ReleaseConfig
 from operators.models import PACKAGE_PREFIX
@@ -112,6 +113,7 @@ def load_config(path: Path, overrides: list[str]) -> RunConfig:
     Raises:
         ConfigError: the file is missing or no YAML, an override is malformed, or a value is not allowed.
     """
+    path = _shipped(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -176,4 +178,10 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return path if "://" in path else str(_shipped(Path(path).expanduser()).absolute())
+
+
+def _shipped(path: Path) -> Path:
+    """`configs/...` of the installation, where the working directory has no such file."""
+    ours = REPOSITORY / path
+    return ours if path.parts[:1] == ("configs",) and not path.exists() and ours.exists() else path

@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import dagster as dg
@@ -14,6 +13,7 @@ from operators.models import model_revision
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
 from operators.reflect.reflect_responses import ABOUT as RESPONSES
 
+VERSION = "0.1.0"  # of the project: pyproject.toml reads it here, since uploaded code has no package metadata
 REFLECTIONS = (INSTRUCTIONS, RESPONSES)
 SHAPING = ("source", "deduplicate", "decontaminate", "reflect", "filter", "select", "score")  # sections that shape rows
 
@@ -32,7 +32,7 @@ def lineage_of(run: Run, specs: Mapping[str, dg.AssetSpec]) -> dict[str, Any]:
     prompts = {about.stage: about.prompt(*texts, form) for about in REFLECTIONS}
     revision = model_revision(run.teacher.model) if teacher.backend == "vllm" else ""
     return {
-        "version": version("recycle-and-train"),
+        "version": VERSION,
         "source": {"files": [file for source in sources for file in source.get("made_from", {}).get("files", [])]},
         "refreshes": {key: manifest["fingerprint"] for key, manifest in manifests.items()},
         "code": {asset: spec.code_version for asset, spec in specs.items()},

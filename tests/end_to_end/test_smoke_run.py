@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,11 +16,38 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
-def run_flow(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`bin` of an environment with the project from its wheel and the rest from the environment of the tests."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for name in filter(None, tracked.stdout.split("\0")):
+        copy = folder / "source" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / name, copy)
+    wheels, home = folder / "wheels", folder / "home"
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, folder / "source"]
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *build], check=True, capture_output=True)
+    [wheel] = wheels.iterdir()
+    venv.create(home, with_pip=False)
+    here = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+    others = sysconfig.get_path("purelib")  # whose own .pth files, with the editable install, are not read from there
+    (here / "others.pth").write_text(f"{others}\n")
+    install = ["install", "--no-deps", "--no-index", "--ignore-installed", wheel]
+    python = home / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "--quiet", *install], check=True, capture_output=True, env=without_our_path())
+    return home / "bin"
+
+
+def without_our_path() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def run_flow(command: Sequence[str | Path], cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "flows/recycle_and_train.py", "--config", "configs/smoke.yaml", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "RAY_ADDRESS": "local", **environment},
+        [*command, "--config", "configs/smoke.yaml", *arguments],
+        cwd=cwd,
+        env={**without_our_path(), "RAY_ADDRESS": "local"},
         capture_output=True,
         text=True,
         timeout=800,
@@ -25,9 +56,37 @@ def run_flow(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.slow
-def test_the_command_gives_a_student_and_a_report_and_then_has_nothing_to_do(tmp_path: Path, tiny_model: str) -> None:
+def test_all_code_and_data_of_the_project_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    script = """
+from importlib.metadata import files
+from pathlib import Path
+import cluster, flows, kernels, operators
+import kernels.hyper_attention.gpu.forward, operators.report.report
+print(*(Path(package.__file__).parent.parent for package in (cluster, flows, kernels, operators)))
+print(*sorted(str(file) for file in files("recycle-and-train")))
+"""
+    python = installed / "python"
+    ran = subprocess.run(
+        [python, "-c", script], cwd=tmp_path, env=without_our_path(), capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    folders, files = (line.split() for line in ran.stdout.splitlines())
+    [folder] = set(folders)
+    assert Path(folder).is_relative_to(installed.parent)
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    packaged = ("flows/", "operators/", "kernels/", "cluster/", "configs/")
+    missing = {name for name in tracked.stdout.splitlines() if name.startswith(packaged)} - set(files)
+    assert {name for name in missing if not name.endswith("README.md")} == set()
+
+
+@pytest.mark.slow
+def test_the_installed_command_gives_a_student_and_a_report_and_then_has_nothing_to_do(
+    installed: Path, tmp_path: Path, tiny_model: str
+) -> None:
     settings = [f"storage={tmp_path}", f"student.model={tiny_model}"]
-    first = run_flow(*settings)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    first = run_flow([installed / "recycle-and-train"], empty, *settings)
     assert first.returncode == 0, first.stderr + (log_of(tmp_path))
     figures = json.loads((tmp_path / "reports" / "smoke.json").read_text())
     assert figures["rows"]["source"] == 32
@@ -46,7 +105,7 @@ def test_the_command_gives_a_student_and_a_report_and_then_has_nothing_to_do(tmp
     AutoModelForCausalLM.from_pretrained(student, use_safetensors=True)
 
     ledger = sorted((tmp_path / "ledger").rglob("*.parquet"))
-    second = run_flow(*settings)
+    second = run_flow([installed / "recycle-and-train"], empty, *settings)
     assert second.returncode == 0, second.stderr
     assert "everything was up to date: no teacher call, no training" in second.stdout
     assert sorted((tmp_path / "ledger").rglob("*.parquet")) == ledger
@@ -54,7 +113,8 @@ def test_the_command_gives_a_student_and_a_report_and_then_has_nothing_to_do(tmp
 
 @pytest.mark.slow
 def test_the_plan_executes_nothing(tmp_path: Path) -> None:
-    planned = run_flow("--plan", f"storage={tmp_path}/storage")
+    script = [sys.executable, "flows/recycle_and_train.py"]
+    planned = run_flow(script, REPOSITORY, "--plan", f"storage={tmp_path}/storage")
     assert planned.returncode == 0, planned.stderr
     assert "raw_instructions          new" in planned.stdout
     assert "30 new calls, 0 from the ledger, 0 over-long" in planned.stdout

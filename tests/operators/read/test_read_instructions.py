@@ -247,7 +247,7 @@ def test_held_out_rows_follow_id_and_salt_alone() -> None:
 def test_the_demo_source_is_whole() -> None:
     path = Path(__file__).resolve().parents[3] / "configs" / "demo_instructions.jsonl"
     rows = read(path)
-    assert outcomes(rows) == {"": 32}
+    assert outcomes(rows) == {"": 48}
     assert any(row["input"] for row in rows)
 
 
