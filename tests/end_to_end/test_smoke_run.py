@@ -89,7 +89,7 @@ def test_the_installed_command_gives_a_student_and_a_report_and_then_has_nothing
     first = run_flow([installed / "recycle-and-train"], empty, *settings)
     assert first.returncode == 0, first.stderr + (log_of(tmp_path))
     figures = json.loads((tmp_path / "reports" / "smoke.json").read_text())
-    assert figures["rows"]["source"] == 32
+    assert figures["rows"]["source"] == 48
     assert figures["conservation"]["holds"]
     assert {"calls", "cached_calls", "prompt_tokens", "generated_tokens", "seconds"} <= set(figures["teacher"])
     asked = [stage["teacher"] for stage in figures["stages"] if stage["asset"].endswith("_reflections")]
@@ -117,7 +117,7 @@ def test_the_plan_executes_nothing(tmp_path: Path) -> None:
     planned = run_flow(script, REPOSITORY, "--plan", f"storage={tmp_path}/storage")
     assert planned.returncode == 0, planned.stderr
     assert "raw_instructions          new" in planned.stdout
-    assert "30 new calls, 0 from the ledger, 0 over-long" in planned.stdout
+    assert "41 new calls, 0 from the ledger, 0 over-long" in planned.stdout
     assert not (tmp_path / "storage" / "assets").exists()
     assert not (tmp_path / "storage" / "ledger").exists()
 
