@@ -1,5 +1,6 @@
-"""The shape of the repository: small files, the agreed top level, and no clash with Hugging Face's `kernels`."""
+"""The shape of the repository: small files, tests that mirror the code, and no clash with Hugging Face's `kernels`."""
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -12,8 +13,11 @@ PACKAGES = ("flows", "operators", "kernels", "cluster")
 MODULES = sorted(file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py"))
 MOST_LINES = 300
 TOP_LEVEL = {
-    "pyproject.toml", "flows", "operators", "kernels", "cluster", "tests", "configs",
-    "README.md", "Makefile", ".ci", "docs", "benchmarks", "LICENSE", ".gitignore",
+    "pyproject.toml", "flows", "operators", "kernels", "cluster", "tests", "configs", "README.md", "CONTRIBUTING.md",
+    "CHANGELOG.md", "SECURITY.md", "Makefile", ".ci", "docs", "benchmarks", "LICENSE", ".gitignore",
+}  # fmt: skip
+# Modules with logic whose tests lie under another name, because they are one thing only together with others.
+TESTED_BY = {
 }  # fmt: skip
 
 
@@ -25,11 +29,27 @@ def test_a_module_is_small_and_says_what_it_is_for(module: Path) -> None:
         assert text.startswith(('"""', "#!/usr/bin/env python\n"))
 
 
+def test_a_module_with_logic_has_a_test_file_of_its_name() -> None:
+    with_logic = {str(module.relative_to(REPOSITORY)) for module in MODULES if _has_logic(module)}
+    without = {name for name in with_logic if not (REPOSITORY / _test_of(name)).is_file()}
+    assert without - TESTED_BY.keys() == set(), f"write {', '.join(map(_test_of, sorted(without - TESTED_BY.keys())))}"
+    assert TESTED_BY.keys() - without == set(), "these have a test file of their name now, or are gone"
+    assert {test for test in TESTED_BY.values() if not (REPOSITORY / test).exists()} == set()
+
+
 def test_the_top_level_is_the_agreed_one() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if tracked.returncode:
-        pytest.skip("not a git checkout")
-    assert {name.split("/")[0] for name in tracked.stdout.splitlines()} <= TOP_LEVEL
+    assert {name.split("/")[0] for name in _tracked()} <= TOP_LEVEL
+
+
+def test_nothing_is_tracked_that_git_ignores() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert tracked.stdout == "", "a tracked link or folder of this name would replace the real one in every checkout"
 
 
 def test_our_kernels_do_not_pass_for_hugging_faces() -> None:
@@ -45,3 +65,25 @@ def test_the_flow_is_executable() -> None:
     flow = REPOSITORY / "flows" / "recycle_and_train.py"
     assert os.access(flow, os.X_OK)
     assert flow.read_text().startswith("#!/usr/bin/env python\n")
+
+
+def _tracked() -> list[str]:
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    return tracked.stdout.splitlines()
+
+
+def _test_of(module: str) -> str:
+    path = Path("tests") / module
+    return str(path.with_name(f"test_{path.name}"))
+
+
+def _has_logic(module: Path) -> bool:
+    """Whether a function of the module does more than return one expression."""
+    functions = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.FunctionDef)]
+    return any(len([line for line in function.body if not _is_text(line)]) > 1 for function in functions)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
