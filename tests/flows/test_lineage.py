@@ -1,0 +1,31 @@
+"""What a published data set was made from can be said of code that was uploaded and never installed."""
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+
+from cluster.runtime import REPOSITORY
+from flows.config import load_config
+from flows.lineage import VERSION, lineage_of
+from flows.recycle_and_train import GRAPH
+from flows.run import open_run
+
+
+def test_it_names_version_models_and_prompts_word_for_word(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_installed(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    settings = [f"storage={tmp_path}", f"student.model={tiny_model}"]
+    run = open_run(load_config(REPOSITORY / "configs" / "smoke.yaml", settings), GRAPH.specs)
+    lineage = lineage_of(run, GRAPH.specs)
+    assert lineage["version"] == VERSION
+    assert lineage["student"]["model"] == tiny_model
+    assert lineage["prompts"].keys() == {"reflect_instructions", "reflect_responses"}
+    for prompt in lineage["prompts"].values():
+        assert prompt["sha256"] == hashlib.sha256(prompt["text"].encode()).hexdigest()
+        assert "<instruction>" in prompt["text"]
