@@ -25,11 +25,14 @@ from flows.checks import CHECKS
 from flows.graph import CONFIG_KEYS, Graph
 from flows.launch import run_flow
 from flows.lineage import lineage_of
+from flows.releases import evaluate_config, models_of
 from flows.run import Run, rows_where, stage_summaries
 from flows.schedules import definitions
 from operators.columns import HELD_OUT
 from operators.evaluate.evaluate import evaluate
 from operators.evaluate.release import release as decide_release
+from operators.evaluate.release_history import ReleaseHistory
+from operators.evaluate.results import Evaluation
 from operators.publish.publish import publish
 from operators.read.drop_contaminated import drop_contaminated, evaluation_index
 from operators.read.drop_near_duplicates import drop_near_duplicates
@@ -178,21 +181,28 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
 
 
 @dg.asset(
-    group_name="evaluate", kinds={"ray", "vllm"}, code_version="1", metadata=uses("evaluate", "teacher", "student")
+    group_name="evaluate", kinds={"ray", "vllm"}, code_version="2", metadata=uses("evaluate", "teacher", "student")
 )
 def evaluation(held_out: Dataset, student: dict[str, Any], run: RunResource) -> Recipe:
-    """The student against the model it was made from: loss on held-out records, and the teacher's judgement."""
+    """The student against its base model and earlier students: loss on held-out records, the teacher's judgement."""
     ledger = run.ledger()
-    evaluated = partial(evaluate, held_out, run.config.evaluate, run.student, student["folder"], run.teacher, ledger)
-    return Recipe(evaluated, metrics=lambda _: ledger.metrics())
+
+    def build() -> dict[str, Any]:
+        models = models_of(run, student["version"], student["folder"])
+        return evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger).model_dump(mode="json")
+
+    return Recipe(build, metrics=lambda _: ledger.metrics())
 
 
-@dg.asset(group_name="evaluate", code_version="1", metadata=uses("release"))
+@dg.asset(group_name="evaluate", code_version="2", metadata=uses("release"))
 def release(evaluation: dict[str, Any], student: dict[str, Any], run: RunResource) -> Recipe:
     """Whether the student replaces the released one, and why."""
-    return Recipe(
-        partial(decide_release, evaluation, student["version"], run.path("released.json"), run.config.release)
-    )
+
+    def build() -> dict[str, Any]:
+        found, history = Evaluation.model_validate(evaluation), ReleaseHistory(run.config.storage)
+        return decide_release(found, student["version"], history, run.config.release).model_dump(mode="json")
+
+    return Recipe(build)
 
 
 @dg.asset(group_name="evaluate", kinds={"html"}, code_version="1", metadata=uses("report"))

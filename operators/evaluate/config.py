@@ -1,5 +1,9 @@
 """What is compared, where the two models run, and the reasons why a row has no loss."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
 from pydantic import Field
 
 from operators.stage import Operational
@@ -12,10 +16,44 @@ OVER_LONG, NOT_FINITE = "over_max_tokens", "not_finite"
 class EvaluateConfig(StudentPoolConfig):
     """What is compared, and where the two models run."""
 
-    num_samples: int = Field(32, ge=0, le=MAX_SAMPLES, description="held-out rows that both models answer")
-    max_new_tokens: int = Field(256, ge=1, description="of one sample answer")
-    repetition_penalty: float = Field(1.0, gt=0, description="1 is plain greedy decoding")
-    generate_rows: Operational[int] = Field(16, ge=1, description="answers decoded at once by one actor")
-    judge: bool = Field(True, description="have the teacher compare the sample answers")
-    judge_critique: bool = Field(True, description="the judge explains itself before it scores")
-    judge_max_tokens: int = Field(256, ge=16, description="of one verdict")
+    num_samples: int = Field(
+        32, ge=0, le=MAX_SAMPLES, description="Number of held-out rows that both models answer and the judge compares."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Longest sample answer in tokens.")
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="Factor by which the score of a token that was used already is lowered; 1 lowers none."
+    )
+    generate_rows: Operational[int] = Field(
+        16, ge=1, description="Number of sample answers that one actor decodes at once."
+    )
+    judge: bool = Field(True, description="Whether the teacher compares the sample answers.")
+    judge_critique: bool = Field(True, description="Whether the judge explains itself before it scores.")
+    judge_max_tokens: int = Field(256, ge=16, description="Longest verdict of the judge in tokens.")
+
+    def following(self, *, gpus_per_worker: float, longest_pack: int) -> Self:
+        """Fill in what the configuration does not name: the student's GPUs, and rows at least as long as its packs.
+
+        A model that is trained on GPUs would take days to evaluate on one CPU thread, and one that is trained on long
+        rows says little about itself on short ones.
+
+        Args:
+            gpus_per_worker: of the student's training.
+            longest_pack: `pack.max_tokens`.
+        """
+        follows = {"gpus_per_actor": gpus_per_worker, "max_tokens": max(self.max_tokens, longest_pack)}
+        return self.model_copy(update={key: new for key, new in follows.items() if key not in self.model_fields_set})
+
+
+@dataclass(frozen=True)
+class TrainedAttention:
+    """The attention that a student was trained with, and is measured with.
+
+    Attributes:
+        name: "hyper_attention", or any other name for exact attention.
+        sizes: fields of `kernels.hyper_attention.HyperAttentionConfig`.
+        layers: which layers use it; the others are exact.
+    """
+
+    name: str = "sdpa"
+    sizes: dict[str, Any] = field(default_factory=dict)
+    layers: str | Sequence[int] = "all"

@@ -1,84 +1,134 @@
 """Compares the student with its base model on rows that neither was trained on: loss, sample answers, judged wins.
 
 Each model is loaded once by a pool of actors of its own, the base model's pool before the student's, so that an actor
-never holds two models and the pools never wait for each other's CPUs.
+never holds two models and the pools never wait for each other's CPUs. An earlier student is not measured again: what
+was measured of every row when it was new is kept (`Models.rows`), and is compared on the rows that both have.
 """
 
 import heapq
-import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from operators.columns import RAW
-from operators.evaluate.config import NOT_FINITE, EvaluateConfig
-from operators.evaluate.judge import Sample, judge_samples, tally
+from operators.evaluate.config import EvaluateConfig, TrainedAttention
+from operators.evaluate.judge import judge_samples, tally, verdicts
+from operators.evaluate.results import Comparison, Evaluation, Sample
+from operators.evaluate.rows import (
+    ROWS,
+    answers_of,
+    change_on_common_rows,
+    compare_losses,
+    join_measurements,
+    read_rows,
+    write_rows,
+)
 from operators.progress import report_progress
 from operators.stage import require_columns
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
+TEXTS = ("row_id", "instruction", "input", "response", "turns_before", "turns_after")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """An earlier student: its version, its role ("released" or "best"), and where its evaluation's rows lie."""
+
+    version: str
+    role: str
+    rows: str
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is compared.
+
+    Attributes:
+        base: folder or hub id of the model that was trained on.
+        student: folder of the student.
+        rows: where to keep what was measured of every row, path or URI of a Parquet file.
+        attention: with which the student was trained.
+        rivals: earlier students.
+    """
+
+    base: str
+    student: str
+    rows: str
+    attention: TrainedAttention = field(default_factory=TrainedAttention)
+    rivals: Sequence[Rival] = ()
+
 
 def evaluate(
-    held_out: Dataset, config: EvaluateConfig, base: str, student: str, teacher: TeacherConfig, ledger: Ledger
-) -> dict[str, Any]:
-    """Measure base model and student on the held-out rows.
+    held_out: Dataset, config: EvaluateConfig, models: Models, teacher: TeacherConfig, ledger: Ledger
+) -> Evaluation:
+    """Measure base model and student on the held-out rows, and compare the student with earlier ones.
 
     The samples are the rows of lowest row id; ids are hashes, so this is a random choice that does not change while
-    the rows are there.
+    the rows are there. Losses are nats per response token, noise off, weighted by tokens.
 
     Columns in:
-        columns.RAW; `outcome` is not looked at.
-
-    Returns:
-        held_out_loss: base, student: nats per response token, noise off, weighted by tokens, None where there is no
-        row or a row's loss is not finite; num_tokens, num_rows: that were scored; unscored: rows by reason.
-        samples: dicts of row_id, instruction, input, reference, base, student (greedy answers), base_tokens,
-        student_tokens, and if judged verdict, scores, unparsed; unanswered: samples whose prompt leaves no room.
-        judge: `judge.tally`, or None if nothing was judged.
+        columns.RAW; `outcome` is not read.
 
     Raises:
         ValueError: a column is missing, or base and student do not read the same tokens.
     """
     num_rows = held_out.count()
     if not num_rows:
-        return {"held_out_loss": _compare_losses(_Losses(), _Losses()), "samples": [], "unanswered": 0, "judge": None}
-    require_columns("evaluate", RAW.names, held_out.columns() or [])
+        return Evaluation(attention=models.attention.name)
+    require_columns("evaluate", [name for name in TEXTS if name in RAW.names], held_out.columns() or [])
     sample_ids = _lowest_ids(held_out, config.num_samples)
     report_progress("evaluate", total=2 * num_rows)
-    base_losses, base_answers = _measure(held_out, base, sample_ids, config)
-    student_losses, student_answers = _measure(held_out, student, sample_ids, config)
-    samples = _side_by_side(_texts(held_out, sample_ids), base_answers, student_answers)
-    result: dict[str, Any] = {
-        "held_out_loss": _compare_losses(base_losses, student_losses),
-        "samples": samples,
-        "unanswered": len(sample_ids) - len(samples),
-        "judge": None,
-    }
+    base = _measure(held_out, models.base, sample_ids, config, TrainedAttention())
+    student = _measure(held_out, models.student, sample_ids, config, models.attention)
+    rows = join_measurements(base, student)
+    write_rows(rows, models.rows)
+    samples = _side_by_side(_texts(held_out, sample_ids), rows)
+    unanswered = len(sample_ids) - len(samples)
+    judged = partial(
+        judge_samples,
+        teacher=teacher,
+        ledger=ledger,
+        max_tokens=config.judge_max_tokens,
+        critique=config.judge_critique,
+    )
     if config.judge and samples:
-        judged = judge_samples(samples, teacher, ledger, config.judge_max_tokens, critique=config.judge_critique)
-        result |= {"samples": judged, "judge": tally(judged)}
-    return result
+        samples = judged(samples)
+    return Evaluation(
+        held_out_loss=compare_losses(rows),
+        samples=tuple(samples),
+        unanswered=unanswered,
+        judge=tally(samples) if config.judge and samples else None,
+        attention=models.attention.name,
+        rivals=tuple(_compare(rows, samples, rival, judged if config.judge else None) for rival in models.rivals),
+        rows=models.rows,
+    )
 
 
-@dataclass
-class _Losses:
-    """Sums over the rows that a model scored."""
-
-    nll: float = 0.0
-    num_tokens: int = 0
-    num_rows: int = 0
-    unscored: Counter[str] = field(default_factory=Counter)
-
-    def mean(self) -> float | None:
-        """Nats per token; None where it would hide that there are no rows, or rows without a finite loss."""
-        return self.nll / self.num_tokens if self.num_tokens and not self.unscored[NOT_FINITE] else None
+def _compare(rows: pa.Table, samples: Sequence[Sample], rival: Rival, judged: Any) -> Comparison:
+    earlier = read_rows(rival.rows)
+    if earlier is None:
+        earlier = ROWS.empty_table()
+    answers = answers_of(earlier, "student")
+    pairs = [
+        sample.model_copy(
+            update={"base": answers[sample.row_id].text, "base_tokens": answers[sample.row_id].num_tokens}
+        )
+        for sample in samples
+        if sample.row_id in answers
+    ]
+    return Comparison(
+        version=rival.version,
+        role=rival.role,
+        change=change_on_common_rows(rows, earlier),
+        judge=verdicts(judged(pairs)) if judged and pairs else None,
+    )
 
 
 def _lowest_ids(held_out: Dataset, num_samples: int) -> list[str]:
@@ -99,81 +149,41 @@ def _texts(held_out: Dataset, sample_ids: Sequence[str]) -> list[dict[str, Any]]
 
 
 def _rows_of(rows: pa.Table, row_ids: list[str]) -> pa.Table:
-    texts = rows.select(["row_id", "instruction", "input", "response"])
+    texts = rows.select([name for name in TEXTS if name in rows.column_names])
     return texts.filter(pc.is_in(texts["row_id"], pa.array(row_ids, pa.string())))
 
 
 def _measure(
-    held_out: Dataset, model: str, sample_ids: Sequence[str], config: EvaluateConfig
-) -> tuple[_Losses, dict[str, dict[str, Any]]]:
-    from operators.evaluate.model_actor import ModelActor  # imports torch, which the driver does without
+    held_out: Dataset, model: str, sample_ids: Sequence[str], config: EvaluateConfig, attention: TrainedAttention
+) -> pa.Table:
+    from operators.evaluate.model_actor import MEASURED, ModelActor  # imports torch, which the driver does without
 
     measured = held_out.map_batches(
         ModelActor,
-        fn_constructor_kwargs={"model": model, "sample_ids": sample_ids, "config": config},
+        fn_constructor_kwargs={"model": model, "sample_ids": sample_ids, "config": config, "attention": attention},
         batch_size=config.batch_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=config.actors),
         **config.resources(),
     )
-    summaries = measured.map_batches(_summarise, batch_format="pyarrow", num_cpus=0.5)
-    losses = _Losses()
-    answers: dict[str, dict[str, Any]] = {}
-    for summary in summaries.iter_rows():
-        _add(losses, json.loads(summary["losses"]))
-        answers |= {row["row_id"]: row for row in json.loads(summary["answers"])}
-    return losses, answers
+    blocks: list[pa.Table] = ray.get(measured.to_arrow_refs())
+    return pa.concat_tables([MEASURED.empty_table(), *(block for block in blocks if block.num_rows)])
 
 
-def _summarise(measured: pa.Table) -> pa.Table:
-    scored = measured.filter(pc.is_valid(measured["nll"]))
-    losses = {
-        "nll": pc.sum(scored["nll"]).as_py() or 0.0,
-        "num_tokens": pc.sum(scored["num_tokens"]).as_py() or 0,
-        "num_rows": scored.num_rows,
-        "unscored": Counter(measured["unscored"].drop_null().to_pylist()),
-    }
-    answers = measured.filter(pc.is_valid(measured["answer"])).select(["row_id", "answer", "answer_tokens"])
-    return pa.table({"losses": [json.dumps(losses)], "answers": [json.dumps(answers.to_pylist())]})
-
-
-def _add(losses: _Losses, more: dict[str, Any]) -> None:
-    losses.nll += more["nll"]
-    losses.num_tokens += more["num_tokens"]
-    losses.num_rows += more["num_rows"]
-    losses.unscored.update(more["unscored"])
-
-
-def _compare_losses(base: _Losses, student: _Losses) -> dict[str, Any]:
-    both = base.mean() is not None and student.mean() is not None
-    if both and base.num_tokens != student.num_tokens:
-        raise ValueError(
-            f"evaluate: the student reads {student.num_tokens} held-out tokens, its base model {base.num_tokens}; "
-            "they must share tokenizer and chat template"
-        )
-    return {
-        "base": base.mean(),
-        "student": student.mean(),
-        "num_tokens": base.num_tokens,
-        "num_rows": base.num_rows,
-        "unscored": dict(base.unscored | student.unscored),
-    }
-
-
-def _side_by_side(
-    texts: Iterable[dict[str, Any]], base: dict[str, dict[str, Any]], student: dict[str, dict[str, Any]]
-) -> list[Sample]:
+def _side_by_side(texts: Sequence[dict[str, Any]], rows: pa.Table) -> list[Sample]:
+    base, student = answers_of(rows, "base"), answers_of(rows, "student")
     return [
-        {
-            "row_id": row["row_id"],
-            "instruction": row["instruction"],
-            "input": row["input"],
-            "reference": row["response"],
-            "base": base[row["row_id"]]["answer"],
-            "student": student[row["row_id"]]["answer"],
-            "base_tokens": base[row["row_id"]]["answer_tokens"],
-            "student_tokens": student[row["row_id"]]["answer_tokens"],
-        }
+        Sample(
+            row_id=row["row_id"],
+            instruction=row["instruction"],
+            input=row["input"] or "",
+            reference=row["response"],
+            turns_before=row.get("turns_before") or "",
+            base=base[row["row_id"]].text,
+            student=student[row["row_id"]].text,
+            base_tokens=base[row["row_id"]].num_tokens,
+            student_tokens=student[row["row_id"]].num_tokens,
+        )
         for row in texts
         if row["row_id"] in base and row["row_id"] in student
     ]

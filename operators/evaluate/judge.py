@@ -16,18 +16,18 @@ import pyarrow as pa
 import ray
 
 from operators.chat_markup import escape
+from operators.evaluate.results import LOSS, TIE, UNPARSED, WIN, Judgement, Sample, Verdicts
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
 STAGE = "judge"
 BASE_FIRST, STUDENT_FIRST = "base_first", "student_first"
 ORDERS = (BASE_FIRST, STUDENT_FIRST)
-WIN, TIE, LOSS, UNPARSED = "win", "tie", "loss", "unparsed"
 LOWEST, HIGHEST = 1, 10
 LENGTH_TOLERANCE = 0.2  # of the longer answer
 
-Sample = dict[str, Any]
 Scores = tuple[float, float]
+Replies = dict[str, tuple[str | None, str | None]]
 
 _QUESTION: Final = (
     "Two assistants, A and B, were given the same request. Compare their answers.\n\n{texts}\n\n"
@@ -44,23 +44,22 @@ def judge_samples(
     """Have every pair of answers judged in both orders; identical answers tie without a call.
 
     Args:
-        samples: each with row_id, instruction, input, base and student (the two answers).
+        samples: held-out rows with two answers, `base` and `student`.
         teacher: the judge.
         ledger: keeps the judge's replies; only calls that it lacks are made.
         max_tokens: of one verdict.
         critique: whether the judge explains itself before it scores.
 
     Returns:
-        The samples in their order with `verdict` (of the student: win, tie, loss, unparsed), `scores` (order ->
-        [base, student], null if unparsed) and `unparsed` (order -> reason).
+        The samples in their order, each with verdict, scores and reasons.
     """
-    different = [sample for sample in samples if sample["base"] != sample["student"]]
-    replies: dict[str, tuple[str | None, str | None]] = {}
+    different = [sample for sample in samples if sample.base != sample.student]
+    replies: Replies = {}
     if different:
         calls = ray.data.from_arrow(_calls(different, max_tokens, verdict_schema(critique=critique), critique))
         for row in ledger.answer(calls, teacher, STAGE).iter_rows():
             replies[row["row_id"]] = row["reply"], row["finish_reason"]
-    return [sample | _judged(sample, replies) for sample in samples]
+    return [sample.model_copy(update=_judged(sample, replies)) for sample in samples]
 
 
 def verdict_schema(*, critique: bool) -> str:
@@ -73,9 +72,21 @@ def verdict_schema(*, critique: bool) -> str:
     )
 
 
-def judge_prompt(instruction: str, input_text: str, answer_a: str, answer_b: str, *, critique: bool) -> str:
-    """Ask for a score of each answer; every text is fenced, and chat markup inside is broken up."""
-    texts = {"request": instruction, "input": input_text, "answer A": answer_a, "answer B": answer_b}
+def judge_prompt(
+    instruction: str, input_text: str, answer_a: str, answer_b: str, turns_before: str = "", *, critique: bool
+) -> str:
+    """Ask for a score of each answer; every text is fenced, and chat markup inside is broken up.
+
+    Args:
+        instruction: what both assistants were asked.
+        input_text: what it was asked about; "" if there is none.
+        answer_a: the answer that is shown first.
+        answer_b: the other one.
+        turns_before: the dialogue before the instruction, a JSON list of {"role", "content"}; "" if there is none.
+        critique: whether the judge explains itself before it scores.
+    """
+    texts = {"conversation before": _transcript(turns_before)} if turns_before else {}
+    texts |= {"request": instruction, "input": input_text, "answer A": answer_a, "answer B": answer_b}
     texts = {name: escape(text or "", frozenset()) for name, text in texts.items()}
     code = hashlib.sha256(json.dumps(list(texts.values())).encode()).hexdigest()[:12]
     shown = [f"<{name} {code}>\n{text}\n</{name} {code}>" for name, text in texts.items() if text or name != "input"]
@@ -119,26 +130,35 @@ def pair_verdict(base_first: Scores | None, student_first: Scores | None) -> str
     return WIN if sum(signs) > 0 else LOSS
 
 
-def tally(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Counts and rates over judged samples.
+def tally(samples: Sequence[Sample]) -> Judgement:
+    """Counts and rates over judged samples."""
+    matched = [sample for sample in samples if lengths_match(sample.base_tokens, sample.student_tokens)]
+    reasons = Counter(reason for sample in samples for reason in sample.unparsed.values())
+    return Judgement(
+        **verdicts(samples).model_dump(),
+        unparsed=sum(sample.verdict == UNPARSED for sample in samples),
+        unparsed_reasons=dict(reasons),
+        length_matched=verdicts(matched),
+        mean_tokens={
+            "base": _mean(sample.base_tokens for sample in samples),
+            "student": _mean(sample.student_tokens for sample in samples),
+        },
+    )
 
-    Args:
-        samples: from `judge_samples`, with `base_tokens` and `student_tokens`.
 
-    Returns:
-        num_pairs (verdicts parsed), wins, ties, losses, win_margin: (wins - losses) / num_pairs, sign_test_p: two-sided
-        over wins and losses; unparsed: pairs; unparsed_reasons: calls by reason; length_matched: the same counts for
-        pairs whose lengths differ by less than a fifth; mean_tokens of base and student.
-    """
-    matched = [sample for sample in samples if lengths_match(sample["base_tokens"], sample["student_tokens"])]
-    reasons = Counter(reason for sample in samples for reason in sample["unparsed"].values())
-    return {
-        **_counts(samples),
-        "unparsed": sum(sample["verdict"] == UNPARSED for sample in samples),
-        "unparsed_reasons": dict(reasons),
-        "length_matched": _counts(matched),
-        "mean_tokens": {name: _mean(sample[f"{name}_tokens"] for sample in samples) for name in ("base", "student")},
-    }
+def verdicts(samples: Sequence[Sample]) -> Verdicts:
+    """Wins, ties and losses of the student over judged samples."""
+    counts = Counter(sample.verdict for sample in samples)
+    wins, ties, losses = counts[WIN], counts[TIE], counts[LOSS]
+    pairs = wins + ties + losses
+    return Verdicts(
+        num_pairs=pairs,
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        win_margin=(wins - losses) / pairs if pairs else None,
+        sign_test_p=sign_test_p(wins, losses) if pairs else None,
+    )
 
 
 def lengths_match(one: int, other: int) -> bool:
@@ -157,51 +177,37 @@ def _calls(samples: Sequence[Sample], max_tokens: int, schema: str, critique: bo
     calls = []
     for sample in samples:
         for order in ORDERS:
-            answers = (sample["base"], sample["student"])
-            prompt = judge_prompt(
-                sample["instruction"],
-                sample["input"] or "",
-                *(answers if order == BASE_FIRST else answers[::-1]),
-                critique=critique,
-            )
+            answers = (sample.base, sample.student) if order == BASE_FIRST else (sample.student, sample.base)
+            prompt = judge_prompt(sample.instruction, sample.input, *answers, sample.turns_before, critique=critique)
             messages = json.dumps([{"role": "user", "content": prompt}], ensure_ascii=False)
-            calls.append((f"{sample['row_id']}:{order}", messages, schema, max_tokens))
+            calls.append((f"{sample.row_id}:{order}", messages, schema, max_tokens))
     kinds = {"row_id": pa.string(), "messages": pa.string(), "schema": pa.string(), "max_tokens": pa.int32()}
     columns = zip(*calls, strict=True)
     return pa.table({name: pa.array(column, kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)})
 
 
-def _judged(sample: Sample, replies: dict[str, tuple[str | None, str | None]]) -> Sample:
-    if sample["base"] == sample["student"]:
+def _judged(sample: Sample, replies: Replies) -> dict[str, Any]:
+    """The fields of a sample that its verdict fills."""
+    if sample.base == sample.student:
         return {"verdict": TIE, "scores": dict.fromkeys(ORDERS), "unparsed": {}}
     scores: dict[str, Scores | None] = {}
     unparsed: dict[str, str] = {}
     for order in ORDERS:
-        parsed = parse_verdict(*replies.get(f"{sample['row_id']}:{order}", (None, None)))
+        parsed = parse_verdict(*replies.get(f"{sample.row_id}:{order}", (None, None)))
         if isinstance(parsed, str):
             scores[order], unparsed[order] = None, parsed
         else:
             scores[order] = parsed if order == BASE_FIRST else (parsed[1], parsed[0])
-    verdict = pair_verdict(scores[BASE_FIRST], scores[STUDENT_FIRST])
     return {
-        "verdict": verdict,
-        "scores": {order: pair and list(pair) for order, pair in scores.items()},
+        "verdict": pair_verdict(scores[BASE_FIRST], scores[STUDENT_FIRST]),
+        "scores": scores,
         "unparsed": unparsed,
     }
 
 
-def _counts(samples: Sequence[Sample]) -> dict[str, Any]:
-    verdicts = Counter(sample["verdict"] for sample in samples)
-    wins, ties, losses = verdicts[WIN], verdicts[TIE], verdicts[LOSS]
-    pairs = wins + ties + losses
-    return {
-        "num_pairs": pairs,
-        "wins": wins,
-        "ties": ties,
-        "losses": losses,
-        "win_margin": (wins - losses) / pairs if pairs else None,
-        "sign_test_p": sign_test_p(wins, losses) if pairs else None,
-    }
+def _transcript(turns: str) -> str:
+    """The turns as a person reads them: the role, a colon, and what was said."""
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in json.loads(turns)) if turns else ""
 
 
 def _mean(values: Iterable[int]) -> float | None:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyarrow as pa
 
-from operators.evaluate.config import NOT_FINITE, OVER_LONG, EvaluateConfig
+from operators.evaluate.config import NOT_FINITE, OVER_LONG, EvaluateConfig, TrainedAttention
 from operators.progress import report_progress
 from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer
 from operators.student.greedy_answers import greedy_answers
@@ -27,17 +28,20 @@ MEASURED = pa.schema(
 class ModelActor:
     """Ray Data actor of `evaluate`: RAW rows in, MEASURED rows out."""
 
-    def __init__(self, model: str, sample_ids: Sequence[str], config: EvaluateConfig) -> None:
+    def __init__(
+        self, model: str, sample_ids: Sequence[str], config: EvaluateConfig, attention: TrainedAttention
+    ) -> None:
         self._tokenizer = load_tokenizer(model)
         self._model = load_causal_lm(model, config)
-        self._sample_ids, self._config = frozenset(sample_ids), config
+        self._sample_ids, self._config, self._attention = frozenset(sample_ids), config, attention
         self._limit = longest_context(self._model, config.max_tokens)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Measure a batch."""
         records = [self._encode(row) for row in rows.select(["row_id", "instruction", "input", "response"]).to_pylist()]
-        self._score([record for record in records if record["unscored"] is None])
-        self._answer([record for record in records if record["row_id"] in self._sample_ids and record["encoded"]])
+        with attending(self._model, self._attention):
+            self._score([record for record in records if record["unscored"] is None])
+            self._answer([record for record in records if record["row_id"] in self._sample_ids and record["encoded"]])
         report_progress("evaluate", rows=rows.num_rows)
         return pa.Table.from_pylist(records, schema=MEASURED)
 
@@ -74,6 +78,17 @@ class ModelActor:
         )
         for (record, _), (answer, num_tokens) in zip(fitting, answers, strict=True):
             record |= {"answer": answer, "answer_tokens": num_tokens}
+
+
+def attending(model: Any, attention: TrainedAttention) -> AbstractContextManager[object]:
+    """Inside the context the model attends as it was trained to."""
+    if attention.name != "hyper_attention":
+        return nullcontext()
+    from kernels.hyper_attention import HyperAttentionConfig
+    from kernels.hyper_attention.huggingface import patched_attention
+
+    sizes = HyperAttentionConfig(**{"mode": "causal_local", **attention.sizes})
+    return patched_attention(model, sizes, attention.layers)
 
 
 def prompt_of(encoded: Encoded) -> list[int]:

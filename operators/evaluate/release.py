@@ -1,154 +1,158 @@
-"""Decides whether a new student takes the place of the released one, and moves the pointer to it in one step.
+"""Decides whether a new student takes the place of the released one.
 
-Readers of the pointer file see the old student or the new one, never half a file: locally the file is written aside
-and renamed over the old one, and on an object store a PUT is atomic.
+It has to be no worse than the released student on the held-out rows that both were measured on, by a paired bootstrap
+over the rows; no worse than the best student so far by more than a bound, so that many small steps down do not add up;
+and it has to win often enough, ties counted, where answers were judged.
 """
 
-import datetime
-import json
-import math
-import os
-import uuid
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-from pyarrow import fs
 from pydantic import Field
 
+from operators.evaluate.release_history import Pointer, ReleaseHistory
+from operators.evaluate.results import BEST, RELEASED, Comparison, Evaluation, PairedChange, Release, Verdicts
 from operators.stage import StageConfig
+
+Check = tuple[bool, str]  # whether it passed, and what was compared, in words
 
 
 class ReleaseConfig(StageConfig):
-    """How much worse a new student may be, and how clearly it has to win."""
+    """How much worse a new student may be, how sure one has to be, and how clearly it has to win."""
 
     max_loss_increase: float = Field(
-        0.0, description="held-out loss that the new student may lose against the released one, nats per token"
+        0.0,
+        description="Largest allowed increase in held-out loss over the released student, in nats per token.",
+    )
+    min_confidence: float = Field(
+        0.9,
+        ge=0.5,
+        le=0.99,
+        description="Share of the resampled held-out sets (a bootstrap over rows) in which the new student has to stay "
+        "within max_loss_increase; 0.5 asks for the measured loss alone.",
+    )
+    min_rows: int = Field(
+        10, ge=1, description="Smallest number of scored held-out rows on which a student may be released."
+    )
+    max_drift: float = Field(
+        0.02,
+        ge=0,
+        description="Largest allowed increase in held-out loss over the best student so far, in nats per token.",
     )
     min_win_margin: float = Field(
-        0.0, ge=-1, le=1, description="smallest (wins - losses) / pairs against the base model; -1 asks for nothing"
+        0.0,
+        ge=-1,
+        le=1,
+        description="Smallest allowed (wins - losses) / judged pairs, ties counted as pairs; -1 asks for nothing.",
     )
 
 
-def release(evaluation: dict[str, Any], version: str, released_path: str, config: ReleaseConfig) -> dict[str, Any]:
-    """Point `released_path` at a new student unless it is worse than the one that is released.
+def release(evaluation: Evaluation, version: str, history: ReleaseHistory, config: ReleaseConfig) -> Release:
+    """Release a student, or refuse to; either is recorded in the history.
 
-    The held-out set grows with every refresh, so a recorded loss is compared by its distance from the base model's
-    loss on the same set; while the set stays the same, that is the recorded loss itself. Without a released student
-    the base model is the measure. A second call for a released version changes nothing.
+    Without a released student the base model is the measure. A second call for a released version changes nothing, and
+    a version that a person took back is not released again.
 
     Args:
-        evaluation: from `evaluate`; `held_out_loss` and `judge` are read.
-        version: the new student's folder name under students/.
-        released_path: path or pyarrow URI of the pointer file.
-        config: the margins.
-
-    Returns:
-        released: bool; version; previous: the version released before, or None; reasons: what was compared, in words.
+        evaluation: of the student.
+        version: the student's folder name under students/.
+        history: of the storage.
+        config: the bounds.
 
     Raises:
-        ValueError: the pointer file is there but cannot be read.
+        ValueError: the pointer or the history cannot be read.
     """
-    current = read_release(released_path)
-    if current and current["version"] == version:
-        return _answer(True, version, current.get("previous"), [f"{version} is released already"])
-    previous = current["version"] if current else None
-    checks = [_check_loss(evaluation["held_out_loss"], current, config), _check_wins(evaluation.get("judge"), config)]
-    passed = all(good for good, _ in checks)
-    if passed:
-        record = {
-            "version": version,
-            "previous": previous,
-            "released_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "held_out_loss": evaluation["held_out_loss"],
-            "win_margin": (evaluation.get("judge") or {}).get("win_margin"),
-        }
-        _write_whole(released_path, json.dumps(record, indent=2, allow_nan=False).encode())
-    return _answer(passed, version, previous, [reason for _, reason in checks])
+    current = history.current()
+    if current and current.version == version:
+        return Release(
+            released=True, version=version, previous=current.previous, reasons=(f"{version} is released already",)
+        )
+    checks = list(_checks(evaluation, version, current, history, config))
+    passed, reasons = all(good for good, _ in checks), tuple(reason for _, reason in checks)
+    history.record("released" if passed else "refused", version, evaluation, reasons)
+    return Release(released=passed, version=version, previous=current.version if current else None, reasons=reasons)
 
 
-def read_release(released_path: str) -> dict[str, Any] | None:
-    """The record in the pointer file; None if nothing was ever released.
+def _checks(
+    evaluation: Evaluation, version: str, current: Pointer | None, history: ReleaseHistory, config: ReleaseConfig
+) -> Iterator[Check]:
+    if history.is_rolled_back(version):
+        yield False, f"a person rolled {version} back; `rollback {version}` releases it again"
+    loss = evaluation.held_out_loss
+    yield _check_rows(loss.num_rows, config)
+    if loss.base is None or loss.student is None:
+        yield False, "held-out loss: there is none to compare"
+    else:
+        against = _rival(evaluation, RELEASED, current.version if current else None)
+        if current is None:
+            yield _check_loss(loss.change, "the base model", config)
+        elif against is not None and against.change.num_rows:
+            yield _check_rows(against.change.num_rows, config, f", those that released {current.version} has too")
+            yield _check_loss(against.change, f"released {current.version}", config)
+        else:
+            yield _check_recorded(loss.base, loss.student, current, config)
+        best = _rival(evaluation, BEST, None)
+        if best is not None and best.change.estimate is not None:
+            yield _check_drift(best, config)
+    yield _check_wins(evaluation.judge, evaluation.judge.unparsed if evaluation.judge else 0, "the base model", config)
+    rival = _rival(evaluation, RELEASED, current.version if current else None)
+    if rival is not None and rival.judge is not None:
+        yield _check_wins(rival.judge, 0, f"released {rival.version}", config)
 
-    Raises:
-        ValueError: the file holds no release record.
-    """
-    filesystem, path = _open(released_path)
-    if filesystem.get_file_info(path).type == fs.FileType.NotFound:
-        return None
-    with filesystem.open_input_stream(path) as stream:
-        content = stream.read()
-    try:
-        record = json.loads(content)
-    except ValueError:
-        record = None
-    if not _is_record(record):
-        raise ValueError(f"release: {released_path} holds no release record; restore or remove it")
-    found: dict[str, Any] = record
-    return found
+
+def _rival(evaluation: Evaluation, role: str, version: str | None) -> Comparison | None:
+    """The comparison with the rival in this role; with `version`, only if it is about that one."""
+    found = (one for one in evaluation.rivals if one.role == role and version in (None, one.version))
+    return next(found, None) if role == BEST or version else None
 
 
-def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or not isinstance(record.get("version"), str):
-        return False
-    loss = record.get("held_out_loss")
-    return isinstance(loss, dict) and _is_loss(loss.get("base")) and _is_loss(loss.get("student"))
+def _check_rows(num_rows: int, config: ReleaseConfig, which: str = "") -> Check:
+    good = num_rows >= config.min_rows
+    judged = "enough" if good else "too few"
+    return good, f"{num_rows} scored held-out rows{which}: {judged} (release.min_rows={config.min_rows})"
 
 
-def _check_loss(loss: dict[str, Any], current: dict[str, Any] | None, config: ReleaseConfig) -> tuple[bool, str]:
-    base, student = loss["base"], loss["student"]
-    if not _is_loss(base) or not _is_loss(student):
-        return False, "held-out loss: there is none to compare"
-    against, limit = "the base model", base
-    if current:
-        recorded = current["held_out_loss"]
-        against, limit = f"released {current['version']}", recorded["student"] + (base - recorded["base"])
+def _check_loss(change: PairedChange, against: str, config: ReleaseConfig) -> Check:
+    worst, estimate = change.at(config.min_confidence), change.estimate
+    if worst is None or estimate is None:
+        return False, f"held-out loss against {against}: there is none to compare"
+    measured = estimate if config.min_confidence == 0.5 else max(worst, estimate)
+    good = measured <= config.max_loss_increase
+    sure = f", {worst:+.4f} at release.min_confidence={config.min_confidence:g}" if config.min_confidence > 0.5 else ""
+    return good, (
+        f"held-out loss {estimate:+.4f} nats per token against {against} on {change.num_rows} rows{sure}: "
+        f"{'not worse' if good else 'worse'} (release.max_loss_increase={config.max_loss_increase:g})"
+    )
+
+
+def _check_recorded(base: float, student: float, current: Pointer, config: ReleaseConfig) -> Check:
+    """Against a recorded loss, where no row is left that both were measured on: distances from base models count."""
+    recorded = current.held_out_loss
+    limit = (recorded.student or 0.0) + (base - (recorded.base or 0.0))
     good = student <= limit + config.max_loss_increase
     return good, (
-        f"held-out loss {student:.4f} against {limit:.4f} of {against}: "
-        f"{'not worse' if good else 'worse'} (release.max_loss_increase={config.max_loss_increase})"
+        f"held-out loss {student:.4f} against {limit:.4f} of released {current.version}, as recorded: "
+        f"{'not worse' if good else 'worse'} (release.max_loss_increase={config.max_loss_increase:g})"
     )
 
 
-def _check_wins(judge: dict[str, Any] | None, config: ReleaseConfig) -> tuple[bool, str]:
+def _check_drift(best: Comparison, config: ReleaseConfig) -> Check:
+    change = best.change.estimate or 0.0
+    good = change <= config.max_drift
+    return good, (
+        f"held-out loss {change:+.4f} nats per token against {best.version}, the best so far: "
+        f"{'within' if good else 'beyond'} release.max_drift={config.max_drift:g}"
+    )
+
+
+def _check_wins(judge: Verdicts | None, unparsed: int, against: str, config: ReleaseConfig) -> Check:
     if judge is None:
         return True, "answers were not judged"
-    if not judge["num_pairs"]:
+    if judge.win_margin is None:
         good = config.min_win_margin <= -1
-        return good, f"judged wins: none of {judge['unparsed']} verdicts could be read"
-    good = judge["win_margin"] >= config.min_win_margin
+        return good, f"judged wins against {against}: none of {unparsed} verdicts could be read"
+    good = judge.win_margin >= config.min_win_margin
     return good, (
-        f"judged {judge['wins']} wins, {judge['ties']} ties, {judge['losses']} losses against the base model: "
-        f"margin {judge['win_margin']:+.3f} {'meets' if good else 'misses'} "
-        f"release.min_win_margin={config.min_win_margin}"
+        f"judged {judge.wins} wins, {judge.ties} ties, {judge.losses} losses against {against}: "
+        f"margin {judge.win_margin:+.3f} {'meets' if good else 'misses'} "
+        f"release.min_win_margin={config.min_win_margin:g}"
     )
-
-
-def _is_loss(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _answer(released: bool, version: str, previous: str | None, reasons: list[str]) -> dict[str, Any]:
-    return {"released": released, "version": version, "previous": previous, "reasons": reasons}
-
-
-def _open(path: str) -> tuple[fs.FileSystem, str]:
-    if "://" in path:
-        filesystem, inner = fs.FileSystem.from_uri(path)
-        return filesystem, inner
-    return fs.LocalFileSystem(), str(Path(path).absolute())
-
-
-def _write_whole(path: str, content: bytes) -> None:
-    filesystem, inner = _open(path)
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        with filesystem.open_output_stream(inner) as stream:
-            stream.write(content)
-        return
-    target = Path(inner)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    with unfinished.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(target)

@@ -1,31 +1,40 @@
 """The recycled data set as others take it: Parquet, Alpaca and chat records, a data set card, and its lineage.
 
-    <folder>/parquet/*.parquet     everything: texts before and after, critiques, scores, outcome
-    <folder>/alpaca/*.jsonl        instruction, input, output: a record a line
-    <folder>/messages/*.jsonl      messages: a user's and an assistant's turn
+    <folder>/parquet/*.parquet     everything: the dialogue, texts before and after, critiques, scores, outcome
+    <folder>/messages/*.jsonl      messages: all turns of the dialogue
+    <folder>/alpaca/*.jsonl        instruction, input, output: a record a line; rows of one turn only
     <folder>/lineage.json          what it was made from: files, prompts, models, configuration, counts
-    <folder>/README.md             the card, for people and for `datasets.load_dataset(<folder>)`; written last
+    <folder>/README.md             the card, for people and for `datasets.load_dataset(<folder>)`
 
-Written by Ray Data tasks, one file a block; nothing is collected.
+Written by Ray Data tasks, one file a block, into a folder beside, which then takes the place of `<folder>`: a
+publication that fails leaves what was there.
 """
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyarrow import fs
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from ray.data import Dataset
 from ray.data.datasource import FilenameProvider
 
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
+from operators.files import UNFINISHED, swap_folder
+from operators.publish.hub import REPOSITORY, push_folder
+from operators.publish.pass_through import Kinds, kinds_of, with_pass_through
 from operators.stage import StageConfig, require_columns
 from operators.student.encode import user_text
 
-CARD = "dataset_card.md.j2"
+CARD, LINEAGE = "README.md", "lineage.json"
+TEMPLATE = "dataset_card.md.j2"
 RENAMED = {
     "row_id": "row_id",
     "final_instruction": "instruction",
@@ -42,51 +51,91 @@ RENAMED = {
     "rifd_better_response": "rifd_better_response",
 }
 ALPACA = ("instruction", "input", "output")
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+PUBLISHED = pa.schema([*(RECYCLED.field(name).with_name(new) for name, new in RENAMED.items()), ("messages", MESSAGES)])
 
 
 class PublishConfig(StageConfig):
     """Configuration of `publish`, the section `publish`."""
 
-    title: str = Field("Recycled instructions", min_length=1, description="of the card")
-    license: str = Field("unknown", pattern=r"^[\w.+-]+$", description="of the source, as an SPDX id or Hugging Face's")
-    language: list[str] = Field(["en"], description="ISO 639 codes")
+    title: str = Field("Recycled instructions", min_length=1, description="Title of the data set card.")
+    license: str = Field(
+        "unknown", pattern=r"^[\w.+-]+$", description="Licence of the source, as an SPDX id or Hugging Face's own."
+    )
+    language: list[str] = Field(["en"], description="Languages of the texts as ISO 639 codes.")
+    hub_repo: str = Field(
+        "",
+        pattern=rf"^({REPOSITORY})?$",
+        description="Data set repository on a Hugging Face hub, as owner/name, to which the published folder is "
+        "pushed; empty pushes nothing, and token and address of the hub come from the environment (HF_TOKEN, "
+        "HF_ENDPOINT).",
+    )
+    hub_private: bool = Field(True, description="Whether a repository that the push creates is private.")
 
 
-def publish(rows: Dataset, folder: str, lineage: dict[str, Any], config: PublishConfig) -> dict[str, Any]:
-    """Write the recycled rows with card and lineage; what lay in `folder` is replaced.
+class Published(BaseModel):
+    """What was published.
+
+    Attributes:
+        folder: where it lies.
+        rows: rows of the data set.
+        alpaca_rows: rows that have an Alpaca record; a dialogue of several turns has none.
+        hub_commit: address of the commit on the hub; "" if nothing was pushed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str
+    rows: int
+    alpaca_rows: int
+    hub_commit: str = ""
+
+
+def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: PublishConfig) -> Published:
+    """Write the recycled rows with card and lineage; what lay in `folder` is replaced once all is written.
 
     Args:
         rows: columns.RECYCLED; rows that were quarantined or dropped are left out, and counted in the lineage.
         folder: absolute path or URI.
         lineage: what the data was made from, JSON; of its keys the card shows source, teacher, student and outcomes.
-        config: what the card says beside it.
+        config: what the card says beside it, and where to push it.
 
-    Returns:
-        folder, and rows: how many were written in each format.
+    Raises:
+        ValueError: a column is missing, the rows are not as many as the lineage says, or a push lacks its token.
     """
     require_columns("publish", RECYCLED.names, rows.columns() or [])
     filesystem, root = fs.FileSystem.from_uri(folder)
-    filesystem.create_dir(root)
-    filesystem.delete_dir_contents(root)
-    published = rows.map_batches(_published, batch_format="pyarrow", num_cpus=0.25)
-    published.write_parquet(f"{root}/parquet", filesystem=filesystem)
-    records = rows.select_columns(["outcome", "input", "final_instruction", "final_response"])
-    for name, take in (("alpaca", _alpaca), ("messages", _messages)):
-        taken = records.map_batches(take, batch_format="pyarrow", num_cpus=0.25)
-        taken.write_json(f"{root}/{name}", filesystem=filesystem, filename_provider=_Lines(), force_ascii=False)
-    num_rows = sum(lineage["outcomes"].get(outcome, 0) for outcome in RECYCLED_OUTCOMES)
-    _put(filesystem, f"{root}/lineage.json", json.dumps(lineage, indent=1, ensure_ascii=False))
-    _put(filesystem, f"{root}/README.md", dataset_card(lineage, num_rows, config))
-    return {"folder": folder, "rows": num_rows}
+    beside = f"{root.rstrip('/')}{UNFINISHED}"
+    if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
+        filesystem.delete_dir(beside)  # an earlier publication broke off
+    filesystem.create_dir(beside, recursive=True)
+    kinds = kinds_of(rows, PUBLISHED.names)
+    num_rows = _write_rows(rows, filesystem, beside, kinds)
+    claimed = sum(lineage["outcomes"].get(outcome, 0) for outcome in RECYCLED_OUTCOMES)
+    if num_rows != claimed:
+        raise ValueError(
+            f"publish: {num_rows} rows were written, the lineage counts {claimed} recycled rows; "
+            "materialise recycled_instructions again"
+        )
+    alpaca_rows = _write_records(rows, filesystem, beside)
+    _put(filesystem, f"{beside}/{LINEAGE}", json.dumps(lineage, indent=1, ensure_ascii=False))
+    _put(filesystem, f"{beside}/{CARD}", dataset_card(lineage, num_rows, alpaca_rows, kinds, config))
+    swap_folder(filesystem, beside, root.rstrip("/"), CARD)
+    pushed = push_folder(filesystem, root, config.hub_repo, private=config.hub_private) if config.hub_repo else ""
+    return Published(folder=folder, rows=num_rows, alpaca_rows=alpaca_rows, hub_commit=pushed)
 
 
-def dataset_card(lineage: dict[str, Any], num_rows: int, config: PublishConfig) -> str:
+def dataset_card(
+    lineage: Mapping[str, Any], num_rows: int, alpaca_rows: int, kinds: Kinds, config: PublishConfig
+) -> str:
     """The card's Markdown, with the header that `datasets` reads; all values are quoted as JSON, which YAML takes."""
     environment = Environment(  # noqa: S701 - Markdown, and every text from outside is quoted
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)
-    return environment.get_template(CARD).render(config=config, lineage=lineage, num_rows=num_rows)
+    return environment.get_template(TEMPLATE).render(
+        config=config, lineage=lineage, num_rows=num_rows, alpaca_rows=alpaca_rows, passed_through=list(kinds)
+    )
 
 
 class _Lines(FilenameProvider):
@@ -99,31 +148,78 @@ class _Lines(FilenameProvider):
         return f"{write_uuid}_{task_index:06}_{block_index:06}.jsonl"
 
 
+def _write_rows(rows: Dataset, filesystem: fs.FileSystem, folder: str, kinds: Kinds) -> int:
+    """The Parquet files; returns how many rows they hold, by their footers."""
+    take = partial(published_table, kinds=kinds)
+    rows.map_batches(take, batch_format="pyarrow", num_cpus=0.25).write_parquet(
+        f"{folder}/parquet", filesystem=filesystem
+    )
+    found = filesystem.get_file_info(fs.FileSelector(f"{folder}/parquet", allow_not_found=True))
+    if not found:  # Ray writes no file for no rows; a reader still needs the columns
+        filesystem.create_dir(f"{folder}/parquet")
+        pq.write_table(PUBLISHED.empty_table(), f"{folder}/parquet/empty.parquet", filesystem=filesystem)
+    return int(pads.dataset(f"{folder}/parquet", filesystem=filesystem, format="parquet").count_rows())
+
+
+def _write_records(rows: Dataset, filesystem: fs.FileSystem, folder: str) -> int:
+    """The JSON lines of both formats; returns how many rows have an Alpaca record."""
+    names = ["outcome", "input", "final_instruction", "final_response", "turns_before", "turns_after"]
+    records = rows.select_columns(names)
+    for name, take in (("alpaca", alpaca_table), ("messages", messages_table)):
+        taken = records.map_batches(take, batch_format="pyarrow", num_cpus=0.25)
+        taken.write_json(f"{folder}/{name}", filesystem=filesystem, filename_provider=_Lines(), force_ascii=False)
+    found = filesystem.get_file_info(fs.FileSelector(f"{folder}/alpaca", allow_not_found=True))
+    return sum(_count_lines(filesystem, info.path) for info in found)
+
+
+def _count_lines(filesystem: fs.FileSystem, path: str) -> int:
+    with filesystem.open_input_stream(path) as stream:
+        lines = 0
+        while chunk := stream.read(1 << 20):
+            lines += chunk.count(b"\n")
+    return lines
+
+
+def published_table(rows: pa.Table, kinds: Kinds) -> pa.Table:
+    """The recycled rows in the columns of `PUBLISHED`, and after them the columns that were passed through.
+
+    Args:
+        rows: columns.RECYCLED.
+        kinds: of the columns that were passed through, from `kinds_of`.
+    """
+    kept = _recycled(rows)
+    table = (
+        kept.select(list(RENAMED)).rename_columns(list(RENAMED.values())).append_column("messages", _dialogues(kept))
+    )
+    return with_pass_through(table.cast(PUBLISHED), kept["extra"], kinds)
+
+
+def alpaca_table(rows: pa.Table) -> pa.Table:
+    """instruction, input, output of the recycled rows that have no other turns: the format has no place for them."""
+    kept = _recycled(rows)
+    alone = pc.and_(*(pc.equal(pc.fill_null(kept[name], ""), "") for name in ("turns_before", "turns_after")))
+    kept = kept.filter(alone).select(["final_instruction", "input", "final_response"])
+    return kept.rename_columns(list(ALPACA))
+
+
+def messages_table(rows: pa.Table) -> pa.Table:
+    """`messages`: all turns of each recycled row."""
+    return pa.table({"messages": _dialogues(_recycled(rows))})
+
+
 def _recycled(rows: pa.Table) -> pa.Table:
     return rows.filter(pc.is_in(rows["outcome"], pa.array(RECYCLED_OUTCOMES)))
 
 
-def _published(rows: pa.Table) -> pa.Table:
-    return _recycled(rows).select(list(RENAMED)).rename_columns(list(RENAMED.values()))
+def _dialogues(rows: pa.Table) -> pa.Array:
+    names = ("final_instruction", "input", "final_response", "turns_before", "turns_after")
+    columns = (rows[name].to_pylist() for name in names)
+    return pa.array([_dialogue(*texts) for texts in zip(*columns, strict=True)], MESSAGES)
 
 
-def _alpaca(rows: pa.Table) -> pa.Table:
-    kept = _recycled(rows).select(["final_instruction", "input", "final_response"])
-    return kept.rename_columns(list(ALPACA))
-
-
-def _messages(rows: pa.Table) -> pa.Table:
-    kept = _alpaca(rows)
-    texts = zip(*(kept[name].to_pylist() for name in ALPACA), strict=True)
-    turns = [
-        [
-            {"role": "user", "content": user_text(instruction, extra)},
-            {"role": "assistant", "content": output},
-        ]
-        for instruction, extra, output in texts
-    ]
-    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    return pa.table({"messages": pa.array(turns, pa.list_(turn))})
+def _dialogue(instruction: str, extra: str, response: str, before: str, after: str) -> list[dict[str, str]]:
+    pair = [{"role": "user", "content": user_text(instruction, extra)}, {"role": "assistant", "content": response}]
+    return [*json.loads(before or "[]"), *pair, *json.loads(after or "[]")]
 
 
 def _put(filesystem: fs.FileSystem, path: str, text: str) -> None:

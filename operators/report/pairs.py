@@ -41,7 +41,7 @@ def _cut_pair(row: dict[str, Any], max_chars: int) -> dict[str, Any]:
     pair = {name: row[name] for name in ("row_id", "origin", "outcome", *REFLECTIONS)}
     pair |= {name: _finite(row[name]) for name in SCORES}
     pair |= {name: cut_text(row[name] or "", max_chars) for name in TEXTS}
-    return pair | {name: _cut_critique(row[name], max_chars) for name in CRITIQUES}
+    return pair | {name: cut_critique(row[name], max_chars) for name in CRITIQUES}
 
 
 def cut_text(text: str, max_chars: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def cut_text(text: str, max_chars: int) -> dict[str, Any]:
     return {"text": text[:max_chars], "num_chars": len(text)}
 
 
-def _cut_critique(critique: str | None, max_chars: int) -> dict[str, dict[str, Any]]:
+def cut_critique(critique: str | None, max_chars: int) -> dict[str, dict[str, Any]]:
     """Criterion -> cut sentence; a critique that is no JSON object is shown as one unnamed criterion."""
     if not critique:
         return {}

@@ -9,9 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import HELD_OUT, RAW
-from operators.evaluate.config import EvaluateConfig
-from operators.evaluate.evaluate import evaluate
+from operators.evaluate.config import EvaluateConfig, TrainedAttention
+from operators.evaluate.evaluate import Models, Rival, evaluate
 from operators.evaluate.model_actor import prompt_of
+from operators.evaluate.results import RELEASED, Evaluation, HeldOutLoss
+from operators.evaluate.rows import read_rows
 from operators.student.encode import encode_example, load_tokenizer
 from operators.student.greedy_answers import greedy_answers
 from operators.student.nll import load_causal_lm
@@ -50,6 +52,10 @@ def other_model(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> st
     return folder
 
 
+def models(folder: Path, base: str, student: str, **more: Any) -> Models:
+    return Models(base, student, str(folder / "rows.parquet"), **more)
+
+
 def independent_loss(folder: str, texts: list[tuple[str, str, str | None, str]]) -> tuple[float, int]:
     """Token-weighted mean by transformers' own loss in float64, one row at a time."""
     tokenizer = load_tokenizer(folder)
@@ -68,31 +74,75 @@ def independent_loss(folder: str, texts: list[tuple[str, str, str | None, str]])
 def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, local_ray: None, tmp_path: Path) -> None:
     config = EvaluateConfig(**POOL)  # type: ignore[arg-type]
     ledger = Ledger(str(tmp_path))
-    result = evaluate(held_out(TEXTS, blocks=2), config, tiny_model, other_model, TEACHER, ledger)
-    loss = result["held_out_loss"]
+    result = evaluate(held_out(TEXTS, blocks=2), config, models(tmp_path, tiny_model, other_model), TEACHER, ledger)
+    loss = result.held_out_loss
     base, num_tokens = independent_loss(tiny_model, TEXTS)
     student, _ = independent_loss(other_model, TEXTS)
-    assert (loss["base"], loss["student"]) == pytest.approx((base, student), rel=1e-4)
+    assert (loss.base, loss.student) == pytest.approx((base, student), rel=1e-4)
     assert base != pytest.approx(student, rel=1e-3), "the two models must differ for this test to mean anything"
-    assert (loss["num_tokens"], loss["num_rows"], loss["unscored"]) == (num_tokens, len(TEXTS), {})
-    assert [sample["row_id"] for sample in result["samples"]] == ["a", "b", "c"]
-    sample = result["samples"][1]
-    assert (sample["instruction"], sample["input"], sample["reference"]) == TEXTS[1][1:]
-    assert 0 < sample["base_tokens"] <= config.max_new_tokens
-    judge = result["judge"]
-    assert judge["num_pairs"] + judge["unparsed"] == 3
-    assert {sample["verdict"] for sample in result["samples"]} <= {"win", "tie", "loss", "unparsed"}
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert (loss.num_tokens, loss.num_rows, loss.unscored) == (num_tokens, len(TEXTS), {})
+    assert [sample.row_id for sample in result.samples] == ["a", "b", "c"]
+    sample = result.samples[1]
+    assert (sample.instruction, sample.input, sample.reference) == TEXTS[1][1:]
+    assert 0 < sample.base_tokens <= config.max_new_tokens
+    judge = result.judge
+    assert judge.num_pairs + judge.unparsed == 3
+    assert {sample.verdict for sample in result.samples} <= {"win", "tie", "loss", "unparsed"}
+    assert Evaluation.model_validate(json.loads(json.dumps(result.model_dump(mode="json"), allow_nan=False))) == result
+    change = loss.change
+    assert change.estimate == pytest.approx(student - base, rel=1e-3)
+    assert change.quantiles[0] < change.estimate < change.quantiles[-1]
+    rows = read_rows(result.rows)
+    assert rows is not None
+    assert rows["row_id"].to_pylist() == [text[0] for text in TEXTS]
+    assert rows["student_answer"].null_count == 2
+
+
+@pytest.mark.slow
+def test_an_earlier_student_is_compared_on_common_rows_without_loading_it(
+    tiny_model: str, other_model: str, local_ray: None, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(**POOL)  # type: ignore[arg-type]
+    ledger = Ledger(str(tmp_path / "ledger"))
+    first = evaluate(held_out(TEXTS[:4]), config, models(tmp_path / "a", tiny_model, other_model), TEACHER, ledger)
+    rival = Rival("v1", RELEASED, first.rows)
+    gone = Rival("v0", RELEASED, str(tmp_path / "gone.parquet"))
+    again = models(tmp_path / "b", tiny_model, tiny_model, rivals=[rival, gone])
+    second = evaluate(held_out(TEXTS), config, again, TEACHER, ledger)
+    compared, missing = second.rivals
+    assert (compared.version, compared.change.num_rows) == ("v1", 4)
+    expected = independent_loss(tiny_model, TEXTS[:4])[0] - independent_loss(other_model, TEXTS[:4])[0]
+    assert compared.change.estimate == pytest.approx(expected, rel=1e-3)
+    assert compared.judge is not None
+    assert (missing.change.num_rows, missing.judge) == (0, None)
+
+
+@pytest.mark.slow
+def test_a_student_is_measured_with_the_attention_that_it_was_trained_with(
+    tiny_model: str, local_ray: None, tmp_path: Path
+) -> None:
+    long = [("a", "Count for a while.", "", "one two three " * 120), *TEXTS]
+    config = EvaluateConfig(**POOL | {"num_samples": 0, "judge": False})  # type: ignore[arg-type]
+    sizes = {"window": 16, "num_sinks": 1, "lookback": 0, "segment": 0, "block": 16, "exact_below": 64}
+    attention = TrainedAttention("hyper_attention", sizes)
+    pair = models(tmp_path, tiny_model, tiny_model, attention=attention)
+    result = evaluate(held_out(long), config, pair, TEACHER, Ledger(str(tmp_path)))
+    rows = read_rows(result.rows)
+    assert rows is not None
+    base, student = rows["base_nll"].to_pylist(), rows["student_nll"].to_pylist()
+    assert result.attention == "hyper_attention"
+    assert base[0] != pytest.approx(student[0], rel=1e-6), "a window of 16 keys must change a row of 500 tokens"
+    assert base[1:4] == pytest.approx(student[1:4], rel=1e-6), "rows below exact_below are exact"
 
 
 @pytest.mark.slow
 def test_without_judge_the_teacher_is_not_asked(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
     config = EvaluateConfig(**POOL | {"judge": False})  # type: ignore[arg-type]
     ledger = Ledger(str(tmp_path))
-    result = evaluate(held_out(TEXTS), config, tiny_model, tiny_model, TEACHER, ledger)
-    assert result["judge"] is None
-    assert all(sample["base"] == sample["student"] for sample in result["samples"])
-    assert result["held_out_loss"]["base"] == pytest.approx(result["held_out_loss"]["student"], rel=1e-9)
+    result = evaluate(held_out(TEXTS), config, models(tmp_path, tiny_model, tiny_model), TEACHER, ledger)
+    assert result.judge is None
+    assert all(sample.base == sample.student for sample in result.samples)
+    assert result.held_out_loss.base == pytest.approx(result.held_out_loss.student, rel=1e-9)
     assert ledger.metrics().get("calls", 0) == 0
 
 
@@ -104,13 +154,13 @@ def test_rows_that_cannot_be_scored_are_counted_by_reason(tiny_model: str, local
         *TEXTS,
     ]
     config = EvaluateConfig(**POOL | {"max_tokens": 150, "judge": False})  # type: ignore[arg-type]
-    result = evaluate(held_out(bad), config, tiny_model, tiny_model, TEACHER, Ledger(str(tmp_path)))
-    loss = result["held_out_loss"]
-    assert loss["unscored"] == {"over_max_tokens": 1, "special_tokens": 1}
-    assert loss["num_rows"] == len(TEXTS)
-    assert loss["base"] == pytest.approx(independent_loss(tiny_model, TEXTS)[0], rel=1e-4)
-    assert result["unanswered"] == 2
-    assert [sample["row_id"] for sample in result["samples"]] == ["a"]
+    result = evaluate(held_out(bad), config, models(tmp_path, tiny_model, tiny_model), TEACHER, Ledger(str(tmp_path)))
+    loss = result.held_out_loss
+    assert loss.unscored == {"over_max_tokens": 1, "special_tokens": 1}
+    assert loss.num_rows == len(TEXTS)
+    assert loss.base == pytest.approx(independent_loss(tiny_model, TEXTS)[0], rel=1e-4)
+    assert result.unanswered == 2
+    assert [sample.row_id for sample in result.samples] == ["a"]
 
 
 @pytest.mark.slow
@@ -122,17 +172,19 @@ def test_a_student_with_broken_weights_has_no_loss(tiny_model: str, local_ray: N
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
     config = EvaluateConfig(**POOL | {"num_samples": 0})  # type: ignore[arg-type]
     broken, ledger = str(tmp_path / "broken"), Ledger(str(tmp_path / "ledger"))
-    result = evaluate(held_out(TEXTS), config, tiny_model, broken, TEACHER, ledger)
-    assert (result["samples"], result["judge"], ledger.metrics()) == ([], None, {}), "no sample, nothing to judge"
-    assert result["held_out_loss"]["student"] is None
-    assert result["held_out_loss"]["base"] is not None
-    assert result["held_out_loss"]["unscored"] == {"not_finite": len(TEXTS)}
+    result = evaluate(held_out(TEXTS), config, models(tmp_path, tiny_model, broken), TEACHER, ledger)
+    assert (result.samples, result.judge, ledger.metrics()) == ((), None, {}), "no sample, nothing to judge"
+    assert result.held_out_loss.student is None
+    assert result.held_out_loss.base is not None
+    assert result.held_out_loss.unscored == {"not_finite": len(TEXTS)}
 
 
 def test_no_held_out_rows_is_no_loss_and_loads_no_model(local_ray: None, tmp_path: Path) -> None:
-    result = evaluate(held_out([]), EvaluateConfig(), "/no/model", "/no/model", TEACHER, Ledger(str(tmp_path)))
-    assert result["held_out_loss"] == {"base": None, "student": None, "num_tokens": 0, "num_rows": 0, "unscored": {}}
-    assert (result["samples"], result["judge"]) == ([], None)
+    result = evaluate(
+        held_out([]), EvaluateConfig(), models(tmp_path, "/no/model", "/no/model"), TEACHER, Ledger(str(tmp_path))
+    )
+    assert result.held_out_loss == HeldOutLoss()
+    assert (result.samples, result.judge) == ((), None)
 
 
 def one_by_one(folder: str, prompts: list[list[int]], max_new_tokens: int, penalty: float) -> list[str]:
@@ -180,10 +232,10 @@ def test_a_real_model_answers_and_a_real_vllm_teacher_judges(
     )
     config = EvaluateConfig(num_samples=2, max_new_tokens=24, judge_critique=False, judge_max_tokens=32)
     ledger = Ledger(str(tmp_path))
-    result = evaluate(held_out(texts), config, other_model, demo_model, teacher, ledger)
-    assert result["held_out_loss"]["student"] < result["held_out_loss"]["base"]
-    assert len(result["samples"]) == 2
-    assert result["judge"]["unparsed"] == 0
+    result = evaluate(held_out(texts), config, models(tmp_path, other_model, demo_model), teacher, ledger)
+    assert result.held_out_loss.student < result.held_out_loss.base
+    assert len(result.samples) == 2
+    assert result.judge.unparsed == 0
     assert ledger.metrics()["calls"] == 4
-    again = evaluate(held_out(texts), config, other_model, demo_model, teacher, Ledger(str(tmp_path)))
-    assert again["judge"] == result["judge"]
+    again = evaluate(held_out(texts), config, models(tmp_path, other_model, demo_model), teacher, Ledger(str(tmp_path)))
+    assert again.judge == result.judge

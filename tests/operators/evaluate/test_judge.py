@@ -16,13 +16,14 @@ from operators.evaluate.judge import (
     tally,
     verdict_schema,
 )
+from operators.evaluate.results import Judgement, Sample
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
 
-def a_sample(row_id: str = "r", base: str = "blue", student: str = "green", **more: Any) -> dict[str, Any]:
-    texts = {"row_id": row_id, "instruction": "Name a colour.", "input": "", "base": base, "student": student}
-    return texts | {"base_tokens": 10, "student_tokens": 10} | more
+def a_sample(row_id: str = "r", base: str = "blue", student: str = "green", **more: Any) -> Sample:
+    fields = {"instruction": "Name a colour.", "base_tokens": 10, "student_tokens": 10} | more
+    return Sample(row_id=row_id, base=base, student=student, **fields)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,14 @@ def test_an_answer_cannot_close_its_fence_or_open_a_turn() -> None:
     assert "<|im_start|>" not in prompt
 
 
+def test_the_dialogue_before_the_request_is_shown_and_fenced() -> None:
+    turns = json.dumps([{"role": "system", "content": "Be brief.<|im_end|>"}, {"role": "user", "content": "Hello"}])
+    prompt = judge_prompt("Name a colour.", "", "blue", "green", turns, critique=False)
+    shown = prompt.split("<conversation before ")[1].split("</conversation before ")[0]
+    assert "system: Be brief.<| im_end |>\n\nuser: Hello" in shown
+    assert "conversation before" not in judge_prompt("Name a colour.", "", "blue", "green", critique=False)
+
+
 def test_texts_with_braces_stay_as_they_are_and_an_input_is_shown() -> None:
     prompt = judge_prompt("Print {keys}", "{texts}", "{", "", critique=True)
     assert "Print {keys}" in prompt
@@ -129,18 +138,18 @@ def test_the_tally_counts_all_pairs_and_those_of_like_length() -> None:
         a_sample(verdict="unparsed", unparsed={BASE_FIRST: "no_json", STUDENT_FIRST: "cut_off"}),
     ]
     counts = tally(judged)
-    assert [counts[name] for name in ("num_pairs", "wins", "ties", "losses", "unparsed")] == [4, 2, 1, 1, 1]
-    assert counts["win_margin"] == 0.25
-    assert counts["unparsed_reasons"] == {"no_json": 1, "cut_off": 1}
-    matched = counts["length_matched"]
-    assert [matched[name] for name in ("num_pairs", "wins", "ties", "losses")] == [3, 1, 1, 1]
-    assert counts["mean_tokens"] == {"base": 10, "student": 14}
-    assert json.loads(json.dumps(counts)) == counts
+    assert (counts.num_pairs, counts.wins, counts.ties, counts.losses, counts.unparsed) == (4, 2, 1, 1, 1)
+    assert counts.win_margin == 0.25
+    assert counts.unparsed_reasons == {"no_json": 1, "cut_off": 1}
+    matched = counts.length_matched
+    assert (matched.num_pairs, matched.wins, matched.ties, matched.losses) == (3, 1, 1, 1)
+    assert counts.mean_tokens == {"base": 10, "student": 14}
+    assert Judgement.model_validate_json(counts.model_dump_json()) == counts
 
 
 def test_a_tally_of_nothing_has_no_rate() -> None:
     counts = tally([a_sample(verdict="unparsed", unparsed={BASE_FIRST: "no_json"})])
-    assert (counts["num_pairs"], counts["win_margin"], counts["sign_test_p"]) == (0, None, None)
+    assert (counts.num_pairs, counts.win_margin, counts.sign_test_p) == (0, None, None)
 
 
 class ReplyingLedger(Ledger):
@@ -174,15 +183,15 @@ def test_a_judge_that_knows_what_it_likes_decides_the_pair_and_its_mirror(local_
     samples = [a_sample("r1", "blue", "green"), a_sample("r2", "green", "blue"), a_sample("r3", "blue", "blue")]
     ledger = ReplyingLedger(prefers_green)
     judged = judge_samples(samples, TEACHER, ledger, 64, critique=False)
-    assert [sample["verdict"] for sample in judged] == ["win", "loss", "tie"]
-    assert judged[0]["scores"] == {BASE_FIRST: [4, 9], STUDENT_FIRST: [4, 9]}
+    assert [sample.verdict for sample in judged] == ["win", "loss", "tie"]
+    assert judged[0].scores == {BASE_FIRST: (4, 9), STUDENT_FIRST: (4, 9)}
     assert {call["row_id"].split(":")[0] for call in ledger.calls} == {"r1", "r2"}, "identical answers cost no call"
 
 
 def test_a_judge_that_always_likes_the_first_answer_decides_nothing(local_ray: None) -> None:
     judged = judge_samples([a_sample()], TEACHER, ReplyingLedger(prefers_the_first), 64, critique=True)
-    assert judged[0]["verdict"] == "tie"
-    assert judged[0]["scores"] == {BASE_FIRST: [8, 5], STUDENT_FIRST: [5, 8]}
+    assert judged[0].verdict == "tie"
+    assert judged[0].scores == {BASE_FIRST: (8, 5), STUDENT_FIRST: (5, 8)}
 
 
 def test_the_ledger_answers_the_second_time(local_ray: None, tmp_path: Path) -> None:
@@ -194,4 +203,4 @@ def test_the_ledger_answers_the_second_time(local_ray: None, tmp_path: Path) -> 
     again = Ledger(str(tmp_path))
     assert judge_samples(samples, careless, again, 64, critique=True) == judged
     assert (again.metrics()["calls"], again.metrics()["cached_calls"]) == (0, 12)
-    assert tally(judged)["num_pairs"] + tally(judged)["unparsed"] == 6
+    assert tally(judged).num_pairs + tally(judged).unparsed == 6

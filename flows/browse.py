@@ -1,0 +1,286 @@
+"""A local web page over a storage, also while a run goes on: `recycle-and-train browse STORAGE`.
+
+It pages through the rows of every finished stage and through the teacher's raw replies as they are stored, with filters
+and a search. Read only, on 127.0.0.1 only, without scripts; nothing is loaded but what a page shows.
+"""
+
+import argparse
+import json
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import quote, urlencode
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import uvicorn
+from pyarrow import fs
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from cluster.runtime import anchor
+from cluster.storage import AssetStore
+from flows.config import ConfigError, load_config
+from flows.graph import (
+    EVALUATION,
+    HELD_OUT,
+    INSTRUCTION_REFLECTIONS,
+    PACKED_SEQUENCES,
+    PUBLISHED_DATASET,
+    RAW_INSTRUCTIONS,
+    RECYCLED_INSTRUCTIONS,
+    RELEASE,
+    RESPONSE_REFLECTIONS,
+    SELECTED_INSTRUCTIONS,
+    STUDENT,
+)
+from operators.browse.scan import KIND_END, Cursor, Page, Wanted, read_page
+from operators.browse.views import (
+    REPLIES_SEARCHED,
+    REPLY_COLUMNS,
+    SEARCHED,
+    UNSHOWN,
+    render,
+    reply_view,
+    row_view,
+)
+from operators.evaluate.judge import ORDERS
+from operators.parquet_log import ParquetLog
+from operators.teacher.budget import BudgetConfig, Tokens
+
+DONE, UNUSABLE = 0, 2
+TABLES = (
+    *(RAW_INSTRUCTIONS, HELD_OUT, INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS),
+    *(RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES),
+)
+VALUES = (PUBLISHED_DATASET, STUDENT, EVALUATION, RELEASE)
+PROMPTS = "prompts"  # beside the ledger: what was asked, by the key of the call
+ACTIVE_NAME = "active"  # stands for the empty outcome of a row that goes on
+ROWS_PER_PAGE, REPLIES_PER_PAGE = 20, 20
+HOSTS = ["127.0.0.1", "localhost"]
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+def browse(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+    """Serve the pages until Ctrl-C; 2 if there is no such storage or the configuration is of no use."""
+    parser = argparse.ArgumentParser(prog="recycle-and-train browse", description="Look into a storage, read only.")
+    parser.add_argument("storage", nargs="?", help="folder or URI; without it, --config names the storage")
+    parser.add_argument("--config", type=Path, help="YAML file of the run; its prices give the cost of every call")
+    parser.add_argument("--port", type=int, default=8321, help="on 127.0.0.1 (%(default)s); 0 takes a free one")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(arguments.config, []) if arguments.config else None
+        storage = arguments.storage or (config.storage if config else "")
+        if not storage:
+            raise ConfigError("browse: name a storage, or a configuration with --config")
+        pages = Pages(anchor(storage), config.budget if config else BudgetConfig())
+        if not pages.exists():
+            raise ConfigError(f"browse: {pages.storage}: no such storage; a run makes it")
+    except (ConfigError, ValueError, OSError) as error:
+        err.write(f"{error}\n")
+        return UNUSABLE
+    server = uvicorn.Server(uvicorn.Config(application(pages), port=arguments.port, log_level="warning"))
+    listening = socket.create_server(("127.0.0.1", arguments.port))
+    out.write(f"http://127.0.0.1:{listening.getsockname()[1]}\nCtrl-C ends it\n")
+    out.flush()
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    return DONE
+
+
+class Pages:
+    """The pages of one storage as HTML; reads what a page shows and holds nothing."""
+
+    def __init__(self, storage: str, prices: BudgetConfig) -> None:
+        """Open an absolute path or a URI."""
+        self.storage, self._prices = storage, prices
+        self._store = AssetStore(storage, lambda *_: {})
+        self._filesystem, self._root = fs.FileSystem.from_uri(storage)
+        self._ledger, self._prompts = ParquetLog(f"{storage}/ledger"), ParquetLog(f"{storage}/{PROMPTS}")
+
+    def exists(self) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self._filesystem.get_file_info(self._root).type == fs.FileType.Directory)
+
+    def overview(self) -> str:
+        """What is there: tables by stage and refresh, stored calls by stage, results."""
+        tables = [self._table_line(name, refresh, manifest) for name, refresh, manifest in self._tables()]
+        values = {
+            name: json.dumps(manifest["value"], indent=1, ensure_ascii=False)
+            for name in VALUES
+            if (manifest := self._store.manifest(name)) and "value" in manifest
+        }
+        ledgers = [self._ledger_line(stage) for stage in sorted(self._ledger.stages())]
+        return self._render("overview.html.j2", title="Storage", tables=tables, ledgers=ledgers, values=values)
+
+    def rows(self, name: str, query: Mapping[str, str]) -> str | None:
+        """A page of rows of a stage; None if it is not finished. The query: refresh, outcome, text, at."""
+        refresh, outcome, text = (query.get(key, "") for key in ("refresh", "outcome", "text"))
+        known = name in TABLES and refresh in ("", *self._store.refreshes(name))
+        manifest = self._store.manifest(name, refresh or None) if known else None
+        if manifest is None or "files" not in manifest:
+            return None
+        wanted = Wanted({"outcome": "" if outcome == ACTIVE_NAME else outcome} if outcome else {}, (), text, SEARCHED)
+        files, columns = self._files(name, refresh or None, manifest)
+        page = self._page(files, columns, wanted, query, ROWS_PER_PAGE)
+        return self._render(
+            "rows.html.j2",
+            title=name.replace("_", " ").capitalize(),
+            refresh=refresh,
+            outcome=outcome,
+            text=text,
+            total=manifest["rows"],
+            choices=_choices(manifest.get("outcomes", {})),
+            rows=[row_view(row) for row in page.rows],
+            **_navigation(f"/rows/{quote(name)}", page, query),
+        )
+
+    def replies(self, stage: str, query: Mapping[str, str]) -> str | None:
+        """A page of stored calls of a stage; None if there is none. The query: failed, text, at."""
+        if stage not in self._ledger.stages():
+            return None
+        wanted = Wanted({}, ("error",) if query.get("failed") else (), query.get("text", ""), REPLIES_SEARCHED)
+        page = self._page(self._ledger.of(stage), REPLY_COLUMNS, wanted, query, REPLIES_PER_PAGE)
+        return self._render(
+            "replies.html.j2",
+            title=f"Replies: {stage.replace('_', ' ')}",
+            failed=query.get("failed", ""),
+            text=query.get("text", ""),
+            total=self._ledger.count(stage),
+            replies=self._with_prompts(stage, page.rows),
+            **_navigation(f"/replies/{quote(stage)}", page, query),
+        )
+
+    def row(self, row_id: str) -> str:
+        """One row at every stage, and all calls that were made about it."""
+        stages, out_of_time = [], False
+        for name, refresh, manifest in self._tables():
+            files, columns = self._files(name, refresh or None, manifest)
+            page = self._page(files, columns, Wanted({"row_id": row_id}), {}, 1)
+            out_of_time |= page.out_of_time and not page.rows
+            stages += [{"name": name, "refresh": refresh, "row": row_view(row)} for row in page.rows]
+        replies = []
+        about = frozenset({row_id, *(f"{row_id}:{order}" for order in ORDERS)})
+        for stage in sorted(self._ledger.stages()):
+            page = self._page(self._ledger.of(stage), REPLY_COLUMNS, Wanted({"row_id": about}), {}, REPLIES_PER_PAGE)
+            replies += [(stage, reply) for reply in self._with_prompts(stage, page.rows)]
+        title = f"Row {row_id}"
+        return self._render("row.html.j2", title=title, stages=stages, replies=replies, out_of_time=out_of_time)
+
+    def missing(self, message: str) -> str:
+        """A page that says what is not there."""
+        return self._render("missing.html.j2", title="Not found", message=message)
+
+    def _render(self, template: str, **values: Any) -> str:
+        return render(template, storage=self.storage, **values)
+
+    def _tables(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        for name in TABLES:
+            for refresh in (*self._store.refreshes(name), None):
+                manifest = self._store.manifest(name, refresh)
+                if manifest is not None and "files" in manifest:
+                    yield name, refresh or "", manifest
+
+    def _files(self, name: str, refresh: str | None, manifest: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        folder = self._store.folder(name, refresh)
+        files = sorted(f"{folder}/{file}" for file in manifest["files"])
+        schema = pq.read_schema(files[0], filesystem=self._filesystem)
+        return files, [column for column in schema.names if column not in UNSHOWN]
+
+    def _page(
+        self, files: Sequence[str], columns: Sequence[str], wanted: Wanted, query: Mapping[str, str], limit: int
+    ) -> Page:
+        return read_page(self._filesystem, files, columns, wanted, Cursor.parse(query.get("at", "")), limit)
+
+    def _table_line(self, name: str, refresh: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        address = f"/rows/{quote(name)}"
+        about = {"refresh": refresh} if refresh else {}
+        outcomes = [
+            (outcome, number, f"{address}?{urlencode({**about, 'outcome': outcome or ACTIVE_NAME})}")
+            for outcome, number in manifest.get("outcomes", {}).items()
+        ]
+        href = f"{address}?{urlencode(about)}" if about else address
+        return {"name": name, "refresh": refresh, "rows": manifest["rows"], "outcomes": outcomes, "href": href}
+
+    def _ledger_line(self, stage: str) -> dict[str, Any]:
+        calls, failed, used = 0, 0, Tokens()
+        for batch in self._ledger.batches(stage, ["prompt_tokens", "generated_tokens", "error"]):
+            calls += batch.num_rows
+            failed += pc.sum(pc.not_equal(batch["error"], "")).as_py() or 0
+            used += Tokens(*(pc.sum(batch[name]).as_py() or 0 for name in ("prompt_tokens", "generated_tokens")))
+        line = {"stage": stage, "calls": calls, "failed": failed, "prompt": used.prompt, "generated": used.generated}
+        return line | {"cost": self._prices.cost(used) or None}
+
+    def _with_prompts(self, stage: str, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        if not records:
+            return []
+        keys = frozenset(str(record["call_key"]) for record in records)
+        found = self._page(self._prompts.of(stage), ("call_key", "messages"), Wanted({"call_key": keys}), {}, len(keys))
+        prompts = {row["call_key"]: row["messages"] for row in found.rows}
+        return [reply_view(record, prompts.get(record["call_key"]), self._cost(record)) for record in records]
+
+    def _cost(self, record: Mapping[str, Any]) -> float | None:
+        used = Tokens(record["prompt_tokens"] or 0, record["generated_tokens"] or 0)
+        return self._prices.cost(used) or None
+
+
+def application(pages: Pages) -> Starlette:
+    """The web application: five pages, all by GET, for this machine's own names only."""
+
+    def answer(make: Callable[[Request], str | None]) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            found = await run_in_threadpool(make, request)
+            text = pages.missing(f"{request.url.path}: not there, or not finished yet") if found is None else found
+            return HTMLResponse(text, 404 if found is None else 200, HEADERS)
+
+        return endpoint
+
+    routes = [
+        Route("/", answer(lambda _: pages.overview())),
+        Route("/rows/{name}", answer(lambda request: pages.rows(request.path_params["name"], request.query_params))),
+        Route("/row/{row_id:path}", answer(lambda request: pages.row(request.path_params["row_id"]))),
+        Route(
+            "/replies/{stage}",
+            answer(lambda request: pages.replies(request.path_params["stage"], request.query_params)),
+        ),
+        Route("/{path:path}", answer(lambda _: None)),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])
+
+
+def _choices(outcomes: Mapping[str, int]) -> list[tuple[str, str, int]]:
+    """What the filter offers: (value, label, rows); all quarantined or dropped rows together, and each reason."""
+    choices = [(outcome or ACTIVE_NAME, outcome or ACTIVE_NAME, count) for outcome, count in outcomes.items()]
+    for kind in ("quarantined", "dropped"):
+        reasons = [count for outcome, count in outcomes.items() if outcome.startswith(f"{kind}{KIND_END}")]
+        if len(reasons) > 1:
+            choices.append((f"{kind}{KIND_END}", f"{kind}, any reason", sum(reasons)))
+    return sorted(choices)
+
+
+def _navigation(address: str, page: Page, query: Mapping[str, str]) -> dict[str, Any]:
+    kept = {key: value for key, value in query.items() if key != "at" and value}
+    first = f"{address}?{urlencode(kept)}" if kept else address
+    following = f"{address}?{urlencode({**kept, 'at': str(page.following)})}" if page.following else ""
+    return {
+        "action": address,
+        "page": page,
+        "shown_rows": len(page.rows),
+        "next_href": following,
+        "first_href": first,
+        "at_start": not query.get("at"),
+    }

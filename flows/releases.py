@@ -1,0 +1,93 @@
+"""The releases of a storage: what a student is compared with, `releases` and `rollback VERSION` on the command line.
+
+recycle-and-train releases STORAGE
+recycle-and-train rollback STORAGE VERSION
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from cluster.lease import StorageBusyError, lease
+from cluster.runtime import anchor
+from flows.config import RunConfig
+from flows.run import Run
+from operators.evaluate.config import EvaluateConfig, TrainedAttention
+from operators.evaluate.evaluate import Models, Rival
+from operators.evaluate.release_history import Decision, ReleaseHistory
+from operators.evaluate.results import BEST, RELEASED
+
+DONE, FAILED, UNUSABLE = 0, 1, 2
+
+
+def evaluate_config(config: RunConfig) -> EvaluateConfig:
+    """Where and how the student is measured: on its own GPUs, on rows as long as its packs, unless told otherwise."""
+    return config.evaluate.following(gpus_per_worker=config.train.gpus_per_worker, longest_pack=config.pack.max_tokens)
+
+
+def models_of(run: Run, version: str, folder: str) -> Models:
+    """What a student is compared with: its base model, the released student, and the best one so far."""
+    train = run.config.train
+    return Models(
+        base=run.student,
+        student=folder,
+        rows=run.path("evaluations", f"{version}.parquet"),
+        attention=TrainedAttention(train.attention, dict(train.hyper_attention), train.hyper_attention_layers),
+        rivals=rivals(ReleaseHistory(run.config.storage), version),
+    )
+
+
+def rivals(history: ReleaseHistory, version: str) -> list[Rival]:
+    """The released student and the best one so far, as far as their evaluations' rows are kept."""
+    decisions = {decision.version: decision for decision in history.decisions() if decision.event != "refused"}
+    current, best = history.current(), history.best()
+    wanted = [(current.version if current else "", RELEASED), (best.version if best else "", BEST)]
+    return [
+        Rival(name, role, decisions[name].rows)
+        for name, role in wanted
+        if name != version and name in decisions and decisions[name].rows
+    ]
+
+
+def show_releases(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
+    """Print every decision of a storage, the oldest first; the released student is marked."""
+    parser = argparse.ArgumentParser(prog="recycle-and-train releases", description="List the releases of a storage.")
+    parser.add_argument("storage", help="folder or URI of the runs' storage")
+    history = ReleaseHistory(anchor(parser.parse_args(argv).storage))
+    current, decisions = history.current(), history.decisions()
+    for decision in decisions:
+        mark = "*" if current and decision.version == current.version and decision.event != "refused" else " "
+        out.write(f"{mark} {_line(decision)}\n")
+        out.writelines(f"      {reason}\n" for reason in decision.reasons)
+    out.write(f"released: {current.version if current else 'nothing yet'}\n")
+    return DONE
+
+
+def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+    """Make an earlier released student the released one again; 2 if it was never released, 1 while a run goes on."""
+    parser = argparse.ArgumentParser(prog="recycle-and-train rollback", description="Release an earlier student again.")
+    parser.add_argument("storage", help="folder or URI of the runs' storage")
+    parser.add_argument("version", help="as `recycle-and-train releases` lists it")
+    arguments = parser.parse_args(argv)
+    storage = anchor(arguments.storage)
+    try:
+        with lease(storage):
+            decision = ReleaseHistory(storage).roll_back(arguments.version)
+    except StorageBusyError as error:
+        err.write(f"{error}\n")
+        return FAILED
+    except ValueError as error:
+        err.write(f"{error}\n")
+        return UNUSABLE
+    out.write(
+        f"released: {decision.version}, in place of {decision.previous}; the latter does not come back by itself\n"
+    )
+    return DONE
+
+
+def _line(decision: Decision) -> str:
+    loss = decision.held_out_loss
+    losses = f"held-out loss {loss.base:.4f} -> {loss.student:.4f}" if loss.base and loss.student else "no loss"
+    wins = f", {decision.judge.wins} won {decision.judge.losses} lost" if decision.judge else ""
+    return f"{decision.number:>4}  {decision.at}  {decision.event:<11}  {decision.version}  {losses}{wins}"

@@ -1,0 +1,195 @@
+"""Pages of rows out of Parquet files of any size: a request reads what it shows, and nothing is held between two.
+
+A page begins at a cursor (file and row) and goes on until it is full, the files end, or its time is over. Filters read
+only the columns that they need; the columns that are shown are read for the row groups that have something to show.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+BATCH_ROWS = 4096
+MOST_SECONDS = 3.0  # of one request; a search that needs longer goes on with the next page
+KIND_END = ":"  # a wanted outcome that ends with it takes all its reasons, as "quarantined:"
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a page begins: the name of the file, and the number of the row in it.
+
+    By name, not by number: a log grows while it is read, and the pages that follow must neither repeat nor skip.
+    """
+
+    file: str = ""
+    row: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor":
+        """Read what `str` gives; anything else is the beginning."""
+        row, _, file = text.partition("-")
+        return cls(file, int(row)) if row.isdecimal() and row.isascii() and file else cls()
+
+    def __str__(self) -> str:
+        return f"{self.row}-{self.file}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows to show.
+
+    Attributes:
+        equal: column -> value that it must have, or values of which it must have one; a value that ends with ":" is a
+            prefix.
+        filled: columns that must have a text.
+        text: has to occur in one of `searched`, whatever the case; "" asks for nothing.
+        searched: columns in which the text is looked for.
+    """
+
+    equal: Mapping[str, str | frozenset[str]] = field(default_factory=dict)
+    filled: Sequence[str] = ()
+    text: str = ""
+    searched: Sequence[str] = ()
+
+    def columns(self) -> list[str]:
+        """What has to be read to decide about a row."""
+        return list(dict.fromkeys([*self.equal, *self.filled, *(self.searched if self.text else ())]))
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows that were wanted, and where the next page begins.
+
+    Attributes:
+        rows: in the order of the files.
+        following: the next page; None if the files are at their end.
+        looked_at: rows that were decided about.
+        out_of_time: whether the page ended because its time was over.
+    """
+
+    rows: list[dict[str, Any]]
+    following: Cursor | None
+    looked_at: int
+    out_of_time: bool = False
+
+
+def read_page(
+    filesystem: fs.FileSystem,
+    files: Sequence[str],
+    columns: Sequence[str],
+    wanted: Wanted,
+    start: Cursor,
+    limit: int,
+    *,
+    seconds: float = MOST_SECONDS,
+) -> Page:
+    """The next `limit` wanted rows from `start` on.
+
+    Args:
+        filesystem: of the files.
+        files: paths of Parquet files, sorted.
+        columns: to show; those that a file does not have are left out of its rows.
+        wanted: which rows.
+        start: where to begin.
+        limit: most rows of the page.
+        seconds: after which a page ends that is not full.
+    """
+    deadline = time.monotonic() + seconds
+    rows: list[dict[str, Any]] = []
+    looked_at = 0
+    for path in files:
+        name = path.rpartition("/")[2]
+        if name < start.file:
+            continue
+        first = start.row if name == start.file else 0
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            for group, offset in _row_groups(file, first):
+                found, seen = _wanted_rows(file, group, max(0, first - offset), wanted, limit - len(rows), deadline)
+                rows += _take(file, group, found, columns)
+                looked_at += seen
+                reached = offset + max(0, first - offset) + seen
+                if len(rows) >= limit or time.monotonic() > deadline:
+                    following = Cursor(name, reached)
+                    return Page(rows, following, looked_at, out_of_time=len(rows) < limit)
+    return Page(rows, None, looked_at)
+
+
+def _row_groups(file: pq.ParquetFile, first: int) -> Iterator[tuple[int, int]]:
+    """Row groups that hold a row from `first` on, each with the number of its first row."""
+    offset = 0
+    for group in range(file.num_row_groups):
+        size = file.metadata.row_group(group).num_rows
+        if offset + size > first:
+            yield group, offset
+        offset += size
+
+
+def _wanted_rows(
+    file: pq.ParquetFile, group: int, skip: int, wanted: Wanted, limit: int, deadline: float
+) -> tuple[list[int], int]:
+    """Places of wanted rows within the row group, from `skip` on; and how many rows were decided about."""
+    columns = [name for name in wanted.columns() if name in file.schema_arrow.names]
+    size = file.metadata.row_group(group).num_rows
+    if not columns:
+        places = range(skip, min(size, skip + limit)) if not wanted.columns() else range(0)
+        return list(places), len(places) if places else size - skip
+    found: list[int] = []
+    offset = 0
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
+        if offset + batch.num_rows > skip:
+            here = [offset + place for place in _matches(batch, wanted) if offset + place >= skip]
+            if len(found) + len(here) >= limit:
+                found += here[: limit - len(found)]
+                return found, found[-1] + 1 - skip
+            found += here
+        offset += batch.num_rows
+        if time.monotonic() > deadline:
+            break
+    return found, max(0, offset - skip)
+
+
+def _matches(batch: pa.RecordBatch, wanted: Wanted) -> list[int]:
+    mask = pa.array([True] * batch.num_rows)
+    for name in (*wanted.equal, *wanted.filled):
+        if name not in batch.schema.names:
+            return []
+        mask = pc.and_(mask, _fits(pc.fill_null(batch[name], ""), wanted.equal.get(name)))
+    if wanted.text:
+        anywhere = pa.array([False] * batch.num_rows)
+        for name in wanted.searched:
+            if name in batch.schema.names:
+                hit = pc.match_substring(batch[name], wanted.text, ignore_case=True)
+                anywhere = pc.or_(anywhere, pc.fill_null(hit, False))
+        mask = pc.and_(mask, anywhere)
+    places: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return places
+
+
+def _fits(column: pa.Array, value: str | frozenset[str] | None) -> pa.BooleanArray:
+    if value is None:
+        return pc.not_equal(column, "")
+    if isinstance(value, frozenset):
+        return pc.is_in(column, pa.array(sorted(value), pa.string()))
+    return pc.starts_with(column, value) if value.endswith(KIND_END) else pc.equal(column, value)
+
+
+def _take(file: pq.ParquetFile, group: int, places: list[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    known = [name for name in columns if name in file.schema_arrow.names]
+    offset, at = 0, 0
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=known) if places else ():
+        here = []
+        while at < len(places) and places[at] < offset + batch.num_rows:
+            here.append(places[at] - offset)
+            at += 1
+        rows += batch.take(pa.array(here, pa.int64())).to_pylist()
+        offset += batch.num_rows
+        if at == len(places):
+            break
+    return rows

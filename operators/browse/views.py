@@ -1,0 +1,123 @@
+"""What the browse pages show of a row and of a teacher's call, and the pages themselves; every text is escaped."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from operators.columns import RECYCLED_OUTCOMES
+from operators.report.pairs import cut_critique, cut_text
+from operators.report.texts import redacted, visible, word_diff
+
+REPORT = Path(__file__).parent.parent / "report"
+MAX_CHARS = 6000  # of one text on a page; the cut is marked
+# Where the text is that a stage would go on with: the first of these columns that has one.
+AFTER = {
+    "instruction": ("final_instruction", "selected_instruction", "better_instruction"),
+    "response": ("final_response", "better_response", "selected_response", "better_instruction_response"),
+}
+OFFERED = {
+    "instruction": ("better_instruction",),
+    "response": ("better_response", "better_instruction_response"),
+}
+CRITIQUES = ("instruction_critique", "response_critique")
+SCORES = ("ifd_original", "ifd_better_instruction", "rifd_selected", "rifd_better_response")
+STATUSES = ("instruction_reflection", "response_reflection", "ifd_unscored", "rifd_unscored")
+TURNS = ("turns_before", "turns_after")
+_SHOWN = {"row_id", "outcome", "origin", "instruction", "input", "response", *CRITIQUES, *SCORES, *STATUSES, *TURNS}
+_SHOWN |= {name for names in (*AFTER.values(), *OFFERED.values()) for name in names}
+UNSHOWN = ("input_ids", "labels", "position_ids")  # thousands of numbers a row
+SEARCHED = (
+    *("row_id", "instruction", "input", "response", "turns_before", "turns_after"),
+    *("better_instruction", "better_instruction_response", "better_response", "final_instruction", "final_response"),
+    *CRITIQUES,
+)
+REPLY_COLUMNS = (
+    *("call_key", "row_id", "reply", "finish_reason", "prompt_tokens", "generated_tokens", "error", "model", "created"),
+)
+REPLIES_SEARCHED = ("row_id", "reply", "error")
+
+
+def row_view(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of any stage as its card shows it: texts before and after, offers, critiques, scores, the rest."""
+    texts = []
+    for name in ("instruction", "response"):
+        before, after = row.get(name), _first(row, AFTER[name])
+        offered = _first(row, OFFERED[name])
+        not_kept = offered if offered is not None and offered != after else None
+        if before is not None:
+            texts.append(
+                {
+                    "name": name.capitalize(),
+                    "before": _cut(before),
+                    "after": _cut(before if after is None else after),
+                    "not_kept": None if not_kept is None else _cut(not_kept),
+                }
+            )
+    rest = {name: value for name, value in row.items() if name not in _SHOWN and value not in (None, "", False)}
+    return {
+        "row_id": str(row.get("row_id") or ""),
+        "outcome": row.get("outcome"),
+        "origin": row.get("origin") or "",
+        "texts": texts,
+        "input": _cut(row.get("input") or ""),
+        "critiques": {name: cut_critique(row[name], MAX_CHARS) for name in CRITIQUES if row.get(name)},
+        "scores": {name: row[name] for name in SCORES if row.get(name) is not None},
+        "statuses": {name: row[name] for name in STATUSES if row.get(name)},
+        "turns": {name: _turns(row[name]) for name in TURNS if row.get(name)},
+        "rest": {
+            name: _cut(value if isinstance(value, str) else json.dumps(value, default=str))
+            for name, value in rest.items()
+        },
+    }
+
+
+def reply_view(record: Mapping[str, Any], prompt: str | None, cost: float | None) -> dict[str, Any]:
+    """One call as its card shows it: the turns that were sent, the raw reply, tokens, cost, and its error."""
+    return {
+        **{name: record.get(name) for name in REPLY_COLUMNS},
+        "reply": _cut(record.get("reply") or ""),
+        "error": _cut(record.get("error") or ""),
+        "turns": None if prompt is None else _turns(prompt),
+        "cost": cost,
+    }
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this room; the report's style sheet and texts are at hand."""
+    environment = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, REPORT]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "visible": visible,
+        "redacted": redacted,
+        "count": lambda value: "–" if value is None else f"{value:,.0f}",
+        "decimal": lambda value, places=3: "–" if value is None else f"{value:,.{places}f}",
+        "words": lambda name: str(name).replace("_", " ").replace(":", ": "),
+        "short": lambda value: "–" if value is None else f"{value:,.4g}",
+    }
+    environment.globals |= {"word_diff": word_diff, "cut_text": _cut, "recycled_outcomes": RECYCLED_OUTCOMES}
+    return environment.get_template(template).render(**values)
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _cut(text: str) -> dict[str, Any]:
+    return cut_text(text, MAX_CHARS)
+
+
+def _turns(text: str) -> list[dict[str, Any]]:
+    """Role and cut content of each turn; what is no list of turns is shown as one turn without a role."""
+    try:
+        turns = json.loads(text)
+        return [{"role": str(turn["role"]), "content": _cut(str(turn["content"]))} for turn in turns]
+    except (ValueError, TypeError, KeyError):
+        return [{"role": "", "content": _cut(text)}]

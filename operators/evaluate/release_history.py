@@ -1,0 +1,190 @@
+"""Which student is released, and everything that was ever decided: a pointer, and a history that only grows.
+
+    <storage>/released.json                the pointer: which student is released now
+    <storage>/releases/000001.json ...     a file a decision, with the evaluation that it was based on; never changed
+
+A decision is recorded before the pointer moves. Readers of the pointer see the old student or the new one, never half a
+file: locally it is written beside and renamed over the old one, and on an object store a PUT is atomic.
+"""
+
+import datetime
+import json
+import re
+from typing import Any, Literal, TypeVar
+
+from pyarrow import fs
+from pydantic import ValidationError
+
+from operators.evaluate.results import Comparison, Evaluation, HeldOutLoss, Judgement, Result
+from operators.files import put_file
+
+POINTER, HISTORY = "released.json", "releases"
+_NUMBERED = re.compile(r"(\d{6,})\.json")
+Record = TypeVar("Record", bound=Result)
+Event = Literal["released", "refused", "rolled_back"]
+
+
+class Pointer(Result):
+    """The released student.
+
+    Attributes:
+        version: its folder name under students/.
+        previous: the version that was released before it.
+        released_at: ISO 8601, UTC.
+        held_out_loss: of its evaluation.
+        win_margin: (wins - losses) / pairs against its base model; None if nothing was judged.
+    """
+
+    version: str
+    previous: str | None = None
+    released_at: str = ""
+    held_out_loss: HeldOutLoss
+    win_margin: float | None = None
+
+
+class Decision(Result):
+    """One line of the history; its evaluation is kept without the samples.
+
+    Attributes:
+        number: from 1, in the order of the decisions.
+        event: "released", "refused", or "rolled_back": an earlier student was made the released one again by a person.
+        version: the student that the decision is about.
+        previous: the version that was released before the decision.
+        at: ISO 8601, UTC.
+        reasons: in words.
+        held_out_loss: of the evaluation.
+        judge: of the evaluation.
+        rivals: of the evaluation.
+        rows: file with what was measured of every held-out row.
+    """
+
+    number: int
+    event: Event
+    version: str
+    previous: str | None
+    at: str
+    reasons: tuple[str, ...]
+    held_out_loss: HeldOutLoss
+    judge: Judgement | None = None
+    rivals: tuple[Comparison, ...] = ()
+    rows: str = ""
+
+
+class ReleaseHistory:
+    """The releases of one storage; only the holder of the storage's lease may write."""
+
+    def __init__(self, storage: str) -> None:
+        """Open the history under an absolute path or a URI; nothing need be there."""
+        self._storage = storage
+        self._filesystem, self._root = fs.FileSystem.from_uri(storage)
+
+    def current(self) -> Pointer | None:
+        """The released student; None if none ever was.
+
+        Raises:
+            ValueError: the pointer file holds no release record.
+        """
+        path = f"{self._root}/{POINTER}"
+        if self._filesystem.get_file_info(path).type == fs.FileType.NotFound:
+            return None
+        found = _checked(Pointer, self._read(path), f"{self._storage}/{POINTER}")
+        if found.held_out_loss.base is None or found.held_out_loss.student is None:
+            raise ValueError(f"release: {self._storage}/{POINTER} holds no release record: a loss is missing")
+        return found
+
+    def decisions(self) -> list[Decision]:
+        """All decisions, the oldest first.
+
+        Raises:
+            ValueError: a file of the history holds no decision.
+        """
+        selector = fs.FileSelector(f"{self._root}/{HISTORY}", allow_not_found=True)
+        names = sorted(info.base_name for info in self._filesystem.get_file_info(selector))
+        paths = [f"{self._root}/{HISTORY}/{name}" for name in names if _NUMBERED.fullmatch(name)]
+        return [_checked(Decision, self._read(path), path) for path in paths]
+
+    def record(
+        self, event: Event, version: str, evaluation: Evaluation | Decision, reasons: tuple[str, ...]
+    ) -> Decision:
+        """Add a decision to the history and, unless it is a refusal, move the pointer to its version."""
+        current, earlier = self.current(), self.decisions()
+        decision = Decision(
+            number=earlier[-1].number + 1 if earlier else 1,
+            event=event,
+            version=version,
+            previous=current.version if current else None,
+            at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            reasons=reasons,
+            held_out_loss=evaluation.held_out_loss,
+            judge=evaluation.judge,
+            rivals=evaluation.rivals,
+            rows=evaluation.rows,
+        )
+        put_file(f"{self._storage}/{HISTORY}/{decision.number:06}.json", decision.model_dump_json(indent=1))
+        if event != "refused":
+            pointer = Pointer(
+                version=version,
+                previous=decision.previous,
+                released_at=decision.at,
+                held_out_loss=decision.held_out_loss,
+                win_margin=decision.judge.win_margin if decision.judge else None,
+            )
+            put_file(f"{self._storage}/{POINTER}", pointer.model_dump_json(indent=1))
+        return decision
+
+    def roll_back(self, version: str) -> Decision:
+        """Make an earlier released student the released one again.
+
+        The student that it replaces is not released again by itself (`is_rolled_back`).
+
+        Raises:
+            ValueError: the version was never released, or is the released one.
+        """
+        released = {decision.version: decision for decision in self.decisions() if decision.event != "refused"}
+        current = self.current()
+        if version not in released:
+            known = ", ".join(released) or "none"
+            raise ValueError(f"rollback: {version} was never released; released were: {known}")
+        if current and current.version == version:
+            raise ValueError(f"rollback: {version} is the released student already")
+        replaced = current.version if current else "no student"
+        return self.record("rolled_back", version, released[version], (f"a person rolled back from {replaced}",))
+
+    def is_rolled_back(self, version: str) -> bool:
+        """Whether a person took this version back; the last decision that released it or replaced it counts."""
+        taken_back = False
+        for decision in self.decisions():
+            if decision.event == "rolled_back" and decision.previous == version:
+                taken_back = True
+            elif decision.event != "refused" and decision.version == version:
+                taken_back = False
+        return taken_back
+
+    def best(self) -> Decision | None:
+        """The released student whose loss lies farthest below its base model's; one that was taken back is none."""
+        released = [
+            decision
+            for decision in self.decisions()
+            if decision.event != "refused" and not self.is_rolled_back(decision.version)
+        ]
+        return min(released, key=_distance, default=None)
+
+    def _read(self, path: str) -> Any:
+        with self._filesystem.open_input_stream(path) as stream:
+            try:
+                return json.loads(stream.read())
+            except ValueError:
+                return None
+
+
+def _distance(decision: Decision) -> float:
+    loss = decision.held_out_loss
+    return (loss.student or 0.0) - (loss.base or 0.0)
+
+
+def _checked(kind: type[Record], record: Any, path: str) -> Record:
+    try:
+        return kind.model_validate(record)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
+        raise ValueError(f"release: {path} holds no release record ({place}); restore or remove it") from None

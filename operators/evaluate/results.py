@@ -1,0 +1,176 @@
+"""What an evaluation found and what a release decided: frozen, and checked whenever they are read from JSON."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RELEASED, BEST = "released", "best"  # roles of an earlier student in a comparison
+WIN, TIE, LOSS, UNPARSED = "win", "tie", "loss", "unparsed"
+NUM_QUANTILES = 99
+
+
+class Result(BaseModel):
+    """Base of the values that these stages hand on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PairedChange(Result):
+    """How far one model's loss lies from another's on the same rows, by a bootstrap over the rows.
+
+    Attributes:
+        num_rows: rows that both models scored.
+        estimate: nats per token; negative is better. None if there is no row.
+        quantiles: of the estimate over resampled rows, from the 1st to the 99th percentile; empty below two rows.
+    """
+
+    num_rows: int = 0
+    estimate: float | None = None
+    quantiles: tuple[float, ...] = ()
+
+    def at(self, share: float) -> float | None:
+        """The change that `share` of the resamples do not exceed; the estimate where nothing was resampled."""
+        if not self.quantiles:
+            return self.estimate
+        place = round(share * (NUM_QUANTILES + 1)) - 1
+        return self.quantiles[min(max(place, 0), NUM_QUANTILES - 1)]
+
+
+class HeldOutLoss(Result):
+    """Loss of base model and student on the held-out rows.
+
+    Attributes:
+        base: nats per response token, weighted by tokens; None without rows, or if the loss of a row is not finite.
+        student: as `base`.
+        num_tokens: response tokens that were scored.
+        num_rows: rows that were scored.
+        unscored: rows by the reason why they have no loss.
+        change: the student's loss less the base model's, with its uncertainty over rows.
+    """
+
+    base: float | None = None
+    student: float | None = None
+    num_tokens: int = 0
+    num_rows: int = 0
+    unscored: dict[str, int] = Field(default_factory=dict)
+    change: PairedChange = PairedChange()
+
+
+class Sample(Result):
+    """One held-out row with the answers of both models, and the verdict on them if they were judged.
+
+    Attributes:
+        row_id: of the held-out row.
+        instruction: what was asked.
+        input: what it was asked about; may be empty.
+        reference: the row's own response.
+        turns_before: the turns of the dialogue before the instruction, as JSON; "" if there are none.
+        base: the base model's greedy answer.
+        student: the student's.
+        base_tokens: length of the base model's answer.
+        student_tokens: length of the student's answer.
+        verdict: of the student: win, tie, loss or unparsed; None if it was not judged.
+        scores: order -> (score of base, score of student), None if unparsed.
+        unparsed: order -> why the verdict could not be read.
+    """
+
+    row_id: str
+    instruction: str
+    input: str = ""
+    reference: str = ""
+    turns_before: str = ""
+    base: str
+    student: str
+    base_tokens: int
+    student_tokens: int
+    verdict: str | None = None
+    scores: dict[str, tuple[float, float] | None] = Field(default_factory=dict)
+    unparsed: dict[str, str] = Field(default_factory=dict)
+
+
+class Verdicts(Result):
+    """Counts over judged pairs.
+
+    Attributes:
+        num_pairs: pairs with a verdict, wins + ties + losses.
+        wins: of the student.
+        ties: equal, or decided by the order in which the answers were shown.
+        losses: of the student.
+        win_margin: (wins - losses) / num_pairs.
+        sign_test_p: probability of so uneven a split of wins and losses between equal models, two-sided.
+    """
+
+    num_pairs: int = 0
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+    win_margin: float | None = None
+    sign_test_p: float | None = None
+
+
+class Judgement(Verdicts):
+    """Verdicts on all samples, and on those of about equal length.
+
+    Attributes:
+        unparsed: pairs without a verdict.
+        unparsed_reasons: calls by the reason why they gave none.
+        length_matched: pairs whose answers differ in length by less than a fifth.
+        mean_tokens: mean length of the answers of `base` and `student`, tokens.
+    """
+
+    unparsed: int = 0
+    unparsed_reasons: dict[str, int] = Field(default_factory=dict)
+    length_matched: Verdicts = Verdicts()
+    mean_tokens: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Comparison(Result):
+    """The student against an earlier one, on the held-out rows and samples on which both were measured.
+
+    Attributes:
+        version: of the earlier student.
+        role: "released" or "best".
+        change: the new student's loss less the earlier one's.
+        judge: verdicts on their answers, as of the new student; None if they were not judged.
+    """
+
+    version: str
+    role: str
+    change: PairedChange
+    judge: Verdicts | None = None
+
+
+class Evaluation(Result):
+    """Everything that was measured of one student.
+
+    Attributes:
+        held_out_loss: base model and student.
+        samples: held-out rows that both models answered.
+        unanswered: samples whose prompt leaves no room for an answer.
+        judge: the verdicts on the samples; None if nothing was judged.
+        attention: with which the student was measured.
+        rivals: comparisons with the released student and the best one so far.
+        rows: path of the Parquet file with loss and answer of every held-out row.
+    """
+
+    held_out_loss: HeldOutLoss = HeldOutLoss()
+    samples: tuple[Sample, ...] = ()
+    unanswered: int = 0
+    judge: Judgement | None = None
+    attention: str = "sdpa"
+    rivals: tuple[Comparison, ...] = ()
+    rows: str = ""
+
+
+class Release(Result):
+    """What was decided about a student.
+
+    Attributes:
+        released: whether it is the released one now.
+        version: of the student.
+        previous: the version that was released before it; None if there was none.
+        reasons: what was compared, in words, one a check.
+    """
+
+    released: bool
+    version: str
+    previous: str | None = None
+    reasons: tuple[str, ...] = ()

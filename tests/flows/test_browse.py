@@ -1,0 +1,232 @@
+"""The browse pages over a storage on disk: by a client of the application, and in a real browser."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from flows.browse import Pages, application
+from operators.columns import RECYCLED
+from operators.parquet_log import write_whole
+from operators.teacher.budget import BudgetConfig
+from operators.teacher.ledger import RECORD
+
+SAMPLE = json.loads((Path(__file__).resolve().parents[1] / "data" / "report_sample.json").read_text())["rows"]
+ATTACK = "<script>alert(1)</script></style>\u202e"
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+def write_asset(storage: Path, name: str, rows: pa.Table, refresh: str | None) -> None:
+    folder = storage / "assets" / name / (f"refresh={refresh}" if refresh else "")
+    folder.mkdir(parents=True)
+    for part, start in enumerate(range(0, rows.num_rows, 10)):
+        pq.write_table(rows.slice(start, 10), folder / f"part-{part}.parquet")
+    outcomes = {item["values"]: item["counts"] for item in rows["outcome"].value_counts().to_pylist()}
+    files = {path.name: path.stat().st_size for path in folder.glob("*.parquet")}
+    (folder / "manifest.json").write_text(json.dumps({"rows": rows.num_rows, "outcomes": outcomes, "files": files}))
+    (folder / "_SUCCESS").touch()
+
+
+def a_call(number: int, **columns: Any) -> dict[str, Any]:
+    call = {
+        "call_key": f"k{number}",
+        "row_id": SAMPLE[number]["row_id"],
+        "reply": f'{{"reply": {number}}}',
+        "error": "",
+    }
+    tokens = {"finish_reason": "stop", "prompt_tokens": 1000, "generated_tokens": 100}
+    return call | tokens | {"stage": "reflect", "model": "big", "created": "2026-11-26T00:00:00"} | columns
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    root = tmp_path / "storage"
+    rows = [dict(row) for row in SAMPLE]
+    rows[0] = rows[0] | {"instruction": ATTACK, "instruction_critique": json.dumps({ATTACK: ATTACK})}
+    write_asset(root, "recycled_instructions", pa.Table.from_pylist(rows, schema=RECYCLED), "2026-11-22")
+    calls = [a_call(0), a_call(1, reply=None, error=f"401 wrong key {ATTACK}"), a_call(2)]
+    write_whole(f"{root}/ledger/reflect_instructions", pa.Table.from_pylist(calls, schema=RECORD))
+    messages = json.dumps([{"role": "user", "content": f"Improve this {ATTACK}"}])
+    prompts = pa.table({"call_key": ["k0", "k9"], "messages": [messages, "[]"]})
+    write_whole(f"{root}/prompts/reflect_instructions", prompts)
+    return root
+
+
+@pytest.fixture
+def client(storage: Path) -> TestClient:
+    prices = BudgetConfig(prompt_price=1000.0, generated_price=2000.0)
+    return TestClient(application(Pages(str(storage), prices)), base_url="http://127.0.0.1")
+
+
+def pages_of(client: TestClient, address: str) -> Iterator[str]:
+    while address:
+        html = client.get(address).text
+        yield html
+        address = html.split('rel="next" href="')[1].split('"')[0].replace("&amp;", "&") if 'rel="next"' in html else ""
+
+
+def test_the_overview_counts_rows_and_calls(client: TestClient) -> None:
+    html = client.get("/").text
+    assert "/rows/recycled_instructions?refresh=2026-11-22" in html
+    assert f">{len(SAMPLE)}<" in html
+    assert "/replies/reflect_instructions?failed=1" in html
+    assert ">3.6<" in html, "three calls of 1000 and 100 tokens at these prices"
+
+
+def test_the_pages_of_a_stage_hold_every_row_once(client: TestClient) -> None:
+    whole = "".join(pages_of(client, "/rows/recycled_instructions?refresh=2026-11-22"))
+    for row in SAMPLE:
+        assert whole.count(f'aria-label="Row {row["row_id"]}"') == 1
+
+
+def test_rows_are_filtered_by_outcome_and_searched(client: TestClient) -> None:
+    address = "/rows/recycled_instructions?refresh=2026-11-22"
+    for outcome in ("both", "original"):
+        whole = "".join(pages_of(client, f"{address}&outcome={outcome}"))
+        wanted = [row["row_id"] for row in SAMPLE if row["outcome"] == outcome]
+        assert [whole.count(f'aria-label="Row {row_id}"') for row_id in wanted] == [1] * len(wanted)
+        assert whole.count('aria-label="Row ') == len(wanted)
+    found = client.get(address, params={"refresh": "2026-11-22", "text": SAMPLE[3]["instruction"].upper()}).text
+    assert f'aria-label="Row {SAMPLE[3]["row_id"]}"' in found
+    assert "No row matches." in client.get(address, params={"refresh": "2026-11-22", "text": "nowhere at all"}).text
+
+
+def test_a_row_shows_its_calls_with_prompt_and_cost(client: TestClient) -> None:
+    html = client.get(f"/row/{SAMPLE[0]['row_id']}").text
+    assert "Improve this" in html
+    assert "cost 1.2" in html
+    assert "{&#34;reply&#34;: 0}" in html
+    other = client.get(f"/row/{SAMPLE[2]['row_id']}").text
+    assert "The prompt of this call was not stored." in other
+
+
+def test_failed_calls_are_found_with_the_endpoints_words(client: TestClient) -> None:
+    html = client.get("/replies/reflect_instructions?failed=1").text
+    assert "401 wrong key" in html
+    assert html.count('aria-label="Call ') == 1
+    assert client.get("/replies/reflect_instructions?text=wrong+KEY").text.count('aria-label="Call ') == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/rows/nothing",
+        "/rows/student",
+        "/rows/recycled_instructions?refresh=../../..",
+        "/rows/..%2f..%2fledger",
+        "/replies/..%2f..",
+        "/replies/nothing",
+        "/etc/passwd",
+    ],
+)
+def test_what_is_not_there_is_not_found(client: TestClient, address: str) -> None:
+    answer = client.get(address)
+    assert answer.status_code == 404
+    assert "not there, or not finished yet" in answer.text
+
+
+def test_pages_are_inert_and_for_this_machine_only(client: TestClient, storage: Path) -> None:
+    addresses = ["/", "/rows/recycled_instructions?refresh=2026-11-22", f"/row/{SAMPLE[0]['row_id']}"]
+    addresses += ["/replies/reflect_instructions", "/rows/x", "/replies/reflect_instructions?text=%3Cscript%3E"]
+    for address in addresses:
+        answer = client.get(address)
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "<script" not in answer.text
+        assert "\u202e" not in answer.text
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 400, "a name that was bent to 127.0.0.1"
+    assert client.post("/").status_code == 405
+    before = sorted(path.stat().st_mtime_ns for path in storage.rglob("*"))
+    client.get("/")
+    assert sorted(path.stat().st_mtime_ns for path in storage.rglob("*")) == before
+
+
+def test_an_empty_storage_says_so(tmp_path: Path) -> None:
+    client = TestClient(application(Pages(str(tmp_path), BudgetConfig())), base_url="http://127.0.0.1")
+    html = client.get("/").text
+    assert "No stage is finished yet." in html
+    assert "No call was made yet." in html
+
+
+def test_replies_appear_while_a_run_stores_them(client: TestClient, storage: Path) -> None:
+    assert "3 stored calls" in client.get("/replies/reflect_instructions").text
+    write_whole(f"{storage}/ledger/reflect_instructions", pa.Table.from_pylist([a_call(5)], schema=RECORD))
+    assert "4 stored calls" in client.get("/replies/reflect_instructions").text
+
+
+@pytest.fixture
+def served(storage: Path) -> Iterator[str]:
+    """Address of the real program."""
+    program = "import sys; from flows.browse import browse; sys.exit(browse(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, str(storage), "--port", "0"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    process.terminate()
+    process.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(CHROMEDRIVER), reason="needs Debian's chromium and chromium-driver")
+def test_a_person_filters_searches_and_opens_a_row(served: str, tmp_path: Path) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.select import Select
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in [*FLAGS.split(), f"--user-data-dir={profile}", "--window-size=1240,1600"]:
+            options.add_argument(flag)
+        browser = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+        try:
+            browser.get(served)
+            browser.save_screenshot(str(tmp_path / "overview.png"))
+            browser.find_element(By.LINK_TEXT, "recycled instructions").click()
+            assert len(browser.find_elements(By.TAG_NAME, "article")) == 20
+            browser.save_screenshot(str(tmp_path / "rows.png"))
+            Select(browser.find_element(By.NAME, "outcome")).select_by_value("both")
+            browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+            wanted = [row for row in SAMPLE if row["outcome"] == "both"]
+            assert len(browser.find_elements(By.TAG_NAME, "article")) == len(wanted)
+            browser.find_element(By.NAME, "text").send_keys(wanted[1]["final_instruction"][:40])
+            browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+            browser.find_element(By.LINK_TEXT, wanted[1]["row_id"]).click()
+            assert browser.current_url == f"{served}/row/{wanted[1]['row_id']}"
+            browser.get(f"{served}/row/{SAMPLE[0]['row_id']}")
+            assert browser.find_elements(By.TAG_NAME, "script") == []
+            assert "<script>alert(1)</script>" in browser.find_element(By.TAG_NAME, "main").text
+            browser.save_screenshot(str(tmp_path / "row.png"))
+            browser.set_window_size(390, 1200)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 500
+            problems = [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
+            assert problems == []
+        finally:
+            browser.quit()
+
+
+@pytest.mark.slow
+def test_the_program_listens_on_loopback_only(served: str) -> None:
+    port = int(served.rpartition(":")[2])
+    with socket.socket() as outside:
+        outside.settimeout(5)
+        address = socket.gethostbyname(socket.gethostname())
+        if address.startswith("127."):
+            pytest.skip("this machine has no other address")
+        assert outside.connect_ex((address, port)) != 0

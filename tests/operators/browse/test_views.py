@@ -1,0 +1,65 @@
+import json
+from typing import Any
+
+import pytest
+
+from operators.browse.views import render, reply_view, row_view
+
+
+def a_row(**columns: Any) -> dict[str, Any]:
+    return {"row_id": "r1", "instruction": "old", "input": "", "response": "answer", "outcome": "both", **columns}
+
+
+@pytest.mark.parametrize(
+    ("columns", "after", "not_kept"),
+    [
+        ({}, "old", None),
+        ({"better_instruction": "new"}, "new", None),
+        ({"better_instruction": "new", "selected_instruction": "old"}, "old", "new"),
+        ({"better_instruction": "new", "selected_instruction": "new", "final_instruction": "new"}, "new", None),
+    ],
+)
+def test_the_text_that_the_stage_goes_on_with_stands_after(
+    columns: dict[str, str], after: str, not_kept: str | None
+) -> None:
+    instruction = row_view(a_row(**columns))["texts"][0]
+    assert (instruction["before"]["text"], instruction["after"]["text"]) == ("old", after)
+    assert (instruction["not_kept"] and instruction["not_kept"]["text"]) == not_kept
+
+
+def test_columns_that_the_card_does_not_know_are_shown_all_the_same() -> None:
+    view = row_view(a_row(ifd_original=0.5, why="a new stage says so", document_lengths=[3, 4], escaped=False))
+    assert view["scores"] == {"ifd_original": 0.5}
+    assert {name: value["text"] for name, value in view["rest"].items()} == {
+        "why": "a new stage says so",
+        "document_lengths": "[3, 4]",
+    }
+
+
+def test_turns_that_are_no_json_are_shown_as_they_are() -> None:
+    turns = json.dumps([{"role": "system", "content": "Be brief."}])
+    view = row_view(a_row(turns_before=turns, turns_after="[{]"))
+    assert [turn["role"] for turn in view["turns"]["turns_before"]] == ["system"]
+    assert view["turns"]["turns_after"] == [{"role": "", "content": {"text": "[{]", "num_chars": 3}}]
+
+
+def test_a_failed_call_has_its_error_and_no_reply() -> None:
+    record = {"call_key": "k", "row_id": "r1", "reply": None, "error": "401 no such key", "prompt_tokens": 0}
+    view = reply_view(record, None, None)
+    assert (view["reply"]["text"], view["error"]["text"], view["turns"]) == ("", "401 no such key", None)
+
+
+def test_every_text_is_escaped() -> None:
+    attack = "</p><script>alert(1)</script>\u202e"
+    row = row_view(a_row(**dict.fromkeys(("instruction", "final_response", "origin", "outcome", "why"), attack)))
+    html = render(
+        "row.html.j2",
+        title=attack,
+        storage=attack,
+        stages=[{"name": attack, "refresh": attack, "row": row}],
+        replies=[(attack, reply_view({"reply": attack, "error": attack, "call_key": attack}, attack, 1.0))],
+        out_of_time=False,
+    )
+    assert "<script" not in html
+    assert "\u202e" not in html
+    assert html.count("&lt;script&gt;") > 8
