@@ -151,13 +151,16 @@ def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Re
 
 
 @dg.asset(
-    group_name="recycle", kinds={"parquet"}, code_version="1", metadata=uses("publish", "teacher", "student", "reflect")
+    group_name="recycle", kinds={"parquet"}, code_version="2", metadata=uses("publish", "teacher", "student", "reflect")
 )
 def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes for others to load, with a card and their lineage."""
-    return Recipe(
-        lambda: publish(recycled_instructions, run.path("published"), lineage_of(run, GRAPH.specs), run.config.publish)
-    )
+
+    def build() -> dict[str, Any]:
+        lineage = lineage_of(run, GRAPH.specs)
+        return publish(recycled_instructions, run.path("published"), lineage, run.config.publish).model_dump()
+
+    return Recipe(build)
 
 
 @dg.asset(group_name="train", kinds={"ray"}, code_version="1", metadata=uses("pack", "student"))

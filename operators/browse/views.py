@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from operators.columns import RECYCLED_OUTCOMES
 from operators.report.pairs import cut_critique, cut_text
-from operators.report.texts import redacted, visible, word_diff
+from operators.report.texts import count, decimal, redacted, short, visible, word_diff, words
 
 REPORT = Path(__file__).parent.parent / "report"
 MAX_CHARS = 6000  # of one text on a page; the cut is marked
@@ -23,7 +23,12 @@ OFFERED = {
     "response": ("better_response", "better_instruction_response"),
 }
 CRITIQUES = ("instruction_critique", "response_critique")
-SCORES = ("ifd_original", "ifd_better_instruction", "rifd_selected", "rifd_better_response")
+SCORES = {
+    "ifd_original": "IFD of the original",
+    "ifd_better_instruction": "IFD of the rewrite",
+    "rifd_selected": "r-IFD of the response kept so far",
+    "rifd_better_response": "r-IFD of the rewrite",
+}
 STATUSES = ("instruction_reflection", "response_reflection", "ifd_unscored", "rifd_unscored")
 TURNS = ("turns_before", "turns_after")
 _SHOWN = {"row_id", "outcome", "origin", "instruction", "input", "response", *CRITIQUES, *SCORES, *STATUSES, *TURNS}
@@ -64,7 +69,7 @@ def row_view(row: Mapping[str, Any]) -> dict[str, Any]:
         "texts": texts,
         "input": _cut(row.get("input") or ""),
         "critiques": {name: cut_critique(row[name], MAX_CHARS) for name in CRITIQUES if row.get(name)},
-        "scores": {name: row[name] for name in SCORES if row.get(name) is not None},
+        "scores": {title: row[name] for name, title in SCORES.items() if row.get(name) is not None},
         "statuses": {name: row[name] for name in STATUSES if row.get(name)},
         "turns": {name: _turns(row[name]) for name in TURNS if row.get(name)},
         "rest": {
@@ -97,10 +102,10 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {
         "visible": visible,
         "redacted": redacted,
-        "count": lambda value: "–" if value is None else f"{value:,.0f}",
-        "decimal": lambda value, places=3: "–" if value is None else f"{value:,.{places}f}",
-        "words": lambda name: str(name).replace("_", " ").replace(":", ": "),
-        "short": lambda value: "–" if value is None else f"{value:,.4g}",
+        "count": count,
+        "decimal": decimal,
+        "words": words,
+        "short": short,
     }
     environment.globals |= {"word_diff": word_diff, "cut_text": _cut, "recycled_outcomes": RECYCLED_OUTCOMES}
     return environment.get_template(template).render(**values)

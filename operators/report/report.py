@@ -18,7 +18,7 @@ from ray.data import Dataset
 from operators.report.charts import Chart, Series, curve, histogram
 from operators.report.figures import RATIO, Figures, ReportConfig, collect_figures
 from operators.report.pairs import cut_text
-from operators.report.texts import redacted, visible, word_diff
+from operators.report.texts import count, decimal, duration, redacted, share, short, visible, word_diff, words
 
 __all__ = ["Report", "ReportConfig", "build_report", "collect_figures"]
 
@@ -143,12 +143,12 @@ def _render(figures: Figures, config: dict[str, Any], report: ReportConfig) -> s
     )
     environment.filters |= {
         "visible": visible,
-        "count": _count,
-        "decimal": _decimal,
-        "duration": _duration,
-        "share": _share,
-        "words": lambda name: str(name).replace("_", " ").replace(":", ": "),
-        "short": lambda value: "–" if value is None else f"{value:,.4g}",
+        "count": count,
+        "decimal": decimal,
+        "duration": duration,
+        "share": share,
+        "words": words,
+        "short": short,
     }
     environment.globals |= {"word_diff": word_diff, "cut_text": lambda text: cut_text(text or "", report.max_chars)}
     plain = json.loads(json.dumps(config, default=str))
@@ -174,9 +174,9 @@ def _funnel(rows: Figures) -> list[dict[str, Any]]:
         total = sum((parts or reasons).values())
         start = left - total if removes else 0
         segments = []
-        for label, count in (parts or {name: total}).items():
-            segments.append((label if parts else css, label, count, *_percent(start, count, rows["source"])))
-            start += count
+        for label, number in (parts or {name: total}).items():
+            segments.append((label if parts else css, label, number, *_percent(start, number, rows["source"])))
+            start += number
         steps.append({"name": name, "count": total, "removes": removes, "segments": segments, "reasons": reasons})
         left -= total if removes else 0
 
@@ -217,24 +217,3 @@ def _charts(figures: Figures) -> dict[str, Chart | None]:
     charts["loss"] = curve("Training loss", "loss, nats per token", train.get("losses") or [])
     charts["grad_norm"] = curve("Gradient norm before clipping", "norm", train.get("grad_norms") or [], css="before")
     return charts
-
-
-def _count(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
-
-
-def _decimal(value: float | None, places: int = 3) -> str:
-    return "–" if value is None else f"{value:,.{places}f}"
-
-
-def _share(part: float | None, whole: float | None) -> str:
-    return "–" if part is None or not whole else f"{100 * part / whole:.0f}\u202f%"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""Hostile text made safe to look at, and the word-level difference of two texts."""
+"""Hostile text made safe to look at, the word-level difference of two texts, and numbers as a person reads them."""
 
 import re
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ MAX_DIFF_WORDS = 1200  # comparing is quadratic; longer texts are shown side by 
 MIN_KEPT = 0.4  # of the shorter text's words; below it a diff is confetti, and the texts are shown side by side
 MIN_KEPT_WORDS = 3  # a shorter run between two changes is shown as changed: whole phrases read better
 
+NOTHING = "–"
 KEPT, DELETED, INSERTED = "kept", "deleted", "inserted"
 
 
@@ -54,6 +55,41 @@ def word_diff(before: str, after: str) -> tuple[tuple[str, str], ...]:
     changes = _joined([_Change(tag == "equal", old[a:b], new[c:d]) for tag, a, b, c, d in matcher.get_opcodes()])
     num_kept = sum(len(change.after) for change in changes if change.kept)
     return tuple(_parts(changes)) if num_kept >= MIN_KEPT * min(len(old), len(new)) else ()
+
+
+def words(name: object) -> str:
+    """A name of the code as words: `quarantined:too_long` becomes `quarantined: too long`."""
+    return str(name).replace("_", " ").replace(":", ": ")
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators; a dash where there is none."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def decimal(value: float | None, places: int = 3) -> str:
+    """A number with a fixed number of decimals; a dash where there is none."""
+    return NOTHING if value is None else f"{value:,.{places}f}"
+
+
+def short(value: float | None) -> str:
+    """A number with four significant digits; a dash where there is none."""
+    return NOTHING if value is None else f"{value:,.4g}"
+
+
+def share(part: float | None, whole: float | None) -> str:
+    """A part of a whole in per cent; a dash where there is none."""
+    return NOTHING if part is None or not whole else f"{100 * part / whole:.0f}\u202f%"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as seconds, minutes or hours; a dash where there are none."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _joined(changes: list[_Change]) -> list[_Change]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -169,25 +169,26 @@ def test_replies_appear_while_a_run_stores_them(client: TestClient, storage: Pat
 
 
 @pytest.fixture
-def served(storage: Path) -> Iterator[str]:
-    """Address of the real program."""
-    program = "import sys; from flows.browse import browse; sys.exit(browse(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, str(storage), "--port", "0"]
+def program(storage: Path) -> Iterator[tuple[str, int]]:
+    """Address and process id of the real program."""
+    code = "import sys; from flows.browse import browse; sys.exit(browse(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(storage), "--port", "0"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    yield process.stdout.readline().strip()
+    yield process.stdout.readline().strip(), process.pid
     process.terminate()
     process.wait(60)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(CHROMEDRIVER), reason="needs Debian's chromium and chromium-driver")
-def test_a_person_filters_searches_and_opens_a_row(served: str, tmp_path: Path) -> None:
+def test_a_person_filters_searches_and_opens_a_row(program: tuple[str, int], tmp_path: Path) -> None:
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.select import Select
 
+    served, _ = program
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -222,11 +223,8 @@ def test_a_person_filters_searches_and_opens_a_row(served: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_program_listens_on_loopback_only(served: str) -> None:
-    port = int(served.rpartition(":")[2])
-    with socket.socket() as outside:
-        outside.settimeout(5)
-        address = socket.gethostbyname(socket.gethostname())
-        if address.startswith("127."):
-            pytest.skip("this machine has no other address")
-        assert outside.connect_ex((address, port)) != 0
+def test_the_program_listens_on_loopback_only(program: tuple[str, int]) -> None:
+    address, pid = program
+    sockets = psutil.Process(pid).net_connections()
+    listening = {(one.laddr.ip, one.laddr.port) for one in sockets if one.status == psutil.CONN_LISTEN}
+    assert listening == {("127.0.0.1", int(address.rpartition(":")[2]))}

@@ -29,7 +29,7 @@ def test_the_text_that_the_stage_goes_on_with_stands_after(
 
 def test_columns_that_the_card_does_not_know_are_shown_all_the_same() -> None:
     view = row_view(a_row(ifd_original=0.5, why="a new stage says so", document_lengths=[3, 4], escaped=False))
-    assert view["scores"] == {"ifd_original": 0.5}
+    assert view["scores"] == {"IFD of the original": 0.5}
     assert {name: value["text"] for name, value in view["rest"].items()} == {
         "why": "a new stage says so",
         "document_lengths": "[3, 4]",

@@ -8,16 +8,29 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
-import ray
 import yaml
 
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
-from operators.publish.publish import PublishConfig, dataset_card, publish
+from operators.publish.publish import (
+    PublishConfig,
+    alpaca_table,
+    dataset_card,
+    messages_table,
+    publish,
+    published_table,
+)
 
 ROWS: list[dict[str, Any]] = json.loads(
     (Path(__file__).resolve().parents[2] / "data" / "report_sample.json").read_text()
 )["rows"]
+BEFORE = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hello!"},
+]
+AFTER = [{"role": "user", "content": "Thanks"}]
 KEPT = [row for row in ROWS if row["outcome"] in RECYCLED_OUTCOMES]
+TALK = KEPT[0]["row_id"]  # this row becomes a dialogue of several turns
 LINEAGE: dict[str, Any] = {
     "version": "1",
     "source": {"files": [["a.jsonl", "0123"]]},
@@ -25,15 +38,27 @@ LINEAGE: dict[str, Any] = {
     "student": {"model": "small"},
     "outcomes": {"original": 5, "instruction": 5, "response": 5, "both": 9, "dropped:held_out": 4},
 }
+CONFIG = PublishConfig(title="Ours", license="cc-by-nc-4.0")
+
+
+def a_dialogue(row: dict[str, Any]) -> dict[str, Any]:
+    turns = {"turns_before": json.dumps(BEFORE), "turns_after": json.dumps(AFTER)}
+    extra = json.dumps({"topic": row["row_id"][:2], "stars": 4})
+    return {"turns_before": "", "turns_after": "", **row, "extra": extra} | (turns if row["row_id"] == TALK else {})
+
+
+TABLE = pa.Table.from_pylist([a_dialogue(row) for row in ROWS], schema=RECYCLED)
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    import ray
+
     folder = tmp_path_factory.mktemp("published") / "data"
-    rows = ray.data.from_arrow(pa.Table.from_pylist(ROWS, schema=RECYCLED)).repartition(3)
     for _ in range(2):  # the second time replaces the first
-        made = publish(rows, str(folder), LINEAGE, PublishConfig(title="Ours", license="cc-by-nc-4.0"))
-    assert made == {"folder": str(folder), "rows": len(KEPT)}
+        made = publish(ray.data.from_arrow(TABLE).repartition(3), str(folder), LINEAGE, CONFIG)
+    assert (made.folder, made.rows, made.alpaca_rows) == (str(folder), len(KEPT), len(KEPT) - 1)
+    assert [path.name for path in folder.parent.iterdir()] == ["data"], "nothing is left beside"
     return folder
 
 
@@ -43,32 +68,83 @@ def test_pandas_loads_every_format(published: Path) -> None:
     for row in KEPT:
         assert table.loc[row["row_id"], "instruction"] == row["final_instruction"]
         assert table.loc[row["row_id"], "original_output"] == row["response"]
+        assert table.loc[row["row_id"], "topic"] == row["row_id"][:2]
+    assert set(table["stars"]) == {4}
     alpaca = pd.concat(pd.read_json(file, lines=True) for file in (published / "alpaca").iterdir())
     assert set(alpaca.columns) == {"instruction", "input", "output"}
-    assert sorted(alpaca["output"]) == sorted(row["final_response"] for row in KEPT)
+    assert sorted(alpaca["output"]) == sorted(row["final_response"] for row in KEPT if row["row_id"] != TALK)
 
 
 def test_datasets_loads_every_format(published: Path, tmp_path: Path) -> None:
     everything = datasets.load_dataset(str(published), cache_dir=str(tmp_path))["train"]
     assert len(everything) == len(KEPT)
-    assert {"original_instruction", "response_critique"} <= set(everything.column_names)
+    assert {"original_instruction", "response_critique", "messages", "topic"} <= set(everything.column_names)
     loaded = datasets.load_dataset("json", data_files=f"{published}/messages/*.jsonl", cache_dir=str(tmp_path))["train"]
-    turns = [row["messages"] for row in loaded]
-    assert all([turn["role"] for turn in both] == ["user", "assistant"] for both in turns)
-    users = {both[0]["content"] for both in turns}
+    dialogues = [row["messages"] for row in loaded]
+    lengths = sorted(len(dialogue) for dialogue in dialogues)
+    assert lengths == [2] * (len(KEPT) - 1) + [6]
+    users = {dialogue[0]["content"] for dialogue in dialogues}
     with_input = [row for row in KEPT if row["input"]]
     assert with_input
     assert users >= {f"{row['final_instruction']}\n\n{row['input']}" for row in with_input}
 
 
+def test_a_dialogue_is_published_as_the_same_dialogue() -> None:
+    [dialogue] = [turns for turns in messages_table(TABLE)["messages"].to_pylist() if len(turns) > 2]
+    pair = [
+        {"role": "user", "content": KEPT[0]["final_instruction"] + (KEPT[0]["input"] and f"\n\n{KEPT[0]['input']}")},
+        {"role": "assistant", "content": KEPT[0]["final_response"]},
+    ]
+    assert dialogue == [*BEFORE, *pair, *AFTER]
+    table = published_table(TABLE, {})
+    assert table.filter(pa.compute.equal(table["row_id"], TALK))["messages"].to_pylist() == [dialogue]
+    assert alpaca_table(TABLE).num_rows == len(KEPT) - 1
+
+
+def test_a_publication_that_fails_leaves_what_was_there(local_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    folder = tmp_path / "data"
+    publish(ray.data.from_arrow(TABLE), str(folder), LINEAGE, CONFIG)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    fewer = ray.data.from_arrow(TABLE.slice(0, TABLE.num_rows - 1))
+    wrong = LINEAGE | {"outcomes": {"both": 1}}
+    for rows, lineage in ((ray.data.from_arrow(TABLE), wrong), (fewer, {})):
+        with pytest.raises((ValueError, KeyError)):
+            publish(rows, str(folder), lineage, CONFIG)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    publish(
+        fewer, str(folder), LINEAGE | {"outcomes": {"both": published_table(TABLE.slice(0, 31), {}).num_rows}}, CONFIG
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "what broke off is gone"
+
+
+def test_rows_that_the_lineage_does_not_count_are_an_error(local_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    with pytest.raises(ValueError, match=rf"{len(KEPT)} rows were written, the lineage counts 3 recycled rows"):
+        publish(ray.data.from_arrow(TABLE), str(tmp_path / "x"), LINEAGE | {"outcomes": {"both": 3}}, CONFIG)
+
+
+def test_no_recycled_row_is_a_data_set_of_no_rows(local_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    none = LINEAGE | {"outcomes": {"dropped:held_out": 4}}
+    dropped = TABLE.filter(pa.compute.equal(TABLE["outcome"], "dropped:held_out"))
+    assert publish(ray.data.from_arrow(dropped), str(tmp_path / "x"), none, CONFIG).rows == 0
+    assert "messages" in pd.read_parquet(tmp_path / "x" / "parquet").columns
+
+
 def test_the_card_says_licence_counts_and_models_and_keeps_its_form() -> None:
     hostile = PublishConfig(title='Ours"\nlicense: mit\n---', license="cc-by-nc-4.0")
-    card = dataset_card(LINEAGE, 24, hostile)
+    card = dataset_card(LINEAGE, 24, 23, {"to\npic": "text"}, hostile)
     _, header, text = card.split("---\n", 2)
     read = yaml.safe_load(header)
     assert (read["license"], read["pretty_name"]) == ("cc-by-nc-4.0", hostile.title)
     assert "| both | 9 |" in text
     assert "`big` (vllm)" in text
+    assert "`alpaca/` has 23 of the 24 rows" in text
+    assert '"to\\npic"' in text
 
 
 def test_the_lineage_lies_beside(published: Path) -> None:
