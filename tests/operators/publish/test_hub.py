@@ -19,6 +19,7 @@ from operators.publish.hub import push_folder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TOKEN = "hf_not_a_real_token"  # noqa: S105
+COMMIT = "/datasets/me/data/commit/" + "1" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -49,9 +50,7 @@ class Hub(BaseHTTPRequestHandler):
             return self._answer({"transfer": "basic", "objects": objects})
         if "/commit/" in self.path:
             self._commit([json.loads(line) for line in body.splitlines()])
-            return self._answer(
-                {"commitUrl": f"{self.server.address}/commit/1", "commitOid": "1" * 40, "success": True}
-            )
+            return self._answer({"commitUrl": f"{self.server.address}{COMMIT}", "commitOid": "1" * 40, "success": True})
         return self._answer({"error": self.path}, 404)
 
     def do_PUT(self) -> None:
@@ -131,7 +130,7 @@ def test_the_repository_holds_exactly_the_folder(folder: Path, hub: Any) -> None
     hub.files |= {"parquet/1.parquet": b"old rows", ".gitattributes": b"x"}
     done = push(folder, hub, HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{hub.address}/commit/1"
+    assert done.stdout.strip() == f"{hub.address}{COMMIT}"
     assert hub.files == {
         ".gitattributes": b"x",
         "README.md": b"card",
