@@ -179,7 +179,7 @@ class Bars:
         self._progress.start()
         for stage, progress in stages.items():
             rows = f"{progress.rows}/{'?' if progress.total is None else progress.total} rows"
-            texts = {"rows": rows, "rate": format_rate(progress), "note": progress.note}
+            texts: dict[str, Any] = {"rows": rows, "rate": format_rate(progress), "note": progress.note}
             if stage not in self._tasks:
                 self._tasks[stage] = self._progress.add_task(stage, total=progress.total, **texts)
             self._progress.update(self._tasks[stage], completed=progress.rows, total=progress.total, **texts)
