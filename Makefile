@@ -60,4 +60,4 @@ clean: ## remove caches and build outputs; never .venv, never runs
 clean-runs: ## remove runs/: asks first, because it holds replies that a teacher was paid for
 	@[ -d runs ] || { echo "there is no runs/"; exit 0; }; du -sh runs/*; \
 	printf 'Remove all of this, with every reply of a teacher in it? Type yes: '; \
-	read answer; [ "$$answer" = yes ] || { echo "nothing was removed"; exit 1; }; rm -rf runs
+	read answer; [ "$$answer" = yes ] || { echo "nothing was removed"; exit 0; }; rm -rf runs
