@@ -22,8 +22,8 @@ from ray.data import Dataset
 
 from cluster.storage import Recipe
 from flows.checks import CHECKS
+from flows.command import command
 from flows.graph import CONFIG_KEYS, Graph
-from flows.launch import run_flow
 from flows.lineage import lineage_of
 from flows.releases import evaluate_config, models_of
 from flows.run import Run, rows_where, stage_summaries
@@ -265,8 +265,8 @@ def defs() -> dg.Definitions:
 
 
 def main() -> int:
-    """Run the graph as the command line says; returns the exit code, see `flows.launch`."""
-    return run_flow(GRAPH, sys.argv[1:])
+    """Do what the command line says; returns the exit code, see `flows.command`."""
+    return command(GRAPH, sys.argv[1:])
 
 
 if __name__ == "__main__":

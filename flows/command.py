@@ -1,0 +1,33 @@
+"""The command `recycle-and-train`, and `flows/recycle_and_train.py`, which is the same.
+
+recycle-and-train [run] ...                  run the graph, see flows/launch.py
+recycle-and-train browse STORAGE             look into a storage in a web browser
+recycle-and-train releases STORAGE           list the releases
+recycle-and-train rollback STORAGE VERSION   release an earlier student again
+"""
+
+from collections.abc import Sequence
+
+from flows.graph import Graph
+from flows.launch import run_flow
+
+
+def command(graph: Graph, argv: Sequence[str]) -> int:
+    """Do what the first word says; without one of the words above, run the graph. Returns the exit code."""
+    match list(argv):  # each command imports only what it needs
+        case ["browse", *rest]:
+            from flows.browse import browse
+
+            return browse(rest)
+        case ["releases", *rest]:
+            from flows.releases import show_releases
+
+            return show_releases(rest)
+        case ["rollback", *rest]:
+            from flows.releases import roll_back
+
+            return roll_back(rest)
+        case ["run", *rest]:
+            return run_flow(graph, rest)
+        case rest:
+            return run_flow(graph, rest)
