@@ -163,13 +163,13 @@ def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recip
     return Recipe(build)
 
 
-@dg.asset(group_name="train", kinds={"ray"}, code_version="1", metadata=uses("pack", "student"))
+@dg.asset(group_name="train", kinds={"ray"}, code_version="2", metadata=uses("pack", "student"))
 def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
     return Recipe(partial(pack, recycled_instructions, run.config.pack, run.student), metrics=count_packed)
 
 
-@dg.asset(group_name="train", kinds={"ray", "deepspeed"}, code_version="1", metadata=uses("train", "student"))
+@dg.asset(group_name="train", kinds={"ray", "deepspeed"}, code_version="2", metadata=uses("train", "student"))
 def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
     """The student, fine-tuned with NEFTune; a Hugging Face folder under students/<version>/."""
     version = run.student_version()
@@ -178,7 +178,8 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
     def build() -> dict[str, Any]:
         from operators.train.train import train  # imports torch: seconds that a run without training saves
 
-        return {**train(packed_sequences, run.config.train, run.student, folder), "version": version, "folder": folder}
+        result = train(packed_sequences, run.config.train, run.student, folder)
+        return result.model_dump(mode="json") | {"version": version, "folder": folder}
 
     return Recipe(build)
 

@@ -29,6 +29,7 @@ class NoiseBatch:
         uids: [N], what identifies each document for ever, such as a hash of its row id.
         padding: [B, T], true where a token belongs to no document; no noise there.
         epoch: noise differs between epochs.
+        num_documents: those of length > 0.
     """
 
     documents: Tensor
@@ -37,6 +38,7 @@ class NoiseBatch:
     uids: Tensor
     padding: Tensor
     epoch: int
+    num_documents: int
 
 
 def batch_of_pack(lengths: list[int], uids: list[int], num_tokens: int, epoch: int, device: str = "cpu") -> NoiseBatch:
@@ -70,6 +72,7 @@ def batch_of_pack(lengths: list[int], uids: list[int], num_tokens: int, epoch: i
         uids=torch.tensor([*uids, 0]).to(device),
         padding=padding_T[None].to(device),
         epoch=epoch,
+        num_documents=sum(length > 0 for length in lengths),
     )
 
 
@@ -95,6 +98,13 @@ class EmbeddingNoise:
         if self._l2_N is None or self._batch is None:
             return torch.zeros(0)
         return self._l2_N[self._batch.lengths > 0]
+
+    def l2_sum(self) -> tuple[Tensor, int]:
+        """Sum of `l2_per_document`, a scalar on the device, and how many documents it is over; the host waits not."""
+        if self._l2_N is None or self._batch is None:
+            device = "cpu" if self._batch is None else self._batch.lengths.device
+            return torch.zeros((), device=device), 0
+        return self._l2_N.sum(), self._batch.num_documents
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output_BTD: Tensor) -> Tensor:
         """The hook: the embedding's output plus noise, in the output's dtype; the output itself outside training."""

@@ -1,37 +1,38 @@
-"""How a pair of instruction and response becomes tokens and labels: by the student's own chat template.
+"""How a dialogue becomes tokens and labels: by the student's own chat template, with loss on what it is to answer."""
 
-The mask comes from the template's `{% generation %}` marks where it has them, else from rendering the prompt
-alone, which must be a token prefix of the whole; nothing here knows any model family.
-"""
-
-from __future__ import annotations
-
-import re
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
-from operators.chat_markup import control_tokens
+from operators.student.chat_format import (
+    ChatFormat,
+    EncodingError,
+    Turn,
+    bare_control_tokens,
+    chat_format,
+    marked_spans,
+    name_of,
+    render,
+    require_prefix,
+    template_of,
+    tokens_of,
+)
 
 if TYPE_CHECKING:  # seconds to import, and most processes that encode nothing import this module
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["IGNORED", "Encoded", "EncodingError", "LossOn", "dialogue", "encode_dialogue", "encode_example"]
 
 IGNORED = -100  # a label without loss
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-class EncodingError(ValueError):
-    """This one example cannot be encoded; `reason` is the word that goes into its outcome."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+LossOn = Literal["last", "all"]  # which of the assistant's turns are learnt
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example: `labels` equals `input_ids` on the response and its end-of-turn token, and is -100 elsewhere."""
+    """One example: `labels` equals `input_ids` on what is learnt (answers, each with its end-of-turn token), and is
+    -100 elsewhere.
+    """
 
     input_ids: list[int]
     labels: list[int]
@@ -42,7 +43,23 @@ def user_text(instruction: str, input: str | None) -> str:
     return f"{instruction}\n\n{input}" if input else instruction
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def dialogue(
+    instruction: str, input: str | None, response: str, turns_before: str | None = "", turns_after: str | None = ""
+) -> list[Turn]:
+    """All turns of a row, in the order in which they were said.
+
+    Args:
+        instruction: what is asked.
+        input: what it is asked about; may be empty or null.
+        response: the answer.
+        turns_before: JSON list of {"role", "content"}, the system prompt and earlier turns; empty or null if none.
+        turns_after: JSON list of the turns that follow; empty or null if none.
+    """
+    pair = [{"role": "user", "content": user_text(instruction, input)}, {"role": "assistant", "content": response}]
+    return [*_turns(turns_before), *pair, *_turns(turns_after)]
+
+
+def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a folder or hub id.
 
     Raises:
@@ -51,96 +68,128 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    if not isinstance(tokenizer.chat_template, str):
-        raise ValueError(f"encode: student {model} has no single chat template; use an instruction-tuned model")
+    template_of(tokenizer)
     return tokenizer
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     instruction: str,
     input: str | None,
     response: str,
+    turns_before: str | None = "",
+    turns_after: str | None = "",
+    *,
+    loss_on: LossOn = "last",
 ) -> Encoded:
-    """Encode one user turn and its response for supervised fine-tuning.
+    """Encode one row for supervised fine-tuning; see `dialogue` for the texts and `encode_dialogue` for the rest."""
+    return encode_dialogue(tokenizer, dialogue(instruction, input, response, turns_before, turns_after), loss_on)
+
+
+def encode_dialogue(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], loss_on: LossOn = "last") -> Encoded:
+    """Encode a dialogue as the template writes it.
 
     Args:
         tokenizer: the student's, with a chat template.
-        instruction: what is asked.
-        input: what it is asked about; may be empty or null.
-        response: what is learnt.
+        turns: at least one of them the assistant's.
+        loss_on: learn the last of the assistant's turns, or all of them.
 
     Returns:
-        Tokens of the whole conversation as the template writes it; loss on the response and its end of turn only.
+        Tokens of the whole dialogue; labels on the learnt answers and the end-of-turn token of each.
 
     Raises:
-        EncodingError: a ValueError; `special_tokens` if a text holds a control token, `chat_template` if the prompt
-            is no token prefix of the whole, `no_loss` if no token is left to learn from.
+        EncodingError: a ValueError; `special_tokens` if a text holds a control token, `chat_template` if the template
+            refuses the turns, `no_loss` if no answer is left to learn, `no_end_of_turn` if nothing ends it.
     """
-    user = {"role": "user", "content": user_text(instruction, input)}
-    turns = [user, {"role": "assistant", "content": response}]
-    if _GENERATION_MARK.search(tokenizer.chat_template):
-        input_ids, learnt = _render_with_marks(tokenizer, turns)
-    else:
-        input_ids, learnt = _render_by_prefix(tokenizer, turns)
-    _refuse_control_tokens(tokenizer, input_ids)
-    if not any(learnt):
-        raise EncodingError("no_loss", f"encode: the template of {_name(tokenizer)} leaves no token of the response")
-    labels = [token if learn else IGNORED for token, learn in zip(input_ids, learnt, strict=True)]
-    return Encoded(input_ids, labels)
-
-
-def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Encode a harmless example, so that a template which fits no example is refused before the data is read.
-
-    Raises:
-        ValueError: naming the student whose template does not fit.
-    """
-    encode_example(tokenizer, "Name a colour.", "", "Blue.")
-
-
-def _render_with_marks(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
-) -> tuple[list[int], Sequence[bool]]:
-    rendered = tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
-    return list(rendered["input_ids"]), [bool(mark) for mark in rendered["assistant_masks"]]
-
-
-def _render_by_prefix(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
-) -> tuple[list[int], Sequence[bool]]:
-    whole = _render(tokenizer, turns)
-    prompt = _render(tokenizer, turns[:1], add_generation_prompt=True)
-    if whole[: len(prompt)] != prompt:
-        raise EncodingError(
-            "chat_template",
-            f"encode: with the chat template of {_name(tokenizer)} the prompt's {len(prompt)} tokens are no prefix of "
-            f"the example's {len(whole)}; use a template with {{% generation %}} marks",
-        )
-    # Some templates write a line break after the end-of-turn token; no model ever generates it.
-    special = control_tokens(tokenizer)
-    ends = [place for place in range(len(prompt), len(whole)) if whole[place] in special]
-    end = ends[-1] + 1 if ends else len(whole)
-    return whole, [len(prompt) <= place < end for place in range(len(whole))]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], **options: Any) -> list[int]:
-    # transformers 5 returns a dict by default, which would be mistaken for a sequence of its keys.
-    return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options))
-
-
-def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, input_ids: list[int]) -> None:
-    """The template writes a fixed number of control tokens; any more came out of the texts."""
-    special = control_tokens(tokenizer)
-    bare = _render(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}])
-    found, written = (sum(token in special for token in ids) for ids in (input_ids, bare))
+    form = chat_format(tokenizer)
+    answers = [place for place, turn in enumerate(turns) if turn.get("role") == "assistant" and turn.get("content")]
+    wanted = answers if loss_on == "all" else answers[-1:]
+    if not wanted:
+        raise EncodingError("no_loss", "encode: no turn of the assistant has a text, so there is nothing to learn")
+    text, starts = _starts(tokenizer, form, turns, wanted)
+    pieces = _pieces(tokenizer, form, text, starts)
+    input_ids = [token for piece in pieces for token in piece]
+    found, written = sum(token in form.control for token in input_ids), bare_control_tokens(tokenizer, turns)
     if found != written:
         raise EncodingError(
             "special_tokens",
-            f"encode: {found} control tokens of {_name(tokenizer)} in one example against {written} of its template; "
+            f"encode: {found} control tokens of {name_of(tokenizer)} in one example against {written} of its template; "
             "the texts hold chat markup",
+        )
+    labels = [IGNORED] * len(pieces[0])
+    for piece in pieces[1:]:
+        if form.end_token not in piece:
+            raise EncodingError("no_end_of_turn", f"encode: a turn of {name_of(tokenizer)} has no end-of-turn token")
+        end = piece.index(form.end_token) + 1
+        labels += [*piece[:end], *[IGNORED] * (len(piece) - end)]
+    return Encoded(input_ids, labels)
+
+
+def require_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Encode a harmless example, so that a template which fits no example is refused before the data is read.
+
+    Raises:
+        ValueError: naming the student whose template does not fit: it fails, loses the response, or ends the
+            assistant's turn with no control token.
+    """
+    encoded = encode_example(tokenizer, "Name a colour.", "", "Blue.")
+    learnt = tokenizer.decode([token for token in encoded.labels[:-1] if token != IGNORED], skip_special_tokens=True)
+    if learnt.strip() != "Blue.":
+        raise EncodingError(
+            "chat_template",
+            f"encode: with the chat template of {name_of(tokenizer)} the labels of the answer 'Blue.' say {learnt!r}; "
+            "use a template that writes the content of each turn as it is",
         )
 
 
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return f"student {tokenizer.name_or_path}"
+def _turns(text: str | None) -> list[Turn]:
+    turns: list[Turn] = json.loads(text) if text else []
+    return turns
+
+
+def _starts(
+    tokenizer: "PreTrainedTokenizerBase", form: ChatFormat, turns: list[Turn], wanted: list[int]
+) -> tuple[str, list[int]]:
+    """The rendered dialogue, and for each wanted turn where its answer begins in it, in characters."""
+    if form.marked:
+        text, spans = marked_spans(tokenizer, turns)
+        assistants = [place for place, turn in enumerate(turns) if turn.get("role") == "assistant"]
+        if len(spans) != len(assistants):
+            raise EncodingError(
+                "chat_template", f"encode: the template marks {len(spans)} of {len(assistants)} turns of the assistant"
+            )
+        begins = [spans[assistants.index(place)][0] for place in wanted]
+    else:
+        text = render(tokenizer, turns)
+        prompts = [render(tokenizer, turns[:place], prompt=True) for place in wanted]
+        for prompt in prompts:
+            require_prefix(tokenizer, text, prompt)
+        begins = [len(prompt) for prompt in prompts]
+    # Some templates write an empty think block before the last answer only.
+    starts = [begin + len(form.skipped) if text.startswith(form.skipped, begin) else begin for begin in begins]
+    for start, place in zip(starts, wanted, strict=True):
+        content = str(turns[place]["content"]).strip()
+        if not content or not text[start:].lstrip().startswith(content):
+            raise EncodingError(
+                "no_loss", f"encode: the template of {name_of(tokenizer)} leaves no token of a response"
+            )
+    return text, starts
+
+
+def _pieces(tokenizer: "PreTrainedTokenizerBase", form: ChatFormat, text: str, starts: list[int]) -> list[list[int]]:
+    """Token ids of the text, cut before each answer; what precedes an answer is tokenized as at inference."""
+    if form.by_pieces:
+        cuts = [0, *starts, len(text)]
+        parts = [text[begin:end] for begin, end in pairwise(cuts)]
+        return list(tokenizer(parts, add_special_tokens=False, return_attention_mask=False).input_ids)
+    whole, cuts = tokens_of(tokenizer, text), [0]
+    for start in starts:
+        prefix = tokens_of(tokenizer, text[:start])
+        if whole[: len(prefix)] != prefix:
+            raise EncodingError(
+                "chat_template",
+                f"encode: the {len(prefix)} tokens of a prompt are no prefix of the {len(whole)} of its dialogue with "
+                f"the tokenizer of {name_of(tokenizer)}",
+            )
+        cuts.append(len(prefix))
+    return [whole[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(whole)], strict=True)]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from operators.student.generation import stop_tokens
+
 
 def greedy_answers(
     model: PreTrainedModel,
@@ -28,7 +30,7 @@ def greedy_answers(
     Returns:
         For each prompt the text without control tokens, stripped, and the number of its tokens before the end of turn.
     """
-    stops = _stop_tokens(model, tokenizer)
+    stops = stop_tokens(model.generation_config.eos_token_id, tokenizer)
     padding = tokenizer.pad_token_id
     settings = GenerationConfig(
         do_sample=False,
@@ -59,9 +61,3 @@ def _generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings
     )
     new_ids: list[list[int]] = generated[:, longest:].tolist()
     return new_ids
-
-
-def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    configured = model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in (*listed, tokenizer.eos_token_id) if token is not None})

@@ -1,25 +1,24 @@
 """Training state on disk: sharded checkpoints that count only when complete, and the finished student.
 
-A checkpoint is DeepSpeed's own folder, one shard a worker, beside a COMPLETE marker that is written last. It is
-read by this project only; what is released is safetensors.
+A checkpoint is DeepSpeed's own folder, one shard a worker, beside a COMPLETE marker that is written last and holds the
+digest of each file. Shards are pickles, so they are read only where they are what this user wrote: digest and owner are
+checked first, and an older checkpoint is taken where they differ. What is released is safetensors.
 """
 
+import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-
-from operators.student.encode import load_tokenizer
 
 _MARKER = "COMPLETE"
 _STATE = "state"
-MAX_SHARD_SIZE = "5GB"
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,11 @@ def save_checkpoint(engine: Any, checkpoints: Path, step: int, spec: CheckpointS
     dist.barrier()
     engine.save_checkpoint(str(folder), tag=_STATE, save_latest=False)
     dist.barrier()
+    digests = _gathered(_digests(folder))
     if dist.get_rank() == 0:
-        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)}
-        write_json(folder / _MARKER, {"step": step, "spec": asdict(spec), "files": sizes})
+        sizes = {name: (folder / name).stat().st_size for name in digests}
+        content = {"step": step, "spec": asdict(spec), "files": sizes, "digests": digests}
+        write_json(folder / _MARKER, content)
         for old in complete_checkpoints(checkpoints)[:-keep]:
             shutil.rmtree(old.folder)
     dist.barrier()
@@ -83,7 +84,7 @@ def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
 
 
 def require_continuable(checkpoints: Path, spec: CheckpointSpec) -> Checkpoint | None:
-    """The newest complete checkpoint, None if there is none.
+    """The newest complete checkpoint, None if there is none; its content is checked when it is loaded.
 
     Raises:
         ValueError: it is of other packs, another configuration, world size or ZeRO stage. Shards of one world size
@@ -103,46 +104,50 @@ def require_continuable(checkpoints: Path, spec: CheckpointSpec) -> Checkpoint |
     return newest
 
 
+def restore(engine: Any, checkpoints: Path, spec: CheckpointSpec) -> tuple[int, list[str]]:
+    """Load the newest good checkpoint; every worker must call it.
+
+    Returns:
+        The number of steps that it had finished, 0 where none is good, and what was wrong with newer ones.
+
+    Raises:
+        ValueError: as of `require_continuable`.
+    """
+    problems: list[str] = []
+    if require_continuable(checkpoints, spec) is None:
+        return 0, problems
+    for checkpoint in reversed(complete_checkpoints(checkpoints)):
+        problem = damage(checkpoint)
+        if not problem and checkpoint.spec == spec:
+            load_checkpoint(engine, checkpoint)
+            return checkpoint.step, problems
+        problems.append(problem or f"train: checkpoint {checkpoint.folder} is of another run")
+    return 0, problems
+
+
+def damage(checkpoint: Checkpoint) -> str:
+    """What is wrong with a checkpoint, the same on every worker, each of which reads a part of it; "" if it is good."""
+    marker = json.loads((checkpoint.folder / _MARKER).read_text())
+    known, found = marker.get("digests", {}), {}
+    strange = [file.name for file in [*_files(checkpoint.folder), checkpoint.folder / _MARKER] if not _is_ours(file)]
+    if not strange:
+        found = _gathered(_digests(checkpoint.folder))
+    differing = sorted(name for name in marker["files"] if found.get(name) != known.get(name, ""))
+    # Whatever one worker saw, all do the same: one that loads beside one that does not would wait for ever.
+    texts = _gathered({str(_rank()): f"{strange} {differing}" if strange or differing else ""})
+    worst = next((text for text in texts.values() if text), "")
+    if not worst:
+        return ""
+    what = "is not this user's alone" if strange else "is damaged"
+    return f"train: checkpoint {checkpoint.folder} {what} ({(strange or differing or [worst])[0]}); it is not read"
+
+
 def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
     """Restore weights and optimizer; every worker must call it."""
     # The learning rate is a function of the step, so there is no scheduler to restore.
     path, _ = engine.load_checkpoint(str(checkpoint.folder), tag=_STATE, load_lr_scheduler_states=False)
     if path is None:
         raise RuntimeError(f"train: DeepSpeed found no state in {checkpoint.folder}; delete it to use an older one")
-
-
-def export_student(engine: Any, student: str, folder: Path) -> None:
-    """Write the trained model as an ordinary Hugging Face folder; every worker must call it.
-
-    Under ZeRO-3 one tensor at a time is gathered; rank 0 needs host memory for one whole copy of the model.
-
-    Args:
-        engine: the DeepSpeed engine.
-        student: where tokenizer and chat template come from.
-        folder: gets safetensors of at most 5 GB, config, generation config, tokenizer and chat template.
-    """
-    weights = gathered_weights(engine.module)
-    if dist.get_rank() == 0:
-        engine.module.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
-        load_tokenizer(student).save_pretrained(folder)
-    dist.barrier()
-
-
-def gathered_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights on the host of rank 0, an empty dict elsewhere; tied weights appear once."""
-    import deepspeed
-
-    first = dist.get_rank() == 0
-    weights: dict[str, torch.Tensor] = {}
-    for name, parameter in module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-            if first:
-                weights[name] = parameter.detach().to("cpu", copy=True)
-    if first:
-        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        state = module.state_dict()
-        weights |= {name: buffer.cpu() for name, buffer in state.items() if name not in parameters}
-    return weights
 
 
 def write_json(path: Path, content: object) -> None:
@@ -157,3 +162,32 @@ def write_json(path: Path, content: object) -> None:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.endswith(_MARKER))
+
+
+def _is_ours(file: Path) -> bool:
+    """Written by this user, into a file that no stranger may write."""
+    found = file.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_uid in (os.geteuid(), 0) and not found.st_mode & stat.S_IWOTH
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """This worker's part of the files: a checkpoint is as large as all shards together."""
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    found = {}
+    for file in list(_files(folder))[_rank() :: world_size]:
+        with file.open("rb") as stream:
+            found[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def _gathered(part: dict[str, str]) -> dict[str, str]:
+    """The union of every worker's part."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return part
+    parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, part)
+    return {name: value for each in parts for name, value in each.items()}
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -27,11 +27,26 @@ class TrainConfig(StageConfig):
         default=1, ge=1, description="training processes; the loss curve does not depend on it"
     )
     zero_stage: Operational[Literal[0, 1, 2, 3]] = Field(
-        default=2, description="what DeepSpeed ZeRO shards over the workers"
+        default=2,
+        description="What DeepSpeed ZeRO shards over the workers; 0 in bf16 is carried out as 1, with the same result.",
     )
     max_steps: int = Field(default=0, ge=0, description="optimizer steps; 0 means as many as `epochs` takes")
     epochs: int = Field(default=3, ge=1, description="passes over the packs, if max_steps is 0")
-    packs_per_step: int = Field(default=8, ge=1, description="packs of one optimizer step, over all workers")
+    packs_per_step: int = Field(
+        default=8,
+        ge=1,
+        description="Packs of one optimizer step over all workers; unused where examples or tokens are counted.",
+    )
+    examples_per_step: int = Field(
+        default=0,
+        ge=0,
+        description="Examples of one optimizer step over all workers, as nearly as whole packs allow; 0 counts packs.",
+    )
+    tokens_per_step: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens of one optimizer step over all workers, as nearly as whole packs allow; 0 counts packs.",
+    )
     learning_rate: float = Field(default=2e-5, gt=0, description="peak of the cosine schedule")
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of the steps in linear warm-up")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
@@ -60,6 +75,14 @@ class TrainConfig(StageConfig):
     threads_per_worker: Operational[int] = Field(
         default=0, ge=0, description="torch threads of a worker; 0 leaves Ray's choice"
     )
+
+    @model_validator(mode="after")
+    def _one_size_of_a_step(self) -> Self:
+        if self.examples_per_step and self.tokens_per_step:
+            raise ValueError(
+                f"examples_per_step: {self.examples_per_step} beside tokens_per_step: {self.tokens_per_step}; set one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_are_known(self) -> Self:
@@ -105,11 +128,15 @@ class TrainConfig(StageConfig):
         chosen = self.model_dump_json(exclude=set(self.operational()))
         return hashlib.blake2b(f"{digest} {student} {chosen}".encode(), digest_size=16).hexdigest()
 
-    def deepspeed(self, micro_steps: int) -> dict[str, object]:
+    @property
+    def sharding(self) -> int:
+        """The ZeRO stage that is used: DeepSpeed accumulates bf16 gradients in fp32 from stage 1 on only."""
+        return max(1, self.zero_stage) if self.precision == "bf16" else self.zero_stage
+
+    def deepspeed(self) -> dict[str, object]:
         """DeepSpeed's own configuration: one pack a micro-step, no operation that compiles at run time.
 
-        Args:
-            micro_steps: forward passes of a worker in one optimizer step.
+        The loop says itself which micro-step ends an optimizer step, because steps have different numbers of packs.
         """
         adamw = {
             "lr": self.learning_rate,
@@ -122,11 +149,11 @@ class TrainConfig(StageConfig):
         bucket = _BUCKET_ELEMENTS if self.gpus_per_worker else _BUCKET_ELEMENTS_ON_CPUS
         config: dict[str, object] = {
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": micro_steps,
+            "gradient_accumulation_steps": 1,
             "gradient_clipping": self.max_grad_norm,
             "optimizer": {"type": "AdamW", "params": adamw},
             "zero_optimization": {
-                "stage": self.zero_stage,
+                "stage": self.sharding,
                 # DeepSpeed's default of 5e8 elements is two gigabytes of buffer a worker, more than a small model.
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,

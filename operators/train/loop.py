@@ -5,7 +5,6 @@ workers; so the curve is the same for any number of workers, however many tokens
 """
 
 import ctypes
-import inspect
 import json
 import logging
 import math
@@ -14,33 +13,28 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from kernels.neftune import EmbeddingNoise, batch_of_pack, neftune
-from operators.progress import report_progress
-from operators.student.encode import IGNORED, load_tokenizer
-from operators.train.checkpoint import (
-    CheckpointSpec,
-    export_student,
-    load_checkpoint,
-    require_continuable,
-    save_checkpoint,
-    write_json,
-)
+from operators.student.encode import load_tokenizer
+from operators.student.hyper_layers import hyper_attention_layers
+from operators.student.packed_attention import attention_in_use
+from operators.student.packed_loss import load_trainable, summed_loss
+from operators.train.checkpoint import CheckpointSpec, restore, save_checkpoint, write_json
 from operators.train.config import TrainConfig
-from operators.train.pack_order import Pack, PackOrder, PackStore, dummy_pack
+from operators.train.export import ExportError, export_student
+from operators.train.metrics import StepMetrics, metrics_file
+from operators.train.pack_order import PackStore, dummy_pack, pack_order
 
 _M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES = -3, 1 << 20  # of glibc's malloc.h; bytes
-METRICS, CHECKPOINTS, EXPORTED = "metrics.jsonl", "checkpoints", "exported.json"
+CHECKPOINTS, EXPORTED, FAILED = "checkpoints", "exported.json", "failed.json"
 
 
 @dataclass(frozen=True)
@@ -57,130 +51,153 @@ class TrainJob:
     @property
     def spec(self) -> CheckpointSpec:
         """What its checkpoints are of."""
-        return CheckpointSpec(self.identity, self.config.num_workers, self.config.zero_stage)
+        return CheckpointSpec(self.identity, self.config.num_workers, self.config.sharding)
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """One line of metrics.jsonl. Loss in nats per supervised token, with the noise on; `neft_l2` is the mean norm of
-    the noise over the step's documents, null without noise; `grad_norm` is before clipping, null under ZeRO 0 in fp32,
-    where DeepSpeed clips but does not tell.
-    """
-
-    step: int
-    epoch: int
-    loss: float
-    grad_norm: float | None
-    learning_rate: float
-    tokens: int
-    supervised_tokens: int
-    neft_l2: float | None
-    seconds: float
-    pid: int
+class NotFiniteError(RuntimeError):
+    """The loss or its gradient is no finite number; it would be so again."""
 
 
 class Trainer:
-    """One worker's engine, packs and plan."""
+    """One worker's engine, packs and their order."""
 
     def __init__(self, job: TrainJob, engine: Any, noise: EmbeddingNoise, store: PackStore) -> None:
         self._job, self._engine, self._noise, self._store = job, engine, noise, store
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        self._plan = PackOrder(len(store), job.config.packs_per_step, job.config.seed)
+        self._order = pack_order(store.document_lengths, job.config)
         self._dummy = dummy_pack(load_tokenizer(job.student).eos_token_id or 0)
-        self.total_steps = job.config.total_steps(self._plan.steps_per_epoch)
+        self.total_steps = job.config.total_steps(self._order.steps_per_epoch)
 
     def step(self, step: int) -> StepMetrics:
         """One optimizer step of all workers together.
 
         Raises:
-            RuntimeError: the loss is not a finite number; nothing was updated.
+            NotFiniteError: the loss is not a finite number, and nothing was updated; or the gradient is not, and the
+                weights are spoiled.
         """
         started = time.monotonic()
-        packs = self._plan.packs_of(step)
+        config, packs = self._job.config, self._order.packs_of(step)
         supervised = self._store.supervised_tokens(packs)
-        rate = self._job.config.learning_rate_at(step, self.total_steps)
+        rate = config.learning_rate_at(step, self.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        totals = torch.zeros(3, dtype=torch.float64)  # sum of the loss, sum of the noise's norms, documents
-        for index in self._plan.share(step, self._rank, self._world_size):
-            pack = self._dummy if index is None else self._store.pack(index)
-            totals += self._micro_step(pack, self._plan.epoch(step), supervised)
-        totals = totals.to(self._engine.device)
-        dist.all_reduce(totals)
-        loss_sum, l2_sum, documents = totals.tolist()
+        loss_sum, l2_sum, documents = self._accumulate(step, supervised)
         if not math.isfinite(loss_sum):
-            raise RuntimeError(f"train: loss at step {step} is {loss_sum}; lower train.learning_rate or use fp32")
+            raise NotFiniteError(
+                f"train: loss at step {step} is {loss_sum}, and nothing was updated; lower train.learning_rate "
+                f"({config.learning_rate}) or use train.precision: fp32"
+            )
+        self._engine.step()
         norm = self._engine.get_global_grad_norm()
+        if norm is not None and not math.isfinite(float(norm)):
+            raise NotFiniteError(
+                f"train: norm of the gradient at step {step} is {float(norm)} with a loss of {loss_sum / supervised}; "
+                f"lower train.learning_rate ({config.learning_rate}) or use train.precision: fp32"
+            )
         return StepMetrics(
             step=step,
-            epoch=self._plan.epoch(step),
+            epoch=self._order.epoch(step),
             loss=loss_sum / supervised,
             grad_norm=None if norm is None else float(norm),
             learning_rate=rate,
             tokens=self._store.tokens(packs),
             supervised_tokens=supervised,
+            examples=self._store.examples(packs),
             neft_l2=l2_sum / documents if documents else None,
             seconds=time.monotonic() - started,
             pid=os.getpid(),
         )
 
-    def _micro_step(self, pack: Pack, epoch: int, supervised: int) -> Tensor:
+    def _accumulate(self, step: int, supervised: int) -> tuple[float, float, float]:
+        """Forward and backward passes of a step; all workers' sums of loss and noise norms, and their documents.
+
+        The host waits for the device once, here, so that nothing is updated before the loss is known to be finite.
+        """
         device = str(self._engine.device)
-        lengths, uids = pack.document_lengths, pack.document_uids
-        self._noise.set_batch(batch_of_pack(lengths, uids, len(pack.input_ids), epoch, device))
-        loss_sum = summed_loss(self._engine, pack, device)
-        # DeepSpeed averages gradients over the workers; times world size, the mean becomes the sum.
-        self._engine.backward(loss_sum * (self._world_size / supervised), scale_wrt_gas=False)
-        self._engine.step()
-        l2 = self._noise.l2_per_document()
-        return torch.tensor([loss_sum.item(), l2.sum().item(), len(l2)], dtype=torch.float64)
-
-
-def summed_loss(model: Any, pack: Pack, device: str = "cpu") -> Tensor:
-    """Sum of the cross entropy over the supervised tokens of a pack, in nats; fp32 scalar, 0 for a dummy.
-
-    Only positions that predict a supervised token pass through the head. No attention mask is given: sdpa keeps
-    documents apart by their position ids, which restart at 0.
-    """
-    input_ids = torch.tensor([pack.input_ids], device=device)
-    positions = torch.cat([torch.arange(length) for length in pack.document_lengths or [len(pack.input_ids)]])
-    targets = torch.tensor(pack.labels[1:], device=device)
-    predicting = (targets != IGNORED).nonzero()[:, 0]
-    if not len(predicting):
-        predicting = torch.zeros(1, dtype=torch.long, device=device)
-    logits = model(
-        input_ids=input_ids, position_ids=positions[None].to(device), use_cache=False, logits_to_keep=predicting
-    ).logits[0]
-    return cross_entropy(logits.float(), targets[predicting], ignore_index=IGNORED, reduction="sum")
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        share = self._order.share(step, self._rank, self._world_size)
+        for place, index in enumerate(share):
+            pack = self._dummy if index is None else self._store.pack(index)
+            last = place == len(share) - 1
+            self._engine.set_gradient_accumulation_boundary(last)
+            self._noise.set_batch(
+                batch_of_pack(
+                    pack.document_lengths, pack.document_uids, len(pack.input_ids), self._order.epoch(step), device
+                )
+            )
+            loss_sum = summed_loss(self._engine, pack, device)
+            # DeepSpeed averages gradients over the workers; times world size, the mean becomes the sum.
+            self._engine.backward(loss_sum * (self._world_size / supervised), scale_wrt_gas=False)
+            l2, count = self._noise.l2_sum()
+            totals += torch.stack([loss_sum.detach().double(), l2.double(), torch.full_like(l2, count).double()])
+            if not last:
+                self._engine.step()  # counts the micro-step
+        dist.all_reduce(totals)
+        loss_sum, l2_sum, documents = totals.tolist()
+        return loss_sum, l2_sum, documents
 
 
 def train_worker(settings_of_run: dict[str, TrainJob]) -> None:
     """The body of one Ray Train worker: restore or start, train, export; rank 0 writes metrics and the summary.
 
+    An error that would repeat is written down before it is raised, so that restarted workers do not try it again.
+
     Raises:
         ValueError: the packs are not those of the driver, or a checkpoint is of another run.
-        RuntimeError: the loss is not finite.
+        NotFiniteError: loss or gradient.
+        ExportError: the trained student cannot be written; a checkpoint of it was.
     """
     job = settings_of_run["job"]
+    if read_failure(Path(job.folder)):
+        return
+    try:
+        _train(job)
+    except Exception as error:
+        if would_repeat(error):
+            write_json(Path(job.folder) / CHECKPOINTS / FAILED, {"error": " ".join(str(error).split())})
+        raise
+
+
+def would_repeat(error: BaseException) -> bool:
+    """Whether restarted workers would end with the same error: everything but a lost worker, connection or file."""
+    certain = (NotFiniteError, ExportError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError)
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return memory or isinstance(error, certain)
+
+
+def read_failure(folder: Path) -> str:
+    """What ended the training of `folder` for good, "" if nothing did."""
+    path = folder / CHECKPOINTS / FAILED
+    return str(json.loads(path.read_text())["error"]) if path.is_file() else ""
+
+
+def _train(job: TrainJob) -> None:
     _prepare_process(job.config)
     store = PackStore(job.files)
     if store.digest != job.digest:
         raise ValueError(f"train: packs have digest {store.digest}, the driver read {job.digest}; pack again")
     folder = Path(job.folder)
-    plan = PackOrder(len(store), job.config.packs_per_step, job.config.seed)
-    settings = job.config.deepspeed(plan.micro_steps(dist.get_world_size()))
-    with _loaded(job, settings) as (engine, noise):
+    hyper_layers = _count_hyper_layers(job)
+    with _loaded(job) as (engine, noise):
         trainer = Trainer(job, engine, noise, store)
-        start = _restore(engine, job, folder)
-        with _metrics_file(folder / METRICS, start) as metrics:
+        start, problems = restore(engine, folder / CHECKPOINTS, job.spec)
+        saved = start
+        with metrics_file(folder, start) as metrics:
             for step in range(start, trainer.total_steps):
                 measured = trainer.step(step)
-                _record(measured, metrics, trainer.total_steps)
+                metrics.record(measured, trainer.total_steps)
                 every = job.config.checkpoint_every_steps
                 if every and (step + 1) % every == 0:
                     save_checkpoint(engine, folder / CHECKPOINTS, step + 1, job.spec)
-        export_student(engine, job.student, folder)
-    _write_summary(job, folder)
+                    saved = step + 1
+        try:
+            changed = export_student(engine, job.student, folder)
+        except ExportError:
+            if saved < trainer.total_steps:  # a finished training is not lost: the next attempt only exports
+                save_checkpoint(engine, folder / CHECKPOINTS, trainer.total_steps, job.spec)
+            raise
+        notes = problems + ([f"generation config exported with {changed}"] if changed else [])
+        _write_summary(job, folder, attention_in_use(engine.module), hyper_layers, notes)
 
 
 def load_student(student: str, config: TrainConfig) -> Any:
@@ -189,28 +206,20 @@ def load_student(student: str, config: TrainConfig) -> Any:
     Raises:
         ValueError: its forward pass cannot leave out logits that no loss needs.
     """
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        student,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        raise ValueError(f"train: {type(model).__name__} of student {student} takes no logits_to_keep; use another")
+    model = load_trainable(student, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+    return model
 
 
 @contextmanager
-def _loaded(job: TrainJob, settings: dict[str, object]) -> Iterator[tuple[Any, EmbeddingNoise]]:
+def _loaded(job: TrainJob) -> Iterator[tuple[Any, EmbeddingNoise]]:
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
+    settings = job.config.deepspeed()
     # While this object lives, from_pretrained shards as it loads; without it every ZeRO-3 worker holds a full copy.
-    sharding = HfDeepSpeedConfig(settings) if job.config.zero_stage == 3 else None
+    sharding = HfDeepSpeedConfig(settings) if job.config.sharding == 3 else None
     model = load_student(job.student, job.config)
     noise_on = neftune(model.get_input_embeddings(), job.config.neftune_alpha, job.config.seed)
     with configured_attention(model, job.config), noise_on as noise:
@@ -218,6 +227,24 @@ def _loaded(job: TrainJob, settings: dict[str, object]) -> Iterator[tuple[Any, E
         yield engine, noise
         engine.destroy()
     del sharding
+
+
+def _count_hyper_layers(job: TrainJob) -> int:
+    """How many layers will use HyperAttention; 0 without it.
+
+    Raises:
+        ValueError: it is configured, and no layer can.
+    """
+    if job.config.attention != "hyper_attention":
+        return 0
+    config = AutoConfig.from_pretrained(job.student, trust_remote_code=False)
+    _, used = hyper_attention_layers(config, job.config.hyper_attention_layers)
+    if not used:
+        raise ValueError(
+            f"train: train.attention: hyper_attention, but 0 of {config.get_text_config().num_hidden_layers} layers of "
+            f"{job.student} can use it (they have a sliding or chunked window); use train.attention: sdpa"
+        )
+    return len(used)
 
 
 def configured_attention(model: Any, config: TrainConfig) -> AbstractContextManager[object]:
@@ -252,47 +279,17 @@ def _return_memory_when_freed() -> None:
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
 
 
-def _restore(engine: Any, job: TrainJob, folder: Path) -> int:
-    """Load the newest complete checkpoint; the number of steps it had finished, 0 if there is none."""
-    checkpoint = require_continuable(folder / CHECKPOINTS, job.spec)
-    if checkpoint is None:
-        return 0
-    load_checkpoint(engine, checkpoint)
-    return checkpoint.step
-
-
-@contextmanager
-def _metrics_file(path: Path, start: int) -> Iterator[TextIO | None]:
-    """Rank 0's metrics, cut back to the steps before `start`: lines of lost steps are measured again."""
-    if dist.get_rank() != 0:
-        yield None
-        return
-    kept = [line for line in read_metrics(path) if line["step"] < start]
-    shortened = path.with_name(f".{path.name}")
-    shortened.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    shortened.replace(path)
-    with path.open("a") as file:
-        yield file
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a killed worker left half written is not one."""
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
-def _record(measured: StepMetrics, metrics: TextIO | None, total_steps: int) -> None:
-    if metrics is None:
-        return
-    metrics.write(json.dumps(asdict(measured)) + "\n")
-    metrics.flush()
-    report_progress("train", rows=1, tokens=measured.tokens, total=total_steps, note=f"loss {measured.loss:.3f}")
-
-
-def _write_summary(job: TrainJob, folder: Path) -> None:
+def _write_summary(job: TrainJob, folder: Path, attention: str, hyper_layers: int, notes: list[str]) -> None:
     """Rank 0 says that the student is complete; the driver turns this into the manifest."""
     peaks: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if dist.get_rank() == 0:
-        summary = {"identity": job.identity, "peak_rss_bytes": peaks, "backend": dist.get_backend()}
+        summary = {
+            "identity": job.identity,
+            "peak_rss_bytes": peaks,
+            "backend": dist.get_backend(),
+            "attention_implementation": attention,
+            "hyper_attention_layers": hyper_layers,
+            "notes": notes,
+        }
         write_json(folder / CHECKPOINTS / EXPORTED, summary)

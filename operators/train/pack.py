@@ -1,12 +1,18 @@
 """Recycled examples into packs: whole documents, one after the other, that fit a fixed number of tokens.
 
-Best-fit-decreasing packing needs every length of a block before it places one: O(n log n) comparisons and one
-block of tokens in memory (`rows_per_block` x `max_tokens` x 4 bytes x 3 at most). What it buys on Alpaca is packs
-that are over 97 % full, at no split of a document and no padding; a pack is only ever shorter than `max_tokens`.
+Rows are first brought together by a hash of their ids, so that packs are a function of rows, tokenizer and
+configuration, whatever the order in which rows arrive. Best-fit-decreasing packing needs every length of a bucket
+before it places one: O(n log n) comparisons and one bucket of tokens in memory (`rows_per_block` x `max_tokens` x 4
+bytes x 3 at most). What it buys on Alpaca is packs that are over 97 % full, at no split of a document and no padding; a
+pack is only ever shorter than `max_tokens`.
 """
 
+import hashlib
 from bisect import bisect_left, insort
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,12 +20,22 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
 from operators import columns
-from operators.join import add_up
+from operators.join import add_up, group_by_key
 from operators.progress import report_progress
 from operators.stage import Operational, StageConfig, require_columns
-from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, require_template
+from operators.student.encode import (
+    IGNORED,
+    Encoded,
+    EncodingError,
+    LossOn,
+    encode_example,
+    load_tokenizer,
+    require_template,
+)
 
 COLUMNS_IN = ("row_id", "input", "outcome", "final_instruction", "final_response")
+DIALOGUE = ("turns_before", "turns_after")  # where the source has dialogues
+_BUCKET = "bucket"
 TOO_LONG = "quarantined:too_long"
 _COUNTED = {"rows": "row_ids", "tokens": "input_ids"}
 
@@ -28,7 +44,16 @@ class PackConfig(StageConfig):
     """How examples are laid out for training."""
 
     max_tokens: int = Field(default=1024, ge=16, description="tokens of a pack; a longer example is quarantined")
-    rows_per_block: int = Field(default=4096, gt=0, description="examples that are packed together")
+    packed: bool = Field(
+        default=True, description="Several documents share a pack; false trains each document in a pack of its own."
+    )
+    loss_on: LossOn = Field(
+        default="last",
+        description="Learn the last of the assistant's turns in a dialogue, or all of them.",
+    )
+    rows_per_block: int = Field(
+        default=4096, gt=0, description="About how many examples are packed together; their ids decide which."
+    )
     tokenizers: Operational[int] = Field(default=1, gt=0, description="actors that encode and pack")
     cpus_per_tokenizer: Operational[float] = Field(default=0.5, gt=0, description="logical CPUs of one such actor")
 
@@ -49,31 +74,46 @@ def pack(rows: Dataset, config: PackConfig, student: str) -> Dataset:
 
     Columns in: RECYCLED; rows whose outcome is none of RECYCLED_OUTCOMES are skipped, their stage has counted them.
     Columns out: PACKS; every recycled row's id is in exactly one `row_ids`, of a pack or of a quarantined row
-        (`quarantined:too_long`, `:special_tokens`, `:chat_template`, `:no_loss`).
+        (`quarantined:too_long`, `:special_tokens`, `:chat_template`, `:no_loss`, `:no_end_of_turn`).
 
-    Packs depend only on which rows share a block of `rows_per_block`, not on their order in it.
+    Packs are a function of the rows, the tokenizer and the configuration; neither the order of the rows nor the number
+    of tokenizers changes them.
 
     Args:
-        rows: recycled instructions.
+        rows: recycled instructions; counted first.
         config: sizes.
         student: folder or hub id whose tokenizer and chat template are used.
 
     Raises:
         ValueError: a column is missing, or (from the actor) the student's chat template fits no example.
     """
-    require_columns("pack", COLUMNS_IN, rows.columns())
-    return rows.map_batches(
+    found = rows.columns() or []
+    require_columns("pack", COLUMNS_IN, found)
+    wanted = [*COLUMNS_IN, *(name for name in DIALOGUE if name in found)]
+    buckets = 1 + rows.count() // config.rows_per_block
+    placed = rows.map_batches(
+        partial(_place, wanted=wanted, buckets=buckets), batch_size=None, batch_format="pyarrow", num_cpus=0.25
+    )
+    return group_by_key(placed, _BUCKET, buckets).map_batches(
         Packer,
         fn_constructor_kwargs={"config": config, "student": student},
         batch_format="pyarrow",
-        batch_size=config.rows_per_block,
+        batch_size=None,
         num_cpus=config.cpus_per_tokenizer,
         compute=ActorPoolStrategy(size=config.tokenizers),
     )
 
 
+def _place(rows: pa.Table, wanted: list[str], buckets: int) -> pa.Table:
+    """Give each row its bucket, by its id alone."""
+    ids = rows["row_id"].to_pylist()
+    hashes = (hashlib.blake2b(str(row_id).encode(), digest_size=8).digest() for row_id in ids)
+    places = pa.array([int.from_bytes(digest, "big") % buckets for digest in hashes], pa.int32())
+    return rows.select(wanted).append_column(_BUCKET, places)
+
+
 class Packer:
-    """The actor's body: holds the tokenizer, packs one block of rows a call."""
+    """The actor's body: holds the tokenizer, packs the buckets of one block a call."""
 
     def __init__(self, config: PackConfig, student: str) -> None:
         self._config = config
@@ -81,12 +121,21 @@ class Packer:
         require_template(self._tokenizer)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One block of RECYCLED rows into its PACKS."""
-        recycled = [row for row in rows.select(COLUMNS_IN).to_pylist() if row["outcome"] in columns.RECYCLED_OUTCOMES]
+        """The rows of whole buckets into their PACKS."""
+        if not rows.num_rows:  # the shuffle may give a block no columns at all
+            return columns.PACKS.empty_table()
+        buckets: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows.to_pylist():
+            if row["outcome"] in columns.RECYCLED_OUTCOMES:
+                buckets[row.get(_BUCKET, 0)].append(row)
+        tables = [self._pack(buckets[bucket]) for bucket in sorted(buckets)]
+        return pa.concat_tables(tables) if tables else columns.PACKS.empty_table()
+
+    def _pack(self, rows: list[dict[str, Any]]) -> pa.Table:
         documents, quarantined = [], []
-        for row in sorted(recycled, key=lambda row: str(row["row_id"])):
+        for row in sorted(rows, key=lambda row: str(row["row_id"])):
             try:
-                encoded = encode_example(self._tokenizer, row["final_instruction"], row["input"], row["final_response"])
+                encoded = self._encode(row)
             except EncodingError as error:
                 quarantined.append((row["row_id"], f"quarantined:{error.reason}"))
                 continue
@@ -94,9 +143,22 @@ class Packer:
                 quarantined.append((row["row_id"], TOO_LONG))
             else:
                 documents.append(Document(row["row_id"], encoded))
-        packs = best_fit_decreasing(documents, self._config.max_tokens)
-        report_progress("pack", rows=len(recycled), tokens=sum(map(len, documents)))
+        if self._config.packed:
+            packs = best_fit_decreasing(documents, self._config.max_tokens)
+        else:
+            packs = [[document] for document in documents]
+        report_progress("pack", rows=len(rows), tokens=sum(map(len, documents)))
         return _to_table(packs, quarantined)
+
+    def _encode(self, row: dict[str, Any]) -> Encoded:
+        return encode_example(
+            self._tokenizer,
+            row["final_instruction"],
+            row["input"],
+            row["final_response"],
+            *(row.get(name) for name in DIALOGUE),
+            loss_on=self._config.loss_on,
+        )
 
 
 def count_packed(packs: Dataset) -> dict[str, int]:

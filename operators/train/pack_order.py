@@ -7,8 +7,10 @@ and the packs take disk (12 bytes a token), not memory.
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,67 +19,110 @@ import pyarrow.parquet as pq
 
 from operators import columns
 from operators.student.encode import IGNORED
+from operators.student.packed_loss import Pack
+from operators.train.config import TrainConfig
 
 _INDEX = ["outcome", "row_ids", "document_lengths"]
 _TOKENS = [*_INDEX, "input_ids", "labels"]
 
 
-@dataclass(frozen=True)
-class Pack:
-    """One pack, or a dummy without documents that keeps a worker in step with the others."""
-
-    input_ids: list[int]
-    labels: list[int]
-    document_lengths: list[int]
-    document_uids: list[int]
-
-
-@dataclass(frozen=True)
 class PackOrder:
-    """The order of packs; a step takes `packs_per_step` of them whatever the number of workers.
+    """Which packs an optimizer step takes, whatever the number of workers; epochs and steps count from 0.
 
-    Attributes:
-        num_packs: packs of one epoch.
-        packs_per_step: packs of one optimizer step; the last step of an epoch may have fewer.
-        seed: with the epoch's number it determines the order of the epoch.
+    Each epoch has the same number of steps and sees each pack once, in an order of its own. A step takes a fixed number
+    of packs (the last of an epoch may have fewer), or as many as come closest to a number of examples or tokens.
     """
 
-    num_packs: int
-    packs_per_step: int
-    seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps that see each pack once."""
-        return -(-self.num_packs // self.packs_per_step)
+    def __init__(self, sizes: Sequence[int] | np.ndarray, per_step: int, seed: int) -> None:
+        """
+        Args:
+            sizes: of each pack in the order of the store: 1 to count packs, else its examples or tokens.
+            per_step: how much of that an optimizer step takes.
+            seed: with the epoch's number it determines the order of the epoch.
+        """
+        self._sizes, self._seed = np.asarray(sizes, dtype=np.int64), seed
+        self.num_packs, total = len(self._sizes), int(self._sizes.sum())
+        self._counts_packs = bool((self._sizes == 1).all())
+        self._per_step = per_step
+        steps = -(-self.num_packs // per_step) if self._counts_packs else round(total / per_step)
+        self.steps_per_epoch = min(self.num_packs, max(1, steps))
+        self._begins_of = lru_cache(maxsize=2)(self._epoch)
 
     def epoch(self, step: int) -> int:
-        """The epoch that `step` belongs to; both count from 0."""
+        """The epoch that `step` belongs to."""
         return step // self.steps_per_epoch
 
     def packs_of(self, step: int) -> list[int]:
-        """Indices of the packs of one optimizer step."""
-        order = np.random.default_rng([self.seed, self.epoch(step)]).permutation(self.num_packs)
-        first = step % self.steps_per_epoch * self.packs_per_step
-        return [int(index) for index in order[first : first + self.packs_per_step]]
+        """Indices of the packs of one optimizer step; at least one."""
+        order, begins = self._begins_of(self.epoch(step))
+        place = step % self.steps_per_epoch
+        return [int(index) for index in order[begins[place] : begins[place + 1]]]
 
-    def micro_steps(self, world_size: int) -> int:
-        """Forward passes of each worker in one step: the same number on each, with dummies where packs run out."""
-        return -(-self.packs_per_step // world_size)
+    def micro_steps(self, step: int, world_size: int) -> int:
+        """Forward passes of each worker in a step: the same number on each, with dummies where packs run out."""
+        return -(-len(self.packs_of(step)) // world_size)
 
     def share(self, step: int, rank: int, world_size: int) -> list[int | None]:
         """What one worker trains on in one step: `micro_steps` pack indices; None is a dummy."""
         packs = self.packs_of(step)
-        slots = range(rank, self.micro_steps(world_size) * world_size, world_size)
+        slots = range(rank, -(-len(packs) // world_size) * world_size, world_size)
         return [packs[slot] if slot < len(packs) else None for slot in slots]
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the packs, and where in it each step begins, with the end of the last one."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(self.num_packs)
+        steps = self.steps_per_epoch
+        if self._counts_packs:
+            return order, np.minimum(np.arange(steps + 1) * self._per_step, self.num_packs)
+        ends = np.cumsum(self._sizes[order])
+        shares = np.searchsorted(ends, np.arange(1, steps) * ends[-1] / steps, side="left") + 1
+        begins = np.concatenate([[0], shares, [self.num_packs]])
+        for place in range(1, steps):  # no step is empty, however large the packs are
+            begins[place] = min(max(begins[place], begins[place - 1] + 1), self.num_packs - (steps - place))
+        return order, begins
 
 
 @dataclass(frozen=True)
 class PackIndex:
-    """What the driver needs to know of the packs without reading their tokens."""
+    """What the driver needs to know of the packs without reading their tokens; packs in the order of the store."""
 
-    num_packs: int
-    digest: str
+    row_ids: list[list[str]]
+    document_lengths: list[list[int]]
+
+    @property
+    def num_packs(self) -> int:
+        """Packs of one epoch."""
+        return len(self.row_ids)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the rows of each pack and their lengths."""
+        return _digest(list(zip(self.row_ids, self.document_lengths, strict=True)))
+
+    def order(self, config: TrainConfig) -> PackOrder:
+        """The order in which a run of this configuration takes the packs."""
+        return pack_order(self.document_lengths, config)
+
+    def rows_of_step(self, config: TrainConfig, step: int) -> list[str]:
+        """Ids of the rows that optimizer step `step` (from 0) learns from.
+
+        Raises:
+            ValueError: the run has no such step.
+        """
+        order = self.order(config)
+        total = config.total_steps(order.steps_per_epoch)
+        if not 0 <= step < total:
+            raise ValueError(f"train: step {step} of {total}; steps count from 0")
+        return [row_id for index in order.packs_of(step) for row_id in self.row_ids[index]]
+
+
+def pack_order(document_lengths: list[list[int]], config: TrainConfig) -> PackOrder:
+    """The order of packs with these documents under this configuration."""
+    if config.examples_per_step:
+        return PackOrder([len(lengths) for lengths in document_lengths], config.examples_per_step, config.seed)
+    if config.tokens_per_step:
+        return PackOrder([sum(lengths) for lengths in document_lengths], config.tokens_per_step, config.seed)
+    return PackOrder([1] * len(document_lengths), config.packs_per_step, config.seed)
 
 
 def read_index(files: list[str]) -> PackIndex:
@@ -87,14 +132,18 @@ def read_index(files: list[str]) -> PackIndex:
         files: Parquet files of PACKS, in any order.
 
     Raises:
-        ValueError: there is no pack in them.
+        ValueError: there is no pack in them, or a row is in two packs.
     """
-    keys = [key for table in _read(files, _INDEX) for key in _keys(table)]
+    keys = sorted(key for table in _read(files, _INDEX) for key in _keys(table))
     if not keys:
         raise ValueError(
             f"train: no pack in {len(files)} files of packed_sequences; every row was quarantined or none was recycled"
         )
-    return PackIndex(len(keys), _digest(keys))
+    ids = Counter(row_id for row_ids, _ in keys for row_id in row_ids)
+    twice = [row_id for row_id, count in ids.most_common(1) if count > 1]
+    if twice:
+        raise ValueError(f"train: row {twice[0]!r} is {ids[twice[0]]} times in the packs; an epoch sees a row once")
+    return PackIndex([row_ids for row_ids, _ in keys], [lengths for _, lengths in keys])
 
 
 class PackStore:
@@ -105,6 +154,7 @@ class PackStore:
         keys = _keys(self._table)
         self.digest = _digest(keys)
         self._order = sorted(range(len(keys)), key=keys.__getitem__)
+        self.document_lengths = [keys[index][1] for index in self._order]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -127,6 +177,10 @@ class PackStore:
     def supervised_tokens(self, indices: list[int]) -> int:
         """Tokens with a loss in these packs."""
         return sum(_supervised(self._table["labels"][self._order[index]]) for index in indices)
+
+    def examples(self, indices: list[int]) -> int:
+        """Documents of these packs."""
+        return sum(len(self.document_lengths[index]) for index in indices)
 
     def tokens(self, indices: list[int]) -> int:
         """All tokens of these packs."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.data import Dataset, SaveMode
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from operators import columns
@@ -20,19 +20,25 @@ from operators.progress import report_progress
 from operators.stage import require_columns
 from operators.train.checkpoint import require_continuable, write_json
 from operators.train.config import TrainConfig
-from operators.train.loop import CHECKPOINTS, EXPORTED, METRICS, TrainJob, read_metrics, train_worker
-from operators.train.pack_order import PackIndex, PackOrder, read_index
+from operators.train.loop import CHECKPOINTS, EXPORTED, FAILED, TrainJob, read_failure, train_worker
+from operators.train.metrics import METRICS, read_metrics
+from operators.train.pack_order import PackIndex, read_index
+from operators.train.result import TrainResult
 
-__all__ = ["MANIFEST", "TrainConfig", "train"]
+__all__ = ["MANIFEST", "TrainConfig", "TrainResult", "TrainingStoppedError", "train"]
 
 MANIFEST = "manifest.json"
 
 
-def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> dict[str, Any]:
+class TrainingStoppedError(RuntimeError):
+    """Training ended with an error that would repeat; the message is what the user reads."""
+
+
+def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> TrainResult:
     """Fine-tune the student and write it into `folder`.
 
     A finished folder of the same packs, student and configuration is returned as it is. An unfinished one goes on at
-    its last complete checkpoint, also after the driver itself was killed.
+    its last good checkpoint, also after the driver itself was killed.
 
     Columns in: PACKS; rows whose outcome is not "packed" are skipped.
 
@@ -43,13 +49,12 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> dic
         folder: gets the Hugging Face folder; a path that all workers share.
 
     Returns:
-        The manifest: steps, tokens, supervised_tokens, seconds (of the steps that count), tokens_per_second,
-        first_loss, last_loss, losses and grad_norms by step, neftune_alpha, neft_l2, attention, zero_stage,
-        num_workers, precision, backend, peak_rss_bytes by worker, attempts of this call in seconds (wall_seconds),
-        identity.
+        What is in the student's manifest.
 
     Raises:
-        ValueError: no pack; the folder holds a student of another run; a checkpoint of another world size.
+        ValueError: no pack, or a row in two; the folder holds a student of another run; a checkpoint of another world
+            size.
+        TrainingStoppedError: the loss is not finite, the model does not fit its memory, the student cannot be written.
         TrainingFailedError (of Ray Train): the workers failed more than `max_failures` times.
     """
     require_columns("train", columns.PACKS.names, packs.columns())
@@ -64,11 +69,11 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> dic
     started = time.monotonic()
     if (_exported(target) or {}).get("identity") != job.identity:
         require_continuable(target / CHECKPOINTS, job.spec)
-        _fit(job, target)
-    manifest = _manifest(job, index, target, time.monotonic() - started)
-    write_json(target / MANIFEST, manifest)
+        _fit(job, index, target)
+    result = _result(job, index, target, time.monotonic() - started)
+    write_json(target / MANIFEST, result.model_dump(mode="json"))
     shutil.rmtree(target / CHECKPOINTS)
-    return manifest
+    return result
 
 
 def _shared_files(packs: Dataset, target: Path) -> list[str]:
@@ -81,18 +86,18 @@ def _shared_files(packs: Dataset, target: Path) -> list[str]:
     return sorted(str(file) for file in copy.rglob("*.parquet"))
 
 
-def _finished(target: Path, identity: str) -> dict[str, Any] | None:
+def _finished(target: Path, identity: str) -> TrainResult | None:
     path = target / MANIFEST
     if not path.is_file():
         return None
-    manifest: dict[str, Any] = json.loads(path.read_text())
-    if manifest.get("identity") != identity:
+    result = TrainResult.model_validate_json(path.read_text())
+    if result.identity != identity:
         raise ValueError(
             f"train: {target} holds a finished student of other packs or another configuration "
-            f"({manifest.get('identity')} against {identity}); train into a folder of its own"
+            f"({result.identity} against {identity}); train into a folder of its own"
         )
     shutil.rmtree(target / CHECKPOINTS, ignore_errors=True)
-    return manifest
+    return result
 
 
 def _exported(target: Path) -> dict[str, Any] | None:
@@ -100,10 +105,10 @@ def _exported(target: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _fit(job: TrainJob, target: Path) -> None:
+def _fit(job: TrainJob, index: PackIndex, target: Path) -> None:
     config = job.config
-    plan = PackOrder(read_index(job.files).num_packs, config.packs_per_step, config.seed)
-    report_progress("train", total=config.total_steps(plan.steps_per_epoch), note="loading")
+    (target / CHECKPOINTS / FAILED).unlink(missing_ok=True)  # whoever starts again has changed something
+    report_progress("train", total=config.total_steps(index.order(config).steps_per_epoch), note="loading")
     resources = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
@@ -122,35 +127,43 @@ def _fit(job: TrainJob, target: Path) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except TrainingFailedError:
+        if not read_failure(target):
+            raise
+    if read_failure(target):
+        raise TrainingStoppedError(read_failure(target))
 
 
-def _manifest(job: TrainJob, index: PackIndex, target: Path, wall_seconds: float) -> dict[str, Any]:
+def _result(job: TrainJob, index: PackIndex, target: Path, wall_seconds: float) -> TrainResult:
     config, lines, exported = job.config, read_metrics(target / METRICS), _exported(target)
     assert exported is not None, f"train: workers ended without {EXPORTED} in {target}"
     losses = [line["loss"] for line in lines]
     norms = [line["neft_l2"] for line in lines if line["neft_l2"] is not None]
     seconds, tokens = sum(line["seconds"] for line in lines), sum(line["tokens"] for line in lines)
-    return {
+    return TrainResult(
         **exported,
-        "student": job.student,
-        "packs": index.num_packs,
-        "packs_digest": index.digest,
-        "steps": len(lines),
-        "tokens": tokens,
-        "supervised_tokens": sum(line["supervised_tokens"] for line in lines),
-        "seconds": seconds,
-        "wall_seconds": wall_seconds,
-        "tokens_per_second": tokens / seconds,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "losses": losses,
-        "grad_norms": [line["grad_norm"] for line in lines],
-        "neft_l2": sum(norms) / len(norms) if norms else None,
-        "neftune_alpha": config.neftune_alpha,
-        "attention": config.attention,
-        "zero_stage": config.zero_stage,
-        "num_workers": config.num_workers,
-        "precision": config.precision,
-        "config": config.model_dump(),
-    }
+        folder=str(target),
+        student=job.student,
+        packs=index.num_packs,
+        packs_digest=index.digest,
+        steps=len(lines),
+        tokens=tokens,
+        supervised_tokens=sum(line["supervised_tokens"] for line in lines),
+        examples=sum(line["examples"] for line in lines),
+        seconds=seconds,
+        wall_seconds=wall_seconds,
+        tokens_per_second=tokens / seconds,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        losses=losses,
+        grad_norms=[line["grad_norm"] for line in lines],
+        neft_l2=sum(norms) / len(norms) if norms else None,
+        neftune_alpha=config.neftune_alpha,
+        attention=config.attention,
+        zero_stage=config.sharding,
+        num_workers=config.num_workers,
+        precision=config.precision,
+        config=config.model_dump(mode="json"),
+    )

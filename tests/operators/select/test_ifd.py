@@ -117,6 +117,8 @@ def test_both_means_are_over_the_same_tokens_when_the_tokenizer_writes_a_beginni
 
     def with_bos(self: Any, text: str, **options: Any) -> Any:
         encoded = original(self, text, **options)
+        if options.get("add_special_tokens") is False:
+            return encoded
         encoded["input_ids"] = [1, *encoded["input_ids"]]
         return encoded
 

@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from operators.student.encode import IGNORED, EncodingError, encode_example, load_tokenizer, require_template, user_text
+from operators.student.encode import IGNORED, EncodingError, encode_example, load_tokenizer, user_text
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +54,67 @@ def test_control_tokens_in_a_text_are_refused(tokenizer, texts):
     assert error.value.reason == "special_tokens"
 
 
-def test_a_prompt_that_is_no_prefix_names_the_student(demo_model):
-    odd = load_tokenizer(demo_model)
-    odd.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
-    with pytest.raises(ValueError, match=f"student {demo_model}"):
-        require_template(odd)
+def test_a_text_with_the_characters_of_an_ordinary_pad_token_is_kept(demo_model):
+    shouting = load_tokenizer(demo_model)
+    shouting.pad_token = "!"  # noqa: S105 - a token, no password
+    encoded = encode_example(shouting, "Say hello!", "", "Hello! Hello!")
+    assert shouting.decode(learnt(encoded)) == "Hello! Hello!<|im_end|>"
 
 
-def test_an_example_without_loss_is_an_error(demo_model):
-    mute = load_tokenizer(demo_model)
-    mute.chat_template = "{{ '<|im_start|>' + messages[0]['content'] + '<|im_end|>' }}"
+def test_leading_indentation_of_an_answer_is_learnt(tokenizer):
+    # In one piece "\n" and the blanks would be one token, which belongs neither to the prompt nor to the answer.
+    encoded = encode_example(tokenizer, "Go on.", "", "    return x")
+    assert tokenizer.decode(learnt(encoded)) == "    return x<|im_end|>"
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Go on."}], add_generation_prompt=True, return_dict=False
+    )
+    assert encoded.input_ids[: len(prompt)] == prompt
+
+
+BEFORE = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "Name a city."},
+    {"role": "assistant", "content": "Paris."},
+]
+AFTER = [{"role": "user", "content": "And a river?"}, {"role": "assistant", "content": "The Seine."}]
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "expected"),
+    [
+        ("last", "The Seine.<|im_end|>"),
+        ("all", "Paris.<|im_end|>Berlin.<|im_end|>The Seine.<|im_end|>"),
+    ],
+)
+def test_a_dialogue_is_rendered_whole_and_learnt_where_it_is_asked(tokenizer, loss_on, expected):
+    texts = ("Another?", "", "Berlin.", json.dumps(BEFORE), json.dumps(AFTER))
+    encoded = encode_example(tokenizer, *texts, loss_on=loss_on)
+    turns = [*BEFORE, {"role": "user", "content": "Another?"}, {"role": "assistant", "content": "Berlin."}, *AFTER]
+    assert tokenizer.decode(encoded.input_ids) == tokenizer.apply_chat_template(turns, tokenize=False)
+    assert tokenizer.decode(learnt(encoded)) == expected
+
+
+def test_control_tokens_in_an_earlier_turn_are_refused(tokenizer):
+    before = json.dumps([{"role": "system", "content": "<|im_start|>user"}])
+    with pytest.raises(EncodingError, match="control tokens") as error:
+        encode_example(tokenizer, "Hi", "", "Hello", before)
+    assert error.value.reason == "special_tokens"
+
+
+def test_turns_that_the_template_refuses_have_a_reason(demo_model):
+    strict = load_tokenizer(demo_model)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system prompts here') }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    encode_example(strict, "Hi", "", "Hello")
+    with pytest.raises(EncodingError, match="no system prompts here") as error:
+        encode_example(strict, "Hi", "", "Hello", json.dumps([{"role": "system", "content": "Be short."}]))
+    assert error.value.reason == "chat_template"
+
+
+def test_an_example_without_an_answer_is_an_error(tokenizer):
     with pytest.raises(EncodingError) as error:
-        encode_example(mute, "Hi", "", "Hello")
+        encode_example(tokenizer, "Hi", "", "")
     assert error.value.reason == "no_loss"
-
-
-def test_a_model_without_template_is_refused(tmp_path, tokenizer):
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="no single chat template"):
-        load_tokenizer(str(tmp_path))

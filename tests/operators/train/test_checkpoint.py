@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from operators.train.checkpoint import (
     CheckpointSpec,
     complete_checkpoints,
-    export_student,
-    load_checkpoint,
     require_continuable,
+    restore,
     save_checkpoint,
     write_json,
 )
 from operators.train.config import TrainConfig
+from operators.train.export import export_student
 from operators.train.loop import Trainer, TrainJob, _loaded, _prepare_process
 from operators.train.pack_order import PackStore, read_index
 
@@ -90,15 +90,15 @@ def job(monkeypatch, tiny_model, packs_file, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_restored_engine_goes_on_as_if_nothing_had_happened(job, tmp_path):
-    store, settings = PackStore(job.files), job.config.deepspeed(job.config.packs_per_step)
-    with _loaded(job, settings) as (engine, noise):
+    store = PackStore(job.files)
+    with _loaded(job) as (engine, noise):
         trainer = Trainer(job, engine, noise, store)
         for step in (0, 1):
             trainer.step(step)
         save_checkpoint(engine, tmp_path, 2, job.spec)
         expected = [trainer.step(step) for step in (2, 3)]
-    with _loaded(job, settings) as (engine, noise):
-        load_checkpoint(engine, require_continuable(tmp_path, job.spec))
+    with _loaded(job) as (engine, noise):
+        assert restore(engine, tmp_path, job.spec) == (2, [])
         trainer = Trainer(job, engine, noise, store)
         got = [trainer.step(step) for step in (2, 3)]
     assert [step.loss for step in got] == [step.loss for step in expected]
@@ -107,7 +107,7 @@ def test_a_restored_engine_goes_on_as_if_nothing_had_happened(job, tmp_path):
 
 @pytest.mark.slow
 def test_the_exported_student_is_the_engine_s_model(job, tmp_path):
-    with _loaded(job, job.config.deepspeed(job.config.packs_per_step)) as (engine, noise):
+    with _loaded(job) as (engine, noise):
         Trainer(job, engine, noise, PackStore(job.files)).step(0)
         export_student(engine, job.student, tmp_path)
         tokens = torch.tensor([PackStore(job.files).pack(0).input_ids])
@@ -130,7 +130,7 @@ def test_the_exported_student_is_the_engine_s_model(job, tmp_path):
 
 @pytest.mark.slow
 def test_old_checkpoints_are_removed_and_an_unfinished_one_is_replaced(job, tmp_path):
-    with _loaded(job, job.config.deepspeed(job.config.packs_per_step)) as (engine, _):
+    with _loaded(job) as (engine, _):
         (tmp_path / "step-00000003").mkdir()
         (tmp_path / "step-00000003" / "half").write_text("")
         for step in (1, 2, 3):

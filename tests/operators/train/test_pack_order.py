@@ -1,8 +1,10 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from operators import columns
+from operators.train.config import TrainConfig
 from operators.train.pack_order import PackOrder, PackStore, document_uid, dummy_pack, read_index
 
 
@@ -22,19 +24,38 @@ def write_packs(path, names, outcome=columns.PACKED):
     return str(path)
 
 
+ORDERS = {
+    "packs": PackOrder([1] * 11, 4, seed=7),
+    "examples": PackOrder([3, 9, 4, 1, 1, 20, 6, 2, 7, 5, 2], 16, seed=7),
+    "fewer packs than steps": PackOrder([100, 100, 1], 10, seed=7),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_an_epoch_sees_each_pack_once_whatever_the_world(world_size):
-    plan = PackOrder(num_packs=11, packs_per_step=4, seed=7)
-    assert plan.steps_per_epoch == 3
+def test_an_epoch_sees_each_pack_once_whatever_the_world(order, world_size):
     for epoch in range(2):
-        steps = range(epoch * 3, epoch * 3 + 3)
-        shares = [plan.share(step, rank, world_size) for step in steps for rank in range(world_size)]
-        assert len({len(share) for share in shares}) == 1
-        assert sorted(index for share in shares for index in share if index is not None) == list(range(11))
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        seen = []
+        for step in steps:
+            shares = [order.share(step, rank, world_size) for rank in range(world_size)]
+            assert {len(share) for share in shares} == {order.micro_steps(step, world_size)}
+            assert order.packs_of(step), "no step is empty"
+            seen += [index for share in shares for index in share if index is not None]
+        assert sorted(seen) == list(range(order.num_packs))
+
+
+def test_a_step_holds_about_as_many_examples_as_it_is_told():
+    sizes = [1 + n * 7 % 20 for n in range(1000)]
+    order = PackOrder(sizes, 128, seed=0)
+    counts = [sum(sizes[index] for index in order.packs_of(step)) for step in range(order.steps_per_epoch)]
+    assert order.steps_per_epoch == round(sum(sizes) / 128)
+    assert sum(counts) == sum(sizes)
+    assert max(abs(count - 128) for count in counts) <= 21  # one pack more or less
 
 
 def test_a_step_has_the_same_packs_whatever_the_world():
-    plan = PackOrder(num_packs=11, packs_per_step=4, seed=7)
+    plan = ORDERS["examples"]
     for step in range(6):
         for world_size in (1, 2, 3):
             packs = {i for rank in range(world_size) for i in plan.share(step, rank, world_size) if i is not None}
@@ -42,7 +63,7 @@ def test_a_step_has_the_same_packs_whatever_the_world():
 
 
 def test_order_changes_with_epoch_and_seed():
-    first, other = PackOrder(50, 50, seed=0), PackOrder(50, 50, seed=1)
+    first, other = PackOrder([1] * 50, 50, seed=0), PackOrder([1] * 50, 50, seed=1)
     assert first.packs_of(0) != first.packs_of(1)
     assert first.packs_of(0) != other.packs_of(0)
 
@@ -83,3 +104,27 @@ def test_a_pack_whose_documents_do_not_cover_it_names_the_row(tmp_path):
 def test_a_dummy_has_no_loss_and_no_document():
     assert set(dummy_pack(2).labels) == {-100}
     assert dummy_pack(2).document_lengths == []
+
+
+def test_the_rows_of_a_step_are_known_and_each_row_is_seen_once_an_epoch(tmp_path):
+    index = read_index([write_packs(tmp_path / "1.parquet", [f"r{n}" for n in range(11)])])
+    config = TrainConfig(packs_per_step=4, epochs=2)
+    steps = [index.rows_of_step(config, step) for step in range(6)]
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(row for rows in epoch for row in rows) == sorted(f"r{n}" for n in range(11))
+    assert steps[:3] != steps[3:]
+    store = PackStore([str(tmp_path / "1.parquet")])
+    learnt = [uid for pack in index.order(config).packs_of(1) for uid in store.pack(pack).document_uids]
+    assert learnt == [document_uid(row) for row in steps[1]]
+    with pytest.raises(ValueError, match="step 6 of 6"):
+        index.rows_of_step(config, 6)
+
+
+def test_a_row_in_two_packs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="row 'a' is 2 times in the packs"):
+        read_index([write_packs(tmp_path / "1.parquet", ["a", "b", "a"])])
+
+
+def test_one_size_of_a_step_is_enough():
+    with pytest.raises(ValidationError, match="examples_per_step: 1 beside tokens_per_step: 2"):
+        TrainConfig(examples_per_step=1, tokens_per_step=2)

@@ -1,6 +1,5 @@
 """Training on real Ray Train and DeepSpeed workers with gloo, except for what needs no worker."""
 
-import json
 import math
 import os
 import signal
@@ -14,9 +13,11 @@ from pydantic import ValidationError
 from ray.train import TrainingFailedError
 from transformers import AutoModelForCausalLM
 
-from operators.train.loop import load_student, read_metrics, summed_loss
+from operators.student.packed_loss import summed_loss
+from operators.train.loop import load_student
+from operators.train.metrics import read_metrics
 from operators.train.pack_order import PackStore
-from operators.train.train import MANIFEST, TrainConfig, train
+from operators.train.train import MANIFEST, TrainConfig, TrainResult, train
 
 CONFIG = TrainConfig(
     num_workers=1,
@@ -76,12 +77,12 @@ def test_manifest_and_metrics_agree(alone):
     folder, manifest = alone
     lines = read_metrics(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(8))
-    assert manifest["losses"] == [line["loss"] for line in lines]
-    assert manifest["last_loss"] < manifest["first_loss"]
-    assert manifest["first_loss"] == pytest.approx(math.log(49152), rel=0.05)  # random weights know nothing
-    assert manifest["neft_l2"] == pytest.approx(5 / math.sqrt(3), rel=0.1)
-    assert manifest["supervised_tokens"] < manifest["tokens"]
-    assert json.loads((folder / MANIFEST).read_text()) == manifest
+    assert manifest.losses == [line["loss"] for line in lines]
+    assert manifest.last_loss < manifest.first_loss
+    assert manifest.first_loss == pytest.approx(math.log(49152), rel=0.05)  # random weights know nothing
+    assert manifest.neft_l2 == pytest.approx(5 / math.sqrt(3), rel=0.1)
+    assert manifest.supervised_tokens < manifest.tokens
+    assert TrainResult.model_validate_json((folder / MANIFEST).read_text()) == manifest
     assert not (folder / "checkpoints").exists()
 
 
@@ -89,10 +90,10 @@ def test_manifest_and_metrics_agree(alone):
 @pytest.mark.parametrize(("workers", "stage"), [(2, 2), (2, 3), (2, 0)])
 def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, packs, tiny_model, tmp_path, workers, stage):
     manifest = run(packs, tiny_model, tmp_path, num_workers=workers, zero_stage=stage)
-    assert manifest["losses"] == pytest.approx(alone[1]["losses"], rel=1e-5)
+    assert manifest.losses == pytest.approx(alone[1].losses, rel=1e-5)
     if stage:  # DeepSpeed does not tell its norm without ZeRO
-        assert manifest["grad_norms"] == pytest.approx(alone[1]["grad_norms"], rel=1e-4)
-    assert manifest["neft_l2"] == pytest.approx(alone[1]["neft_l2"], rel=1e-6)
+        assert manifest.grad_norms == pytest.approx(alone[1].grad_norms, rel=1e-4)
+    assert manifest.neft_l2 == pytest.approx(alone[1].neft_l2, rel=1e-6)
     one, many = (AutoModelForCausalLM.from_pretrained(folder) for folder in (alone[0], tmp_path))
     for (name, expected), (_, got) in zip(one.named_parameters(), many.named_parameters(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
@@ -130,7 +131,7 @@ def test_a_killed_worker_is_restarted_at_the_last_checkpoint(alone, packs, tiny_
     assert killed
     assert lines[1]["pid"] == killed[0] != lines[-1]["pid"]
     assert [line["step"] for line in lines] == list(range(8))
-    assert manifest["losses"] == pytest.approx(alone[1]["losses"], rel=1e-5)
+    assert manifest.losses == pytest.approx(alone[1].losses, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -144,7 +145,7 @@ def test_a_run_that_died_goes_on_when_it_is_started_again(alone, packs, tiny_mod
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert lines[1] == died[1]  # kept, not measured again
     assert lines[-1]["pid"] != died[-1]["pid"]
-    assert manifest["losses"] == pytest.approx(alone[1]["losses"], rel=1e-5)
+    assert manifest.losses == pytest.approx(alone[1].losses, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -165,8 +166,8 @@ def test_a_finished_folder_is_not_overwritten_by_another_run(alone, packs, tiny_
 def test_without_noise_in_bf16_with_recomputation(alone, packs, tiny_model, tmp_path):
     changes = {"neftune_alpha": 0, "precision": "bf16", "activation_checkpointing": True, "num_workers": 2}
     manifest = run(packs, tiny_model, tmp_path, max_steps=2, **changes)
-    assert manifest["neft_l2"] is None
-    assert manifest["first_loss"] == pytest.approx(alone[1]["first_loss"], rel=1e-2)
+    assert manifest.neft_l2 is None
+    assert manifest.first_loss == pytest.approx(alone[1].first_loss, rel=1e-2)
     assert next(AutoModelForCausalLM.from_pretrained(tmp_path).parameters()).dtype == torch.bfloat16
 
 
@@ -196,7 +197,7 @@ def test_an_absurd_configuration_is_refused():
 @pytest.mark.slow
 def test_the_demo_model_learns_on_two_workers(packs, demo_model, tmp_path):
     manifest = run(packs, demo_model, tmp_path, num_workers=2, max_steps=2, packs_per_step=2, learning_rate=2e-5)
-    assert manifest["last_loss"] < manifest["first_loss"] < 4  # a trained model, not a random one
-    assert len(manifest["peak_rss_bytes"]) == 2
+    assert manifest.last_loss < manifest.first_loss < 4  # a trained model, not a random one
+    assert len(manifest.peak_rss_bytes) == 2
     exported = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
     assert exported.config.tie_word_embeddings

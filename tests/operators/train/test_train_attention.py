@@ -5,8 +5,8 @@ import ray
 import torch
 from pydantic import ValidationError
 
-from operators.train.loop import configured_attention, load_student, summed_loss
-from operators.train.pack_order import Pack
+from operators.student.packed_loss import Pack, summed_loss
+from operators.train.loop import configured_attention, load_student
 from operators.train.train import TrainConfig, train
 
 EXACT = TrainConfig(precision="fp32", max_steps=4, packs_per_step=4, learning_rate=1e-3, num_workers=1)
@@ -74,5 +74,5 @@ def test_workers_train_with_it_as_the_configuration_says(packs_file, tiny_model,
     packs = ray.data.read_parquet(packs_file)
     config = hyper(**SMALL).model_copy(update={"cpus_per_worker": 0.5, "max_failures": 0, "zero_stage": 2})
     manifest = train(packs, config, tiny_model, str(tmp_path))
-    assert manifest["attention"] == "hyper_attention"
-    assert manifest["last_loss"] < manifest["first_loss"]
+    assert manifest.attention == "hyper_attention"
+    assert manifest.last_loss < manifest.first_loss

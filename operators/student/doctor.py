@@ -1,0 +1,214 @@
+"""Looks at a student before anything is paid: would it load, encode, train, stop and be exported?
+
+Nothing is written and nothing is asked of the teacher. The packing probe loads the first layers of the student and
+compares the loss of documents alone and in one pack, so it costs seconds for a small model and needs memory for the
+embeddings and a few layers of a large one.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from operators.stage import Finding
+from operators.student.chat_format import chat_format
+from operators.student.encode import encode_example, load_tokenizer, require_template
+from operators.student.generation import exportable
+from operators.student.hyper_layers import hyper_attention_layers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+KEY = "student.model"
+
+
+@dataclass(frozen=True)
+class StudentNeeds:
+    """What the configuration wants of the student.
+
+    Attributes:
+        max_tokens: of a pack.
+        packed: several documents share a pack.
+        hyper_attention_layers: which layers are to use HyperAttention; None if none.
+    """
+
+    max_tokens: int
+    packed: bool = True
+    hyper_attention_layers: str | Sequence[int] | None = None
+
+
+def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
+    """Check files, tokenizer, template, labels, generation config, packing and HyperAttention's layers.
+
+    Args:
+        student: folder or hub id, as `resolve_model` returns it.
+        needs: what the run wants of it.
+
+    Returns:
+        What is wrong, most basic first; later checks are left out where an earlier one makes them impossible.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(student, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        return [Finding(KEY, f"{student} has no usable config.json ({_line(error)}); give a Hugging Face model folder")]
+    tokenizer, problems = _tokenizer(student, config)
+    found = [*_files(student), *problems, *_positions(config, needs)]
+    if tokenizer is not None:
+        found += _generation_config(student, tokenizer)
+    found += _hyper_attention(config, needs)
+    return found if any(finding.fatal for finding in found) else [*found, *_packing(student, config, needs)]
+
+
+def _files(student: str) -> Iterator[Finding]:
+    """The weights are safetensors and complete; a hub id is looked up when it is downloaded."""
+    folder = Path(student)
+    if not folder.is_dir():
+        return
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in wanted if not (folder / name).is_file()]
+        if missing:
+            yield Finding(KEY, f"{folder} lacks {missing[0]} and {len(missing) - 1} more of {len(wanted)} weight files")
+        names = [name for name in wanted if name not in missing]
+    else:
+        names = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
+        if not names:
+            others = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+            has = f"only {', '.join(sorted(others))}" if others else "no weights"
+            yield Finding(
+                KEY,
+                f"{folder} has {has}, and a pickle is never loaded; save it again with save_pretrained, which writes "
+                "safetensors",
+            )
+    yield from (finding for name in names for finding in _readable(folder / name))
+
+
+def _readable(file: Path) -> Iterator[Finding]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        yield Finding(KEY, f"{file} cannot be read ({_line(error)}); copy it again")
+
+
+def _tokenizer(student: str, config: "PretrainedConfig") -> "tuple[PreTrainedTokenizerBase | None, list[Finding]]":
+    try:
+        tokenizer = load_tokenizer(student)
+        require_template(tokenizer)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, [Finding(KEY, _line(error))]
+    found = [*_embeddings(tokenizer, config)]
+    form = chat_format(tokenizer)
+    if form.skipped:
+        text = f"the template writes {form.skipped!r} before each answer; it is context, and neither learnt nor scored"
+        found.append(Finding(KEY, text, fatal=False))
+    return tokenizer, found
+
+
+def _embeddings(tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig") -> Iterator[Finding]:
+    rows = config.get_text_config().vocab_size
+    beyond = {token_id: token for token, token_id in tokenizer.get_vocab().items() if token_id >= rows}
+    if not beyond:
+        return
+    added = tokenizer.added_tokens_decoder
+    needed = {*encode_example(tokenizer, "Name a colour.", "", "Blue.").input_ids}
+    used = sorted(token for token_id, token in beyond.items() if token_id in needed or token_id not in added)
+    shown = ", ".join(used[:3] or sorted(beyond.values())[:3])
+    text = f"the tokenizer has {len(beyond)} tokens ({shown}) beyond the {rows} rows of the embeddings"
+    if used:
+        yield Finding(
+            KEY, f"{text}, and they would be used; resize_token_embeddings and save it, or take its tokenizer"
+        )
+    else:
+        yield Finding(
+            KEY, f"{text}; only control tokens that the template does not write, so they are never used", False
+        )
+
+
+def _positions(config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding]:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and needs.max_tokens > positions:
+        yield Finding(
+            "pack.max_tokens",
+            f"{needs.max_tokens} tokens of a pack against the {positions} positions of the student; "
+            f"lower pack.max_tokens to {positions}, or take a student with a longer context",
+        )
+
+
+def _generation_config(student: str, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Finding]:
+    from transformers import GenerationConfig
+
+    try:
+        settings = GenerationConfig.from_pretrained(student)
+    except OSError:
+        return  # there is none; the export writes one
+    except (ValueError, TypeError) as error:
+        yield Finding(
+            KEY, f"generation_config.json cannot be read ({_line(error)}); the export writes a new one", False
+        )
+        return
+    exported, changed = exportable(settings, tokenizer)
+    if changed:
+        text = "generation_config.json has sampling values beside do_sample: false, or others that cannot be saved"
+        yield Finding(KEY, f"{text}; the student is exported with {changed}", fatal=False)
+    stops, before = exported.eos_token_id, settings.eos_token_id
+    end = chat_format(tokenizer).end_token
+    if before is not None and end not in (before if isinstance(before, list) else [before]):
+        text = f"its template ends a turn with {tokenizer.convert_ids_to_tokens(end)!r}, where its answers do not stop"
+        yield Finding(KEY, f"{text}; the student is exported with eos_token_id {stops}", fatal=False)
+
+
+def _hyper_attention(config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding]:
+    if needs.hyper_attention_layers is None:
+        return
+    key = "train.hyper_attention_layers"
+    try:
+        chosen, used = hyper_attention_layers(config, needs.hyper_attention_layers)
+    except ValueError as error:
+        yield Finding(key, _line(error))
+        return
+    text = f"{len(used)} of {config.get_text_config().num_hidden_layers} layers would use HyperAttention"
+    others = sorted(set(chosen) - set(used))
+    if not used:
+        yield Finding(
+            key,
+            f"{text}: layers {others} have a sliding or chunked window; use train.attention: sdpa or another student",
+        )
+    elif others:
+        yield Finding(
+            key, f"{text}; layers {others} have a sliding or chunked window and stay as they are", fatal=False
+        )
+
+
+def _packing(student: str, config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding]:
+    from operators.student.packing_probe import probe_packing
+
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it would name every layer that is left out
+    try:
+        probe = probe_packing(student, config, packed=needs.packed)
+    except Exception as error:  # noqa: BLE001 - the code of any model runs here, and a run would fail at the same place
+        text = f"the student cannot be trained: {type(error).__name__}: {_line(error)}; take another student"
+        yield Finding(KEY, text)
+        return
+    finally:
+        log.setLevel(level)
+    if probe.leaks:
+        yield Finding(
+            "pack.packed",
+            f"documents of one pack influence each other in a {config.model_type} student (with {probe.attention}, "
+            f"packed losses differ by {probe.change:.2g} of it, and one document's moves by {probe.moved:.2g} when "
+            "another changes); set pack.packed: false, so that each document is trained alone",
+        )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400]

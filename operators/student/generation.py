@@ -1,0 +1,53 @@
+"""How a student is told to stop: its generation config as it is exported, and the tokens that end its answers."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def stop_tokens(configured: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids of the tokens that end an answer: the one that training teaches first, then those of model and tokenizer.
+
+    Args:
+        configured: `eos_token_id` of a generation config: an id, a list, or None.
+        tokenizer: the student's, with a chat template.
+    """
+    from operators.student.chat_format import chat_format
+
+    listed: Iterable[Any] = configured if isinstance(configured, list | tuple) else [configured]
+    stops = [chat_format(tokenizer).end_token, *listed, tokenizer.eos_token_id]
+    return list(dict.fromkeys(token for token in stops if token is not None))
+
+
+def exportable(settings: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase") -> "tuple[GenerationConfig, str]":
+    """A generation config that can be saved and stops at the learnt end of turn, and what was changed to save it.
+
+    transformers refuses to save sampling values beside `do_sample: false`; a published model often has them.
+
+    Returns:
+        The config, and "" or what was changed, such as "do_sample: true".
+    """
+    from copy import deepcopy
+
+    from transformers import GenerationConfig
+
+    def is_valid(candidate: GenerationConfig) -> bool:
+        try:
+            candidate.validate(strict=True)
+        except ValueError:
+            return False
+        return True
+
+    chosen, changed = deepcopy(settings), ""
+    if not is_valid(chosen):
+        chosen.do_sample, changed = True, "do_sample: true"
+    if not is_valid(chosen):
+        kept = {name: getattr(settings, name, None) for name in _TOKENS}
+        chosen, changed = GenerationConfig(**kept), "nothing of it but its token ids"
+    stops = stop_tokens(chosen.eos_token_id, tokenizer)
+    chosen.eos_token_id = stops if len(stops) > 1 else stops[0]
+    return chosen, changed

@@ -1,0 +1,45 @@
+"""Which layers of a student can use HyperAttention; the others stay exact whatever the configuration says."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_FULL = ("full_attention", "attention")
+
+
+def hyper_attention_layers(config: "PretrainedConfig", layers: str | Sequence[int]) -> tuple[list[int], list[int]]:
+    """The attention layers that `layers` means, and those of them that may read every earlier token.
+
+    A layer with a sliding or chunked window is given a mask, and with a mask attention is exact. No weight is made.
+
+    Args:
+        config: the student's.
+        layers: all, last:n, first:n, even, odd, or indices.
+
+    Raises:
+        ValueError: the student has no attention layer, or none with such an index.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from kernels.hyper_attention import HyperAttentionConfig
+    from kernels.hyper_attention.huggingface import patched_attention
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    with patched_attention(model, HyperAttentionConfig(), layers) as chosen:
+        modules = [
+            module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "is_causal")
+        ]
+    modules.sort(key=lambda module: int(module.layer_idx))
+    text = config.get_text_config()
+    return list(chosen), [index for index in chosen if _reads_all(text, int(modules[index].layer_idx))]
+
+
+def _reads_all(config: "PretrainedConfig", layer: int) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return kinds[layer] in _FULL
+    return not (getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None))

@@ -1,0 +1,131 @@
+"""Exact attention of packed documents, each by itself: no T x T mask is made and no key of another document is read.
+
+transformers' own sdpa builds a dense mask for a pack, which costs memory and time quadratic in the whole pack. Here the
+caller says how long the documents are, the mask function returns nothing where causality is all there is, and the
+attention function takes one document after the other (torch's varlen kernel on GPUs, in half precision).
+
+Importing this module registers `attn_implementation="packed_documents"`.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "packed_documents"
+_documents: list[int] = []  # of the pack that the model reads now; a recomputation in the backward pass needs it too
+
+
+def use_packed_attention(model: Any) -> None:
+    """Let `model` attend document by document, if its code calls transformers' attention interface; else as before."""
+    with suppress(ValueError):
+        model.set_attn_implementation(NAME)
+
+
+def attention_in_use(model: Any) -> str:
+    """For the report: "varlen", "sdpa per document", or the name of another implementation, such as "sdpa"."""
+    name = str(model.config.get_text_config()._attn_implementation)
+    parameter = next(model.parameters())
+    if name != NAME:
+        return name
+    return "varlen" if _has_varlen(parameter.device.type, parameter.dtype) else "sdpa per document"
+
+
+def set_documents(lengths: Sequence[int]) -> None:
+    """Say how long the documents are that the next forward pass reads, in their order; they fill its one row."""
+    _documents[:] = lengths
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer: query [1, Hq, T, D], key and value [1, Hk, T, D] to [1, T, Hq, D]."""
+    options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+    tokens = query.shape[2]
+    if attention_mask is not None or len(_documents) < 2 or not tokens == key.shape[2] == sum(_documents):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
+    if not dropout and _has_varlen(query.device.type, query.dtype):
+        return _varlen_attention(query, key, value, scaling), None
+    parts = zip(*(torch.split(tensor, _documents, 2) for tensor in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in parts], 1), None
+
+
+def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query.shape[1] // key.shape[1]
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
+    if groups > 1:
+        key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+    offsets = _offsets(tuple(_documents), query.device)
+    longest = max(_documents)
+    out: Any = varlen_attn(
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        offsets,
+        offsets,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),
+    )
+    return torch.unsqueeze(out, 0)
+
+
+def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return offsets.to(device, non_blocking=True)
+
+
+@cache
+def _has_varlen(device: str, dtype: torch.dtype) -> bool:
+    """Torch's variable-length flash attention: CUDA, half precision, Ampere or newer."""
+    if device != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:  # as of torch 2.10
+        return False
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any],
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """None where the attention function knows the documents and a window hides nothing within any; else sdpa's mask."""
+    told = batch_size == 1 and _documents and q_length == kv_length == sum(_documents) and attention_mask is None
+    if told and (local_size is None or max(_documents) <= local_size):
+        return None
+    return sdpa_mask(  # type: ignore[no-any-return]
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        **kwargs,
+    )
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)

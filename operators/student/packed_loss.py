@@ -1,0 +1,80 @@
+"""The student as training sees it: loaded for training, and its loss on one pack of documents."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from operators.student.encode import IGNORED
+from operators.student.packed_attention import set_documents, use_packed_attention
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One pack, or a dummy without documents that keeps a worker in step with the others.
+
+    Attributes:
+        input_ids: of all documents, one after the other.
+        labels: as many; -100 where there is no loss, and for the first token of each document.
+        document_lengths: tokens of each document.
+        document_uids: signed 64-bit identity of each.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    document_lengths: list[int]
+    document_uids: list[int]
+
+
+def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | None = None) -> Any:
+    """Load a student for training, in exact attention that keeps the documents of a pack apart.
+
+    Args:
+        student: folder or hub id.
+        dtype: of the weights.
+        config: replaces the student's own, such as one with fewer layers.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        ValueError: its forward pass cannot leave out logits that no loss needs.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        student,
+        config=config,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"train: {type(model).__name__} of student {student} takes no logits_to_keep; use another")
+    use_packed_attention(model)
+    return model.train()
+
+
+def summed_loss(model: Any, pack: Pack, device: str = "cpu") -> Tensor:
+    """Sum of the cross entropy over the supervised tokens of a pack, in nats; fp32 scalar, 0 for a dummy.
+
+    Only positions that predict a supervised token pass through the head. No attention mask is given: documents are
+    told apart by their lengths, or by their position ids, which restart at 0.
+    """
+    lengths = pack.document_lengths or [len(pack.input_ids)]
+    set_documents(lengths)
+    # Everything is chosen on the host: a question to a GPU would wait until all that it was given is done.
+    targets = torch.tensor(pack.labels[1:])
+    predicting = (targets != IGNORED).nonzero()[:, 0]
+    if not len(predicting):
+        predicting = torch.zeros(1, dtype=torch.long)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    input_ids, positions, kept, wanted = (
+        tensor.to(device, non_blocking=True)
+        for tensor in (torch.tensor([pack.input_ids]), positions, predicting, targets[predicting])
+    )
+    logits = model(input_ids=input_ids, position_ids=positions, use_cache=False, logits_to_keep=kept).logits[0]
+    return cross_entropy(logits.float(), wanted, ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,119 @@
+"""Do documents of one pack influence each other? Asked of the student's own code, not of a list of families.
+
+Hybrids with state-space or convolution layers carry a state across documents, and learned or ALiBi positions count over
+the whole pack; either would be trained wrong without an error.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from operators.student.encode import IGNORED
+from operators.student.packed_attention import attention_in_use
+from operators.student.packed_loss import Pack, load_trainable, summed_loss
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_LENGTHS = (30, 41, 25)  # tokens of three documents
+_PROMPT = 10  # tokens of each without loss
+_SMALL = 1 << 30  # bytes of weights that are probed in float32; larger ones in bfloat16
+
+
+@dataclass(frozen=True)
+class PackingProbe:
+    """What the student's losses on random documents say.
+
+    Attributes:
+        change: relative difference between the documents' losses alone and packed.
+        moved: relative difference of one document's loss when another one changes.
+        attention: the implementation that was used.
+        dtype: of the weights.
+    """
+
+    change: float
+    moved: float
+    attention: str
+    dtype: torch.dtype
+
+    @property
+    def leaks(self) -> bool:
+        """Documents influence each other by more than rounding does."""
+        limit = 2e-5 if self.dtype == torch.float32 else 2e-2
+        return self.change > limit or self.moved > limit / 10
+
+
+def probe_packing(student: str, config: "PretrainedConfig", packed: bool = True) -> PackingProbe:
+    """Load the student's first layers as training does, and compare its losses.
+
+    Args:
+        student: folder or hub id.
+        config: its configuration.
+        packed: compare; otherwise one document is read, to see that the student can be trained at all.
+
+    Returns:
+        What was found.
+    """
+    small = first_layers(config)
+    width = getattr(config.get_text_config(), "hidden_size", 1024)
+    dtype = torch.float32 if config.get_text_config().vocab_size * width * 4 < _SMALL else torch.bfloat16
+    model = load_trainable(student, dtype, small)
+    attention = attention_in_use(model)
+    model.eval()  # dropout, where a student has it, would tell two documents apart
+    with torch.no_grad():
+        if not packed:
+            documents = _documents(model, seed=0)
+            summed_loss(model, _pack(documents[:1], [True]))
+            return PackingProbe(0.0, 0.0, attention, dtype)
+        return PackingProbe(*compare(model), attention, dtype)
+
+
+def compare(model: Any) -> tuple[float, float]:
+    """`change` and `moved` of a loaded model; call it without gradients."""
+    documents, others = _documents(model, seed=0), _documents(model, seed=1)
+    alone = [summed_loss(model, _pack([document], [True])).item() for document in documents]
+    together = summed_loss(model, _pack(documents, [True] * 3)).item()
+    second = [False, True, False]
+    before = summed_loss(model, _pack(documents, second)).item()
+    after = summed_loss(model, _pack([others[0], *documents[1:]], second)).item()
+    losses = [*alone, together, before, after]
+    if not all(loss == loss and abs(loss) < float("inf") for loss in losses):
+        raise ValueError(f"the loss of random tokens is {losses}, not a finite number")
+    # The sum could hide that one document gains what another loses, so the second is held against itself alone too.
+    change = max(abs(sum(alone) - together) / abs(sum(alone)), abs(alone[1] - before) / abs(alone[1]))
+    return change, abs(after - before) / abs(before)
+
+
+def first_layers(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration cut down to the first layers, as many as show each kind of layer once, at least two."""
+    small = deepcopy(config)
+    text = small.get_text_config()
+    count = text.num_hidden_layers
+    kinds = list(getattr(text, "layer_types", None) or ["same"] * count)
+    kept = max(min(count, 2), max(kinds.index(kind) for kind in set(kinds)) + 1)
+    for part in {id(part): part for part in (small, text)}.values():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, list) and len(value) == count and name != "architectures":
+                setattr(part, name, value[:kept])
+            elif name.endswith("layer_indices") and isinstance(value, list):
+                setattr(part, name, [index for index in value if index < kept])
+    text.num_hidden_layers = kept
+    return small
+
+
+def _documents(model: Any, seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _LENGTHS]
+
+
+def _pack(documents: list[list[int]], learnt: list[bool]) -> Pack:
+    labels = [
+        [IGNORED] * _PROMPT + document[_PROMPT:] if learn else [IGNORED] * len(document)
+        for document, learn in zip(documents, learnt, strict=True)
+    ]
+    lengths = [len(document) for document in documents]
+    return Pack([*chain(*documents)], [*chain(*labels)], lengths, [0] * len(documents))
