@@ -46,10 +46,20 @@ Figures = dict[str, Any]
 class ReportConfig(StageConfig):
     """What the report shows beside the figures."""
 
-    num_pairs: int = Field(default=3, ge=0, description="before/after pairs shown for each outcome")
-    num_samples: int = Field(default=8, ge=0, description="answers of base and student shown side by side")
-    max_chars: int = Field(default=3000, gt=0, description="characters shown of one text; the cut is marked")
-    seed: int = Field(default=0, description="fixes which pairs are drawn")
+    num_pairs: int = Field(
+        default=3, ge=0, description="Number of pairs, before and after, that the report shows for each outcome."
+    )
+    num_samples: int = Field(
+        default=8,
+        ge=0,
+        description="Number of sample answers of base model and student that the report shows side by side.",
+    )
+    max_chars: int = Field(
+        default=3000,
+        gt=0,
+        description="Longest part of one text that the report shows, in characters; a cut is marked.",
+    )
+    seed: int = Field(default=0, description="Seed of the choice of pairs that the report shows.")
 
 
 def collect_figures(

@@ -45,12 +45,13 @@ class SelectConfig(StageConfig):
 
     policy: Policy = Field(
         "ifd_rifd",
-        description="ifd_rifd: instructions of higher IFD, responses of lower r-IFD (paper, version 2); ifd: only "
-        "instructions are compared, a parsed better response is always taken; perplexity: the pair whose response is "
-        "less perplexing given its instruction; none: every parsed reflection is taken (version 1), no model is loaded",
+        description="Which rewrites are chosen: ifd_rifd takes instructions of higher IFD and responses of lower r-IFD "
+        "(the papers' version 2), ifd compares only the instructions and takes every parsed better response, perplexity "
+        "takes the pair whose response is less perplexing, none takes every parsed reflection and loads no model.",
     )
     keep_unreflected_responses: bool = Field(
-        True, description="false drops rows whose better response was not chosen, as the paper does"
+        True,
+        description="Keep rows whose better response was not chosen; false drops them, as the paper does.",
     )
 
     def first_measure(self) -> Measure | None:

@@ -11,18 +11,26 @@ class StudentPoolConfig(StageConfig):
     """Actors that each hold one copy of the student, and what one forward pass may use."""
 
     batch_rows: Operational[int] = Field(
-        64, ge=1, description="rows handed to an actor at a time, and sorted by length there"
+        64, ge=1, description="Number of rows that an actor gets at a time and sorts by length."
     )
     batch_tokens: Operational[int] = Field(
-        4096, ge=1, description="padded tokens of one forward pass; bounds the logits' memory"
+        4096,
+        ge=1,
+        description="Most tokens, padding included, of one forward pass; it limits the memory of the logits.",
     )
-    max_tokens: int = Field(2048, ge=2, description="longest sequence that is read, tokens; longer ones are not scored")
-    actors: Operational[int] = Field(1, ge=1, description="copies of the student")
+    max_tokens: int = Field(
+        2048,
+        ge=2,
+        description="Length of the longest sequence that is scored, in tokens; longer ones get a counted reason.",
+    )
+    actors: Operational[int] = Field(1, ge=1, description="Number of actors, each with a copy of the student.")
     gpus_per_actor: Operational[float] = Field(
-        0, ge=0, description="0 runs the student on CPUs in float32, else in bfloat16"
+        0,
+        ge=0,
+        description="GPUs that an actor reserves; 0 runs the student on CPUs in float32, else it is bfloat16.",
     )
-    cpus_per_actor: Operational[float] = Field(1, gt=0, description="CPUs that an actor reserves")
-    threads: Operational[int] = Field(1, ge=1, description="torch threads of an actor on CPUs")
+    cpus_per_actor: Operational[float] = Field(1, gt=0, description="Logical CPUs that an actor reserves.")
+    threads: Operational[int] = Field(1, ge=1, description="Number of torch threads of an actor on CPUs.")
 
     def resources(self) -> dict[str, Any]:
         """What one actor asks of Ray."""

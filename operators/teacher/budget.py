@@ -12,10 +12,22 @@ MILLION = 1_000_000
 class BudgetConfig(StageConfig):
     """Limits on the whole ledger, all stages and runs together; none by default. The unit of cost is yours."""
 
-    max_tokens: Operational[int | None] = Field(None, ge=1, description="prompt and generated tokens together")
-    max_cost: Operational[float | None] = Field(None, gt=0, description="in the unit of the prices")
-    prompt_price: Operational[float] = Field(0.0, ge=0, description="of a million prompt tokens")
-    generated_price: Operational[float] = Field(0.0, ge=0, description="of a million generated tokens")
+    max_tokens: Operational[int | None] = Field(
+        None,
+        ge=1,
+        description="Most tokens, prompt and generated, that all calls of this storage may use; null: no limit.",
+    )
+    max_cost: Operational[float | None] = Field(
+        None,
+        gt=0,
+        description="Most money that all calls of this storage may cost, in your currency; null: no limit.",
+    )
+    prompt_price: Operational[float] = Field(
+        0.0, ge=0, description="Price of a million prompt tokens, in your currency."
+    )
+    generated_price: Operational[float] = Field(
+        0.0, ge=0, description="Price of a million generated tokens, in your currency."
+    )
 
     def is_limited(self) -> bool:
         """Whether there is any limit to keep."""
