@@ -46,7 +46,7 @@ class SelectConfig(StageConfig):
     policy: Policy = Field(
         "ifd_rifd",
         description="Which rewrites are chosen: ifd_rifd takes instructions of higher IFD and responses of lower r-IFD "
-        "(the papers' version 2), ifd compares only the instructions and takes every parsed better response, perplexity "
+        "(the papers' version 2), ifd compares only instructions and takes every parsed better response, perplexity "
         "takes the pair whose response is less perplexing, none takes every parsed reflection and loads no model.",
     )
     keep_unreflected_responses: bool = Field(
