@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote, urlencode
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import uvicorn
 from pyarrow import fs
@@ -54,6 +53,7 @@ from operators.browse.views import (
 )
 from operators.evaluate.judge import ORDERS
 from operators.parquet_log import ParquetLog
+from operators.report.costs import stage_costs
 from operators.teacher.budget import BudgetConfig, Tokens
 
 DONE, UNUSABLE = 0, 2
@@ -124,8 +124,8 @@ class Pages:
             for name in VALUES
             if (manifest := self._store.manifest(name)) and "value" in manifest
         }
-        ledgers = [self._ledger_line(stage) for stage in sorted(self._ledger.stages())]
-        return self._render("overview.html.j2", title="Storage", tables=tables, ledgers=ledgers, values=values)
+        costs = stage_costs(self._ledger, self._prices)
+        return self._render("overview.html.j2", title="Storage", tables=tables, costs=costs, values=values)
 
     def rows(self, name: str, query: Mapping[str, str]) -> str | None:
         """A page of rows of a stage; None if it is not finished. The query: refresh, outcome, text, at."""
@@ -215,15 +215,6 @@ class Pages:
         ]
         href = f"{address}?{urlencode(about)}" if about else address
         return {"name": name, "refresh": refresh, "rows": manifest["rows"], "outcomes": outcomes, "href": href}
-
-    def _ledger_line(self, stage: str) -> dict[str, Any]:
-        calls, failed, used = 0, 0, Tokens()
-        for batch in self._ledger.batches(stage, ["prompt_tokens", "generated_tokens", "error"]):
-            calls += batch.num_rows
-            failed += pc.sum(pc.not_equal(batch["error"], "")).as_py() or 0
-            used += Tokens(*(pc.sum(batch[name]).as_py() or 0 for name in ("prompt_tokens", "generated_tokens")))
-        line = {"stage": stage, "calls": calls, "failed": failed, "prompt": used.prompt, "generated": used.generated}
-        return line | {"cost": self._prices.cost(used) or None}
 
     def _with_prompts(self, stage: str, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not records:

@@ -26,7 +26,8 @@ from flows.command import command
 from flows.graph import CONFIG_KEYS, Graph
 from flows.lineage import lineage_of
 from flows.releases import evaluate_config, models_of
-from flows.run import Run, rows_where, stage_summaries
+from flows.results import results_of
+from flows.run import Run, rows_where
 from flows.schedules import definitions
 from operators.columns import HELD_OUT
 from operators.evaluate.evaluate import evaluate
@@ -222,19 +223,9 @@ def report(
 
     def build() -> dict[str, Any]:
         config = run.config
-        stages = stage_summaries(run, GRAPH.specs)
-        made = build_report(
-            config.name,
-            recycled_instructions,
-            packed_sequences,
-            stages,
-            student,
-            evaluation,
-            release,
-            config.model_dump(mode="json"),
-            config.report,
-            run.paid(),
-        )
+        results = results_of(run, GRAPH.specs, student, evaluation, release)
+        data = (recycled_instructions, packed_sequences)
+        made = build_report(config.name, *data, results, config.model_dump(mode="json"), config.report)
         run.write(run.path("reports", f"{config.name}.html"), made.html)
         run.write(run.path("reports", f"{config.name}.json"), json.dumps(made.figures, indent=1))
         return {"html": run.path("reports", f"{config.name}.html"), "figures": made.figures}

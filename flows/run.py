@@ -19,14 +19,12 @@ from flows.fingerprint import Describer
 from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS, STUDENT
 from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
-from operators.reflect.reflect import REPAIR, Reflection
-from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
-from operators.reflect.reflect_responses import ABOUT as RESPONSES
+from operators.reflect.reflect import Reflection
+from operators.report.costs import StageCost, stage_costs
 from operators.select.score_store import Scorer
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
-REFLECTING = (INSTRUCTIONS, RESPONSES)
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
 
 
@@ -97,11 +95,9 @@ class Run:
         """The student before training as a judge of texts, with its score ledger."""
         return Scorer(self.student, self.config.score, self.path("scores"))
 
-    def paid(self) -> dict[str, float]:
-        """Tokens and cost of all reflections that the ledger holds, repairs among them, however many runs made them."""
-        ledger = self.ledger()
-        used = ledger.tokens(*(f"{about.stage}{part}" for about in REFLECTING for part in ("", REPAIR)))
-        return {"tokens": used.prompt + used.generated, "cost": self.config.budget.cost(used)}
+    def costs(self) -> list[StageCost]:
+        """What the ledger holds by stage, however many runs made the calls."""
+        return stage_costs(self.ledger().files, self.config.budget)
 
     def source(self, refresh: str) -> list[str]:
         """Paths of the files that belong to a refresh."""

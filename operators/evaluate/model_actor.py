@@ -38,7 +38,8 @@ class ModelActor:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Measure a batch."""
-        records = [self._encode(row) for row in rows.select(["row_id", "instruction", "input", "response"]).to_pylist()]
+        texts = rows.select(["row_id", "instruction", "input", "response", "turns_before"])
+        records = [self._encode(row) for row in texts.to_pylist()]
         with attending(self._model, self._attention):
             self._score([record for record in records if record["unscored"] is None])
             self._answer([record for record in records if record["row_id"] in self._sample_ids and record["encoded"]])
@@ -48,7 +49,8 @@ class ModelActor:
     def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
         record = {"row_id": row["row_id"], "encoded": None, "num_tokens": 0, "unscored": None}
         try:
-            encoded = encode_example(self._tokenizer, row["instruction"], row["input"], row["response"])
+            before = [row["turns_before"]] if row["turns_before"] else []
+            encoded = encode_example(self._tokenizer, row["instruction"], row["input"], row["response"], *before)
         except EncodingError as error:
             return record | {"unscored": error.reason}
         unscored = OVER_LONG if len(encoded.input_ids) > self._limit else None

@@ -5,8 +5,8 @@ The page loads nothing and runs no script (its Content-Security-Policy forbids b
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,59 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ray.data import Dataset
 
+from operators.evaluate.release_history import Decision
+from operators.evaluate.results import Evaluation, Release
 from operators.report.charts import Chart, Series, curve, histogram
+from operators.report.conclusion import conclude
+from operators.report.costs import StageCost
 from operators.report.figures import RATIO, Figures, ReportConfig, collect_figures
 from operators.report.pairs import cut_text
+from operators.report.styles import style_line, style_lines
 from operators.report.texts import count, decimal, duration, redacted, share, short, visible, word_diff, words
 
-__all__ = ["Report", "ReportConfig", "build_report", "collect_figures"]
+__all__ = ["Report", "ReportConfig", "Results", "build_report", "collect_figures"]
 
 TEMPLATE = "report.html.j2"
 FIRST_STAGE = "raw_instructions"
 TEACHER = ("calls", "cached_calls", "failed_calls", "prompt_tokens", "generated_tokens", "cost", "seconds")
 TRAIN = (
     *("steps", "tokens", "supervised_tokens", "seconds", "tokens_per_second", "first_loss", "last_loss"),
-    *("losses", "grad_norms", "neftune_alpha", "attention", "zero_stage", "num_workers"),
+    *("losses", "grad_norms", "neftune_alpha", "attention", "attention_implementation", "hyper_attention_layers"),
+    *("zero_stage", "num_workers", "precision", "notes"),
 )
 STAGE = ("asset", "seconds", "rows_in", "rows_out", "outcomes", "cached", "teacher", "peak_memory_mib")
-RELEASE = ("released", "version", "previous", "reasons")
+JUDGE = "judge"  # a stage of the ledger whose calls are no reflections
 SCORE_NAMES = {
     "ifd_original": "original instruction",
     "ifd_better_instruction": "rewritten instruction",
     "rifd_selected": "response kept so far",
     "rifd_better_response": "rewritten response",
 }
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages handed on, for the report.
+
+    Attributes:
+        stages: by asset: seconds, rows_out, cached, and where known rows_in, outcomes, teacher, peak_memory_mib.
+        student: of the training: steps, tokens, losses, ...; empty if there was none.
+        evaluation: None if there was none.
+        release: None if nothing was decided.
+        decisions: the history of releases, the oldest first.
+        costs: what the ledger holds by stage, of all runs.
+        unused_columns: columns of the source that were not used -> rows in which they are not empty.
+        earlier: the figures of the report that this one replaces.
+    """
+
+    stages: Sequence[Mapping[str, Any]] = ()
+    student: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    release: Release | None = None
+    decisions: Sequence[Decision] = ()
+    costs: Sequence[StageCost] = ()
+    unused_columns: Mapping[str, int] = field(default_factory=dict)
+    earlier: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +82,9 @@ def build_report(
     run: str,
     recycled: Dataset | None,
     packs: Dataset | None,
-    stages: list[dict[str, Any]],
-    student: dict[str, Any],
-    evaluation: dict[str, Any],
-    release: dict[str, Any],
+    results: Results,
     config: dict[str, Any],
     report: ReportConfig,
-    paid: Mapping[str, float] | None = None,
 ) -> Report:
     """Gather a run's figures and render them; a part that did not run is said to be missing.
 
@@ -65,40 +92,50 @@ def build_report(
 
     Args:
         run: the run's name, as in reports/<run>.html.
-        stages: by asset: seconds, rows_out, cached, and where known rows_in, outcomes, teacher, peak_memory_mib.
-        student: the training manifest, or {}.
-        evaluation: held_out_loss (nats per token), samples, judge; or {}.
-        release: released, version, previous, reasons; or {}.
+        recycled: the recycled rows of all refreshes.
+        packs: what was packed of them.
+        results: what the stages handed on.
         config: the whole run configuration.
         report: what to show.
-        paid: tokens and cost of all reflections that the ledger holds, however many runs made them.
 
     Raises:
         ValueError: a data set lacks a column.
     """
     policy = (config.get("select") or {}).get("policy") or "ifd_rifd"
     collected = collect_figures(recycled, packs, report, policy)
+    rows, student, evaluation = collected["rows"], results.student, results.evaluation
     figures = {
         "run": run,
         **collected,
         "packing": collected["packing"] | _efficiency(collected["packing"], config),
-        "teacher": _teacher(stages, paid or {}, sum(collected["rows"]["recycled"].values())),
+        "teacher": _teacher(results, sum(rows["recycled"].values())),
         "train": {name: student.get(name) for name in TRAIN} if student else {},
-        "evaluation": evaluation,
-        "release": {name: release.get(name) for name in RELEASE} if release else {},
-        "stages": [{name: stage.get(name) for name in STAGE} for stage in stages],
-        "conservation": _conservation(collected["rows"], stages, has_packs=packs is not None),
+        "evaluation": evaluation.model_dump(mode="json") if evaluation else {},
+        "release": results.release.model_dump(mode="json") if results.release else {},
+        "releases": [decision.model_dump(mode="json") for decision in results.decisions],
+        "stages": [{name: stage.get(name) for name in STAGE} for stage in results.stages],
+        "unused_columns": dict(results.unused_columns),
+        "conservation": _conservation(rows, results.stages, has_packs=packs is not None),
+        "conclusion": conclude(evaluation, rows["recycled"], student.get("steps"), rows["packed"]).model_dump(),
     }
-    figures = _json_ready(figures)
+    style = (config.get("reflect") or {}).get("style")
+    change = evaluation.held_out_loss.change.estimate if evaluation else None
+    lines = style_lines(results.earlier, style_line(style, figures, change)) if style else []
+    figures = _json_ready({**figures, "styles": [line.model_dump() for line in lines]})
     return Report(figures, _render(figures, config, report))
 
 
-def _teacher(stages: list[dict[str, Any]], paid: Mapping[str, float], num_recycled: int) -> Figures:
+def _teacher(results: Results, num_recycled: int) -> Figures:
     """Sums over the stages, where a `cached` call is one that the ledger held; and what a recycled row took in all."""
-    sums = {name: sum((stage.get("teacher") or {}).get(name) or 0 for stage in stages) for name in TEACHER}
-    in_all = {"paid_tokens": paid.get("tokens", 0), "paid_cost": paid.get("cost", 0)}
+    sums = {name: sum((stage.get("teacher") or {}).get(name) or 0 for stage in results.stages) for name in TEACHER}
+    reflections = [cost for cost in results.costs if cost.stage != JUDGE]
+    in_all = {
+        "paid_tokens": sum(cost.prompt_tokens + cost.generated_tokens for cost in reflections),
+        "paid_cost": sum(cost.cost for cost in reflections),
+    }
     each = {f"{name.removeprefix('paid_')}_per_recycled_row": value for name, value in in_all.items()}
-    return sums | in_all | {name: value / num_recycled if num_recycled else None for name, value in each.items()}
+    per_row = {name: value / num_recycled if num_recycled else None for name, value in each.items()}
+    return sums | in_all | per_row | {"by_stage": [cost.model_dump() for cost in results.costs]}
 
 
 def _efficiency(packing: Figures, config: dict[str, Any]) -> Figures:
@@ -112,7 +149,7 @@ def _efficiency(packing: Figures, config: dict[str, Any]) -> Figures:
     }
 
 
-def _conservation(rows: Figures, stages: list[dict[str, Any]], *, has_packs: bool) -> Figures:
+def _conservation(rows: Figures, stages: Sequence[Mapping[str, Any]], *, has_packs: bool) -> Figures:
     """Every row that came in has exactly one outcome, and every recycled row is packed or has a reason why not."""
     came_in = next((stage.get("rows_out") for stage in stages if stage.get("asset") == FIRST_STAGE), None)
     came_in = rows["source"] if came_in is None else came_in
@@ -215,5 +252,11 @@ def _charts(figures: Figures) -> dict[str, Chart | None]:
     charts["tokens"] = histogram("Tokens per packed example", "tokens", tokens["edges"], series, y_label="examples")
     train = figures["train"]
     charts["loss"] = curve("Training loss", "loss, nats per token", train.get("losses") or [])
+    changes = [
+        decision["held_out_loss"]["change"]["estimate"]
+        for decision in figures["releases"]
+        if decision["event"] != "rolled_back"
+    ]
+    charts["releases"] = curve("Held-out loss of each student less its base model's", "nats per token", changes)
     charts["grad_norm"] = curve("Gradient norm before clipping", "norm", train.get("grad_norms") or [], css="before")
     return charts

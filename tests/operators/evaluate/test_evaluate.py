@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import HELD_OUT, RAW
-from operators.evaluate.config import EvaluateConfig, TrainedAttention
+from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.evaluate import Models, Rival, evaluate
 from operators.evaluate.model_actor import prompt_of
 from operators.evaluate.results import RELEASED, Evaluation, HeldOutLoss
@@ -115,24 +115,6 @@ def test_an_earlier_student_is_compared_on_common_rows_without_loading_it(
     assert compared.change.estimate == pytest.approx(expected, rel=1e-3)
     assert compared.judge is not None
     assert (missing.change.num_rows, missing.judge) == (0, None)
-
-
-@pytest.mark.slow
-def test_a_student_is_measured_with_the_attention_that_it_was_trained_with(
-    tiny_model: str, local_ray: None, tmp_path: Path
-) -> None:
-    long = [("a", "Count for a while.", "", "one two three " * 120), *TEXTS]
-    config = EvaluateConfig(**POOL | {"num_samples": 0, "judge": False})  # type: ignore[arg-type]
-    sizes = {"window": 16, "num_sinks": 1, "lookback": 0, "segment": 0, "block": 16, "exact_below": 64}
-    attention = TrainedAttention("hyper_attention", sizes)
-    pair = models(tmp_path, tiny_model, tiny_model, attention=attention)
-    result = evaluate(held_out(long), config, pair, TEACHER, Ledger(str(tmp_path)))
-    rows = read_rows(result.rows)
-    assert rows is not None
-    base, student = rows["base_nll"].to_pylist(), rows["student_nll"].to_pylist()
-    assert result.attention == "hyper_attention"
-    assert base[0] != pytest.approx(student[0], rel=1e-6), "a window of 16 keys must change a row of 500 tokens"
-    assert base[1:4] == pytest.approx(student[1:4], rel=1e-6), "rows below exact_below are exact"
 
 
 @pytest.mark.slow

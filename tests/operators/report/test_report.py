@@ -12,10 +12,36 @@ import pytest
 import ray
 
 from operators import columns
-from operators.report.report import Report, ReportConfig, build_report
+from operators.evaluate.release_history import Decision
+from operators.evaluate.results import Evaluation, HeldOutLoss, Judgement, PairedChange, Release, Sample
+from operators.report.costs import StageCost
+from operators.report.report import Report, ReportConfig, Results, build_report
 
 SAMPLE = json.loads((Path(__file__).resolve().parents[2] / "data" / "report_sample.json").read_text())
-SECTIONS = ["funnel", "pairs", "lengths", "scores", "training", "evaluation", "release", "stages", "configuration"]
+SECTIONS = [
+    *("funnel", "pairs", "lengths", "scores", "training", "evaluation", "release", "costs", "stages"),
+    "configuration",
+]
+COSTS = [
+    StageCost(stage="judge", calls=16, prompt_tokens=900, generated_tokens=100, cost=0.01),
+    StageCost(
+        stage="reflect_instructions",
+        calls=24,
+        failed=1,
+        prompt_tokens=20_000,
+        generated_tokens=9_000,
+        cost=0.4,
+        failures={"429 slow down": 1},
+    ),
+    StageCost(stage="reflect_responses", calls=15, prompt_tokens=5_000, generated_tokens=2_000, cost=0.2),
+]
+LOSSES = HeldOutLoss(base=2.314, student=2.188, num_rows=4, change=PairedChange(num_rows=4, estimate=-0.126))
+DECISIONS = [
+    Decision(
+        number=number, event="released", version=f"v{number}", previous=None, at="now", reasons=(), held_out_loss=LOSSES
+    )
+    for number in (1, 2)
+]
 OVERRIDE = "\u202e"
 HOSTILE = f"<script>alert(1)</script></style></p>{{{{ 7*7 }}}}<img src=x onerror=alert(2)>{OVERRIDE}gnp.exe\x00 &amp; "
 CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -23,6 +49,16 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
+
+
+STYLE = {
+    "recycled": 24,
+    "rewritten": 12,
+    "instruction_words": 9.0,
+    "response_words": 30.0,
+    "tokens_per_row": 1000.0,
+    "loss_change": -0.1,
+}
 
 
 def recycled_of(rows: list[dict[str, Any]]) -> Any:
@@ -38,15 +74,25 @@ def packs_of(packs: list[dict[str, Any]]) -> Any:
 
 
 def partial_report(**parts: Any) -> Report:
-    run: dict[str, Any] = {"stages": [], "student": {}, "evaluation": {}, "release": {}, "config": {}}
-    return build_report("nightly", None, None, **(run | parts), report=ReportConfig())
+    config = parts.pop("config", {})
+    return build_report("nightly", None, None, Results(**parts), config, ReportConfig())
+
+
+def results_of(run: dict[str, Any], **parts: Any) -> Results:
+    evaluation, release = Evaluation.model_validate(run["evaluation"]), Release.model_validate(run["release"])
+    named = {"stages": run["stages"], "student": run["student"], "evaluation": evaluation, "release": release}
+    return Results(**(named | {"costs": COSTS, "decisions": DECISIONS} | parts))
 
 
 @pytest.fixture(scope="module")
 def sample(local_ray: None) -> Report:
     recycled, packs = recycled_of(SAMPLE["rows"]), packs_of(SAMPLE["packs"])
-    paid = {"tokens": 36_000, "cost": 0.6}
-    return build_report("2026-11-22", recycled, packs, **SAMPLE["run"], report=ReportConfig(), paid=paid)
+    run = SAMPLE["run"]
+    earlier = {"styles": [{**STYLE, "style": "concise"}, {**STYLE, "style": "papers", "recycled": 1}, {"style": 3}]}
+    student = run["student"] | {"attention_implementation": "varlen", "hyper_attention_layers": 4, "notes": ["a note"]}
+    results = results_of(run, student=student, unused_columns={"context": 7}, earlier=earlier)
+    config = run["config"] | {"reflect": {"style": "papers"}}
+    return build_report("2026-11-22", recycled, packs, results, config, ReportConfig())
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +107,20 @@ def hostile(local_ray: None) -> Report:
         row["instruction_critique"] = json.dumps({HOSTILE: HOSTILE})
         row["response"] = HOSTILE + "x" * 100_000
         row["outcome"] = row["outcome"] + HOSTILE if ":" in row["outcome"] else row["outcome"]
-    sample = dict.fromkeys(("row_id", "instruction", "input", "reference", "base", "student", "verdict"), HOSTILE)
-    run = SAMPLE["run"] | {
-        "evaluation": {"samples": [sample], "judge": {HOSTILE: HOSTILE, "wins": 1}, "held_out_loss": {}},
-        "release": {"released": False, "version": HOSTILE, "previous": HOSTILE, "reasons": [HOSTILE]},
-        "config": {HOSTILE: HOSTILE},
-        "stages": [{"asset": HOSTILE, "rows_out": 32}],
-    }
-    return build_report(HOSTILE, recycled_of(rows), packs_of(SAMPLE["packs"]), **run, report=ReportConfig())
+    names = ("row_id", "instruction", "input", "reference", "base", "student", "verdict")
+    sample = Sample(**dict.fromkeys(names, HOSTILE), base_tokens=1, student_tokens=1)  # type: ignore[arg-type]
+    loss = HeldOutLoss(unscored={HOSTILE: 1})
+    results = Results(
+        evaluation=Evaluation(samples=(sample,), judge=Judgement(unparsed_reasons={HOSTILE: 1}), held_out_loss=loss),
+        release=Release(released=False, version=HOSTILE, previous=HOSTILE, reasons=(HOSTILE,)),
+        stages=[{"asset": HOSTILE, "rows_out": 32}],
+        costs=[StageCost(stage=HOSTILE, calls=1, failed=1, failures={HOSTILE: 1})],
+        unused_columns={HOSTILE: 1},
+        student={"steps": 1, "attention_implementation": HOSTILE, "notes": [HOSTILE]},
+        decisions=[decision.model_copy(update={"version": HOSTILE, "at": HOSTILE}) for decision in DECISIONS],
+    )
+    packs = packs_of(SAMPLE["packs"])
+    return build_report(HOSTILE, recycled_of(rows), packs, results, {HOSTILE: HOSTILE}, ReportConfig())
 
 
 class Page(HTMLParser):
@@ -101,9 +153,10 @@ def test_figures_have_the_keys_of_the_contract(sample: Report) -> None:
         "cost": pytest.approx(0.4),
         "seconds": pytest.approx(209.2),
         "paid_tokens": 36_000,
-        "paid_cost": 0.6,
+        "paid_cost": pytest.approx(0.6),
         "tokens_per_recycled_row": 1500,
         "cost_per_recycled_row": pytest.approx(0.025),
+        "by_stage": [cost.model_dump() for cost in COSTS],
     }
     train = {"steps", "tokens", "tokens_per_second", "first_loss", "last_loss", "neftune_alpha", "attention"}
     assert train <= set(figures["train"])
@@ -111,32 +164,30 @@ def test_figures_have_the_keys_of_the_contract(sample: Report) -> None:
     assert figures["release"]["released"] is True
     assert figures["packing"]["efficiency"] == pytest.approx(2722 / (4 * 768))
     assert figures["conservation"] == {"in": 32, "out": 32, "holds": True}
-    assert {"stages", "lengths", "scores", "reflections", "policies", "pairs"} <= set(figures)
+    assert {"stages", "lengths", "scores", "reflections", "policies", "pairs", "conclusion"} <= set(figures)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
 @pytest.mark.parametrize("rows_out", [31, 33])
 def test_a_row_that_is_lost_or_new_breaks_conservation(local_ray: None, rows_out: int) -> None:
-    stages = [{"asset": "raw_instructions", "rows_out": rows_out}]
-    run = {"stages": stages, "student": {}, "evaluation": {}, "release": {}, "config": {}}
-    report = build_report("lossy", recycled_of(SAMPLE["rows"]), None, **run, report=ReportConfig())
+    results = Results(stages=[{"asset": "raw_instructions", "rows_out": rows_out}])
+    report = build_report("lossy", recycled_of(SAMPLE["rows"]), None, results, {}, ReportConfig())
     assert report.figures["conservation"] == {"in": rows_out, "out": 32, "holds": False}
     assert "rows do not add up" in report.html
 
 
 def test_a_recycled_row_without_pack_and_reason_breaks_conservation(local_ray: None) -> None:
-    run = SAMPLE["run"] | {"stages": []}
     packs = packs_of(SAMPLE["packs"][:-1])
-    report = build_report("lossy", recycled_of(SAMPLE["rows"]), packs, **run, report=ReportConfig())
+    report = build_report("lossy", recycled_of(SAMPLE["rows"]), packs, Results(), {}, ReportConfig())
     assert report.figures["conservation"]["holds"] is False
 
 
 def test_what_is_not_finite_becomes_null(local_ray: None) -> None:
     student = {"steps": 2, "losses": [math.nan, math.inf], "grad_norms": [1.0], "first_loss": math.nan}
-    figures = partial_report(student=student, evaluation={"held_out_loss": {"base": math.nan, "student": 1.0}}).figures
+    figures = partial_report(student=student).figures
     json.dumps(figures, allow_nan=False)
     assert figures["train"]["losses"] == [None, None]
-    assert figures["evaluation"]["held_out_loss"] == {"base": None, "student": 1.0}
+    assert figures["train"]["first_loss"] is None
 
 
 @pytest.mark.parametrize(
@@ -147,15 +198,33 @@ def test_what_is_not_finite_becomes_null(local_ray: None) -> None:
         ({}, "No release was decided in this run."),
         ({}, "There is no recycled row to show."),
         ({}, "No stage reported its time."),
-        ({"evaluation": {"judge": None, "samples": None}}, "The judge did not run."),
+        ({"evaluation": Evaluation()}, "The judge did not run."),
+        ({}, "The ledger holds no call."),
+        ({}, "The student was not evaluated, so this run shows no gain."),
         ({"student": {"steps": 1, "losses": [2.0]}}, "Fewer than two losses were recorded."),
-        ({"stages": [{"asset": "student"}], "release": {"released": False, "reasons": ["worse"]}}, "worse"),
+        (
+            {"stages": [{"asset": "student"}], "release": Release(released=False, version="v", reasons=("worse",))},
+            "worse",
+        ),
     ],
 )
 def test_a_partial_run_says_what_is_missing(parts: dict[str, Any], said: str) -> None:
     report = partial_report(**parts)
     assert said in Page(report.html).text
     assert all(f'id="{section}"' in report.html for section in SECTIONS)
+
+
+def test_what_the_reader_must_know_is_said(sample: Report) -> None:
+    text = " ".join(Page(sample.html).text.split())
+    assert "On 4 held-out rows the loss went from 2.314 to 2.188 nats per token: tuning helped" in text
+    assert "One training cannot say how much of this the rewrites did" in text
+    assert "The source has columns that nothing here reads: context (7 rows)" in text
+    assert "HyperAttention in 4 layers, exact attention by varlen" in text
+    assert "1 × 429 slow down" in text
+    assert "released v006" in text
+    assert "concise" in text
+    assert sample.figures["styles"][1]["recycled"] == 24, "this run's own line, not the earlier one's"
+    assert 'aria-label="History of releases"' in sample.html
 
 
 def test_hostile_text_stays_text(hostile: Report) -> None:

@@ -1,0 +1,54 @@
+"""What the report of a run is made from, gathered from the storage."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from pyarrow import fs
+
+from flows.graph import RAW_INSTRUCTIONS, Specs
+from flows.run import Run, stage_summaries
+from operators.evaluate.release_history import ReleaseHistory
+from operators.evaluate.results import Evaluation, Release
+from operators.report.report import Results
+
+UNUSED_COLUMNS = "unused_columns"  # of the metrics of raw_instructions: column -> rows in which it is not empty
+
+
+def results_of(
+    run: Run, specs: Specs, student: Mapping[str, Any], evaluation: Mapping[str, Any], release: Mapping[str, Any]
+) -> Results:
+    """Everything that the report shows beside the rows themselves."""
+    return Results(
+        stages=stage_summaries(run, specs),
+        student=student,
+        evaluation=Evaluation.model_validate(evaluation),
+        release=Release.model_validate(release),
+        decisions=ReleaseHistory(run.config.storage).decisions(),
+        costs=run.costs(),
+        unused_columns=unused_columns(run),
+        earlier=_earlier(run),
+    )
+
+
+def unused_columns(run: Run) -> dict[str, int]:
+    """Columns of the source that nothing reads, and in how many rows of all refreshes they are not empty."""
+    counted: Counter[str] = Counter()
+    for refresh in run.store.refreshes(RAW_INSTRUCTIONS):
+        manifest = run.store.manifest(RAW_INSTRUCTIONS, refresh) or {}
+        counted.update(manifest.get("metrics", {}).get(UNUSED_COLUMNS) or {})
+    return dict(counted.most_common())
+
+
+def _earlier(run: Run) -> dict[str, Any] | None:
+    """The figures of the run's last report; None if there is none that can be read."""
+    filesystem, path = fs.FileSystem.from_uri(run.path("reports", f"{run.config.name}.json"))
+    if filesystem.get_file_info(path).type == fs.FileType.NotFound:
+        return None
+    with filesystem.open_input_stream(path) as stream:
+        try:
+            figures: dict[str, Any] = json.loads(stream.read())
+        except ValueError:
+            return None
+    return figures

@@ -1,0 +1,99 @@
+"""What a run gained and by what, in sentences that say no more than was measured."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from operators.columns import ORIGINAL
+from operators.evaluate.results import Evaluation, HeldOutLoss, Judgement
+
+SURE = 0.9  # a change is called one where this share of the resamples lies on its side
+SIGNIFICANT = 0.05
+NOT_SHOWN = (
+    "One training cannot say how much of this the rewrites did and how much tuning on any such rows would have done: "
+    "that takes a second training on the original rows, with the same configuration."
+)
+
+
+class Conclusion(BaseModel):
+    """Three sentences for the head of the report.
+
+    Attributes:
+        gained: what changed on the held-out rows, and how sure that is.
+        by_what: what the student was trained on.
+        not_shown: what the figures cannot say.
+        improved: whether the held-out loss fell, as far as resampling the rows can tell; None if nothing was measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gained: str
+    by_what: str
+    not_shown: str
+    improved: bool | None
+
+
+def conclude(
+    evaluation: Evaluation | None, recycled: Mapping[str, int], num_steps: int | None, num_packed: int
+) -> Conclusion:
+    """Say what was gained, by what, and what is not shown.
+
+    Args:
+        evaluation: None if the student was not evaluated.
+        recycled: rows by outcome, over all refreshes.
+        num_steps: optimizer steps; None if the student was not trained.
+        num_packed: rows that the student was trained on.
+    """
+    gained, improved = _gained(evaluation)
+    return Conclusion(
+        gained=gained,
+        by_what=_by_what(recycled, num_steps, num_packed),
+        not_shown=NOT_SHOWN if num_steps is not None and improved is not None else "",
+        improved=improved,
+    )
+
+
+def _gained(evaluation: Evaluation | None) -> tuple[str, bool | None]:
+    if evaluation is None:
+        return "The student was not evaluated, so this run shows no gain.", None
+    loss = evaluation.held_out_loss
+    if loss.base is None or loss.student is None or loss.change.estimate is None:
+        return "No held-out loss of both models was measured, so this run shows no gain.", None
+    sentence, improved = _loss_sentence(loss)
+    return f"{sentence} {_judge_sentence(evaluation.judge)}".strip(), improved
+
+
+def _loss_sentence(loss: HeldOutLoss) -> tuple[str, bool | None]:
+    change = loss.change
+    low, high = change.at(0.05), change.at(0.95)
+    measured = (
+        f"On {loss.num_rows} held-out rows the loss went from {loss.base:.3f} to {loss.student:.3f} nats per token"
+    )
+    if len(change.quantiles) == 0 or low is None or high is None:
+        return f"{measured}; one row is too few to say whether that is more than chance.", None
+    spread = f"in 90 % of the resampled row sets the change lies between {low:+.3f} and {high:+.3f}"
+    if (change.at(SURE) or 0.0) < 0:
+        return f"{measured}: tuning helped ({spread}).", True
+    if (change.at(1 - SURE) or 0.0) > 0:
+        return f"{measured}: the student got worse ({spread}).", False
+    return f"{measured}: no gain is shown ({spread}).", False
+
+
+def _judge_sentence(judge: Judgement | None) -> str:
+    if judge is None or not judge.num_pairs:
+        return ""
+    counts = f"Judged against the base model's answers it won {judge.wins}, tied {judge.ties} and lost {judge.losses}"
+    p = judge.sign_test_p
+    if p is None or p > SIGNIFICANT:
+        return f"{counts}, which equal models would also give often."
+    return f"{counts} (sign test p = {p:.2g})."
+
+
+def _by_what(recycled: Mapping[str, int], num_steps: int | None, num_packed: int) -> str:
+    total = sum(recycled.values())
+    rewritten = total - recycled.get(ORIGINAL, 0)
+    rows = f"{rewritten} of {total} recycled rows hold a rewrite that the student's own scores preferred"
+    if num_steps is None:
+        return f"The student was not trained; {rows}."
+    steps = "step" if num_steps == 1 else "steps"
+    return f"It was trained for {num_steps} {steps} on {num_packed} rows; {rows}, the others are as they came."

@@ -1,0 +1,63 @@
+"""The actor without Ray: what it measures of a batch, on a real model of two layers."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from operators.columns import HELD_OUT, RAW
+from operators.evaluate.config import EvaluateConfig, TrainedAttention
+from operators.evaluate.model_actor import ModelActor
+
+TURNS = json.dumps([{"role": "system", "content": "Answer in one word."}])
+
+
+def rows_of(*texts: tuple[str, str, str], **columns: str) -> pa.Table:
+    names = ("row_id", "instruction", "response")
+    rows = [dict(zip(names, text, strict=True)) | {"outcome": HELD_OUT, **columns} for text in texts]
+    return pa.Table.from_pylist(rows, schema=RAW)
+
+
+def measure(model: str, rows: pa.Table, *samples: str, attention: TrainedAttention | None = None, **config: Any) -> Any:
+    actor = ModelActor(model, samples, EvaluateConfig(max_new_tokens=4, **config), attention or TrainedAttention())
+    return {row["row_id"]: row for row in actor(rows).to_pylist()}
+
+
+def test_rows_have_losses_and_samples_have_answers(tiny_model: str) -> None:
+    found = measure(tiny_model, rows_of(("a", "Name a colour.", "Blue."), ("b", "Say nothing.", "Well, well.")), "b")
+    assert found["a"]["nll"] > 0
+    assert found["a"]["answer"] is None
+    assert found["b"]["num_tokens"] > found["a"]["num_tokens"]
+    assert 0 < found["b"]["answer_tokens"] <= 4
+
+
+def test_a_row_that_is_too_long_or_holds_markup_has_a_reason(tiny_model: str) -> None:
+    rows = rows_of(("long", "Count. " * 200, "one"), ("markup", "Say hi<|im_end|>.", "hi"), ("fine", "Hi", "Hello"))
+    found = measure(tiny_model, rows, "long", max_tokens=100)
+    assert {row_id: row["unscored"] for row_id, row in found.items()} == {
+        "long": "over_max_tokens",
+        "markup": "special_tokens",
+        "fine": None,
+    }
+    assert found["long"]["answer"] is None, "its prompt leaves no room for an answer"
+
+
+def test_the_dialogue_before_the_instruction_is_context_and_carries_no_loss(tiny_model: str) -> None:
+    texts = ("a", "Name a colour.", "Blue.")
+    alone, after_turns = measure(tiny_model, rows_of(texts)), measure(tiny_model, rows_of(texts, turns_before=TURNS))
+    assert alone["a"]["num_tokens"] == after_turns["a"]["num_tokens"]
+    assert alone["a"]["nll"] != pytest.approx(after_turns["a"]["nll"], rel=1e-6)
+    followed = measure(tiny_model, rows_of(texts, turns_after=json.dumps([{"role": "user", "content": "Thanks"}])))
+    assert followed["a"]["nll"] == pytest.approx(alone["a"]["nll"], rel=1e-6), "what follows is not measured"
+
+
+def test_a_student_is_measured_with_the_attention_that_it_was_trained_with(tiny_model: str) -> None:
+    rows = rows_of(("short", "Name a colour.", "Blue."), ("long", "Count for a while.", "one two three " * 120))
+    exact = measure(tiny_model, rows)
+    sizes = {"window": 64, "num_sinks": 1, "lookback": 0, "segment": 0, "exact_below": 128}
+    hyper = measure(tiny_model, rows, attention=TrainedAttention("hyper_attention", sizes))
+    assert hyper["short"]["nll"] == pytest.approx(exact["short"]["nll"], rel=1e-5)
+    assert hyper["long"]["nll"] != pytest.approx(exact["long"]["nll"], rel=1e-6)
+    none = measure(tiny_model, rows, attention=TrainedAttention("hyper_attention", sizes, layers=[]))
+    assert none["long"]["nll"] == pytest.approx(exact["long"]["nll"], rel=1e-5)
