@@ -49,8 +49,9 @@ class ModelActor:
     def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
         record = {"row_id": row["row_id"], "encoded": None, "num_tokens": 0, "unscored": None}
         try:
-            before = [row["turns_before"]] if row["turns_before"] else []
-            encoded = encode_example(self._tokenizer, row["instruction"], row["input"], row["response"], *before)
+            encoded = encode_example(
+                self._tokenizer, row["instruction"], row["input"], row["response"], row["turns_before"]
+            )
         except EncodingError as error:
             return record | {"unscored": error.reason}
         unscored = OVER_LONG if len(encoded.input_ids) > self._limit else None

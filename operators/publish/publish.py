@@ -31,7 +31,7 @@ from operators.files import UNFINISHED, swap_folder
 from operators.publish.hub import REPOSITORY, push_folder
 from operators.publish.pass_through import Kinds, kinds_of, with_pass_through
 from operators.stage import StageConfig, require_columns
-from operators.student.encode import user_text
+from operators.student.encode import dialogue
 
 CARD, LINEAGE = "README.md", "lineage.json"
 TEMPLATE = "dataset_card.md.j2"
@@ -214,12 +214,7 @@ def _recycled(rows: pa.Table) -> pa.Table:
 def _dialogues(rows: pa.Table) -> pa.Array:
     names = ("final_instruction", "input", "final_response", "turns_before", "turns_after")
     columns = (rows[name].to_pylist() for name in names)
-    return pa.array([_dialogue(*texts) for texts in zip(*columns, strict=True)], MESSAGES)
-
-
-def _dialogue(instruction: str, extra: str, response: str, before: str, after: str) -> list[dict[str, str]]:
-    pair = [{"role": "user", "content": user_text(instruction, extra)}, {"role": "assistant", "content": response}]
-    return [*json.loads(before or "[]"), *pair, *json.loads(after or "[]")]
+    return pa.array([dialogue(*texts) for texts in zip(*columns, strict=True)], MESSAGES)
 
 
 def _put(filesystem: fs.FileSystem, path: str, text: str) -> None:
