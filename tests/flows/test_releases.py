@@ -1,0 +1,73 @@
+"""`releases` and `rollback` on a storage, and what a new student is compared with."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from cluster.lease import lease
+from flows.config import load_config
+from flows.releases import evaluate_config, rivals, roll_back, show_releases
+from operators.evaluate.release_history import ReleaseHistory
+from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
+
+SMOKE = Path(__file__).resolve().parents[2] / "configs/smoke.yaml"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> str:
+    """v1 and v2 were released, v3 was refused; v1 is the best of those that were released."""
+    history = ReleaseHistory(str(tmp_path))
+    for version, event, student in (("v1", "released", 1.7), ("v2", "released", 1.8), ("v3", "refused", 1.9)):
+        loss = HeldOutLoss(base=2.0, student=student, num_tokens=10, num_rows=12)
+        evaluation = Evaluation(held_out_loss=loss, rows=f"{tmp_path}/{version}.parquet")
+        history.record(event, version, evaluation, (f"because of {version}",))  # type: ignore[arg-type]
+    return str(tmp_path)
+
+
+def test_the_history_is_printed_and_the_released_student_marked(storage: str) -> None:
+    out = io.StringIO()
+    assert show_releases([storage], out) == 0
+    lines = out.getvalue().splitlines()
+    assert [line[:7].split() for line in lines[::2]][:3] == [["1"], ["*", "2"], ["3"]]
+    assert "held-out loss 2.0000 -> 1.7000" in lines[0]
+    assert lines[5].strip() == "because of v3"
+    assert lines[-1] == "released: v2"
+
+
+def test_a_storage_without_releases_says_so(tmp_path: Path) -> None:
+    out = io.StringIO()
+    assert show_releases([str(tmp_path)], out) == 0
+    assert out.getvalue() == "released: nothing yet\n"
+
+
+def test_a_rollback_is_one_command_and_is_recorded(storage: str) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    assert roll_back([storage, "v1"], out, err) == 0
+    assert "released: v1, in place of v2" in out.getvalue()
+    history = ReleaseHistory(storage)
+    assert [decision.event for decision in history.decisions()] == ["released", "released", "refused", "rolled_back"]
+    assert roll_back([storage, "v3"], out, err) == 2
+    assert "v3 was never released; released were: v1, v2" in err.getvalue()
+
+
+def test_a_rollback_waits_for_no_run(storage: str) -> None:
+    err = io.StringIO()
+    with lease(storage):
+        assert roll_back([storage, "v1"], io.StringIO(), err) == 1
+    assert "storage" in err.getvalue()
+    assert len(ReleaseHistory(storage).decisions()) == 3
+
+
+def test_a_student_is_compared_with_the_released_and_the_best_one_but_not_with_itself(storage: str) -> None:
+    history = ReleaseHistory(storage)
+    assert [(rival.version, rival.role) for rival in rivals(history, "v4")] == [("v2", RELEASED), ("v1", BEST)]
+    assert [(rival.version, rival.role) for rival in rivals(history, "v2")] == [("v1", BEST)]
+
+
+def test_evaluation_follows_the_students_resources(tmp_path: Path) -> None:
+    overrides = ["train.gpus_per_worker=1", "pack.max_tokens=8192", f"storage={tmp_path}"]
+    followed = evaluate_config(load_config(SMOKE, overrides))
+    assert (followed.gpus_per_actor, followed.max_tokens) == (1, 8192)
+    named = evaluate_config(load_config(SMOKE, [*overrides, "evaluate.gpus_per_actor=0", "evaluate.max_tokens=99"]))
+    assert (named.gpus_per_actor, named.max_tokens) == (0, 99)
