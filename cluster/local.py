@@ -1,4 +1,4 @@
-"""A Ray cluster of one node, and other processes, on this machine: started, waited for, and stopped without remains."""
+"""A Ray cluster of one node and other processes on this machine: started, waited for, stopped with their children."""
 
 import os
 import shutil
@@ -22,6 +22,14 @@ START_S = 180.0
 PATIENCE = {  # Ray's 30 s and 60 s are too few on a busy machine
     "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": f"{START_S:g}",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_S:g}",
+}
+
+
+# All of a node's ports on 127.0.0.1: see `cluster.runtime`. Libraries that workers use bind to the same interface.
+LOOPBACK_ONLY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": "127.0.0.1",
 }
 
 
@@ -79,7 +87,7 @@ def local_cluster(
     environment: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
 ) -> Iterator[str]:
-    """A cluster of this machine while inside; yields the address of its dashboard and jobs API.
+    """A cluster of this machine while inside, all ports on 127.0.0.1; yields the address of its dashboard and jobs API.
 
     It stands beside other clusters: only the dashboard has a fixed port, and its files, Ray's note of the default
     cluster among them, lie in a folder of its own that goes with it. Jobs without a working directory run in `cwd`.
@@ -92,7 +100,7 @@ def local_cluster(
     # Not --block: it ends the cluster if Ray's client server, which nobody here uses, waited in vain for a slow start.
     command = ["ray", "start", "--head", "--disable-usage-stats", *dashboard, *ports, *options]
     address = f"http://127.0.0.1:{dashboard_port}"
-    patient = {**PATIENCE, **(os.environ if environment is None else environment)}
+    patient = {**PATIENCE, **(os.environ if environment is None else environment), **LOOPBACK_ONLY}
     # Ray's sockets lie in that folder, and the path of a socket has at most 107 characters.
     with (
         TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,

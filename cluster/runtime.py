@@ -5,11 +5,15 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
+from ray._private import ray_constants, services
+
+from cluster.local import LOOPBACK_ONLY
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "operators", "kernels", "cluster")
@@ -24,12 +28,14 @@ def connected() -> Iterator[Path]:
     """Be connected to Ray while inside; yields the folder of Ray's logs. An existing connection is used and kept.
 
     With `RAY_ADDRESS`, inside a Ray job, or beside a cluster started by `ray start`, that cluster is joined; otherwise
-    one is started for this process, listening on 127.0.0.1.
+    one is started for this process, all of whose ports are on 127.0.0.1.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     already = ray.is_initialized()
     if not already:
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+        if _is_of_this_machine(services.get_ray_address_from_environment(None, None)):  # type: ignore[arg-type]
+            _listen_on_loopback_only()
         ray.init(
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -45,37 +51,70 @@ def connected() -> Iterator[Path]:
 
 
 def anchor(path: str) -> str:
-    """Make a relative path absolute; refuse where it would lie in a copy that Ray deletes.
+    """Make the storage's path absolute; refuse where it would lie in a copy that Ray deletes.
 
     A job submitted with `--working-dir` runs in an uploaded copy. Relative paths then mean `$RECYCLE_HOME`, else the
-    directory where the cluster was started, which the driver inherits as `$PWD`.
+    directory where the cluster was started: that of the raylet, from which the job descends.
 
     Raises:
-        ValueError: the path is relative, the code was uploaded, and neither directory is known.
+        ValueError: it is the URI of an object store; or the path is relative, the code was uploaded, and neither
+            directory is known.
     """
-    if "://" in path or Path(path).expanduser().is_absolute():
-        return str(Path(path).expanduser()) if "://" not in path else path
+    path = path.removeprefix("file://")
+    if "://" in path:
+        raise ValueError(
+            f"storage: {path.partition('://')[0]}://...: an object store gives no lease, and workers cannot write a "
+            "student into it; give a folder that all nodes share"
+        )
+    if Path(path).expanduser().is_absolute():
+        return str(Path(path).expanduser())
     base = os.environ.get(HOME_VARIABLE) or str(Path.cwd())
     if UPLOADED_PACKAGE in base:
-        base = os.environ.get("PWD", "")
+        base = _folder_of_raylet() or ""
     if not base or UPLOADED_PACKAGE in base:
         raise ValueError(
             f"storage: {path!r} is relative, and this job runs in an uploaded copy that Ray deletes; "
-            f"give an absolute path or a URI, or set {HOME_VARIABLE}"
+            f"give an absolute path, or set {HOME_VARIABLE}"
         )
     return str(Path(base) / path)
 
 
-def cluster_resources() -> dict[str, float]:
-    """Logical resources of the whole cluster, such as CPU and GPU."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
-
-
-def node_memory() -> list[float]:
-    """Bytes of memory that Ray may hand out, a node."""
+def cluster_nodes() -> list[dict[str, float]]:
+    """Logical resources of each node that is up: CPU, GPU, memory (bytes that Ray may hand out) and its own names."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"].get("memory", 0.0) for node in nodes if node["Alive"]]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def _folder_of_raylet() -> str | None:
+    """Where `ray start` ran on this node; None outside a job. Ray sets the job's own `$PWD` to the copy."""
+    with suppress(psutil.Error):
+        return next((parent.cwd() for parent in psutil.Process().parents() if parent.name() == "raylet"), None)
+    return None
+
+
+def exposed_address() -> str | None:
+    """The address on which the connected cluster takes orders from anyone; None if a token or loopback guards it."""
+    address = str(ray.get_runtime_context().gcs_address)
+    host = address.rpartition(":")[0].strip("[]")
+    guarded = os.environ.get("RAY_AUTH_MODE") == "token" or host in ("localhost", "::1") or host.startswith("127.")
+    return None if guarded else address
+
+
+def _is_of_this_machine(address: str | None) -> bool:
+    """Whether there is no cluster to join, or one whose address is loopback."""
+    host = (address or "local").rpartition(":")[0] or "local"
+    return host in ("local", "localhost", "[::1]") or host.startswith("127.")
+
+
+def _listen_on_loopback_only() -> None:
+    """Let the cluster that this process starts, and all that belongs to it, bind to 127.0.0.1.
+
+    By default GCS, raylet, workers and the dashboard agent, whose job API runs commands for anyone, listen on all
+    interfaces, and `--node-ip-address=127.0.0.1` is turned into the address of an interface. Ray's switch against
+    clusters on macOS and Windows is the only thing that makes loopback the address of the node.
+    """
+    os.environ.update(LOOPBACK_ONLY)
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _logs_folder() -> Path:

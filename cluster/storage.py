@@ -1,19 +1,19 @@
 """Where assets live: a folder of Parquet an asset, a manifest of what it was made from, and a marker written last.
 
-An asset returns a `Recipe`, not data. The store compares the asset's fingerprint (code, configuration, inputs) with the
-manifest of what is already there, and carries the plan out only if they differ: finished work costs nothing. Whatever
-lacks its `_SUCCESS` marker, or is not the size that its manifest says, is never read.
+What replaces an asset is written beside it and takes its place in one step, when its manifest is renamed: a build that
+fails leaves what was there. Whatever lacks its `_SUCCESS` marker, or is not the size that its manifest says, is never
+read, and the checksum of each file is verified once by a process before it reads it.
 """
 
-import hashlib
 import json
+import re
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-import dagster as dg
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -21,13 +21,18 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
+from pydantic import BaseModel, ValidationError
 from ray.data import Dataset
 
+from cluster.files import StorageError, checksums, write_whole
+from cluster.manifest import Description, Manifest, fingerprint_of
 from cluster.memory import PeakMemory
 
 MARKER, MANIFEST = "_SUCCESS", "manifest.json"
+ASIDE = ".making"  # readers of folders skip names that begin with a dot
 ID_WORDS = 8  # of eight bytes: as much of a row's id as is looked at
-Description = dict[str, Any]
+REFRESH_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+Value = TypeVar("Value", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -35,171 +40,232 @@ class Recipe:
     """How to make an asset: called only if the asset is stale.
 
     Attributes:
-        build: makes the rows (a lazy Dataset, written as Parquet) or the metrics (a JSON object, kept in the manifest).
+        build: makes the rows (a lazy Dataset, written as Parquet) or a value (a model or a JSON object, kept in the
+            manifest).
         metrics: called with what was written; the numbers that it returns are kept in the manifest.
     """
 
-    build: Callable[[], Dataset | Mapping[str, Any]]
+    build: Callable[[], Dataset | BaseModel | Mapping[str, Any]]
     metrics: Callable[[Any], Mapping[str, Any]] = field(default=lambda _: {})
 
 
-def fingerprint_of(description: Description) -> str:
-    """A short hash of everything that an asset was made from."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+def require_refresh_key(key: str) -> str:
+    """The key, if it can name a refresh: it is part of a folder's name.
+
+    Raises:
+        ValueError: naming the key and the pattern.
+    """
+    if not REFRESH_KEY.fullmatch(key):
+        raise ValueError(
+            f"refresh: {key!r} is no key; give a letter or digit and up to 99 more letters, digits, '.', '_' and '-', "
+            "such as 2026-11-26"
+        )
+    return key
 
 
 def sum_of_ids(row_ids: pa.Array) -> npt.NDArray[np.uint64]:
-    """Sums of the ids' bytes, word by word: equal for the same rows in any order, not for one lost and one doubled."""
+    """Sums of the ids' bytes, word by word: equal for the same rows in any order.
+
+    One row missing and another duplicated gives other sums.
+    """
     padded = np.asarray(row_ids.to_pylist(), dtype=f"S{8 * ID_WORDS}")
     summed: npt.NDArray[np.uint64] = padded.view(np.uint64).reshape(-1, ID_WORDS).sum(axis=0, dtype=np.uint64)
     return summed
 
 
-class AssetStore(dg.IOManager):
-    """Dagster's IO manager for all assets, and the reader of their manifests for everyone else."""
+class AssetStore:
+    """Writes and reads assets; whether one is stale is for others to decide (`flows.staleness`)."""
 
-    def __init__(self, root: str, describe: Callable[[str, str | None], Description]) -> None:
-        """Open a store.
-
-        Args:
-            root: absolute path or URI; assets lie under `<root>/assets/<asset>/[refresh=<key>/]`.
-            describe: (asset, refresh) -> what it is made from, as plain JSON; decides whether it is stale.
-        """
+    def __init__(self, root: str) -> None:
+        """Open a store at an absolute path or URI; assets lie under `<root>/assets/<asset>/[refresh=<key>/]`."""
         self._filesystem, self._root = fs.FileSystem.from_uri(root)
-        self._describe = describe
-        self.made_again: set[str] = set()  # assets that are made even if they are not stale
+        self._known: dict[str, tuple[int, Manifest]] = {}  # by folder: when the file was written, and what it says
+        self._verified: set[str] = set()  # files whose checksum this process has seen to be right
         self.made: set[tuple[str, str | None]] = set()  # (asset, refresh) that this process made rather than found
 
     def folder(self, asset: str, refresh: str | None) -> str:
-        """Path of an asset within the store's file system."""
-        return f"{self._root}/assets/{asset}" + (f"/refresh={refresh}" if refresh else "")
+        """Path of an asset within the store's file system.
 
-    def manifest(self, asset: str, refresh: str | None = None) -> dict[str, Any] | None:
-        """What a finished asset was made from and holds; None if it was never finished."""
+        Raises:
+            ValueError: the refresh has no key that can name one.
+        """
+        return f"{self._root}/assets/{asset}" + ("" if refresh is None else f"/refresh={require_refresh_key(refresh)}")
+
+    def manifest(self, asset: str, refresh: str | None = None) -> Manifest | None:
+        """The record of a finished asset; None if it was never finished.
+
+        Raises:
+            StorageError: the record is there but cannot be read.
+        """
         folder = self.folder(asset, refresh)
-        if self._filesystem.get_file_info(f"{folder}/{MARKER}").type == fs.FileType.NotFound:
+        marker, file = self._filesystem.get_file_info([f"{folder}/{MARKER}", f"{folder}/{MANIFEST}"])
+        if marker.type == fs.FileType.NotFound:
             return None
-        with self._filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
-            manifest: dict[str, Any] = json.loads(stream.read())
-        return manifest
+        if folder not in self._known or self._known[folder][0] != file.mtime_ns:
+            self._known[folder] = file.mtime_ns, self._read_manifest(asset, folder)
+        return self._known[folder][1]
 
     def refreshes(self, asset: str) -> list[str]:
-        """Keys of all finished refreshes of a partitioned asset, sorted."""
+        """Keys of all finished refreshes of an asset, in the order in which they were first made."""
         selector = fs.FileSelector(f"{self._root}/assets/{asset}", allow_not_found=True)
         names = [info.base_name for info in self._filesystem.get_file_info(selector)]
-        keys = sorted(name.removeprefix("refresh=") for name in names if name.startswith("refresh="))
-        return [key for key in keys if self.manifest(asset, key) is not None]
-
-    def describe(self, asset: str, refresh: str | None) -> Description:
-        """What the asset would be made from if it were made now."""
-        return self._describe(asset, refresh)
-
-    def current_fingerprint(self, asset: str, refresh: str | None = None) -> str:
-        """The fingerprint that the asset would have if it were made now."""
-        return fingerprint_of(self._describe(asset, refresh))
-
-    def handle_output(self, context: dg.OutputContext, obj: Recipe) -> None:
-        """Carry out the plan if the asset is stale, and tell Dagster what is there now."""
-        asset = context.asset_key.to_user_string()
-        refresh = context.asset_partition_key if context.has_asset_partitions else None
-        description = self._describe(asset, refresh)
-        manifest = self.manifest(asset, refresh)
-        stale = manifest is None or manifest["fingerprint"] != fingerprint_of(description)
-        if manifest is None or stale or asset in self.made_again:
-            manifest = self._make(asset, refresh, obj, description)
-            self.made.add((asset, refresh))
-        shown = {name: manifest[name] for name in ("rows", "outcomes", "metrics", "seconds") if manifest.get(name)}
-        context.add_output_metadata({**shown, "fingerprint": manifest["fingerprint"]})
-
-    def load_input(self, context: dg.InputContext) -> Dataset | dict[str, Any]:
-        """The asset's rows, lazily, or its metrics; of a partitioned asset for an unpartitioned one, all refreshes."""
-        asset = context.asset_key.to_user_string()
-        if not context.has_asset_partitions:
-            return self._read(asset, None)
-        keys = list(context.asset_partition_keys)
-        if len(keys) == 1:
-            return self._read(asset, keys[0])
-        return self.rows(asset, self.refreshes(asset))
+        keys = [name.removeprefix("refresh=") for name in names if name.startswith("refresh=")]
+        found = {key: made for key in keys if REFRESH_KEY.fullmatch(key) and (made := self.manifest(asset, key))}
+        return sorted(found, key=lambda key: (found[key].order, key))
 
     def rows(self, asset: str, refreshes: Sequence[str | None]) -> Dataset:
         """The rows of a finished asset, lazily; of several refreshes together.
 
         Raises:
-            FileNotFoundError: it is not finished, or a file is missing or of another size than the manifest says.
+            StorageError: it is not finished, or a file is missing or is not what was written.
         """
         files: list[str] = []
         for refresh in refreshes:
-            files += self._checked(asset, self.folder(asset, refresh), self._finished(asset, refresh)["files"])
+            folder, manifest = self.folder(asset, refresh), self._finished(asset, refresh)
+            files += self._checked(asset, folder, manifest)
         return self._open(files)
 
-    def _read(self, asset: str, refresh: str | None) -> Dataset | dict[str, Any]:
-        manifest = self._finished(asset, refresh)
-        value: dict[str, Any] | None = manifest.get("value")
-        return self.rows(asset, [refresh]) if value is None else value
+    def value(self, asset: str, kind: type[Value]) -> Value:
+        """What a finished asset without rows holds.
 
-    def _finished(self, asset: str, refresh: str | None) -> dict[str, Any]:
+        Raises:
+            StorageError: it is not finished, or an older version of the code made it.
+        """
+        try:
+            return kind.model_validate(self._finished(asset, None).value)
+        except ValidationError as error:
+            place = self.folder(asset, None)
+            problem = error.errors()[0]
+            raise StorageError(
+                f"{asset}: {place}/{MANIFEST}: value.{'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+                f"delete {place}/{MARKER} and run again"
+            ) from None
+
+    def make(self, asset: str, refresh: str | None, recipe: Recipe, made_from: Description) -> Manifest:
+        """Carry out a recipe; what was there before stays until the new rows are complete.
+
+        Raises:
+            Exception: whatever the recipe raises.
+        """
+        folder = self.folder(asset, refresh)
+        aside = f"{folder}/{ASIDE}"
+        self._filesystem.create_dir(aside)
+        self._filesystem.delete_dir_contents(aside)
+        started = time.monotonic()
+        with PeakMemory() as memory:
+            made = recipe.build()
+            if isinstance(made, Dataset):
+                held = self._write_rows(aside, made)
+                made = self._open([f"{aside}/{name}" for name in held["files"]])
+            else:
+                held = {"value": made.model_dump(mode="json") if isinstance(made, BaseModel) else dict(made)}
+            metrics = dict(recipe.metrics(made))
+        manifest = Manifest(
+            asset=asset,
+            refresh=refresh,
+            order=0 if refresh is None else self._order(asset, refresh),
+            fingerprint=fingerprint_of(made_from),
+            made_from=made_from,
+            seconds=round(time.monotonic() - started, 1),
+            peak_memory_mib=memory.peak_mib,
+            metrics=metrics,
+            **held,
+        )
+        self._swap(folder, manifest)
+        self.made.add((asset, refresh))
+        return manifest
+
+    def invalidate(self, asset: str, refresh: str | None) -> None:
+        """Let an asset count as unfinished, so that the next run makes it again; its files stay until then."""
+        folder = self.folder(asset, refresh)
+        if self._exists(f"{folder}/{MARKER}"):
+            self._filesystem.delete_file(f"{folder}/{MARKER}")
+
+    def _exists(self, path: str) -> bool:
+        return bool(self._filesystem.get_file_info(path).type != fs.FileType.NotFound)
+
+    def _read_manifest(self, asset: str, folder: str) -> Manifest:
+        try:
+            with self._filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
+                return Manifest.model_validate_json(stream.read())
+        except (OSError, ValidationError):
+            raise StorageError(
+                f"{asset}: {folder}/{MANIFEST} cannot be read; delete {folder}/{MARKER} and run again"
+            ) from None
+
+    def _finished(self, asset: str, refresh: str | None) -> Manifest:
         manifest = self.manifest(asset, refresh)
         if manifest is None:
-            raise FileNotFoundError(
-                f"{asset}: {self.folder(asset, refresh)} has no {MARKER} marker; materialise it again"
-            )
+            raise StorageError(f"{asset}: {self.folder(asset, refresh)} has no {MARKER} marker; make {asset} first")
         return manifest
+
+    def _order(self, asset: str, refresh: str) -> int:
+        """The place that the refresh has, or had before its marker went; else behind all others."""
+        folder = self.folder(asset, refresh)
+        if self._exists(f"{folder}/{MANIFEST}"):
+            try:
+                known = self._read_manifest(asset, folder).order
+            except StorageError:
+                known = 0
+            if known:
+                return known
+        others = (self.manifest(asset, key) for key in self.refreshes(asset))
+        return 1 + max((other.order for other in others if other), default=0)
 
     def _open(self, files: list[str]) -> Dataset:
         return ray.data.read_parquet(files, filesystem=self._filesystem, partitioning=None)
 
-    def _checked(self, asset: str, folder: str, sizes: dict[str, int]) -> list[str]:
-        paths = {f"{folder}/{name}": size for name, size in sizes.items()}
+    def _checked(self, asset: str, folder: str, manifest: Manifest) -> list[str]:
+        paths = {f"{folder}/{name}": size for name, size in manifest.files.items()}
         for info in self._filesystem.get_file_info(list(paths)):
             if info.size != paths[info.path]:
-                raise FileNotFoundError(
+                raise StorageError(
                     f"{asset}: {info.path} has {info.size} bytes, its manifest says {paths[info.path]}; "
                     f"delete {folder}/{MARKER} and run again"
                 )
+        wanted = {f"{folder}/{name}": checksum for name, checksum in manifest.checksums.items()}
+        new = [path for path in paths if path in wanted and path not in self._verified]
+        size = sum(paths[path] for path in new)
+        for path, found in zip(new, checksums(self._filesystem, new, size), strict=True):
+            if found != wanted[path]:
+                raise StorageError(
+                    f"{asset}: {path} is damaged: its checksum is {found}, its manifest says {wanted[path]}; "
+                    f"delete {folder}/{MARKER} and run again"
+                )
+        self._verified |= set(new)
         return list(paths)
-
-    def _make(self, asset: str, refresh: str | None, plan: Recipe, description: Description) -> dict[str, Any]:
-        folder = self.folder(asset, refresh)
-        if self._filesystem.get_file_info(f"{folder}/{MARKER}").type != fs.FileType.NotFound:
-            self._filesystem.delete_file(f"{folder}/{MARKER}")
-        self._filesystem.create_dir(folder)
-        self._filesystem.delete_dir_contents(folder)
-        started = time.monotonic()
-        with PeakMemory() as memory:
-            made = plan.build()
-            held = self._write_rows(folder, made) if isinstance(made, Dataset) else {"value": dict(made)}
-            written = made if "value" in held else self._open([f"{folder}/{name}" for name in held["files"]])
-            metrics = dict(plan.metrics(written))
-        manifest = {
-            "asset": asset,
-            "refresh": refresh,
-            "fingerprint": fingerprint_of(description),
-            "made_from": description,
-            "seconds": round(time.monotonic() - started, 1),
-            "peak_memory_mib": memory.peak_mib,
-            **held,
-            "metrics": metrics,
-        }
-        self._put(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1, sort_keys=True))
-        self._put(f"{folder}/{MARKER}", "")
-        return manifest
 
     def _write_rows(self, folder: str, rows: Dataset) -> dict[str, Any]:
         rows.write_parquet(folder, filesystem=self._filesystem)
-        found = self._filesystem.get_file_info(fs.FileSelector(folder))
-        files = {info.base_name: info.size for info in found if info.base_name.endswith(".parquet")}
+        listed = self._filesystem.get_file_info(fs.FileSelector(folder))
+        files = {info.base_name: info.size for info in listed if info.base_name.endswith(".parquet")}
         if not files:  # Ray writes no file for no rows; a reader still needs the columns
             schema = rows.schema()
             empty = (schema.base_schema if schema is not None else pa.schema([])).empty_table()
-            pq.write_table(empty, f"{folder}/part-empty.parquet", filesystem=self._filesystem)
-            files = {"part-empty.parquet": self._filesystem.get_file_info(f"{folder}/part-empty.parquet").size}
-        return {"files": files, **self._count([f"{folder}/{name}" for name in files])}
+            name = f"empty-{uuid.uuid4().hex}.parquet"
+            pq.write_table(empty, f"{folder}/{name}", filesystem=self._filesystem)
+            files = {name: self._filesystem.get_file_info(f"{folder}/{name}").size}
+        paths = [f"{folder}/{name}" for name in files]
+        found = checksums(self._filesystem, paths, sum(files.values()))
+        return {"files": files, "checksums": dict(zip(files, found, strict=True)), **self._count(paths)}
+
+    def _swap(self, folder: str, manifest: Manifest) -> None:
+        """Bring the new files beside the old ones, then let the manifest name them, then delete the old ones."""
+        for name in manifest.files:
+            self._filesystem.move(f"{folder}/{ASIDE}/{name}", f"{folder}/{name}")
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+        write_whole(self._filesystem, f"{folder}/{MANIFEST}", text.encode())
+        write_whole(self._filesystem, f"{folder}/{MARKER}", b"")
+        for info in self._filesystem.get_file_info(fs.FileSelector(folder)):
+            if info.type == fs.FileType.File and info.base_name not in {*manifest.files, MANIFEST, MARKER}:
+                self._filesystem.delete_file(info.path)
+        self._filesystem.delete_dir(f"{folder}/{ASIDE}")
 
     def _count(self, files: list[str]) -> Description:
         """`rows`, `outcomes` (rows by outcome), `ids` (a sum over all row ids); reads two columns in batches."""
         data = pads.dataset(files, filesystem=self._filesystem, format="parquet")
         if "outcome" not in data.schema.names:
-            return {"rows": data.count_rows(), "outcomes": {}}
+            return {"rows": data.count_rows()}
         named = "row_id" in data.schema.names
         outcomes: Counter[str] = Counter()
         ids = np.zeros(ID_WORDS, np.uint64)
@@ -208,7 +274,3 @@ class AssetStore(dg.IOManager):
             ids += sum_of_ids(batch["row_id"]) if named else 0
         summed = {"ids": ids.tobytes().hex()} if named else {}
         return {"rows": outcomes.total(), "outcomes": dict(sorted(outcomes.items())), **summed}
-
-    def _put(self, path: str, text: str) -> None:
-        with self._filesystem.open_output_stream(path) as stream:
-            stream.write(text.encode())

@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from cluster.manifest import Manifest
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.config import ConfigError, load_config
@@ -108,7 +109,7 @@ class Pages:
     def __init__(self, storage: str, prices: BudgetConfig) -> None:
         """Open an absolute path or a URI."""
         self.storage, self._prices = storage, prices
-        self._store = AssetStore(storage, lambda *_: {})
+        self._store = AssetStore(storage)
         self._filesystem, self._root = fs.FileSystem.from_uri(storage)
         self._ledger, self._prompts = ParquetLog(f"{storage}/ledger"), ParquetLog(f"{storage}/{PROMPTS}")
 
@@ -120,9 +121,9 @@ class Pages:
         """What is there: tables by stage and refresh, stored calls by stage, results."""
         tables = [self._table_line(name, refresh, manifest) for name, refresh, manifest in self._tables()]
         values = {
-            name: json.dumps(manifest["value"], indent=1, ensure_ascii=False)
+            name: json.dumps(manifest.value, indent=1, ensure_ascii=False)
             for name in VALUES
-            if (manifest := self._store.manifest(name)) and "value" in manifest
+            if (manifest := self._store.manifest(name)) and manifest.value is not None
         }
         costs = stage_costs(self._ledger, self._prices)
         return self._render("overview.html.j2", title="Storage", tables=tables, costs=costs, values=values)
@@ -132,7 +133,7 @@ class Pages:
         refresh, outcome, text = (query.get(key, "") for key in ("refresh", "outcome", "text"))
         known = name in TABLES and refresh in ("", *self._store.refreshes(name))
         manifest = self._store.manifest(name, refresh or None) if known else None
-        if manifest is None or "files" not in manifest:
+        if manifest is None or not manifest.files:
             return None
         wanted = Wanted({"outcome": "" if outcome == ACTIVE_NAME else outcome} if outcome else {}, (), text, SEARCHED)
         files, columns = self._files(name, refresh or None, manifest)
@@ -143,8 +144,8 @@ class Pages:
             refresh=refresh,
             outcome=outcome,
             text=text,
-            total=manifest["rows"],
-            choices=_choices(manifest.get("outcomes", {})),
+            total=manifest.rows,
+            choices=_choices(manifest.outcomes),
             rows=[row_view(row) for row in page.rows],
             **_navigation(f"/rows/{quote(name)}", page, query),
         )
@@ -188,16 +189,16 @@ class Pages:
     def _render(self, template: str, **values: Any) -> str:
         return render(template, storage=self.storage, **values)
 
-    def _tables(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def _tables(self) -> Iterator[tuple[str, str, Manifest]]:
         for name in TABLES:
             for refresh in (*self._store.refreshes(name), None):
                 manifest = self._store.manifest(name, refresh)
-                if manifest is not None and "files" in manifest:
+                if manifest is not None and manifest.files:
                     yield name, refresh or "", manifest
 
-    def _files(self, name: str, refresh: str | None, manifest: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    def _files(self, name: str, refresh: str | None, manifest: Manifest) -> tuple[list[str], list[str]]:
         folder = self._store.folder(name, refresh)
-        files = sorted(f"{folder}/{file}" for file in manifest["files"])
+        files = sorted(f"{folder}/{file}" for file in manifest.files)
         schema = pq.read_schema(files[0], filesystem=self._filesystem)
         return files, [column for column in schema.names if column not in UNSHOWN]
 
@@ -206,15 +207,15 @@ class Pages:
     ) -> Page:
         return read_page(self._filesystem, files, columns, wanted, Cursor.parse(query.get("at", "")), limit)
 
-    def _table_line(self, name: str, refresh: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def _table_line(self, name: str, refresh: str, manifest: Manifest) -> dict[str, Any]:
         address = f"/rows/{quote(name)}"
         about = {"refresh": refresh} if refresh else {}
         outcomes = [
             (outcome, number, f"{address}?{urlencode({**about, 'outcome': outcome or ACTIVE_NAME})}")
-            for outcome, number in manifest.get("outcomes", {}).items()
+            for outcome, number in manifest.outcomes.items()
         ]
         href = f"{address}?{urlencode(about)}" if about else address
-        return {"name": name, "refresh": refresh, "rows": manifest["rows"], "outcomes": outcomes, "href": href}
+        return {"name": name, "refresh": refresh, "rows": manifest.rows, "outcomes": outcomes, "href": href}
 
     def _with_prompts(self, stage: str, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if not records:

@@ -1,9 +1,16 @@
-"""What must be true of the assets: checked after each is made, and a failure stops everything downstream."""
+"""What must be true of the assets: checked after each is made, and a failure stops everything downstream.
 
-from collections.abc import Mapping
+An asset that fails a check counts as unfinished, so the next run makes it again and is not stopped by an old fault.
+"""
+
+from collections.abc import Sequence
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import Dataset
 
+from cluster.manifest import Manifest
 from flows.graph import (
     INSTRUCTION_REFLECTIONS,
     PACKED_SEQUENCES,
@@ -15,6 +22,9 @@ from flows.graph import (
 )
 from flows.run import Run
 from operators.columns import ACTIVE, PACKED, RECYCLED_OUTCOMES
+from operators.join import ROWS_PER_PARTITION, add_up, group_by_key
+from operators.read.drop_seen import SEEN
+from operators.read.read_instructions import DUPLICATE
 
 SURVIVAL_CHECK = "some_row_survives"
 STAGES = (INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS, RECYCLED_INSTRUCTIONS)
@@ -28,14 +38,12 @@ def refresh_of(context: dg.AssetCheckExecutionContext) -> str:
 @dg.asset_check(asset=RAW_INSTRUCTIONS, name=SURVIVAL_CHECK, blocking=True)
 def some_row_survives(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
     """At least one record of the source can be recycled, in this refresh or in an earlier one."""
-    manifest = run.store.manifest(RAW_INSTRUCTIONS, refresh_of(context)) or {}
-    outcomes: Mapping[str, int] = manifest.get("outcomes", {})
-    seen = any(outcome.startswith("dropped:seen") for outcome in outcomes)
+    refresh = refresh_of(context)
+    outcomes = _manifest(run, RAW_INSTRUCTIONS, refresh).outcomes
     lost = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "no records"
-    return dg.AssetCheckResult(
-        passed=outcomes.get(ACTIVE, 0) > 0 or seen,
-        metadata={"message": f"raw_instructions: no row of {run.config.source.path} survives ({lost})"},
-    )
+    passed = outcomes.get(ACTIVE, 0) > 0 or SEEN in outcomes
+    message = f"raw_instructions: no row of {run.config.source.path} survives ({lost})"
+    return _result(run, RAW_INSTRUCTIONS, refresh, passed, message)
 
 
 def _conserved(stage: str) -> dg.AssetChecksDefinition:
@@ -43,16 +51,15 @@ def _conserved(stage: str) -> dg.AssetChecksDefinition:
     def rows_are_conserved(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
         """The rows that were read came out, each once, and none lost the outcome that it had."""
         refresh = refresh_of(context)
-        before = run.store.manifest(RAW_INSTRUCTIONS, refresh) or {}
-        after = run.store.manifest(stage, refresh) or {}
-        left = {name: count for name, count in before.get("outcomes", {}).items() if name != ACTIVE}
-        same = all(after.get("outcomes", {}).get(name, 0) >= count for name, count in left.items())
-        same_ids = before.get("ids", after.get("ids")) == after.get("ids")
-        conserved = same and same_ids and before.get("rows") == after.get("rows")
-        counts = f"{after.get('rows')} rows out against {before.get('rows')} read"
+        before = _manifest(run, RAW_INSTRUCTIONS, refresh)
+        after = _manifest(run, stage, refresh)
+        left = {name: count for name, count in before.outcomes.items() if name != ACTIVE}
+        same = all(after.outcomes.get(name, 0) >= count for name, count in left.items())
+        same_ids = before.ids == after.ids
+        counts = f"{after.rows} rows out against {before.rows} read"
         others = "" if same_ids else ", and they are not the same rows"
-        message = f"{stage}: {counts}{others}; outcomes {after.get('outcomes')}"
-        return dg.AssetCheckResult(passed=conserved, metadata={"message": message})
+        message = f"{stage}: {counts}{others}; outcomes {after.outcomes}"
+        return _result(run, stage, refresh, same and same_ids and before.rows == after.rows, message)
 
     return rows_are_conserved
 
@@ -60,30 +67,87 @@ def _conserved(stage: str) -> dg.AssetChecksDefinition:
 @dg.asset_check(asset=RECYCLED_INSTRUCTIONS, blocking=True)
 def every_row_has_an_outcome(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
     """No row is still active, and every outcome is one of the known kinds."""
-    outcomes = (run.store.manifest(RECYCLED_INSTRUCTIONS, refresh_of(context)) or {}).get("outcomes", {})
-    strange = [name for name in outcomes if not _is_final(name)]
-    return dg.AssetCheckResult(
-        passed=not strange, metadata={"message": f"recycled_instructions: outcomes {strange} are not final"}
-    )
+    refresh = refresh_of(context)
+    strange = [name for name in _manifest(run, RECYCLED_INSTRUCTIONS, refresh).outcomes if not _is_final(name)]
+    message = f"recycled_instructions: outcomes {strange} are not final"
+    return _result(run, RECYCLED_INSTRUCTIONS, refresh, not strange, message)
 
 
 @dg.asset_check(asset=PACKED_SEQUENCES, blocking=True)
 def every_recycled_row_is_packed_or_quarantined(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
     """The ids in packs and quarantine are as many as the recycled rows of all refreshes."""
-    finished = [run.store.manifest(STAGES[-1], key) or {} for key in run.store.refreshes(STAGES[-1])]
-    recycled = sum(manifest["outcomes"].get(outcome, 0) for manifest in finished for outcome in RECYCLED_OUTCOMES)
-    metrics = (run.store.manifest(PACKED_SEQUENCES) or {}).get("metrics", {})
-    message = f"packed_sequences: {metrics.get('rows')} rows in packs and quarantine against {recycled} recycled"
-    return dg.AssetCheckResult(passed=metrics.get("rows") == recycled, metadata={"message": message})
+    finished = [_manifest(run, STAGES[-1], key) for key in run.store.refreshes(STAGES[-1])]
+    recycled = sum(manifest.outcomes.get(outcome, 0) for manifest in finished for outcome in RECYCLED_OUTCOMES)
+    packed = _manifest(run, PACKED_SEQUENCES).metrics.get("rows")
+    message = f"packed_sequences: {packed} rows in packs and quarantine against {recycled} recycled"
+    return _result(run, PACKED_SEQUENCES, None, packed == recycled, message)
+
+
+@dg.asset_check(asset=PACKED_SEQUENCES, blocking=True)
+def every_row_lives_in_one_refresh(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
+    """Over all refreshes together, a row that one calls seen is kept by another, and none is kept by two.
+
+    Looks only if this run made raw instructions or packs: nothing else changes the answer.
+    """
+    refreshes = run.store.refreshes(RAW_INSTRUCTIONS)
+    made = {asset for asset, _ in run.store.made}
+    if len(refreshes) < 2 or not made & {RAW_INSTRUCTIONS, PACKED_SEQUENCES}:
+        return dg.AssetCheckResult(passed=True)
+    lost, doubled = count_homeless(run.store.rows(RAW_INSTRUCTIONS, refreshes), _num_rows(run, refreshes))
+    stale = [key for key in refreshes if run.staleness.is_stale(RAW_INSTRUCTIONS, key)] or refreshes
+    again = ", ".join(f"--refresh {key}" for key in stale)
+    message = (
+        f"raw_instructions: over all refreshes {lost} rows are kept by none and {doubled} by more than one; "
+        f"make again, in this order: {again}"
+    )
+    return _result(run, PACKED_SEQUENCES, None, not lost and not doubled, message)
 
 
 @dg.asset_check(asset=PACKED_SEQUENCES, blocking=True)
 def something_can_be_trained_on(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
     """There is at least one pack."""
-    outcomes = (run.store.manifest(PACKED_SEQUENCES) or {}).get("outcomes", {})
-    return dg.AssetCheckResult(
-        passed=outcomes.get(PACKED, 0) > 0, metadata={"message": f"packed_sequences: no pack, only {outcomes}"}
-    )
+    outcomes = _manifest(run, PACKED_SEQUENCES).outcomes
+    message = f"packed_sequences: no pack, only {outcomes}"
+    return _result(run, PACKED_SEQUENCES, None, outcomes.get(PACKED, 0) > 0, message)
+
+
+def count_homeless(raw: Dataset, num_rows: int) -> tuple[int, int]:
+    """How many rows are called seen and kept by no refresh, and how many are kept by more than one.
+
+    Columns in: row_id, outcome, of the raw instructions of all refreshes.
+    """
+    ids = raw.select_columns(["row_id", "outcome"])
+    together = group_by_key(ids, "row_id", 1 + num_rows // ROWS_PER_PARTITION)
+    sums = add_up(together.map_batches(_homeless, batch_size=None, batch_format="pyarrow"), ["lost", "doubled"])
+    return sums["lost"], sums["doubled"]
+
+
+def _homeless(rows: pa.Table) -> pa.Table:
+    """Within one partition, which holds all rows of an id."""
+    if not rows.num_rows:  # the shuffle may give a block no columns at all
+        return pa.table({"lost": [0], "doubled": [0]})
+    seen = pc.equal(rows["outcome"], SEEN)
+    nameless = pc.or_(pc.starts_with(rows["outcome"], "quarantined:"), pc.equal(rows["outcome"], DUPLICATE))
+    kept = pc.invert(pc.or_(seen, nameless))
+    marked = pa.table({"row_id": rows["row_id"], "seen": seen.cast(pa.int64()), "kept": kept.cast(pa.int64())})
+    sums = marked.group_by("row_id").aggregate([("seen", "sum"), ("kept", "sum")])
+    lost = pc.and_(pc.greater(sums["seen_sum"], 0), pc.equal(sums["kept_sum"], 0))
+    doubled = pc.greater(sums["kept_sum"], 1)
+    return pa.table({"lost": [pc.sum(lost).as_py() or 0], "doubled": [pc.sum(doubled).as_py() or 0]})
+
+
+def _num_rows(run: Run, refreshes: Sequence[str]) -> int:
+    return sum(_manifest(run, RAW_INSTRUCTIONS, key).rows or 0 for key in refreshes)
+
+
+def _manifest(run: Run, asset: str, refresh: str | None = None) -> Manifest:
+    return run.store.manifest(asset, refresh) or Manifest(fingerprint="")
+
+
+def _result(run: Run, asset: str, refresh: str | None, passed: bool, message: str) -> dg.AssetCheckResult:
+    if not passed:
+        run.store.invalidate(asset, refresh)
+    return dg.AssetCheckResult(passed=passed, metadata={"message": message})
 
 
 def _is_final(outcome: str) -> bool:
@@ -95,5 +159,6 @@ CHECKS = [
     *(_conserved(stage) for stage in STAGES),
     every_row_has_an_outcome,
     every_recycled_row_is_packed_or_quarantined,
+    every_row_lives_in_one_refresh,
     something_can_be_trained_on,
 ]

@@ -62,7 +62,9 @@ class RunConfig(StageConfig):
     """Everything that a run needs to know."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="names the report")
-    storage: str = Field(description="folder or URI that holds assets, ledger, students and reports")
+    storage: str = Field(
+        min_length=1, description="folder that holds assets, ledger, students and reports; all nodes share it"
+    )
     source: ReadConfig
     deduplicate: DeduplicateConfig = DeduplicateConfig()
     decontaminate: DecontaminateConfig = DecontaminateConfig()

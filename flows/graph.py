@@ -19,7 +19,9 @@ EVALUATION = "evaluation"
 RELEASE = "release"
 REPORT = "report"
 
-CONFIG_KEYS = "config"  # asset metadata: the sections of the configuration that the asset depends on
+# Asset metadata: the sections of the configuration that the asset depends on; and that a refresh without rows to train
+# on or to evaluate on does not change it.
+CONFIG_KEYS, ONLY_ROWS = "config", "only_rows"
 PARTITION_TAG = "dagster/partition"
 Specs = Mapping[str, dg.AssetSpec]
 

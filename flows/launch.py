@@ -15,21 +15,26 @@ from typing import TextIO
 import dagster as dg
 
 from cluster.dagster_home import driver_tag, open_instance, reap
+from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import connected
+from cluster.storage import require_refresh_key
 from cluster.terminal import quiet_terminal
 from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
 from flows.graph import REPORT, Graph
-from flows.preflight import PreflightError, preflight, print_plan
+from flows.plan_report import print_plan
+from flows.preflight import PreflightError, preflight, require_sound
 from flows.run import Run, open_run
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
+from operators.stage import Finding
 from operators.teacher.dispatch import TeacherStoppedError
 
 DONE, FAILED, UNUSABLE, BROKEN_INVARIANT = 0, 1, 2, 3
 Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+SHOWN_CHARS = 500  # of an error on the terminal; the log has all of it
 
 
 def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None) -> int:
@@ -42,11 +47,13 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
             libraries to a file under `<storage>/logs`, whose path is printed.
     """
     arguments = _parse(argv)
+    storage = "the storage"
     with ExitStack() as stack:
         out, err = terminal or (sys.stdout, sys.stderr)
         try:
+            selected = _selection(graph, arguments)
             run = open_run(load_config(arguments.config, arguments.override), graph.specs, reparse=arguments.reparse)
-            selected = _selection(graph, arguments.select)
+            storage = run.config.storage
             if terminal is None:
                 log = Path(run.local("logs")) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
                 out, err = stack.enter_context(quiet_terminal(log))
@@ -55,8 +62,14 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
         except (ConfigError, ModelNotFoundError, PreflightError) as error:
             err.write(f"{error}\n")
             return UNUSABLE
-        except (StorageBusyError, TeacherStoppedError) as error:
+        except (StorageBusyError, StorageError, TeacherStoppedError) as error:
             err.write(f"{error}\n")
+            return FAILED
+        except OSError as error:
+            known = explained(error, storage)
+            if known is None:
+                raise
+            err.write(f"{known}\n")
             return FAILED
 
 
@@ -71,24 +84,42 @@ def _run(
     out, _ = terminal
     if arguments.canary and not arguments.plan:
         raise ConfigError("--canary: only with --plan; a run makes all its calls")
-    if arguments.canary or not arguments.plan:
+    looks_only = arguments.plan or arguments.doctor
+    writes = bool(arguments.canary) or not looks_only
+    if writes:
         stack.enter_context(lease(run.config.storage))
     logs = stack.enter_context(connected())
-    problems = preflight(run)
+    findings = preflight(run, holds_lease=writes)
     if arguments.plan:
-        return print_plan(run, graph.specs, arguments.refresh, problems, out, canary=arguments.canary)
-    if problems:
-        raise PreflightError("\n".join(problems))
+        return print_plan(run, arguments.refresh, findings, out, canary=arguments.canary)
+    if arguments.doctor:
+        return print_findings(findings, out)
+    require_sound(findings)
+    for finding in findings:
+        out.write(f"warning: {finding}\n")
     out.write(f"logs of engines and workers: {logs}\n")
     out.flush()
     return _materialise(graph, run, arguments.refresh, selected, terminal)
+
+
+def print_findings(findings: Sequence[Finding], out: TextIO) -> int:
+    """Print a line a finding; 2 if a run would be refused, else 0."""
+    for finding in findings:
+        out.write(f"{'refused' if finding.fatal else 'warning'}: {finding}\n")
+    refused = any(finding.fatal for finding in findings)
+    out.write("this configuration cannot run\n" if refused else "this configuration can run\n")
+    return UNUSABLE if refused else DONE
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="flows/recycle_and_train.py", description="Recycle a data set, train on it.")
     parser.add_argument("--config", type=Path, default=default_config(), help="YAML file (%(default)s)")
     parser.add_argument("override", nargs="*", help="dotted.key=value, such as train.max_steps=20")
-    parser.add_argument("--plan", action="store_true", help="execute nothing; say what would be done and why")
+    looks = parser.add_mutually_exclusive_group()
+    looks.add_argument("--plan", action="store_true", help="execute nothing; say what would be done and why")
+    looks.add_argument(
+        "--doctor", action="store_true", help="execute nothing; check storage, source, models and cluster"
+    )
     parser.add_argument(
         "--canary", type=int, default=0, metavar="N", help="with --plan: make N calls first, to predict all from them"
     )
@@ -98,8 +129,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _selection(graph: Graph, text: str) -> list[str]:
-    names = text.split(",") if text else []
+def _selection(graph: Graph, arguments: argparse.Namespace) -> list[str]:
+    """The assets to make; none stands for all."""
+    try:
+        require_refresh_key(arguments.refresh)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from None
+    names = arguments.select.split(",") if arguments.select else []
     unknown = [name for name in names if name not in graph.specs]
     if unknown:
         raise ConfigError(f"--select: {', '.join(unknown)}: no such asset; there are {', '.join(graph.specs)}")
@@ -116,7 +152,7 @@ def _materialise(graph: Graph, run: Run, refresh: str, selected: Sequence[str], 
                 # Dagster refuses a partition where no selected asset has any, such as `--select student`.
                 partition_key=refresh if graph.has_refreshes(selected) else None,
                 instance=instance,
-                resources={"run": run, "io_manager": run.store},
+                resources={"run": run, "io_manager": run.asset_io()},
                 selection=dg.AssetSelection.assets(*selected) if selected else None,
                 tags=driver_tag(),
                 run_config=QUIET,
@@ -128,12 +164,13 @@ def _materialise(graph: Graph, run: Run, refresh: str, selected: Sequence[str], 
 def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -> int:
     """Print what was made and how it ended, in lines that a person reads."""
     out, err = terminal
-    for asset, refresh in sorted(run.store.made):
+    order = list(run.specs)
+    for asset, refresh in sorted(run.store.made, key=lambda made: (order.index(made[0]), str(made[1]))):
         manifest = run.store.manifest(asset, refresh)
         if manifest is not None:
-            rows = f"{manifest['rows']} rows in " if "rows" in manifest else ""
-            peak = f"{manifest['peak_memory_mib']} MiB at its peak"
-            out.write(f"made {asset}: {rows}{manifest['seconds']} s, {peak}\n")
+            rows = "" if manifest.rows is None else f"{manifest.rows} rows in "
+            peak = f"{manifest.peak_memory_mib} MiB at its peak"
+            out.write(f"made {asset}: {rows}{manifest.seconds} s, {peak}\n")
     if not run.store.made and result.success:
         out.write("everything was up to date: no teacher call, no training\n")
     failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
@@ -145,20 +182,27 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
         return BROKEN_INVARIANT
     if not result.success:
         for event in result.get_step_failure_events():
-            err.write(f"{event.step_key}: {_root_cause(event)}\n")
+            err.write(f"{event.step_key}: {root_cause(event.step_failure_data.error)}\n")
         return FAILED
     report = run.store.manifest(REPORT)
-    if report is not None:
-        out.write(f"report: {report['value']['html']}\n")
+    if report is not None and report.value is not None:
+        out.write(f"report: {report.value['html']}\n")
     return DONE
 
 
-def _root_cause(event: dg.DagsterEvent) -> str:
-    error = event.step_failure_data.error
-    while error is not None and error.cause is not None:
-        error = error.cause
+def root_cause(error: object) -> str:
+    """The innermost of a chain of Dagster's errors in one line.
+
+    Errors of Ray's workers carry their whole traceback: its last line says what went wrong.
+    """
+    while getattr(error, "cause", None) is not None:
+        error = error.cause  # type: ignore[attr-defined]
     if error is None:
         return "failed without an error"
-    message = error.message.strip()
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]  # type: ignore[attr-defined]
+    last = lines[-1] if lines else "failed without words"
     # Ours are written for the user, who need not know what class they have.
-    return message.partition(": ")[2] if error.cls_name == TeacherStoppedError.__name__ else message
+    name = error.cls_name  # type: ignore[attr-defined]
+    ours = (TeacherStoppedError.__name__, StorageError.__name__)
+    shown = last.partition(": ")[2] if name in ours and last.startswith(name) else last
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... (the log has all of it)"

@@ -2,11 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-import dagster as dg
-
+from cluster.manifest import Manifest
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.run import Run
 from operators.models import model_revision
@@ -18,24 +17,24 @@ REFLECTIONS = (INSTRUCTIONS, RESPONSES)
 SHAPING = ("source", "deduplicate", "decontaminate", "reflect", "filter", "select", "score")  # sections that shape rows
 
 
-def lineage_of(run: Run, specs: Mapping[str, dg.AssetSpec]) -> dict[str, Any]:
+def lineage_of(run: Run) -> dict[str, Any]:
     """Source files with their hashes, prompts, models, configuration, and the rows by outcome, of all refreshes."""
     config = run.config
     refreshes = run.store.refreshes(RECYCLED_INSTRUCTIONS)
-    manifests = {key: run.store.manifest(RECYCLED_INSTRUCTIONS, key) or {} for key in refreshes}
-    sources = [run.store.manifest(RAW_INSTRUCTIONS, key) or {} for key in refreshes]
+    manifests = _manifests(run, RECYCLED_INSTRUCTIONS, refreshes)
+    sources = _manifests(run, RAW_INSTRUCTIONS, refreshes)
     outcomes: Counter[str] = Counter()
     for manifest in manifests.values():
-        outcomes.update(manifest.get("outcomes", {}))
+        outcomes.update(manifest.outcomes)
     teacher, form = config.teacher, config.reflect.form
     texts = ("<row>", "<instruction>", "<input>", "<response>")
     prompts = {about.stage: about.prompt(*texts, form) for about in REFLECTIONS}
     revision = model_revision(run.teacher.model) if teacher.backend == "vllm" else ""
     return {
         "version": VERSION,
-        "source": {"files": [file for source in sources for file in source.get("made_from", {}).get("files", [])]},
-        "refreshes": {key: manifest["fingerprint"] for key, manifest in manifests.items()},
-        "code": {asset: spec.code_version for asset, spec in specs.items()},
+        "source": {"files": [file for source in sources.values() for file in source.made_from.get("files", [])]},
+        "refreshes": {key: manifest.fingerprint for key, manifest in manifests.items()},
+        "code": {asset: spec.code_version for asset, spec in run.specs.items()},
         "teacher": {**teacher.identity(), "revision": revision},
         "student": {"model": config.student.model, "revision": model_revision(run.student)},
         "prompts": {
@@ -45,3 +44,8 @@ def lineage_of(run: Run, specs: Mapping[str, dg.AssetSpec]) -> dict[str, Any]:
         "configuration": {name: getattr(config, name).identity() for name in SHAPING},
         "outcomes": dict(outcomes.most_common()),
     }
+
+
+def _manifests(run: Run, asset: str, refreshes: Sequence[str]) -> dict[str, Manifest]:
+    found = {key: run.store.manifest(asset, key) for key in refreshes}
+    return {key: manifest for key, manifest in found.items() if manifest is not None}

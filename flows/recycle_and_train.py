@@ -23,7 +23,7 @@ from ray.data import Dataset
 from cluster.storage import Recipe
 from flows.checks import CHECKS
 from flows.command import command
-from flows.graph import CONFIG_KEYS, Graph
+from flows.graph import CONFIG_KEYS, ONLY_ROWS, Graph
 from flows.lineage import lineage_of
 from flows.releases import evaluate_config, models_of
 from flows.results import results_of
@@ -33,12 +33,10 @@ from operators.columns import HELD_OUT
 from operators.evaluate.evaluate import evaluate
 from operators.evaluate.release import release as decide_release
 from operators.evaluate.release_history import ReleaseHistory
-from operators.evaluate.results import Evaluation
+from operators.evaluate.results import Evaluation, Release
 from operators.publish.publish import publish
-from operators.read.drop_contaminated import drop_contaminated, evaluation_index
-from operators.read.drop_near_duplicates import drop_near_duplicates
-from operators.read.drop_seen import drop_seen
-from operators.read.read_instructions import read_instructions
+from operators.read.drop_contaminated import evaluation_index
+from operators.read.read_refresh import read_refresh
 from operators.reflect.filter_rewrites import filter_rewrites
 from operators.reflect.reflect import reflection_version
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
@@ -53,9 +51,12 @@ REFRESHES = dg.DynamicPartitionsDefinition(name="refresh")
 RunResource = dg.ResourceParam[Run]
 
 
-def uses(*sections: str) -> dict[str, Any]:
-    """Name the sections of the configuration that an asset depends on; others may change without touching it."""
-    return {CONFIG_KEYS: list(sections)}
+def uses(*sections: str, only_rows: bool = False) -> dict[str, Any]:
+    """Name the sections of the configuration that an asset depends on; others may change without touching it.
+
+    With `only_rows`, a refresh without rows to train on or to evaluate on does not touch it either.
+    """
+    return {CONFIG_KEYS: list(sections), ONLY_ROWS: only_rows}
 
 
 @dg.asset(
@@ -67,13 +68,11 @@ def uses(*sections: str) -> dict[str, Any]:
 )
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:
     """What the source holds, one row a record; bad, double, held-out and contaminated records carry their reason."""
+    config, refresh = run.config, context.partition_key
 
     def build() -> Dataset:
-        config, earlier = run.config, run.earlier(context.partition_key)
-        rows = read_instructions(config.source, run.source(context.partition_key), run.special_tokens).materialize()
-        rows = rows if earlier is None else drop_seen(rows, earlier).materialize()
-        rows = drop_near_duplicates(rows, earlier, config.deduplicate).materialize()
-        return drop_contaminated(rows, earlier, config.decontaminate)
+        read = config.source, config.deduplicate, config.decontaminate
+        return read_refresh(run.source(refresh), run.earlier(refresh), *read, run.special_tokens)
 
     return Recipe(build)
 
@@ -156,15 +155,10 @@ def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Re
 )
 def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes for others to load, with a card and their lineage."""
-
-    def build() -> dict[str, Any]:
-        lineage = lineage_of(run, GRAPH.specs)
-        return publish(recycled_instructions, run.path("published"), lineage, run.config.publish).model_dump()
-
-    return Recipe(build)
+    return Recipe(lambda: publish(recycled_instructions, run.path("published"), lineage_of(run), run.config.publish))
 
 
-@dg.asset(group_name="train", kinds={"ray"}, code_version="2", metadata=uses("pack", "student"))
+@dg.asset(group_name="train", kinds={"ray"}, code_version="2", metadata=uses("pack", "student", only_rows=True))
 def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
     return Recipe(partial(pack, recycled_instructions, run.config.pack, run.student), metrics=count_packed)
@@ -186,44 +180,43 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
 
 
 @dg.asset(
-    group_name="evaluate", kinds={"ray", "vllm"}, code_version="2", metadata=uses("evaluate", "teacher", "student")
+    group_name="evaluate",
+    kinds={"ray", "vllm"},
+    code_version="2",
+    metadata=uses("evaluate", "teacher", "student", only_rows=True),
 )
 def evaluation(held_out: Dataset, student: dict[str, Any], run: RunResource) -> Recipe:
     """The student against its base model and earlier students: loss on held-out records, the teacher's judgement."""
     ledger = run.ledger()
 
-    def build() -> dict[str, Any]:
+    def build() -> Evaluation:
         models = models_of(run, student["version"], student["folder"])
-        return evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger).model_dump(mode="json")
+        return evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger)
 
     return Recipe(build, metrics=lambda _: ledger.metrics())
 
 
 @dg.asset(group_name="evaluate", code_version="2", metadata=uses("release"))
-def release(evaluation: dict[str, Any], student: dict[str, Any], run: RunResource) -> Recipe:
+def release(evaluation: Evaluation, student: dict[str, Any], run: RunResource) -> Recipe:
     """Whether the student replaces the released one, and why."""
-
-    def build() -> dict[str, Any]:
-        found, history = Evaluation.model_validate(evaluation), ReleaseHistory(run.config.storage)
-        return decide_release(found, student["version"], history, run.config.release).model_dump(mode="json")
-
-    return Recipe(build)
+    history = ReleaseHistory(run.config.storage)
+    return Recipe(partial(decide_release, evaluation, student["version"], history, run.config.release))
 
 
-@dg.asset(group_name="evaluate", kinds={"html"}, code_version="1", metadata=uses("report"))
+@dg.asset(group_name="evaluate", kinds={"html"}, code_version="1", metadata=uses("name", "report"))
 def report(
     recycled_instructions: Dataset,
     packed_sequences: Dataset,
     student: dict[str, Any],
-    evaluation: dict[str, Any],
-    release: dict[str, Any],
+    evaluation: Evaluation,
+    release: Release,
     run: RunResource,
 ) -> Recipe:
     """What a person opens: reports/<run>.html, and the same figures as JSON."""
 
     def build() -> dict[str, Any]:
         config = run.config
-        results = results_of(run, GRAPH.specs, student, evaluation, release)
+        results = results_of(run, student, evaluation, release)
         data = (recycled_instructions, packed_sequences)
         made = build_report(config.name, *data, results, config.model_dump(mode="json"), config.report)
         run.write(run.path("reports", f"{config.name}.html"), made.html)

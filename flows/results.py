@@ -7,7 +7,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from flows.graph import RAW_INSTRUCTIONS, Specs
+from flows.graph import RAW_INSTRUCTIONS
 from flows.run import Run, stage_summaries
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
@@ -16,15 +16,13 @@ from operators.report.report import Results
 UNUSED_COLUMNS = "unused_columns"  # of the metrics of raw_instructions: column -> rows in which it is not empty
 
 
-def results_of(
-    run: Run, specs: Specs, student: Mapping[str, Any], evaluation: Mapping[str, Any], release: Mapping[str, Any]
-) -> Results:
+def results_of(run: Run, student: Mapping[str, Any], evaluation: Evaluation, release: Release) -> Results:
     """Everything that the report shows beside the rows themselves."""
     return Results(
-        stages=stage_summaries(run, specs),
+        stages=stage_summaries(run),
         student=student,
-        evaluation=Evaluation.model_validate(evaluation),
-        release=Release.model_validate(release),
+        evaluation=evaluation,
+        release=release,
         decisions=ReleaseHistory(run.config.storage).decisions(),
         costs=run.costs(),
         unused_columns=unused_columns(run),
@@ -36,8 +34,9 @@ def unused_columns(run: Run) -> dict[str, int]:
     """Columns of the source that nothing reads, and in how many rows of all refreshes they are not empty."""
     counted: Counter[str] = Counter()
     for refresh in run.store.refreshes(RAW_INSTRUCTIONS):
-        manifest = run.store.manifest(RAW_INSTRUCTIONS, refresh) or {}
-        counted.update(manifest.get("metrics", {}).get(UNUSED_COLUMNS) or {})
+        manifest = run.store.manifest(RAW_INSTRUCTIONS, refresh)
+        found = manifest.metrics.get(UNUSED_COLUMNS) if manifest else None
+        counted.update(found if isinstance(found, dict) else {})
     return dict(counted.most_common())
 
 

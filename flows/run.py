@@ -1,22 +1,30 @@
 """What every asset is handed: the configuration, the store, the ledger and the models of one run."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import ray
 from pyarrow import fs
 from ray.data import Dataset
 
+from cluster.files import write_whole
+from cluster.manifest import Manifest
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
+from flows.asset_io import AssetIO
 from flows.config import ConfigError, RunConfig
-from flows.fingerprint import Describer
-from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS, STUDENT
+from flows.graph import (
+    INSTRUCTION_REFLECTIONS,
+    RAW_INSTRUCTIONS,
+    RECYCLED_INSTRUCTIONS,
+    RESPONSE_REFLECTIONS,
+    STUDENT,
+    Specs,
+)
+from flows.staleness import Staleness
 from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
 from operators.reflect.reflect import Reflection
@@ -28,9 +36,7 @@ from operators.teacher.ledger import Ledger
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
 
 
-def open_run(
-    config: RunConfig, specs: Mapping[str, dg.AssetSpec], settle_s: float = 0, *, reparse: bool = False
-) -> "Run":
+def open_run(config: RunConfig, specs: Specs, settle_s: float = 0, *, reparse: bool = False) -> "Run":
     """Apply a configuration to the storage that it names.
 
     Args:
@@ -43,10 +49,8 @@ def open_run(
         config = config.model_copy(update={"storage": anchor(config.storage)})
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    run = Run(config, Describer(config, specs, settle_s), reparse=reparse)
-    if reparse:
-        run.store.made_again |= REFLECTIONS
-    return run
+    store = AssetStore(config.storage)
+    return Run(config, specs, store, Staleness(config, specs, store, settle_s), reparse)
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,14 @@ class Run:
     """One configuration applied to one storage; knows where things are, not what to do with them."""
 
     config: RunConfig
-    describer: Describer
+    specs: Specs
+    store: AssetStore
+    staleness: Staleness
     reparse: bool = False  # the reflections are read from the ledger again, without a call
 
-    @property
-    def store(self) -> AssetStore:
-        """All assets and their manifests."""
-        return self.describer.store
+    def asset_io(self) -> AssetIO:
+        """What Dagster writes and reads assets through."""
+        return AssetIO(self.store, self.staleness, self.specs, REFLECTIONS if self.reparse else frozenset())
 
     @cached_property
     def teacher(self) -> TeacherConfig:
@@ -101,16 +106,16 @@ class Run:
 
     def source(self, refresh: str) -> list[str]:
         """Paths of the files that belong to a refresh."""
-        return [file.path for file in self.describer.files_of(refresh)]
+        return [file.path for file in self.staleness.files_of(refresh)]
 
     def earlier(self, refresh: str) -> Dataset | None:
-        """The raw instructions of all other refreshes; None if this is the first."""
-        others = [key for key in self.store.refreshes(RAW_INSTRUCTIONS) if key != refresh]
-        return self.store.rows(RAW_INSTRUCTIONS, others) if others else None
+        """The raw instructions of all refreshes that were first made before this one; None if this is the first."""
+        earlier = self.staleness.earlier(refresh)
+        return self.store.rows(RAW_INSTRUCTIONS, earlier) if earlier else None
 
     def student_version(self) -> str:
         """Name of the student that the current packs and configuration give."""
-        return self.store.current_fingerprint(STUDENT)
+        return self.staleness.fingerprint(STUDENT)
 
     def local(self, name: str) -> str:
         """A folder on this machine for what cannot live in an object store: Dagster's SQLite, logs."""
@@ -130,9 +135,7 @@ class Run:
     def write(self, path: str, text: str) -> None:
         """Write a file under the storage, whole."""
         filesystem, inside = fs.FileSystem.from_uri(path)
-        filesystem.create_dir(inside.rpartition("/")[0])
-        with filesystem.open_output_stream(inside) as stream:
-            stream.write(text.encode())
+        write_whole(filesystem, inside, text.encode())
 
 
 def rows_where(rows: Dataset, outcome: str) -> Dataset:
@@ -140,11 +143,11 @@ def rows_where(rows: Dataset, outcome: str) -> Dataset:
     return rows.filter(expr=ray.data.expressions.col("outcome") == outcome)
 
 
-def stage_summaries(run: Run, assets: Iterable[str]) -> list[dict[str, Any]]:
+def stage_summaries(run: Run) -> list[dict[str, Any]]:
     """Per finished asset what the report shows of it, summed over the refreshes that were recycled."""
     recycled = run.store.refreshes(RECYCLED_INSTRUCTIONS)
     summaries = []
-    for asset in assets:
+    for asset in run.specs:
         refreshes: list[str | None] = [*recycled] if run.store.refreshes(asset) else [None]
         manifests = [manifest for key in refreshes if (manifest := run.store.manifest(asset, key))]
         if manifests:
@@ -154,18 +157,18 @@ def stage_summaries(run: Run, assets: Iterable[str]) -> list[dict[str, Any]]:
     return summaries
 
 
-def _summary(asset: str, manifests: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(asset: str, manifests: list[Manifest]) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     metrics: Counter[str] = Counter()
     for manifest in manifests:
-        outcomes.update(manifest.get("outcomes", {}))
-        metrics.update(manifest["metrics"])
-    seconds = sum(manifest["seconds"] for manifest in manifests)
+        outcomes.update(manifest.outcomes)
+        metrics.update({name: value for name, value in manifest.metrics.items() if not isinstance(value, dict)})
+    seconds = sum(manifest.seconds for manifest in manifests)
     return {
         "asset": asset,
         "seconds": seconds,
-        "rows_out": sum(manifest["rows"] for manifest in manifests) if "rows" in manifests[0] else None,
+        "rows_out": sum(manifest.rows or 0 for manifest in manifests) if manifests[0].rows is not None else None,
         "outcomes": dict(outcomes),
-        "peak_memory_mib": max(manifest["peak_memory_mib"] for manifest in manifests),
+        "peak_memory_mib": max(manifest.peak_memory_mib for manifest in manifests),
         **({"teacher": {**metrics, "seconds": seconds}} if "calls" in metrics else {}),
     }

@@ -10,19 +10,20 @@ a name that begins with `.` or `_`, and rename.
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from cluster.lease import lease
 from cluster.runtime import connected
-from cluster.storage import AssetStore
+from cluster.storage import AssetStore, require_refresh_key
+from flows.asset_io import AssetIO
 from flows.config import RunConfig, config_of_environment
-from flows.fingerprint import RefreshFile
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, Graph, Specs
-from flows.preflight import PreflightError, preflight
+from flows.preflight import preflight, require_sound
 from flows.run import Run, open_run
+from flows.staleness import RefreshFile
 from operators.columns import ACTIVE
 from operators.progress import ProgressLines
 
@@ -50,7 +51,7 @@ def definitions(graph: Graph) -> dg.Definitions:
         jobs=[job],
         schedules=[new_data_schedule(config, graph)],
         sensors=[new_data_sensor(config, graph)],
-        resources={"run": run_resource(graph.specs), "io_manager": store_of_run},
+        resources={"run": run_resource(graph.specs), "io_manager": io_of_run},
         executor=dg.in_process_executor,
     )
 
@@ -101,7 +102,7 @@ def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] |
     if active:
         return dg.SkipReason(f"{_named(active[0])} is {active[0].status.value}; new files wait for its end")
     try:
-        new = run.describer.files_of(None)
+        new = run.staleness.files_of(None)
     except ValueError as error:  # no file at all
         return dg.SkipReason(str(error))
     if not new:
@@ -122,7 +123,7 @@ def refresh_key(files: Sequence[RefreshFile]) -> str:
     named = sorted((file.name, file.identity) for file in files)
     digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:8]
     newest = max((file.changed for file in files if file.changed is not None), default=None)
-    return digest if newest is None else f"{datetime.fromtimestamp(newest, UTC):%Y-%m-%d}-{digest}"
+    return require_refresh_key(digest if newest is None else f"{datetime.fromtimestamp(newest, UTC):%Y-%m-%d}-{digest}")
 
 
 def run_resource(specs: Specs) -> dg.ResourceDefinition:
@@ -133,19 +134,17 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
         """Holds the storage and the connection to Ray while the run goes on."""
         run = _look(config_of_environment(), specs)
         with lease(run.config.storage), connected(), ProgressLines(sys.stderr):
-            problems = preflight(run)
-            if problems:
-                raise PreflightError("\n".join(problems))
+            require_sound(preflight(run, holds_lease=True))
             yield run
 
     return launched_run
 
 
 @dg.io_manager(required_resource_keys={"run"})
-def store_of_run(context: dg.InitResourceContext) -> AssetStore:
-    """The store of the same `Run` that the assets are handed."""
+def io_of_run(context: dg.InitResourceContext) -> AssetIO:
+    """The assets of the same `Run` that the operators are handed."""
     run: Run = context.resources.run
-    return run.store
+    return run.asset_io()
 
 
 def _look(config: RunConfig, specs: Specs) -> Run:
@@ -156,12 +155,8 @@ def _look(config: RunConfig, specs: Specs) -> Run:
 def _broken_off(store: AssetStore) -> list[str]:
     """Refreshes that have rows to recycle and were not recycled to the end."""
     finished = set(store.refreshes(RECYCLED_INSTRUCTIONS))
-    manifests = {key: store.manifest(RAW_INSTRUCTIONS, key) or {} for key in store.refreshes(RAW_INSTRUCTIONS)}
-    return [key for key, manifest in manifests.items() if key not in finished and _has_rows(manifest)]
-
-
-def _has_rows(manifest: Mapping[str, Mapping[str, int]]) -> bool:
-    return manifest.get("outcomes", {}).get(ACTIVE, 0) > 0
+    begun = {key: store.manifest(RAW_INSTRUCTIONS, key) for key in store.refreshes(RAW_INSTRUCTIONS)}
+    return [key for key, made in begun.items() if key not in finished and made and made.outcomes.get(ACTIVE, 0) > 0]
 
 
 def _named(run: dg.DagsterRun) -> str:

@@ -18,12 +18,16 @@ TOP_LEVEL = {
 }  # fmt: skip
 # Modules with logic whose tests lie under another name, because they are one thing only together with others.
 TESTED_BY = {
+    "cluster/files.py": "tests/cluster/test_storage.py",
+    "cluster/manifest.py": "tests/cluster/test_storage.py",
     "cluster/dagster_home.py": "tests/flows/test_killed_driver.py",
     "cluster/local.py": "tests/flows/test_ui.py",
     "cluster/memory.py": "tests/cluster/test_storage.py",
     "cluster/run_launcher.py": "tests/flows/test_daemon.py",
     "flows/checks.py": "tests/flows/test_recycle_and_train.py",
-    "flows/fingerprint.py": "tests/flows/test_recycle_and_train.py",
+    "operators/read/read_refresh.py": "tests/flows/test_recycle_and_train.py",
+    "flows/asset_io.py": "tests/flows/test_recycle_and_train.py",
+    "flows/plan_report.py": "tests/flows/test_recycle_and_train.py",
     "flows/launch.py": "tests/flows/test_recycle_and_train.py",
     "flows/preflight.py": "tests/flows/test_recycle_and_train.py",
     "flows/releases.py": "tests/operators/evaluate/test_release_history.py",

@@ -12,7 +12,7 @@ SEEN = "dropped:seen_in_earlier_refresh"
 
 
 def drop_seen(rows: Dataset, earlier: Dataset) -> Dataset:
-    """Give active rows whose id an earlier refresh had the outcome `dropped:seen_in_earlier_refresh`.
+    """Give rows whose id an earlier refresh had the outcome `dropped:seen_in_earlier_refresh`.
 
     A row that an earlier refresh quarantined is judged anew: the reason may lie in the configuration.
 

@@ -1,129 +1,170 @@
-"""Assets are made once, never read half-written, and made again when what they were made from changes."""
+"""Assets are never read half-written, a failed build leaves what was there, and damage is named with its cure."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pyarrow as pa
 import pytest
 import ray
+from pydantic import BaseModel, ConfigDict
 
-from cluster.storage import MARKER, AssetStore, Recipe, sum_of_ids
+from cluster.files import StorageError
+from cluster.storage import MARKER, AssetStore, Recipe, require_refresh_key, sum_of_ids
 
-REFRESHES = dg.DynamicPartitionsDefinition(name="refresh")
+MADE_FROM = {"code": "1"}
 
 
-class World:
-    """Two assets, one partitioned, whose description the test can change; counts how often each was made."""
+class Loss(BaseModel):
+    """A value of an asset."""
 
-    def __init__(self, root: Path) -> None:
-        self.version = "1"
-        self.made: list[str] = []
-        self.store = AssetStore(str(root), lambda asset, refresh: {"asset": asset, "code": self.version})
+    model_config = ConfigDict(frozen=True)
 
-    def rows(self, refresh: str) -> "ray.data.Dataset":
-        self.made.append(refresh)
-        return ray.data.from_arrow(pa.table({"row": [f"{refresh}{n}" for n in range(3)], "outcome": ["", "", "bad"]}))
+    base: float
+    student: float
 
-    def materialise(self, refresh: str, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-        @dg.asset(partitions_def=REFRESHES)
-        def source(context: dg.AssetExecutionContext) -> Recipe:
-            return Recipe(lambda: self.rows(context.partition_key))
 
-        @dg.asset
-        def summary(source: ray.data.Dataset) -> Recipe:
-            return Recipe(lambda: {"rows": source.count()}, metrics=lambda value: {"seen": value["rows"]})
+def rows_of(name: str) -> "ray.data.Dataset":
+    return ray.data.from_arrow(pa.table({"row": [f"{name}{n}" for n in range(3)], "outcome": ["", "", "bad"]}))
 
-        instance.add_dynamic_partitions("refresh", [refresh])
-        return dg.materialize(
-            [source, summary],
-            partition_key=refresh,
-            instance=instance,
-            resources={"io_manager": self.store},
-            raise_on_error=False,
-        )
+
+def fail() -> Any:
+    raise OSError("disk full")
 
 
 @pytest.fixture
-def world(tmp_path: Path, local_ray: None) -> World:
-    return World(tmp_path / "store")
+def store(tmp_path: Path, local_ray: None) -> AssetStore:
+    return AssetStore(str(tmp_path / "store"))
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Any:
-    (tmp_path / "dagster").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
-        yield instance
+def again(store: AssetStore) -> AssetStore:
+    """The same storage, as the next process finds it."""
+    return AssetStore(str(Path(store.folder("x", None)).parents[1]))
 
 
-def test_finished_work_is_not_made_again_until_its_description_changes(world: World, instance: Any) -> None:
-    assert world.materialise("a", instance).success
-    assert world.materialise("a", instance).success
-    assert world.made == ["a"]
-    world.version = "2"
-    assert world.materialise("a", instance).success
-    assert world.made == ["a", "a"]
+def texts(store: AssetStore, refresh: str = "a") -> list[str]:
+    return sorted(row["row"] for row in store.rows("source", [refresh]).take_all())
 
 
-def test_manifest_counts_rows_and_outcomes(world: World, instance: Any) -> None:
-    world.materialise("a", instance)
-    manifest = world.store.manifest("source", "a")
+def test_the_manifest_says_what_an_asset_holds_and_what_it_was_made_from(store: AssetStore) -> None:
+    store.make("source", "a", Recipe(lambda: rows_of("a"), metrics=lambda rows: {"seen": rows.count()}), MADE_FROM)
+    manifest = again(store).manifest("source", "a")
     assert manifest is not None
-    assert (manifest["rows"], manifest["outcomes"]) == (3, {"": 2, "bad": 1})
-    assert manifest["made_from"] == {"asset": "source", "code": "1"}
-    summary = world.store.manifest("summary")
-    assert summary is not None
-    assert summary["metrics"] == {"seen": 3}
+    assert (manifest.rows, manifest.outcomes) == (3, {"": 2, "bad": 1})
+    assert (manifest.made_from, manifest.metrics) == (MADE_FROM, {"seen": 3})
+    assert store.made == {("source", "a")}
 
 
-def test_an_unpartitioned_asset_reads_all_refreshes(world: World, instance: Any) -> None:
-    world.materialise("a", instance)
-    world.version = "2"
-    world.materialise("b", instance)
-    summary = world.store.manifest("summary")
-    assert summary is not None
-    assert summary["value"] == {"rows": 6}
+def test_a_value_comes_back_as_the_model_that_it_was(store: AssetStore) -> None:
+    store.make("losses", None, Recipe(lambda: Loss(base=2.5, student=2.25)), MADE_FROM)
+    assert again(store).value("losses", Loss) == Loss(base=2.5, student=2.25)
 
 
-def test_an_asset_without_its_marker_is_not_read(world: World, instance: Any) -> None:
-    world.materialise("a", instance)
-    Path(world.store.folder("source", "a"), MARKER).unlink()
-    with pytest.raises(FileNotFoundError, match="has no _SUCCESS marker; materialise it again"):
-        world.store.rows("source", ["a"])
-    assert world.store.refreshes("source") == []
+def test_a_value_of_an_older_version_is_named_with_its_cure(store: AssetStore) -> None:
+    store.make("losses", None, Recipe(lambda: {"base": 2.5}), MADE_FROM)
+    with pytest.raises(StorageError, match=r"losses: .*value.student: Field required; delete .*_SUCCESS and run again"):
+        again(store).value("losses", Loss)
+
+
+def test_a_build_that_fails_leaves_what_was_there(store: AssetStore) -> None:
+    store.make("source", "a", Recipe(lambda: rows_of("old")), MADE_FROM)
+    with pytest.raises(OSError, match="disk full"):
+        store.make("source", "a", Recipe(fail), {"code": "2"})
+    assert texts(again(store)) == ["old0", "old1", "old2"]
+    store.make("source", "a", Recipe(lambda: rows_of("new")), {"code": "2"})
+    assert texts(again(store)) == ["new0", "new1", "new2"]
+    left = {path.name for path in Path(store.folder("source", "a")).iterdir()}
+    manifest = store.manifest("source", "a")
+    assert manifest is not None
+    assert left == {*manifest.files, "manifest.json", MARKER}
+
+
+def test_a_first_build_that_fails_leaves_nothing_that_can_be_read(store: AssetStore) -> None:
+    with pytest.raises(OSError, match="disk full"):
+        store.make("source", "a", Recipe(fail), MADE_FROM)
+    assert again(store).manifest("source", "a") is None
+    assert again(store).refreshes("source") == []
+
+
+def test_an_asset_can_be_made_from_its_own_old_rows(store: AssetStore) -> None:
+    store.make("source", "a", Recipe(lambda: rows_of("old")), MADE_FROM)
+    store.make("source", "a", Recipe(lambda: store.rows("source", ["a"])), {"code": "2"})
+    assert texts(again(store)) == ["old0", "old1", "old2"]
+
+
+def test_refreshes_keep_the_order_in_which_they_were_first_made(store: AssetStore) -> None:
+    for key in ("z", "a", "m"):
+        store.make("source", key, Recipe(lambda: rows_of("x")), MADE_FROM)
+    store.make("source", "z", Recipe(lambda: rows_of("y")), {"code": "2"})
+    store.invalidate("source", "a")
+    store.make("source", "a", Recipe(lambda: rows_of("y")), {"code": "2"})
+    assert again(store).refreshes("source") == ["z", "a", "m"]
+
+
+def test_an_invalid_asset_counts_as_unfinished(store: AssetStore) -> None:
+    store.make("source", "a", Recipe(lambda: rows_of("a")), MADE_FROM)
+    store.invalidate("source", "a")
+    assert store.manifest("source", "a") is None
+    with pytest.raises(StorageError, match=r"source: .*refresh=a has no _SUCCESS marker; make source first"):
+        again(store).rows("source", ["a"])
 
 
 @pytest.mark.parametrize("damage", [b"", None], ids=["emptied", "removed"])
-def test_a_damaged_file_is_named(world: World, instance: Any, damage: bytes | None) -> None:
-    world.materialise("a", instance)
-    file = next(Path(world.store.folder("source", "a")).glob("*.parquet"))
+def test_a_file_of_another_size_is_named(store: AssetStore, damage: bytes | None) -> None:
+    store.make("source", "a", Recipe(lambda: rows_of("a")), MADE_FROM)
+    file = next(Path(store.folder("source", "a")).glob("*.parquet"))
     if damage is None:
         file.unlink()
     else:
         file.write_bytes(damage)
-    with pytest.raises(FileNotFoundError, match=f"{file.name} has (0|None) bytes, its manifest says"):
-        world.store.rows("source", ["a"])
+    with pytest.raises(StorageError, match=rf"source: .*{file.name} has (0|None) bytes, its manifest says \d+; delete"):
+        store.rows("source", ["a"])
 
 
-def test_a_failed_plan_leaves_nothing_that_can_be_read(world: World, instance: Any) -> None:
-    def fail(refresh: str) -> Any:
-        raise OSError("disk full")
+def test_a_flipped_bit_is_never_read_as_data(store: AssetStore) -> None:
+    rows = pa.table({"row": [hashlib.sha256(str(n).encode()).hexdigest() for n in range(2000)], "outcome": [""] * 2000})
+    store.make("source", "a", Recipe(lambda: ray.data.from_arrow(rows)), MADE_FROM)
+    file = next(Path(store.folder("source", "a")).glob("*.parquet"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(bytes(content))
+    with pytest.raises(StorageError, match=rf"source: {file} is damaged: .* delete .*_SUCCESS and run again"):
+        again(store).rows("source", ["a"])
 
-    world.rows = fail  # type: ignore[method-assign]
-    assert not world.materialise("a", instance).success
-    assert world.store.manifest("source", "a") is None
+
+@pytest.mark.parametrize("content", ["", "{", '{"rows": 3}'], ids=["empty", "cut off", "without a fingerprint"])
+def test_a_broken_manifest_is_named_with_its_cure(store: AssetStore, content: str) -> None:
+    store.make("source", "a", Recipe(lambda: rows_of("a")), MADE_FROM)
+    path = Path(store.folder("source", "a"), "manifest.json")
+    path.write_text(content)
+    with pytest.raises(StorageError, match=rf"source: {path} cannot be read; delete .*_SUCCESS and run again"):
+        again(store).manifest("source", "a")
 
 
-def test_an_asset_without_rows_still_has_columns(tmp_path: Path, local_ray: None, instance: Any) -> None:
-    store = AssetStore(str(tmp_path / "store"), lambda asset, refresh: {})
+def test_a_manifest_of_an_older_version_is_read(store: AssetStore) -> None:
+    store.make("source", "a", Recipe(lambda: rows_of("a"), metrics=lambda _: {"calls": 3}), MADE_FROM)
+    path = Path(store.folder("source", "a"), "manifest.json")
+    held = json.loads(path.read_text())
+    held["figures"] = held.pop("metrics")
+    del held["order"]
+    path.write_text(json.dumps(held))
+    manifest = again(store).manifest("source", "a")
+    assert manifest is not None
+    assert (manifest.metrics, manifest.order) == ({"calls": 3}, 0)
 
-    @dg.asset
-    def empty() -> Recipe:
-        rows = ray.data.from_arrow(pa.table({"row": ["x"], "outcome": ["y"]}))
-        return Recipe(lambda: rows.filter(expr=ray.data.expressions.col("row") == "none"))
 
-    assert dg.materialize([empty], instance=instance, resources={"io_manager": store}).success
+@pytest.mark.parametrize("key", ["", ".", "..", "../../x", "2026/11/26", "/tmp/x", "a b", ".hidden", "a\n", "a" * 101])
+def test_a_key_that_could_leave_the_storage_names_no_refresh(store: AssetStore, key: str) -> None:
+    with pytest.raises(ValueError, match=r"refresh: .* is no key; give a letter or digit"):
+        require_refresh_key(key)
+    with pytest.raises(ValueError, match="is no key"):
+        store.make("source", key, Recipe(lambda: rows_of("a")), MADE_FROM)
+
+
+def test_an_asset_without_rows_still_has_columns(store: AssetStore) -> None:
+    rows = ray.data.from_arrow(pa.table({"row": ["x"], "outcome": ["y"]}))
+    store.make("empty", None, Recipe(lambda: rows.filter(expr=ray.data.expressions.col("row") == "none")), MADE_FROM)
     assert store.rows("empty", [None]).columns() == ["row", "outcome"]
     assert store.rows("empty", [None]).count() == 0
 

@@ -57,7 +57,7 @@ def finish(run: Run, asset: str, refresh: str, **manifest: Any) -> None:
 
 def take(run: Run, refresh: str, active: int = 1) -> None:
     """Let a refresh take every file that is there."""
-    files = [[file.name, file.identity] for file in run.describer.files_of(refresh)]
+    files = [[file.name, file.identity] for file in run.staleness.files_of(refresh)]
     finish(run, RAW_INSTRUCTIONS, refresh, made_from={"files": files}, outcomes={"": active})
 
 
@@ -89,7 +89,7 @@ def test_files_that_a_refresh_has_taken_are_not_asked_for_again(
     finish(look(tmp_path), "recycled_instructions", "base")
     assert "no file that no refresh has taken" in reason(wanted_runs(instance, look(tmp_path)))
     drop(source, "b.jsonl", "Say goodbye.")
-    new = look(tmp_path).describer.files_of(None)
+    new = look(tmp_path).staleness.files_of(None)
     assert [file.name for file in new] == ["b.jsonl"]
     assert keys(wanted_runs(instance, look(tmp_path))) == [refresh_key(new)]
 
@@ -107,7 +107,7 @@ def test_a_file_that_just_changed_waits(tmp_path: Path, source: Path, instance: 
     settle = "schedule.settle_seconds=600"
     assert "older than 600 s" in reason(wanted_runs(instance, look(tmp_path, settle)))
     whole = drop(source, "whole.jsonl")
-    assert [file.path for file in look(tmp_path, settle).describer.files_of(None)] == [str(whole)]
+    assert [file.path for file in look(tmp_path, settle).staleness.files_of(None)] == [str(whole)]
 
 
 def test_an_empty_source_is_a_reason_not_an_error(tmp_path: Path, source: Path, instance: dg.DagsterInstance) -> None:
@@ -141,7 +141,7 @@ def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_with
     assert isinstance(wanted_runs(instance, look(tmp_path)), dg.SkipReason)
     drop(source, "b.jsonl", "Say goodbye.")
     found = keys(wanted_runs(instance, look(tmp_path)))
-    assert found == ["broken", refresh_key(look(tmp_path).describer.files_of(None))]
+    assert found == ["broken", refresh_key(look(tmp_path).staleness.files_of(None))]
 
 
 def test_sensor_and_schedule_ask_for_the_same_refresh(tmp_path: Path, source: Path) -> None:

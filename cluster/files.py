@@ -1,0 +1,76 @@
+"""Writes files of the storage whole, and says in one line what the storage refuses."""
+
+import errno
+import os
+import uuid
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ray
+from pyarrow import fs
+
+READERS = 8  # threads of the driver
+MOST_ON_DRIVER = 1 << 30  # bytes; more are read by tasks on the whole cluster
+CHUNK_BYTES = 8 << 20
+
+
+class StorageError(RuntimeError):
+    """The storage cannot be read or written; the message names what, why and the cure, and is shown as one line."""
+
+
+def write_whole(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    """Write a file that its readers see whole or not at all, also after a power failure.
+
+    An object store shows a file when it is complete. On a POSIX file system it is written under a hidden name, forced
+    to the disk and renamed.
+    """
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(target)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def checksums(filesystem: fs.FileSystem, paths: Sequence[str], total_bytes: int) -> list[str]:
+    """The CRC-32 of each file's content, hexadecimal: no flipped bit leaves it as it was."""
+    if total_bytes <= MOST_ON_DRIVER:
+        with ThreadPoolExecutor(READERS) as threads:
+            return list(threads.map(lambda path: _checksum(filesystem, path), paths))
+    read = ray.remote(num_cpus=0.25)(_checksum)
+    found: list[str] = ray.get([read.remote(filesystem, path) for path in paths])
+    return found
+
+
+def _checksum(filesystem: fs.FileSystem, path: str) -> str:
+    value = 0
+    with filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            value = zlib.crc32(chunk, value)
+    return f"{value:08x}"
+
+
+def explained(error: OSError, storage: str) -> str | None:
+    """One line for what an operating system says of a storage that cannot be written; None if it says other things."""
+    place = error.filename or storage
+    cures = {
+        errno.ENOSPC: f"storage: the disk of {place} is full; free space, then run the same command again",
+        errno.EDQUOT: f"storage: the quota of {place} is used up; free space, then run the same command again",
+        errno.EROFS: f"storage: {place} is read-only; give another by storage=<folder>",
+        errno.EACCES: f"storage: no permission to write {place}; change its owner or give another by storage=<folder>",
+        errno.EPERM: f"storage: no permission to write {place}; change its owner or give another by storage=<folder>",
+        errno.EIO: f"storage: the disk of {place} fails (input/output error); look at the system's log",
+    }
+    return cures.get(error.errno or 0)

@@ -1,0 +1,53 @@
+"""Dagster's IO manager: makes an asset only if it is stale, and hands its rows or its value to those that read it."""
+
+from collections.abc import Collection
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel
+from ray.data import Dataset
+
+from cluster.storage import AssetStore, Recipe
+from flows.graph import Specs
+from flows.staleness import Staleness
+
+
+class AssetIO(dg.IOManager):
+    """Joins the store, which knows where assets are, with the staleness, which knows what they are made from."""
+
+    def __init__(
+        self, store: AssetStore, staleness: Staleness, specs: Specs, made_again: Collection[str] = frozenset()
+    ) -> None:
+        """Serve one run; assets in `made_again` are made even if they are not stale."""
+        self._store = store
+        self._staleness = staleness
+        self._specs = specs
+        self._made_again = made_again
+
+    def handle_output(self, context: dg.OutputContext, obj: Recipe) -> None:
+        """Carry out the recipe if the asset is stale, and tell Dagster what is there now."""
+        asset = context.asset_key.to_user_string()
+        refresh = context.asset_partition_key if context.has_asset_partitions else None
+        manifest = self._store.manifest(asset, refresh)
+        made_from = self._staleness.describe(asset, refresh)
+        if manifest is None or asset in self._made_again or self._staleness.is_stale(asset, refresh):
+            manifest = self._store.make(asset, refresh, obj, made_from)
+        shown = manifest.model_dump(include={"rows", "outcomes", "metrics", "seconds", "fingerprint"})
+        context.add_output_metadata({name: value for name, value in shown.items() if value})
+
+    def load_input(self, context: dg.InputContext) -> Dataset | BaseModel | dict[str, Any]:
+        """The asset's rows, lazily, or its value as the type that the reader's parameter names.
+
+        An asset over all refreshes gets the rows of every refresh that the store holds, whether this Dagster knows
+        them or not.
+        """
+        asset = context.asset_key.to_user_string()
+        kind = context.dagster_type.typing_type
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return self._store.value(asset, kind)
+        if self._specs[asset].partitions_def is None:
+            manifest = self._store.manifest(asset)
+            return self._store.rows(asset, [None]) if manifest is None or manifest.value is None else manifest.value
+        if self._specs[context.op_def.name].partitions_def is None:
+            return self._store.rows(asset, self._store.refreshes(asset))
+        return self._store.rows(asset, [context.asset_partition_key])

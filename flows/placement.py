@@ -1,0 +1,131 @@
+"""What each stage asks of the cluster at its smallest, and whether the nodes can place it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.config import RunConfig
+from flows.releases import evaluate_config
+from operators.stage import Finding
+from operators.student.pool import StudentPoolConfig
+from operators.train.config import TrainConfig
+
+GIB = 1 << 30
+# float32 weights, gradients and Adam's two moments; ZeRO divides all but the weights (and at stage 3 those) by workers.
+BYTES_PER_PARAMETER_STATE = 12
+Node = Mapping[str, float]  # resources as Ray names them: CPU, GPU, memory (bytes)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Equal units that a stage needs at the same time, each on one node.
+
+    Attributes:
+        stage: that asks.
+        count: how many units.
+        unit: what one is called.
+        each: resources of one unit.
+        key: of the configuration that says how many; lowering it is the cure.
+    """
+
+    stage: str
+    count: int
+    unit: str
+    each: Mapping[str, float]
+    key: str
+
+    def __str__(self) -> str:
+        asked = ", ".join(f"{self.count * amount:g} {name}" for name, amount in self.each.items() if amount)
+        return f"{asked} ({self.count} {self.unit})"
+
+    def placeable(self, nodes: Sequence[Node]) -> int:
+        """How many units fit on the nodes together, when nothing else runs."""
+        wanted = {name: amount for name, amount in self.each.items() if amount}
+        return sum(int(min(node.get(name, 0) / amount for name, amount in wanted.items())) for node in nodes)
+
+
+def demands(config: RunConfig) -> list[Demand]:
+    """One demand for each stage that holds resources while it runs, in the order of the graph."""
+    teacher, train, pack = config.teacher, config.train, config.pack
+    found = []
+    if teacher.backend == "vllm":
+        engines = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
+        if teacher.device == "cpu":
+            found.append(Demand("teacher", engines, "engines", {"CPU": teacher.cpus_per_replica}, "teacher.replicas"))
+        else:
+            ranks = engines * teacher.tensor_parallel
+            found.append(Demand("teacher", ranks, "ranks of engines", {"CPU": 1, "GPU": 1}, "teacher.replicas"))
+    if config.select.policy != "none":
+        found.append(_pool("score", config.score))
+    tokenizers = {"CPU": pack.cpus_per_tokenizer}
+    found.append(Demand("pack", pack.tokenizers, "tokenizers", tokenizers, "pack.tokenizers"))
+    workers = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+    found.append(Demand("train", train.num_workers, "workers", workers, "train.num_workers"))
+    return [*found, _pool("evaluate", evaluate_config(config))]
+
+
+def weigh(config: RunConfig, nodes: Sequence[Node], teacher_bytes: int = 0, student_bytes: int = 0) -> list[Finding]:
+    """What the cluster cannot hold; every finding is fatal, because the stage would wait for ever.
+
+    Args:
+        config: what is asked for.
+        nodes: what is there.
+        teacher_bytes: of the weights in float32 files, 0 if unknown.
+        student_bytes: as well.
+    """
+    findings = []
+    for demand in demands(config):
+        placeable = demand.placeable(nodes)
+        if placeable < demand.count:
+            each = " and ".join(f"{amount:g} {name}" for name, amount in demand.each.items() if amount)
+            text = (
+                f"{demand.stage} needs {demand.count} {demand.unit} of {each} at once, the cluster can place "
+                f"{placeable}; lower {demand.key}, ask less for each, or add nodes"
+            )
+            findings.append(Finding(demand.key, text))
+    return findings + _memory(config, nodes, teacher_bytes, student_bytes)
+
+
+def weight_bytes(model: str) -> int:
+    """Bytes of a folder's safetensors; 0 for a model that is not in a folder, which is not weighed."""
+    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+
+
+def training_bytes(student_bytes: int, num_workers: int) -> int:
+    """Memory of all workers together: each holds the weights, and they share gradients and optimizer."""
+    return num_workers * student_bytes + student_bytes // 4 * BYTES_PER_PARAMETER_STATE
+
+
+def training_disk_bytes(train: TrainConfig, student_bytes: int) -> int:
+    """Bytes that training writes at most: the student, and two checkpoints of float32 weights and Adam's moments."""
+    few_steps = 0 < train.max_steps <= train.checkpoint_every_steps
+    checkpoints = 0 if few_steps or not train.checkpoint_every_steps else 2
+    return student_bytes + checkpoints * 3 * student_bytes
+
+
+def _pool(stage: str, pool: StudentPoolConfig) -> Demand:
+    each = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
+    return Demand(stage, pool.actors, "actors", each, f"{stage}.actors")
+
+
+def _memory(config: RunConfig, nodes: Sequence[Node], teacher_bytes: int, student_bytes: int) -> list[Finding]:
+    memory = [node.get("memory", 0.0) for node in nodes] or [0.0]
+    teacher, train, findings = config.teacher, config.train, []
+    if teacher.backend == "vllm" and teacher.device == "cpu":
+        need = teacher_bytes + teacher.cpu_kv_cache_gib * GIB
+        if need > max(memory):
+            findings.append(_too_big("teacher.model", need, max(memory), "lower teacher.cpu_kv_cache_gib"))
+    if train.gpus_per_worker == 0:
+        need = training_bytes(student_bytes, train.num_workers)
+        if need > max(memory) * len(memory):
+            findings.append(_too_big("student.model", need, max(memory), "lower train.num_workers"))
+    for stage, pool in (("score", config.score), ("evaluate", evaluate_config(config))):
+        if pool.gpus_per_actor == 0 and student_bytes > max(memory):
+            findings.append(_too_big("student.model", student_bytes, max(memory), f"set {stage}.gpus_per_actor"))
+    return findings
+
+
+def _too_big(key: str, need: int, have: float, cure: str) -> Finding:
+    return Finding(
+        key, f"needs about {need / GIB:.1f} GiB, a node has {have / GIB:.1f} GiB; take a smaller model or {cure}"
+    )

@@ -1,0 +1,91 @@
+"""The `--plan` report: what a run would make and why, what it would ask of the teacher, and what it would need."""
+
+from typing import TextIO
+
+from ray.data import Dataset
+
+from cluster.runtime import cluster_nodes
+from flows.graph import RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS
+from flows.placement import demands
+from flows.run import Run
+from flows.staleness import differences
+from operators.read.read_instructions import read_instructions
+from operators.reflect import reflect_instructions, reflect_responses
+from operators.reflect.reflect import Reflecting, reflection_calls
+from operators.stage import Finding
+from operators.teacher.budget import Tokens
+
+
+def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, canary: int = 0) -> int:
+    """Print a line an asset, the teacher's work to come and the resources; 2 if the run would be refused, else 0.
+
+    Args:
+        run: the configuration and its storage.
+        refresh: the batch of source data that it is about.
+        findings: of `preflight`.
+        out: where to print.
+        canary: teacher calls to make, so that the length of all replies is predicted from theirs; they are kept.
+    """
+    refused = any(finding.fatal for finding in findings)
+    out.write(f"plan of {run.config.name}, refresh {refresh}, storage {run.config.storage}\n")
+    for asset, spec in run.specs.items():
+        partition = refresh if spec.partitions_def is not None else None
+        out.write(f"  {asset:<26}{_state(run, asset, partition, refresh)}\n")
+    if not any(finding.key.startswith("source") and finding.fatal for finding in findings):
+        for line in _teacher_work(run, refresh, 0 if refused else canary):
+            out.write(f"  {line}\n")
+    nodes = cluster_nodes()
+    have = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
+    for demand in demands(run.config):
+        out.write(f"  {demand.stage:<26}asks for {demand} of {have}\n")
+    for finding in findings:
+        out.write(f"  {'refused' if finding.fatal else 'warning'}: {finding}\n")
+    return 2 if refused else 0
+
+
+def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:
+    manifest = run.store.manifest(asset, partition)
+    if manifest is None:
+        return "new"
+    try:
+        reasons = differences(manifest.made_from, run.staleness.describe(asset, partition, planned))
+    except ValueError as error:  # the source is gone; a finding says so
+        return f"unknown: {error}"
+    rows = "" if manifest.rows is None else f", {manifest.rows} rows"
+    return f"stale: {'; '.join(reasons)}{rows}" if reasons else f"cached{rows}"
+
+
+def _teacher_work(run: Run, refresh: str, canary: int) -> list[str]:
+    """Calls to come of both reflections; of the second only if the rows that it reflects on are there."""
+    raw = _rows(run, RAW_INSTRUCTIONS, refresh)
+    if raw is None:
+        raw = read_instructions(run.config.source, run.source(refresh), run.special_tokens)
+    selected = _rows(run, SELECTED_INSTRUCTIONS, refresh)
+    lines = [_calls_line(run, raw, reflect_instructions.ABOUT, canary)]
+    if selected is not None:
+        return [*lines, _calls_line(run, selected, reflect_responses.ABOUT, canary)]
+    return [*lines, f"{reflect_responses.STAGE:<26}at most as many calls; known when selected_instructions is made"]
+
+
+def _calls_line(run: Run, rows: Dataset, about: Reflecting, canary: int) -> str:
+    calls = reflection_calls(rows, about, run.config.reflect)
+    ledger = run.ledger()
+    if canary:
+        ledger.answer(calls, run.teacher, about.stage, first=canary)
+    count = ledger.count_calls(calls, run.teacher, about.stage)
+    tokens = Tokens(count["prompt_tokens"], count["reply_tokens"])
+    budget = run.config.budget
+    cost = f", cost {budget.cost(tokens):.2f}" if budget.cost(tokens) else ""
+    spent = ledger.tokens() if budget.is_limited() else Tokens()
+    exceeded = budget.exceeded_by(spent + tokens)
+    reach = "about" if count["known_replies"] else "at most"  # a canary, or an earlier run, tells how long replies are
+    return (
+        f"{about.stage:<26}{count['new']} new calls, {count['asked'] - count['new']} from the ledger, "
+        f"{count['over_long']} over-long; "
+        f"about {tokens.prompt} prompt and {reach} {tokens.generated} reply tokens{cost}"
+        f"{f'; will stop at {exceeded}' if exceeded else ''}"
+    )
+
+
+def _rows(run: Run, asset: str, refresh: str) -> Dataset | None:
+    return None if run.staleness.is_stale(asset, refresh, refresh) else run.store.rows(asset, [refresh])

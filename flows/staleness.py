@@ -1,0 +1,198 @@
+"""Decides what is stale: what each asset is made from, as plain JSON, against what its manifest says.
+
+Two equal descriptions mean that the asset need not be made again. Absolute paths take no part: a file is known by its
+name below `source.path` and by its content, so the same data in an uploaded copy of the working directory is the same.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from cluster.manifest import Description, Manifest, fingerprint_of
+from cluster.storage import AssetStore
+from flows.config import RunConfig
+from flows.graph import CONFIG_KEYS, ONLY_ROWS, RAW_INSTRUCTIONS, Specs
+from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
+from operators.read.source_files import SourceFile, list_source_files
+from operators.stage import StageConfig
+
+WHOLE_FILE_BYTES = 64 << 20  # larger files are known by size, time and their first bytes
+
+
+@dataclass(frozen=True)
+class RefreshFile:
+    """A source file.
+
+    Attributes:
+        path: absolute, or a URI.
+        name: relative to `source.path`.
+        identity: tells its content from any other.
+        changed: when it was written, Unix time; None if unknown.
+    """
+
+    path: str
+    name: str
+    identity: str
+    changed: float | None
+
+
+def source_files(path: str, settle_s: float = 0) -> list[RefreshFile]:
+    """All files of the source; one that changed less than `settle_s` ago may still be being copied, and is left out.
+
+    Raises:
+        ValueError: there is no file that can be read.
+    """
+    return [
+        RefreshFile(file.path, name_below(path, file.path), _identity(file), _changed(file))
+        for file in list_source_files(path)
+        if _is_settled(file, settle_s)
+    ]
+
+
+def name_below(source: str, file: str) -> str:
+    """The name of a file relative to the source: to the folder, to the part before a wildcard, or to its own folder.
+
+    It depends on no other file, so a new folder beside it does not rename it.
+    """
+    path = file.split("?")[0] if "://" in file else file
+    head = source.split("?")[0] if "://" in source else source
+    wildcard = min((head.find(sign) for sign in "*?[" if sign in head), default=-1)
+    if wildcard >= 0:
+        head = head[:wildcard].rpartition("/")[0]
+    head = head.rstrip("/")
+    below = path.removeprefix(head).lstrip("/") if path.startswith(f"{head}/") else ""
+    return below or path.rpartition("/")[2]
+
+
+class Staleness:
+    """Describes any asset of a graph under one configuration; the store tells what is there."""
+
+    def __init__(self, config: RunConfig, specs: Specs, store: AssetStore, settle_s: float = 0) -> None:
+        """Look at a storage; source files younger than `settle_s` are not there yet."""
+        self._config = config
+        self._specs = specs
+        self._store = store
+        self._settle_s = settle_s
+
+    def describe(self, asset: str, refresh: str | None, planned: str | None = None) -> Description:
+        """Code version, configuration and inputs of an asset; see the module.
+
+        Args:
+            asset: its name.
+            refresh: its key; None if it is made over all refreshes.
+            planned: a refresh that is to be made; its assets, and those over all refreshes, are taken as they will be.
+                Without it, inputs are taken as they are, since an asset is made from what is there.
+        """
+        spec = self._specs[asset]
+        sections = {name: _identity_of(getattr(self._config, name)) for name in spec.metadata.get(CONFIG_KEYS, [])}
+        described: Description = {"code": spec.code_version, "config": sections, "inputs": {}}
+        if asset == RAW_INSTRUCTIONS:
+            described["files"] = [[file.name, file.identity] for file in self.files_of(refresh)]
+            described |= self._earlier(refresh)
+        for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
+            described["inputs"] |= self._input(asset, parent, refresh, planned)
+        return described
+
+    def fingerprint(self, asset: str, refresh: str | None = None, planned: str | None = None) -> str:
+        """The fingerprint that the asset would have if it were made now."""
+        return fingerprint_of(self.describe(asset, refresh, planned))
+
+    def is_stale(self, asset: str, refresh: str | None, planned: str | None = None) -> bool:
+        """Whether the asset is missing, or was made from something else."""
+        manifest = self._store.manifest(asset, refresh)
+        return manifest is None or manifest.fingerprint != self.fingerprint(asset, refresh, planned)
+
+    def files_of(self, refresh: str | None) -> list[RefreshFile]:
+        """The files of a refresh: those that it took before, and those that no other refresh has taken."""
+        taken = {
+            (name, identity)
+            for key in self._store.refreshes(RAW_INSTRUCTIONS)
+            if key != refresh and (manifest := self._store.manifest(RAW_INSTRUCTIONS, key))
+            for name, identity in manifest.made_from["files"]
+        }
+        return [file for file in self._source_files if (file.name, file.identity) not in taken]
+
+    def earlier(self, refresh: str | None) -> list[str]:
+        """Keys of the refreshes that were first made before this one; all others if it was never made."""
+        made = self._store.refreshes(RAW_INSTRUCTIONS)
+        return made[: made.index(refresh)] if refresh in made else [key for key in made if key != refresh]
+
+    @cached_property
+    def _source_files(self) -> list[RefreshFile]:
+        return source_files(self._config.source.path, self._settle_s)
+
+    def _earlier(self, refresh: str | None) -> dict[str, str]:
+        """Which rows were seen before depends on the refreshes before: one hash over all of them."""
+        before = {key: self._fingerprint_made(RAW_INSTRUCTIONS, key) for key in self.earlier(refresh)}
+        return {"earlier": fingerprint_of({"refreshes": list(before.items())})} if before else {}
+
+    def _input(self, asset: str, parent: str, refresh: str | None, planned: str | None) -> dict[str, str]:
+        if self._specs[parent].partitions_def is None:
+            return {parent: self._fingerprint_of_input(parent, None, planned)}
+        if refresh is not None:
+            return {parent: self._fingerprint_of_input(parent, refresh, planned)}
+        # An asset over all refreshes reads every finished one as it is, whatever configuration made it.
+        keys = self._store.refreshes(parent)
+        keys += [planned] if planned is not None and planned not in keys else []
+        if self._specs[asset].metadata.get(ONLY_ROWS):
+            keys = [key for key in keys if has_usable_rows(self._store.manifest(parent, key))]
+        return {f"{parent}[{key}]": self._fingerprint_of_input(parent, key, planned) for key in keys}
+
+    def _fingerprint_of_input(self, parent: str, refresh: str | None, planned: str | None) -> str:
+        if planned is not None and refresh in (None, planned):
+            return self.fingerprint(parent, refresh, planned)
+        return self._fingerprint_made(parent, refresh)
+
+    def _fingerprint_made(self, asset: str, refresh: str | None) -> str:
+        manifest = self._store.manifest(asset, refresh)
+        return self.fingerprint(asset, refresh) if manifest is None else manifest.fingerprint
+
+
+def has_usable_rows(manifest: Manifest | None) -> bool:
+    """Whether a refresh has rows to train on or to evaluate on; True if it is not made yet, and nobody knows."""
+    usable = (*RECYCLED_OUTCOMES, HELD_OUT)
+    return manifest is None or any(manifest.outcomes.get(outcome) for outcome in usable)
+
+
+def differences(before: Description, now: Description, prefix: str = "") -> list[str]:
+    """Name what changed: `config.train.max_steps 8 -> 12`, `inputs.raw_instructions changed`."""
+    reasons = []
+    for key in sorted({*before, *now}):
+        old, new, name = before.get(key), now.get(key), f"{prefix}{key}"
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            reasons += differences(old, new, f"{name}.")
+        elif prefix == "inputs." or key == "files":
+            reasons.append(f"{name} changed")
+        elif key == "earlier":
+            reasons.append("an earlier refresh changed")
+        else:
+            reasons.append(f"{name} {old} -> {new}")
+    return reasons
+
+
+def _identity_of(section: StageConfig | str) -> dict[str, Any] | str:
+    return section if isinstance(section, str) else section.identity()
+
+
+def _changed(file: SourceFile) -> float | None:
+    return None if file.mtime_ns is None else file.mtime_ns / 1e9
+
+
+def _is_settled(file: SourceFile, settle_s: float) -> bool:
+    changed = _changed(file)  # an object store shows only whole objects, whether it tells their time or not
+    return settle_s <= 0 or changed is None or time.time() - changed >= settle_s
+
+
+@lru_cache(maxsize=100_000)  # a daemon looks at the same files again and again, and reads each only once
+def _identity(file: SourceFile) -> str:
+    local = Path(file.path.removeprefix("file://"))
+    if not local.is_file():
+        return f"{file.size} bytes of {file.mtime_ns}"
+    with local.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(WHOLE_FILE_BYTES)).hexdigest()[:16]
+    return digest if file.size <= WHOLE_FILE_BYTES else f"{digest} {file.size} bytes of {file.mtime_ns}"

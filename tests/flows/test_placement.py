@@ -1,0 +1,75 @@
+"""What a cluster cannot hold is refused before anything is paid, by the key that asks for it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flows.config import load_config
+from flows.placement import GIB, Demand, demands, training_disk_bytes, weigh
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMOKE = REPOSITORY / "configs" / "smoke.yaml"
+LAPTOP = {"CPU": 2.0, "memory": 16.0 * GIB}
+NODE_OF_EIGHT = {"CPU": 96.0, "GPU": 8.0, "memory": 900.0 * GIB}
+WEIGHTS = {"alpaca_7b": 28 * GIB, "cluster": 56 * GIB, "demo": GIB // 2, "long_context": 7 * GIB, "smoke": GIB // 2}
+NODES = {
+    "alpaca_7b": [NODE_OF_EIGHT],
+    "cluster": [NODE_OF_EIGHT] * 6,
+    "demo": [LAPTOP],
+    "long_context": [NODE_OF_EIGHT],
+    "smoke": [LAPTOP],
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml")))
+def test_every_shipped_configuration_fits_the_nodes_that_it_is_for(name: str) -> None:
+    config = load_config(REPOSITORY / "configs" / f"{name}.yaml", [])
+    assert weigh(config, NODES[name], WEIGHTS[name], WEIGHTS[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "text"),
+    [
+        ("train.num_workers=64", "train.num_workers", "train needs 64 workers of 1 CPU at once, .* can place 2"),
+        ("score.gpus_per_actor=1", "score.actors", "score needs 1 actors of 1 CPU and 1 GPU at once, .* can place 0"),
+        ("score.cpus_per_actor=64", "score.actors", "score needs 1 actors of 64 CPU at once"),
+        ("evaluate.gpus_per_actor=4", "evaluate.actors", "evaluate needs 1 actors of 1 CPU and 4 GPU at once"),
+        ("pack.tokenizers=9", "pack.tokenizers", "pack needs 9 tokenizers of 0.5 CPU at once, .* can place 4"),
+        ("teacher.backend=vllm", "teacher.replicas", "teacher needs 1 ranks of engines of 1 CPU and 1 GPU at once"),
+    ],
+)
+def test_a_stage_that_cannot_be_placed_is_refused_by_its_key(override: str, key: str, text: str) -> None:
+    [finding] = weigh(load_config(SMOKE, [override]), [LAPTOP])
+    assert finding.fatal
+    assert finding.key == key
+    assert re.search(text, finding.text), finding.text
+
+
+def test_a_stage_that_does_not_run_asks_for_nothing() -> None:
+    config = load_config(SMOKE, ["select.policy=none", "score.gpus_per_actor=1"])
+    assert weigh(config, [LAPTOP]) == []
+    assert [demand.stage for demand in demands(config)] == ["pack", "train", "evaluate"]
+
+
+def test_units_are_placed_whole_on_single_nodes() -> None:
+    two_gpus_each = Demand("score", 4, "actors", {"CPU": 1, "GPU": 2}, "score.actors")
+    assert two_gpus_each.placeable([{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 3}]) == 2
+    assert two_gpus_each.placeable([{"CPU": 1, "GPU": 8}]) == 1
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "key"),
+    [(64 * GIB, GIB, "teacher.model"), (GIB, 8 * GIB, "student.model")],
+)
+def test_a_model_that_does_not_fit_into_memory_is_refused(teacher: int, student: int, key: str) -> None:
+    config = load_config(REPOSITORY / "configs" / "demo.yaml", [])
+    [finding] = weigh(config, [LAPTOP], teacher, student)
+    assert finding.key == key
+    assert "GiB, a node has 16.0 GiB; take a smaller model or" in finding.text
+
+
+def test_checkpoints_count_for_the_disk_only_if_there_are_any() -> None:
+    short, long = (load_config(SMOKE, [f"train.max_steps={steps}"]).train for steps in (100, 101))
+    assert training_disk_bytes(short, GIB) == GIB
+    assert training_disk_bytes(long, GIB) == 7 * GIB

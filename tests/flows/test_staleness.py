@@ -1,0 +1,222 @@
+"""A change makes again what depends on it and nothing else; the table in docs/architecture.md says what that is."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.manifest import Manifest, fingerprint_of
+from cluster.storage import AssetStore
+from flows.config import RunConfig, load_config
+from flows.graph import (
+    EVALUATION,
+    HELD_OUT,
+    INSTRUCTION_REFLECTIONS,
+    PACKED_SEQUENCES,
+    RAW_INSTRUCTIONS,
+    RECYCLED_INSTRUCTIONS,
+    REPORT,
+    STUDENT,
+)
+from flows.recycle_and_train import GRAPH
+from flows.staleness import Staleness, differences, name_below, source_files
+from operators.stage import StageConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMOKE = REPOSITORY / "configs" / "smoke.yaml"
+HEADING = "## What a changed key makes again"
+
+
+def keys_of(config: StageConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted name of every key of the configuration."""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, StageConfig):
+            yield from keys_of(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def varied(config: RunConfig, key: str) -> RunConfig:
+    """The same configuration with another value for one key; whether it is allowed does not matter here."""
+    section, _, name = key.rpartition(".")
+    part: Any = getattr(config, section) if section else config
+    value = getattr(part, name)
+    changed = part.model_copy(update={name: 7 if value is None else other(value)})
+    return config.model_copy(update={section: changed}) if section else changed
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return f"{value}x"
+    if isinstance(value, dict):
+        return {**value, "x": "y"}
+    return [*value, "x"]
+
+
+def table() -> dict[str, set[str]]:
+    """The assets that each key makes again, as the architecture's page says."""
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    section = text.split(HEADING)[1].split("\n## ")[0]
+    found: dict[str, set[str]] = {}
+    for line in section.splitlines():
+        if not line.startswith("| `"):
+            continue
+        keys, assets = (re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split("|"))
+        for key in keys:
+            assert key not in found, f"{key} stands in two rows"
+            found[key] = set(assets)
+    return found
+
+
+KEYS = list(keys_of(load_config(SMOKE, [])))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AssetStore:
+    return AssetStore(str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def look(store: AssetStore, source: Path, *overrides: str) -> Staleness:
+    """A fresh look, as each process has it."""
+    config = load_config(SMOKE, [f"source.path={source}", *overrides])
+    return Staleness(config, GRAPH.specs, store)
+
+
+def finish(store: AssetStore, look: Staleness, asset: str, refresh: str | None, **held: Any) -> None:
+    """Leave an asset as a finished run leaves it."""
+    made_from = look.describe(asset, refresh)
+    order = len(store.refreshes(asset)) + 1 if refresh else 0
+    manifest = Manifest(order=order, fingerprint=fingerprint_of(made_from), made_from=made_from, **held)
+    folder = Path(store.folder(asset, refresh))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "_SUCCESS").touch()
+
+
+def finish_all(store: AssetStore, look: Staleness, refresh: str, outcomes: dict[str, int]) -> None:
+    for name, spec in GRAPH.specs.items():
+        finish(store, look, name, refresh if spec.partitions_def is not None else None, outcomes=outcomes)
+
+
+def drop(folder: Path, name: str, text: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps({"instruction": text, "output": text}) + "\n")
+
+
+def test_the_table_has_every_key_once_and_no_other() -> None:
+    assert sorted(set(KEYS) - set(table())) == [], "add a new key to the row of the assets that depend on it"
+    assert sorted(set(table()) - set(KEYS)) == [], "these keys are gone"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_changed_key_makes_again_what_the_table_says(key: str, store: AssetStore, source: Path) -> None:
+    drop(source, "a.jsonl", "one")
+    config = load_config(SMOKE, [f"source.path={source}"])
+    before, after = (Staleness(each, GRAPH.specs, store) for each in (config, varied(config, key)))
+    if key == "source.path":  # a source that is not there has no files; this key is about where the same files are
+        drop(source.with_name("elsewhere"), "a.jsonl", "one")
+        after = look(store, source.with_name("elsewhere"))
+    changed = {
+        name
+        for name, spec in GRAPH.specs.items()
+        if before.describe(name, "base" if spec.partitions_def else None)["config"]
+        != after.describe(name, "base" if spec.partitions_def else None)["config"]
+    }
+    assert changed == table()[key]
+
+
+def test_what_is_made_from_a_stale_asset_is_stale_in_the_plan_and_made_from_what_is_there(
+    store: AssetStore, source: Path
+) -> None:
+    drop(source, "a.jsonl", "one")
+    finish_all(store, look(store, source), "base", {"original": 1})
+    changed = look(store, source, "reflect.max_tokens=500")
+    planned = {
+        name
+        for name, spec in GRAPH.specs.items()
+        if changed.is_stale(name, "base" if spec.partitions_def else None, "base")
+    }
+    assert planned == set(GRAPH.specs) - {RAW_INSTRUCTIONS, HELD_OUT}
+    assert changed.is_stale(INSTRUCTION_REFLECTIONS, "base")
+    assert not changed.is_stale(PACKED_SEQUENCES, None), "its input is as it was until the input is made again"
+
+
+def test_a_refresh_without_a_usable_row_trains_and_evaluates_nothing(store: AssetStore, source: Path) -> None:
+    drop(source, "a.jsonl", "one")
+    finish_all(store, look(store, source), "base", {"original": 1})
+    for outcomes, retrains in (({"dropped:seen_in_earlier_refresh": 4}, False), ({"original": 1}, True)):
+        for asset in (RAW_INSTRUCTIONS, HELD_OUT, RECYCLED_INSTRUCTIONS):
+            finish(store, look(store, source), asset, "second", outcomes=outcomes)
+        fresh = AssetStore(str(Path(store.folder("x", None)).parents[1]))
+        now = look(fresh, source)
+        assert [now.is_stale(name, None, "second") for name in (PACKED_SEQUENCES, STUDENT)] == [retrains] * 2
+        assert now.is_stale(EVALUATION, None, "second") == retrains
+        assert now.is_stale(REPORT, None, "second"), "the report counts all rows"
+
+
+def test_an_earlier_refresh_made_again_makes_later_ones_stale_and_not_the_reverse(
+    store: AssetStore, source: Path
+) -> None:
+    for key in ("z", "a", "m"):
+        drop(source, f"{key}.jsonl", key)
+        finish(store, look(store, source), RAW_INSTRUCTIONS, key, outcomes={"": 1})
+    now = look(store, source)
+    assert [now.earlier(key) for key in ("z", "a", "m", "new")] == [[], ["z"], ["z", "a"], ["z", "a", "m"]]
+    assert not any(now.is_stale(RAW_INSTRUCTIONS, key) for key in ("z", "a", "m"))
+    held = store.manifest(RAW_INSTRUCTIONS, "a")
+    assert held is not None
+    changed = held.model_copy(update={"fingerprint": "changed"})
+    Path(store.folder(RAW_INSTRUCTIONS, "a"), "manifest.json").write_text(changed.model_dump_json())
+    now = look(AssetStore(str(Path(store.folder("x", None)).parents[1])), source)
+    assert not now.is_stale(RAW_INSTRUCTIONS, "z")
+    assert now.is_stale(RAW_INSTRUCTIONS, "m")
+
+
+def test_a_new_folder_renames_no_file(store: AssetStore, source: Path) -> None:
+    drop(source, "2026-11/a.jsonl", "one")
+    assert [file.name for file in source_files(str(source))] == ["2026-11/a.jsonl"]
+    finish(store, look(store, source), RAW_INSTRUCTIONS, "base", outcomes={"": 1})
+    drop(source, "2026-12/b.jsonl", "two")
+    assert [file.name for file in look(store, source).files_of("second")] == ["2026-12/b.jsonl"]
+    finish(store, look(store, source), RAW_INSTRUCTIONS, "second", outcomes={"": 1})
+    drop(source, "c.jsonl", "three")
+    assert [file.name for file in look(store, source).files_of("third")] == ["c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "name"),
+    [
+        ("/data", "/data/2026/a.jsonl", "2026/a.jsonl"),
+        ("/data/", "/data/a.jsonl", "a.jsonl"),
+        ("/data/a.jsonl", "/data/a.jsonl", "a.jsonl"),
+        ("/data/2026-*/a.jsonl", "/data/2026-11/a.jsonl", "2026-11/a.jsonl"),
+        ("/data/**/*.jsonl", "/data/x/y/a.jsonl", "x/y/a.jsonl"),
+        ("s3://bucket/data?region=eu", "s3://bucket/data/x/a.jsonl?region=eu", "x/a.jsonl"),
+    ],
+)
+def test_a_file_is_named_below_the_source(path: str, file: str, name: str) -> None:
+    assert name_below(path, file) == name
+
+
+def test_differences_name_what_changed() -> None:
+    before = {"code": "1", "config": {"train": {"max_steps": 8}}, "inputs": {"packed_sequences": "a"}, "earlier": "x"}
+    now = {"code": "1", "config": {"train": {"max_steps": 12}}, "inputs": {"packed_sequences": "b"}, "earlier": "y"}
+    assert differences(before, now) == [
+        "config.train.max_steps 8 -> 12",
+        "an earlier refresh changed",
+        "inputs.packed_sequences changed",
+    ]
