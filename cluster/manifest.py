@@ -45,7 +45,9 @@ class Manifest(BaseModel):
     ids: str = ""
     value: dict[str, Any] | None = None
     # Storages of before 2026-11-26 say figures.
-    metrics: dict[str, int | float | dict[str, int]] = Field(default={}, validation_alias=AliasChoices("metrics", "figures"))
+    metrics: dict[str, int | float | dict[str, int]] = Field(
+        default={}, validation_alias=AliasChoices("metrics", "figures")
+    )
 
 
 def fingerprint_of(description: Description) -> str:
