@@ -1,0 +1,21 @@
+"""What configs/demo.yaml promises without being run: enough held-out rows, and no record that is lost."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cluster.runtime import REPOSITORY
+from flows.config import load_config
+from operators.read.read_instructions import read_instructions
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_demo_holds_out_as_many_rows_as_a_release_needs() -> None:
+    config = load_config(REPOSITORY / "configs" / "demo.yaml", [])
+    outcomes = Counter(
+        row["outcome"] for row in read_instructions(config.source).select_columns(["outcome"]).take_all()
+    )
+    assert outcomes.keys() == {"", "dropped:held_out"}
+    assert outcomes["dropped:held_out"] >= max(10, config.release.min_rows)
+    assert outcomes.total() == len(Path(config.source.path).read_text().splitlines())
