@@ -57,8 +57,12 @@ TESTED_BY = {
     "operators/evaluate/results.py": "tests/operators/evaluate/test_evaluate.py",
     "operators/parquet_log.py": "tests/operators/teacher/test_ledger.py",
     "operators/report/pairs.py": "tests/operators/report/test_report.py",
+    "operators/student/generation.py": "tests/operators/student/test_doctor.py",
     "operators/student/greedy_answers.py": "tests/operators/evaluate/test_evaluate.py",
+    "operators/student/hyper_layers.py": "tests/operators/train/test_train_attention.py",
     "operators/student/nll.py": "tests/operators/select/test_ifd.py",
+    "operators/student/packed_attention.py": "tests/operators/student/test_packing_probe.py",
+    "operators/student/packed_loss.py": "tests/operators/train/test_train_attention.py",
     "operators/student/pool.py": "tests/operators/select/test_score_store.py",
     "operators/teacher/budget.py": "tests/operators/teacher/test_ledger.py",
     "operators/teacher/calls.py": "tests/operators/teacher/test_ledger.py",
@@ -69,7 +73,9 @@ TESTED_BY = {
     "operators/teacher/supervisor.py": "tests/operators/teacher/test_ledger.py",
     "operators/teacher/vllm_backend.py": "tests/operators/teacher/test_killed_engine.py",
     "operators/train/config.py": "tests/operators/train/test_train.py",
+    "operators/train/export.py": "tests/operators/train/test_checkpoint.py",
     "operators/train/loop.py": "tests/operators/train/test_train.py",
+    "operators/train/metrics.py": "tests/operators/train/test_train.py",
 }
 
 
