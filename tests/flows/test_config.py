@@ -62,3 +62,17 @@ def test_identity_leaves_out_where_and_how_fast() -> None:
     plain, scaled = (load_config(SMOKE, over) for over in ([], ["teacher.replicas=8", "teacher.batch_rows=7"]))
     assert plain.teacher.identity() == scaled.teacher.identity()
     assert plain.teacher.identity() != load_config(SMOKE, ["teacher.temperature=0.5"]).teacher.identity()
+
+
+def test_shipped_configurations_are_found_from_any_folder_but_ones_own_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = load_config(Path("configs/smoke.yaml"), [])
+    assert shipped.source.path == str(REPOSITORY / "configs" / "demo_instructions.jsonl")
+    (tmp_path / "configs").mkdir()
+    own = tmp_path / "configs" / "smoke.yaml"
+    own.write_text(SMOKE.read_text().replace("name: smoke", "name: mine"))
+    assert load_config(Path("configs/smoke.yaml"), []).name == "mine"
+    with pytest.raises(ConfigError, match=r"configs/other.yaml: no such file"):
+        load_config(Path("configs/other.yaml"), [])
