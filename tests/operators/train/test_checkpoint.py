@@ -1,11 +1,14 @@
 """Checkpoints and export, on one in-process worker with a real DeepSpeed engine."""
 
+import hashlib
 import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from operators.train import checkpoint, loop
 from operators.train.checkpoint import (
     CheckpointSpec,
     complete_checkpoints,
@@ -15,7 +18,7 @@ from operators.train.checkpoint import (
     write_json,
 )
 from operators.train.config import TrainConfig
-from operators.train.export import export_student
+from operators.train.export import ExportError, export_student, gathered_weights
 from operators.train.loop import Trainer, TrainJob, _loaded, _prepare_process
 from operators.train.pack_order import PackStore, read_index
 
@@ -27,8 +30,9 @@ def write_checkpoint(checkpoints, step, spec=SPEC):
     folder = checkpoints / f"step-{step:08d}"
     (folder / "state").mkdir(parents=True)
     (folder / "state" / "shard.pt").write_bytes(b"12345")
-    spec = {"identity": spec.identity, "world_size": spec.world_size, "zero_stage": spec.zero_stage}
-    write_json(folder / "COMPLETE", {"step": step, "spec": spec, "files": {"state/shard.pt": 5}})
+    digests = {"state/shard.pt": hashlib.sha256(b"12345").hexdigest()}
+    content = {"step": step, "spec": asdict(spec), "files": {"state/shard.pt": 5}, "digests": digests}
+    write_json(folder / "COMPLETE", content)
     return folder
 
 
@@ -46,6 +50,50 @@ def test_the_newest_is_continued_and_none_is_a_fresh_start(tmp_path):
     for step in (10, 100, 20):
         write_checkpoint(tmp_path, step)
     assert require_continuable(tmp_path, SPEC).step == 100
+
+
+def restored(monkeypatch, folder):
+    """The step that `restore` would go on from, and what it says of newer checkpoints; nothing is loaded."""
+    loaded = []
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda engine, found: loaded.append(found.step))
+    step, problems = checkpoint.restore(None, folder, SPEC)
+    assert loaded == ([step] if step else [])
+    return step, problems
+
+
+def test_a_damaged_shard_of_the_right_size_is_passed_over(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 10)
+    (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").write_bytes(b"12x45")
+    step, problems = restored(monkeypatch, tmp_path)
+    assert step == 10
+    assert "step-00000020 is damaged (state/shard.pt)" in problems[0]
+
+
+def test_where_all_are_damaged_training_begins_anew(tmp_path, monkeypatch):
+    (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").write_bytes(b"12x45")
+    assert restored(monkeypatch, tmp_path)[0] == 0
+
+
+def test_a_pickle_that_others_may_write_is_not_read(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 10)
+    (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").chmod(0o666)
+    (write_checkpoint(tmp_path, 30) / "COMPLETE").chmod(0o666)
+    linked = write_checkpoint(tmp_path, 40) / "state" / "shard.pt"
+    linked.unlink()
+    elsewhere = tmp_path / "elsewhere.pt"
+    elsewhere.write_bytes(b"12345")
+    linked.symlink_to(elsewhere)
+    step, problems = restored(monkeypatch, tmp_path)
+    assert step == 10
+    assert [problem.count("is not this user's alone") for problem in problems] == [1, 1, 1]
+
+
+def test_a_checkpoint_without_digests_is_not_read(tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path, 10)
+    content = json.loads((folder / "COMPLETE").read_text())
+    del content["digests"]
+    write_json(folder / "COMPLETE", content)
+    assert restored(monkeypatch, tmp_path)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -67,20 +115,20 @@ def test_json_is_replaced_whole(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def monkeypatch():
+def patched_module():
     with pytest.MonkeyPatch.context() as patch:
         yield patch
 
 
 @pytest.fixture(scope="module")
-def job(monkeypatch, tiny_model, packs_file, tmp_path_factory):
+def job(patched_module, tiny_model, packs_file, tmp_path_factory):
     """A ZeRO-3 job of one worker, inside a process group of this process."""
     folder = tmp_path_factory.mktemp("checkpoint")
     config = TrainConfig(
         zero_stage=3, max_steps=4, packs_per_step=3, learning_rate=1e-3, precision="fp32", activation_checkpointing=True
     )
     files = [packs_file]
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    patched_module.setenv("LOCAL_RANK", "0")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     _prepare_process(config)
     digest = read_index(files).digest
@@ -137,3 +185,63 @@ def test_old_checkpoints_are_removed_and_an_unfinished_one_is_replaced(job, tmp_
             save_checkpoint(engine, tmp_path, step, job.spec, keep=2)
     assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [2, 3]
     assert not (tmp_path / "step-00000003" / "half").exists()
+
+
+@pytest.mark.slow
+def test_a_failed_export_keeps_the_training_and_the_next_attempt_only_exports(job, tmp_path, monkeypatch):
+    blocked = replace(job, folder=str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "tokenizer.json").mkdir()  # a folder where a file is to be written
+    with pytest.raises(ExportError, match="cannot be written"):
+        loop.train_worker({"job": blocked})
+    assert "cannot be written" in loop.read_failure(tmp_path)
+    assert [found.step for found in complete_checkpoints(tmp_path / "checkpoints")] == [4]
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "tokenizer.json").rmdir()
+    (tmp_path / "checkpoints" / "failed.json").unlink()
+    monkeypatch.setattr(loop.Trainer, "step", None)  # no step is trained again
+    loop.train_worker({"job": blocked})
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    assert (tmp_path / "checkpoints" / "exported.json").is_file()
+    AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.slow
+def test_a_student_that_cannot_be_saved_as_it_is_and_does_not_stop_is_exported_right(job, tmp_path):
+    with _loaded(job) as (engine, _):
+        settings = engine.module.generation_config
+        settings.temperature, settings.top_p, settings.do_sample, settings.eos_token_id = 0.9, 0.6, False, 0
+        changed = export_student(engine, job.student, tmp_path)
+    exported = GenerationConfig.from_pretrained(tmp_path)
+    assert changed == "do_sample: true"
+    assert (exported.do_sample, exported.temperature) == (True, 0.9)
+    assert exported.eos_token_id == [2, 0]  # the end of turn that was learnt, and the model's own
+
+
+@pytest.mark.slow
+def test_nothing_is_updated_by_a_loss_that_is_not_finite(job, monkeypatch):
+    with _loaded(job) as (engine, noise):
+        trainer = Trainer(job, engine, noise, PackStore(job.files))
+        before = gathered_weights(engine.module)
+        sums = iter([float("nan")])
+        whole = loop.summed_loss
+        monkeypatch.setattr(loop, "summed_loss", lambda *args: whole(*args) * next(sums, 1.0))
+        with pytest.raises(loop.NotFiniteError, match="loss at step 0 is nan, and nothing was updated"):
+            trainer.step(0)
+        for name, weight in gathered_weights(engine.module).items():
+            assert torch.equal(weight, before[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_stage_of_each_precision_gives_one_curve(job, precision):
+    losses = []
+    for stage in (0, 1, 2, 3):
+        config = job.config.model_copy(update={"zero_stage": stage, "precision": precision})
+        one = replace(job, config=config)
+        with _loaded(one) as (engine, noise):
+            trainer = Trainer(one, engine, noise, PackStore(job.files))
+            losses.append([trainer.step(step).loss for step in range(3)])
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-5 if precision == "fp32" else 2e-3)
