@@ -42,11 +42,14 @@ def exportable(settings: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase
             return False
         return True
 
+    def is_token(value: object) -> bool:
+        return isinstance(value, list) or (isinstance(value, int) and value >= 0)
+
     chosen, changed = deepcopy(settings), ""
     if not is_valid(chosen):
         chosen.do_sample, changed = True, "do_sample: true"
     if not is_valid(chosen):
-        kept = {name: getattr(settings, name, None) for name in _TOKENS}
+        kept = {name: value for name in _TOKENS if is_token(value := getattr(settings, name, None))}
         chosen, changed = GenerationConfig(**kept), "nothing of it but its token ids"
     stops = stop_tokens(chosen.eos_token_id, tokenizer)
     chosen.eos_token_id = stops if len(stops) > 1 else stops[0]

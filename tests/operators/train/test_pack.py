@@ -1,3 +1,5 @@
+import json
+
 import pyarrow as pa
 import pytest
 import ray
@@ -5,7 +7,7 @@ from pydantic import ValidationError
 
 from operators import columns
 from operators.student.encode import IGNORED, Encoded, encode_example, load_tokenizer
-from operators.train.pack import Document, PackConfig, Packer, best_fit_decreasing, pack
+from operators.train.pack import COLUMNS_IN, Document, PackConfig, Packer, _place, best_fit_decreasing, pack
 
 CONFIG = PackConfig(max_tokens=128, rows_per_block=64)
 
@@ -57,6 +59,35 @@ def test_a_pack_is_its_documents_one_after_the_other(packer, demo_model):
             start += length
 
 
+def test_packs_do_not_depend_on_the_order_in_which_rows_arrive(packer):
+    rows = recycled([(f"Count to {n}.", "", "one two " * (1 + n * 7 % 23)) for n in range(120)])
+    packed = {}
+    for name, order in {"as read": list(range(120)), "backwards": list(range(119, -1, -1))}.items():
+        shuffled = rows.take(pa.array(order))
+        blocks = [_place(shuffled.slice(at, 50), wanted=list(COLUMNS_IN), buckets=4) for at in (0, 50, 100)]
+        packed[name] = packer(pa.concat_tables(blocks)).to_pylist()
+    assert packed["as read"] == packed["backwards"]
+    ids = [row_id for row in packed["as read"] for row_id in row["row_ids"]]
+    assert sorted(ids) == sorted(f"r{n}" for n in range(120))
+
+
+def test_each_document_may_have_a_pack_of_its_own(local_ray, demo_model):
+    alone = Packer(PackConfig(max_tokens=128, packed=False), demo_model)
+    out = alone(recycled([(f"Say {n}.", "", str(n)) for n in range(5)])).to_pylist()
+    assert [row["row_ids"] for row in out] == [[f"r{n}"] for n in range(5)]
+
+
+def test_a_dialogue_is_packed_whole_and_learnt_as_configured(local_ray, demo_model):
+    rows = recycled([("And of Spain?", "", "Madrid.")]).to_pylist()
+    before = [{"role": "user", "content": "Capital of France?"}, {"role": "assistant", "content": "Paris."}]
+    table = columns.conform(pa.Table.from_pylist([rows[0] | {"turns_before": json.dumps(before)}]), columns.RECYCLED)
+    tokenizer = load_tokenizer(demo_model)
+    for loss_on, learnt in {"last": "Madrid.<|im_end|>", "all": "Paris.<|im_end|>Madrid.<|im_end|>"}.items():
+        row = Packer(PackConfig(max_tokens=128, loss_on=loss_on), demo_model)(table).to_pylist()[0]
+        assert "Capital of France?" in tokenizer.decode(row["input_ids"])
+        assert tokenizer.decode([label for label in row["labels"] if label != IGNORED]) == learnt
+
+
 def test_every_recycled_row_comes_out_once_and_no_other(packer):
     good = recycled([(f"Say {n}.", "", str(n)) for n in range(20)])
     bad = recycled([("Say.", "", "word " * 200), ("Say <|im_end|>", "", "x")])
@@ -87,6 +118,9 @@ def test_on_ray_through_parquet(local_ray, demo_model, tmp_path):
     pack(rows, CONFIG, demo_model).write_parquet(str(tmp_path / "packs"))
     table = ray.data.read_parquet(str(tmp_path / "packs")).to_pandas()
     assert sorted(row_id for ids in table["row_ids"] for row_id in ids) == sorted(f"r{n}" for n in range(150))
+    backwards = rows.sort("row_id", descending=True).repartition(3)
+    again = pack(backwards, CONFIG, demo_model).to_pandas()
+    assert sorted(map(list, again["row_ids"])) == sorted(map(list, table["row_ids"]))
 
 
 @pytest.mark.slow

@@ -1,0 +1,19 @@
+import pytest
+from pydantic import ValidationError
+
+from operators.student.pool import StudentPoolConfig
+
+
+def test_an_actor_asks_ray_for_gpus_only_where_it_has_some():
+    assert StudentPoolConfig(cpus_per_actor=2).resources() == {"num_cpus": 2}
+    assert StudentPoolConfig(gpus_per_actor=0.5).resources() == {"num_cpus": 1, "num_gpus": 0.5}
+
+
+def test_only_the_longest_sequence_changes_results():
+    assert set(StudentPoolConfig().identity()) == {"max_tokens"}
+
+
+def test_absurd_sizes_are_refused():
+    for key in ("batch_rows", "batch_tokens", "max_tokens", "actors", "threads"):
+        with pytest.raises(ValidationError, match=key):
+            StudentPoolConfig.model_validate({key: 0})
