@@ -3,7 +3,9 @@
 import ast
 import importlib.util
 import os
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,17 @@ def test_nothing_is_tracked_that_git_ignores() -> None:
         check=True,
     )
     assert tracked.stdout == "", "a tracked link or folder of this name would replace the real one in every checkout"
+
+
+def test_every_dependency_is_pinned_for_an_installation_on_cpus() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(need for extra in ("cpu", "dev") for need in project["optional-dependencies"][extra]),
+    ]
+    pinned = {line.partition("==")[0].lower() for line in (REPOSITORY / ".ci/constraints-cpu.txt").read_text().split()}
+    names = {re.match(r"[\w.-]+", need).group().lower() for need in wanted}  # type: ignore[union-attr]
+    assert names - pinned == set()
 
 
 def test_our_kernels_do_not_pass_for_hugging_faces() -> None:
