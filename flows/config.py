@@ -42,28 +42,36 @@ class ConfigError(ValueError):
 class StudentConfig(StageConfig):
     """The model that is trained; before training it also scores what the teacher wrote."""
 
-    model: str = Field(description="folder, hub id or package:<wheel>")
+    model: str = Field(
+        description="The model: a folder, a hub id, or `package:<wheel>` for a model inside an installed wheel."
+    )
 
 
 class ScheduleConfig(StageConfig):
     """When the daemon looks for new data."""
 
-    cron: str = Field("0 3 * * *", description="five fields, UTC; a refresh starts only if there is new data")
-    sensor_seconds: int = Field(60, ge=1, description="how often the source is looked at between two ticks of cron")
+    cron: str = Field(
+        "0 3 * * *",
+        description="Five fields of cron, in UTC, at which the schedule looks for new data.",
+    )
+    sensor_seconds: int = Field(60, ge=1, description="Time between two looks of the sensor at the source, in seconds.")
     settle_seconds: float = Field(
-        5, ge=0, description="a file that changed less than this ago may be half copied and waits for the next look"
+        5,
+        ge=0,
+        description="Age below which a changed file may be half copied, in seconds; it waits for the next look.",
     )
     active: bool = Field(
-        False, description="sensor and schedule are on as soon as the daemon runs; else switch them on in the web UI"
+        False,
+        description="Switch sensor and schedule on as soon as the daemon runs; else the web page does it.",
     )
 
 
 class RunConfig(StageConfig):
     """Everything that a run needs to know."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="names the report")
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name of the run and of its report.")
     storage: str = Field(
-        min_length=1, description="folder that holds assets, ledger, students and reports; all nodes share it"
+        min_length=1, description="Folder that holds assets, ledger, students and reports; all nodes share it."
     )
     source: ReadConfig
     deduplicate: DeduplicateConfig = DeduplicateConfig()

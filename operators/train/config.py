@@ -24,14 +24,14 @@ class TrainConfig(StageConfig):
     """
 
     num_workers: Operational[int] = Field(
-        default=1, ge=1, description="training processes; the loss curve does not depend on it"
+        default=1, ge=1, description="Number of training processes; the loss curve does not depend on it."
     )
     zero_stage: Operational[Literal[0, 1, 2, 3]] = Field(
         default=2,
         description="What DeepSpeed ZeRO shards over the workers; 0 in bf16 is carried out as 1, with the same result.",
     )
-    max_steps: int = Field(default=0, ge=0, description="optimizer steps; 0 means as many as `epochs` takes")
-    epochs: int = Field(default=3, ge=1, description="passes over the packs, if max_steps is 0")
+    max_steps: int = Field(default=0, ge=0, description="Number of optimizer steps; 0 means as many as `epochs` takes.")
+    epochs: int = Field(default=3, ge=1, description="Number of passes over the packs if `max_steps` is 0.")
     packs_per_step: int = Field(
         default=8,
         ge=1,
@@ -47,33 +47,47 @@ class TrainConfig(StageConfig):
         ge=0,
         description="Tokens of one optimizer step over all workers, as nearly as whole packs allow; 0 counts packs.",
     )
-    learning_rate: float = Field(default=2e-5, gt=0, description="peak of the cosine schedule")
-    warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of the steps in linear warm-up")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this 2-norm")
-    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="bf16 keeps fp32 master weights")
-    activation_checkpointing: Operational[bool] = Field(
-        default=False, description="recompute activations instead of storing them"
+    learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate of the schedule.")
+    warmup_fraction: float = Field(
+        default=0.03, ge=0, lt=1, description="Fraction of the steps that is linear warm-up."
     )
-    neftune_alpha: float = Field(default=5.0, ge=0, description="NEFTune's alpha; 0 switches the noise off")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="Largest 2-norm of the gradient; a larger gradient is scaled down."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="Number format of the training; bf16 keeps fp32 master weights."
+    )
+    activation_checkpointing: Operational[bool] = Field(
+        default=False, description="Recompute activations in the backward pass instead of storing them."
+    )
+    neftune_alpha: float = Field(default=5.0, ge=0, description="Alpha of NEFTune's noise; 0 switches the noise off.")
     attention: Literal["sdpa", "hyper_attention"] = Field(
-        default="sdpa", description="attention of the student while training; sdpa is exact"
+        default="sdpa", description="Attention of the student during training; sdpa is exact."
     )
     hyper_attention: dict[str, int | str] = Field(
-        default={}, description="mode and sizes, as of kernels.hyper_attention.HyperAttentionConfig"
+        default={},
+        description="Mode and sizes of HyperAttention, as in `kernels.hyper_attention.HyperAttentionConfig`.",
     )
     hyper_attention_layers: str | list[int] = Field(
-        default="all", description="all, last:n, first:n, even, odd, or a list; the other layers stay exact"
+        default="all",
+        description="Layers with HyperAttention: all, last:n, first:n, even, odd or a list; the others stay exact.",
     )
-    seed: int = Field(default=0, ge=0, description="order of the packs and NEFTune's noise")
+    seed: int = Field(default=0, ge=0, description="Seed of the order of the packs and of NEFTune's noise.")
     checkpoint_every_steps: Operational[int] = Field(
-        default=100, ge=0, description="0 means none: a restart begins anew"
+        default=100,
+        ge=0,
+        description="Number of steps between two checkpoints; 0 means none, so that a restart begins at step 0.",
     )
-    max_failures: Operational[int] = Field(default=3, ge=0, description="restarts of the workers before the run fails")
-    gpus_per_worker: Operational[float] = Field(default=0, ge=0, le=1, description="0 trains on the CPU with gloo")
-    cpus_per_worker: Operational[float] = Field(default=1, gt=0, description="logical CPUs that a worker reserves")
+    max_failures: Operational[int] = Field(
+        default=3, ge=0, description="Number of restarts of the workers before the run fails."
+    )
+    gpus_per_worker: Operational[float] = Field(
+        default=0, ge=0, le=1, description="GPUs of a worker; 0 trains on the CPU with gloo."
+    )
+    cpus_per_worker: Operational[float] = Field(default=1, gt=0, description="Logical CPUs that a worker reserves.")
     threads_per_worker: Operational[int] = Field(
-        default=0, ge=0, description="torch threads of a worker; 0 leaves Ray's choice"
+        default=0, ge=0, description="Number of torch threads of a worker; 0 leaves the choice to Ray."
     )
 
     @model_validator(mode="after")

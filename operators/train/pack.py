@@ -43,7 +43,9 @@ _COUNTED = {"rows": "row_ids", "tokens": "input_ids"}
 class PackConfig(StageConfig):
     """How examples are laid out for training."""
 
-    max_tokens: int = Field(default=1024, ge=16, description="tokens of a pack; a longer example is quarantined")
+    max_tokens: int = Field(
+        default=1024, ge=16, description="Length of a pack, in tokens; a longer example is quarantined with a reason."
+    )
     packed: bool = Field(
         default=True, description="Several documents share a pack; false trains each document in a pack of its own."
     )
@@ -54,8 +56,10 @@ class PackConfig(StageConfig):
     rows_per_block: int = Field(
         default=4096, gt=0, description="About how many examples are packed together; their ids decide which."
     )
-    tokenizers: Operational[int] = Field(default=1, gt=0, description="actors that encode and pack")
-    cpus_per_tokenizer: Operational[float] = Field(default=0.5, gt=0, description="logical CPUs of one such actor")
+    tokenizers: Operational[int] = Field(default=1, gt=0, description="Number of actors that encode and pack.")
+    cpus_per_tokenizer: Operational[float] = Field(
+        default=0.5, gt=0, description="Logical CPUs that such an actor reserves."
+    )
 
 
 @dataclass(frozen=True)
