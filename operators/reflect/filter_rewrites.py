@@ -15,7 +15,7 @@ from ray.data import Dataset
 
 from operators.columns import ACTIVE, PARSED
 from operators.read.drop_contaminated import EvaluationIndex
-from operators.reflect.parse_replies import REFUSAL
+from operators.reflect.refusals import REFUSAL
 from operators.reflect.prompts import CRITIQUE_HEADING, END_HEADING, INSTRUCTION_SECTIONS, RESPONSE_SECTIONS
 from operators.reflect.reflect import Reflecting
 from operators.stage import StageConfig, require_columns

@@ -1,90 +1,85 @@
 """Reads what the teacher wrote: raw text in, the critique and the rewritten texts out, or the reason why not.
 
-Strict on purpose. A reply is refused when it was cut off, lacks a section, repeats a heading, or says nothing; the row
-then keeps its original, and the reason is counted. The raw reply stays in the ledger, so a better parser costs nothing.
+What has exactly one reading is read, whatever stands around it: fences, prose, thoughts, headings in another dress. All
+else is refused: the row then gets one more turn, or keeps its original, and the reason is counted. The raw reply stays
+in the ledger, so that a better parser costs no call.
 """
 
-import json
-import re
-from dataclasses import dataclass
-from itertools import pairwise
+from operators.outside_text import control_character
+from operators.reflect.prompts import ReplyFormat
+from operators.reflect.refusals import REFUSAL
+from operators.reflect.reply_headings import read_headings
+from operators.reflect.reply_json import read_json
+from operators.reflect.reply_parts import Parsed, Rejected
+from operators.reflect.rewrite_text import clean_reply, clean_rewrite, is_placeholder
 
-from operators.reflect.prompts import CRITIQUE_HEADING, END_HEADING, ReplyFormat
+__all__ = ["Parsed", "Rejected", "parse_reply"]
 
-# A reply that opens like this and never gets to a rewrite is a refusal rather than bad form.
-REFUSAL = re.compile(r"^\s*(i(['\u2019]m| am) sorry|i can(no|['\u2019])t|as an ai\b)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A parsed reply: criterion -> sentence, and reply property -> rewritten text."""
-
-    critique: dict[str, str]
-    texts: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """Why a reply cannot be used; the reason is a word that is counted and shown."""
-
-    reason: str
+NOT_THERE = ("no_json", "missing_section")  # reasons to look for the other form
 
 
 def parse_reply(
-    reply: str | None, finish_reason: str | None, form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]
+    reply: str | None,
+    finish_reason: str | None,
+    form: ReplyFormat,
+    criteria: dict[str, str],
+    sections: dict[str, str],
+    *,
+    critique_chars: int | None = None,
+    text_chars: int | None = None,
 ) -> Parsed | Rejected:
-    """Parse one raw reply.
+    """Parse one raw reply; never raises, whatever it holds.
 
     Args:
         reply: the teacher's text; None if the call failed.
         finish_reason: "stop", or "length" if it was cut off by max_tokens.
-        form: the format that was asked for.
+        form: the format that was asked for; a reply in the other one is read too.
         criteria: the names of the criteria, in order.
         sections: reply property -> heading of the delimited format.
+        critique_chars: of what is kept about one criterion; the ledger keeps all.
+        text_chars: of one rewritten text; a longer one is refused.
     """
     if reply is None:
         return Rejected("call_failed")
-    parsed = _parse_json(reply, criteria, sections) if form == "json" else _parse_delimited(reply, criteria, sections)
+    text = clean_reply(reply)
+    parsed = text if isinstance(text, Rejected) else _parse(text, finish_reason, form, criteria, sections)
     if isinstance(parsed, Rejected):
         if finish_reason == "length":
             return Rejected("cut_off")
-        return Rejected("refusal") if REFUSAL.match(reply) else parsed
-    empty = [name for name, text in parsed.texts.items() if not text]
-    return Rejected("empty_section") if empty else parsed
+        is_refusal = parsed.reason in NOT_THERE and REFUSAL.match(reply.lstrip("\ufeff"))
+        return Rejected("refusal") if is_refusal else parsed
+    texts: dict[str, str] = {}
+    for name, written in parsed.texts.items():
+        cleaned = clean_rewrite(written, sections, criteria)
+        if isinstance(cleaned, Rejected):
+            return cleaned
+        if text_chars is not None and len(cleaned) > text_chars:
+            return Rejected("over_length")
+        texts[name] = cleaned
+    critique = {name: _shown(said, critique_chars) for name, said in parsed.critique.items()}
+    return Parsed(critique, texts) if all(critique.values()) else Rejected("missing_criterion")
 
 
-def _parse_json(reply: str, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
-    try:
-        values = json.loads(reply)
-    except (json.JSONDecodeError, RecursionError):
-        return Rejected("no_json")
-    if not isinstance(values, dict):
-        return Rejected("no_json")
-    if any(not isinstance(values.get(name), str) for name in [*criteria, *sections]):
-        return Rejected("missing_section")
-    return Parsed({name: values[name].strip() for name in criteria}, {name: values[name].strip() for name in sections})
+def _parse(
+    text: str, finish_reason: str | None, form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]
+) -> Parsed | Rejected:
+    as_json = read_json(text, criteria, sections) if form == "json" or "{" in text else Rejected("no_json")
+    if form == "json":
+        if as_json != Rejected("no_json"):
+            return as_json
+        other = read_headings(text, finish_reason, criteria, sections)
+        return other if isinstance(other, Parsed) else as_json
+    as_headings = read_headings(text, finish_reason, criteria, sections)
+    if as_headings == Rejected("missing_section") and isinstance(as_json, Parsed):
+        return as_json
+    return as_headings
 
 
-def _parse_delimited(reply: str, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
-    headings = [CRITIQUE_HEADING, *sections.values(), END_HEADING]
-    places = []
-    for heading in headings:
-        found = list(re.finditer(rf"^[ \t]*\[{re.escape(heading)}\][ \t]*$", reply, re.MULTILINE))
-        if len(found) != 1:
-            return Rejected("missing_section" if not found else "repeated_heading")
-        places.append(found[0])
-    if [place.start() for place in places] != sorted(place.start() for place in places):
-        return Rejected("sections_out_of_order")
-    if reply[places[-1].end() :].strip():
-        return Rejected("text_after_end")
-    bodies = [reply[here.end() : then.start()].strip() for here, then in pairwise(places)]
-    critique = {name: _criticism(bodies[0], name) for name in criteria}
-    if not all(critique.values()):
-        return Rejected("missing_criterion")
-    return Parsed(critique, dict(zip(sections, bodies[1:], strict=True)))
-
-
-def _criticism(body: str, criterion: str) -> str:
-    name = re.escape(criterion).replace("_", "[ _]")
-    found = re.search(rf"^[-*\s]*{name}[*]*\s*:\s*(?P<text>.+)$", body, re.MULTILINE | re.IGNORECASE)
-    return found["text"].strip() if found else ""
+def _shown(said: str, limit: int | None) -> str:
+    """What was said about one criterion, for people to read: no control characters, and not too long."""
+    text = said.strip()
+    if is_placeholder(text) and text.casefold().rstrip(".") not in ("none", "n/a", "na"):
+        return ""
+    while control_character(text):
+        text = "".join(letter for letter in text if not control_character(letter))
+    return text if limit is None or len(text) <= limit else f"{text[: limit - 1]}…"

@@ -44,6 +44,17 @@ REPAIRABLE: Final = {
     "text_after_end": "there is text after the end",
     "missing_criterion": "a criterion is missing",
     "empty_section": "a part of it is empty",
+    "over_length": "a text in it is too long, so be briefer",
+    "several_objects": "it holds several JSON objects",
+    "unfinished_thoughts": "it holds thoughts and no answer",
+    "thoughts_in_text": "thoughts stand in a text that was asked for",
+    "control_character": "a text in it holds control characters; write a backslash in JSON as two",
+    "literal_line_ends": "a text in it holds the characters \\n in place of line ends",
+    "placeholder": "a text in it is a placeholder",
+    "form_in_text": "a heading stands in a text that was asked for",
+    "critique_in_text": "a part of the critique stands in a text that was asked for",
+    "remark_in_text": "a remark about the rewriting stands in a text that was asked for",
+    "open_fence": "a code block in it is not closed",
 }
 
 

@@ -17,13 +17,14 @@ from ray.data import Dataset
 
 from operators.chat_markup import escape
 from operators.columns import ACTIVE, conform
-from operators.reflect import parse_replies
+from operators.reflect import parse_replies, refusals, reply_headings, reply_json, reply_parts, rewrite_text
 from operators.reflect.parse_replies import Rejected, parse_reply
 from operators.reflect.prompts import REPAIRABLE, ReplyFormat, repair_prompt, reply_schema
 from operators.stage import StageConfig, require_columns
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import REPLY_COLUMNS, Ledger
 
+PARSER = (parse_replies, reply_headings, reply_json, reply_parts, rewrite_text, refusals)
 REPAIR = "_repair"  # after the stage's name: its second turns in the ledger
 
 
@@ -32,8 +33,12 @@ class ReflectConfig(StageConfig):
 
     form: ReplyFormat = Field("json", description="json: structured output; delimited: headings, as in the papers")
     max_tokens: int = Field(1024, ge=16, description="of one reply")
-    critique_chars: int = Field(400, ge=20, description="json: longest sentence about one criterion")
-    text_chars: int = Field(8000, ge=20, description="json: longest rewritten text")
+    critique_chars: int = Field(
+        400, ge=20, description="What is kept of the critique by one criterion, in characters; the ledger keeps all of it."
+    )
+    text_chars: int = Field(
+        8000, ge=20, description="Longest rewritten text, in characters; a reply with a longer one is refused."
+    )
     repair: bool = Field(True, description="one more turn for a reply that cannot be read")
     repair_chars: int = Field(4000, ge=0, description="of the unreadable reply, shown to the teacher again")
 
@@ -100,7 +105,7 @@ def reflection_version(about: Reflecting) -> str:
     forms: tuple[ReplyFormat, ...] = ("json", "delimited")
     prompts = [about.prompt("row", "instruction", "input", "response", form) for form in forms]
     prompts += [repair_prompt(reason, form, about.criteria, about.sections) for form in forms for reason in REPAIRABLE]
-    texts = {"prompt": "".join(prompts), "parser": inspect.getsource(parse_replies)}
+    texts = {"prompt": "".join(prompts), "parser": "".join(map(inspect.getsource, PARSER))}
     return ", ".join(f"{name} {hashlib.sha256(text.encode()).hexdigest()[:8]}" for name, text in texts.items())
 
 
@@ -171,7 +176,15 @@ def read_replies(
     for row in rows.select(["outcome", "reply", "finish_reason", *kept]).to_pylist():
         values = [row.get(name) for name in names]
         if row["outcome"] == ACTIVE and (not repaired or row["reply"] is not None):
-            parsed = parse_reply(row["reply"], row["finish_reason"], config.form, about.criteria, about.sections)
+            parsed = parse_reply(
+                row["reply"],
+                row["finish_reason"],
+                config.form,
+                about.criteria,
+                about.sections,
+                critique_chars=config.critique_chars,
+                text_chars=config.text_chars,
+            )
             if not isinstance(parsed, Rejected):
                 texts = [escape(text, special_tokens) for text in parsed.texts.values()]
                 status = "repaired" if repaired else "parsed"

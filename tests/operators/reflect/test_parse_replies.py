@@ -1,89 +1,113 @@
-"""Every way in which a teacher's reply can be unusable has a name, and nothing half-parsed gets through."""
+"""No reply of any kind raises, takes long, or leaves something dirty in a text that is accepted."""
 
 import json
+import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from operators.outside_text import control_character
 from operators.reflect.parse_replies import Parsed, Rejected, parse_reply
-from operators.reflect.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, RESPONSE_CRITERIA, RESPONSE_SECTIONS
+from operators.reflect.prompts import (
+    INSTRUCTION_CRITERIA,
+    INSTRUCTION_SECTIONS,
+    REPAIRABLE,
+    RESPONSE_CRITERIA,
+    RESPONSE_SECTIONS,
+    ReplyFormat,
+)
+from operators.reflect.rewrite_text import clean_rewrite
 
-CRITIQUE = "\n".join(f"{name.replace('_', ' ')}: fine" for name in RESPONSE_CRITERIA)
+FORMS: tuple[ReplyFormat, ...] = ("json", "delimited")
+STAGES = [(INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS), (RESPONSE_CRITERIA, RESPONSE_SECTIONS)]
+OUTCOMES = {*REPAIRABLE, "call_failed", "refusal"}
+PIECES = st.sampled_from(
+    ["[Critique]", "[Better Answer]", "[New Instruction]", "[New Answer]", "[End]", "**", "## ", "helpfulness: ", "\n",
+     "\r\n", "\\n", "```", "```json\n", "{", "}", '{"', '": "', '", "', '"}', '"', "\\", "\\frac", "\\u", "\\ud83d", "$",
+     "<think>", "</think>", "...", "Here is a better answer: ", "(Note: I changed it.)", "better_response", "\ufeff", "\0",
+     "\ud83d", "\x0c", " ", "\t", "Paris.", "accuracy", "level of detail", "9" * 5000, "[", "]", "1. ", "巴黎", "ปารีส"]
+)  # fmt: skip
+ANY_TEXT = st.one_of(st.text(), st.text(st.characters(codec=None)), st.lists(PIECES, max_size=40).map("".join))
 
 
-def delimited(answer: str, critique: str = CRITIQUE, end: str = "\n[End]") -> str:
-    return f"[Critique]\n{critique}\n[Better Answer]\n{answer}{end}"
+def whole(text: str, form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]) -> str:
+    if form == "json":
+        return json.dumps(dict.fromkeys(criteria, "fine") | dict.fromkeys(sections, text))
+    critique = "\n".join(f"{name.replace('_', ' ')}: fine" for name in criteria)
+    return "\n".join(["[Critique]", critique, *(f"[{name}]\n{text}" for name in sections.values()), "[End]"])
 
 
-def parse_delimited(reply: str | None, finish_reason: str = "stop") -> Parsed | Rejected:
-    return parse_reply(reply, finish_reason, "delimited", RESPONSE_CRITERIA, RESPONSE_SECTIONS)
+def check(reply: str, finish_reason: str | None = "stop") -> None:
+    for form in FORMS:
+        for criteria, sections in STAGES:
+            parsed = parse_reply(reply, finish_reason, form, criteria, sections)
+            if isinstance(parsed, Rejected):
+                assert parsed.reason in OUTCOMES
+                continue
+            assert all(parsed.critique[name] for name in criteria)
+            for name in sections:
+                text = parsed.texts[name]
+                assert text.strip()
+                assert control_character(text) is None
+                text.encode()
+                assert clean_rewrite(text, sections, criteria) == text, "what was accepted is accepted again as it is"
+            json.dumps(parsed.critique, ensure_ascii=False).encode()
 
 
-def parse_json(reply: str | None, finish_reason: str = "stop") -> Parsed | Rejected:
-    return parse_reply(reply, finish_reason, "json", RESPONSE_CRITERIA, RESPONSE_SECTIONS)
+@settings(max_examples=400, deadline=None)
+@given(ANY_TEXT, st.sampled_from(["stop", "length", None]))
+def test_any_text_is_read_or_refused(reply: str, finish_reason: str | None) -> None:
+    check(reply, finish_reason)
 
 
-def as_json(**changes: object) -> str:
-    return json.dumps(dict.fromkeys(RESPONSE_CRITERIA, "fine") | {"better_response": "Paris."} | changes)
+@settings(max_examples=400, deadline=None)
+@given(ANY_TEXT, st.sampled_from(FORMS), st.sampled_from(STAGES))
+def test_any_text_in_a_whole_reply_is_read_or_refused(
+    text: str, form: ReplyFormat, stage: tuple[dict[str, str], dict[str, str]]
+) -> None:
+    check(whole(text, form, *stage))
 
 
-class TestDelimited:
-    def test_reads_critique_and_answer(self) -> None:
-        parsed = parse_delimited(delimited("Paris."))
-        assert parsed == Parsed(dict.fromkeys(RESPONSE_CRITERIA, "fine"), {"better_response": "Paris."})
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(FORMS), st.data(), ANY_TEXT)
+def test_a_reply_with_a_piece_cut_out_or_put_in_is_read_or_refused(
+    form: ReplyFormat, data: st.DataObject, piece: str
+) -> None:
+    reply = whole('Say "Paris".\n\n```py\nprint(1)\n```', form, RESPONSE_CRITERIA, RESPONSE_SECTIONS)
+    start = data.draw(st.integers(0, len(reply)))
+    stop = data.draw(st.integers(start, len(reply)))
+    check(reply[:start] + piece + reply[stop:])
 
-    def test_an_answer_that_starts_with_the_closing_word_is_whole(self) -> None:
-        answer = "The Endocrine system.\nEnd of story, [End] of line."
-        parsed = parse_delimited(delimited(answer))
-        assert isinstance(parsed, Parsed)
-        assert parsed.texts["better_response"] == answer
 
-    @pytest.mark.parametrize(
-        ("reply", "reason"),
-        [
-            (None, "call_failed"),
-            ("", "missing_section"),
-            ("Paris.", "missing_section"),
-            (delimited("Paris.", end=""), "missing_section"),
-            (delimited("[Better Answer]\nParis."), "repeated_heading"),
-            (delimited("Paris.", critique=f"{CRITIQUE}\n[Better Answer]"), "repeated_heading"),
-            (delimited("Paris.") + "\nAnd more.", "text_after_end"),
-            (delimited("", end="[End]"), "empty_section"),
-            (delimited("Paris.", critique="helpfulness: fine"), "missing_criterion"),
-            (f"[Better Answer]\nParis.\n[Critique]\n{CRITIQUE}\n[End]", "sections_out_of_order"),
-            ("I'm sorry, but I can't help with that.", "refusal"),
-        ],
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("ab .,\n\"'(){}=+-\\\t巴é😀"), min_size=1), st.sampled_from(FORMS))
+def test_a_plain_text_comes_back_letter_for_letter(text: str, form: ReplyFormat) -> None:
+    """Of a text that is accepted nothing but its edges may change, and JSON holds every character."""
+    parsed = parse_reply(
+        whole(text, form, RESPONSE_CRITERIA, RESPONSE_SECTIONS), "stop", form, RESPONSE_CRITERIA, RESPONSE_SECTIONS
     )
-    def test_refuses(self, reply: str | None, reason: str) -> None:
-        assert parse_delimited(reply) == Rejected(reason)
-
-    def test_a_reply_cut_off_by_the_limit_is_told_apart(self) -> None:
-        assert parse_delimited(delimited("Paris", end=""), "length") == Rejected("cut_off")
-
-
-class TestJson:
-    def test_reads_critique_and_answer(self) -> None:
-        parsed = parse_json(as_json())
-        assert parsed == Parsed(dict.fromkeys(RESPONSE_CRITERIA, "fine"), {"better_response": "Paris."})
-
-    @pytest.mark.parametrize(
-        ("reply", "reason"),
-        [
-            ("{", "no_json"),
-            ("[1]", "no_json"),
-            ("[" * 100_000, "no_json"),
-            (as_json(better_response=7), "missing_section"),
-            (as_json(helpfulness=None), "missing_section"),
-            (as_json(better_response="  "), "empty_section"),
-            ("I cannot do that.", "refusal"),
-        ],
-    )
-    def test_refuses(self, reply: str, reason: str) -> None:
-        assert parse_json(reply) == Rejected(reason)
-
-    def test_endless_white_space_is_a_cut_off_reply(self) -> None:
-        assert parse_json('{"helpfulness": "fine",' + " " * 5000, "length") == Rejected("cut_off")
+    if isinstance(parsed, Parsed):
+        assert parsed.texts["better_response"].strip() in text.strip()
+        lost = len(text.strip()) - len(parsed.texts["better_response"].strip())
+        assert lost == 0 or "---" in text
 
 
-def test_a_new_instruction_without_its_answer_is_refused() -> None:
-    reply = json.dumps(dict.fromkeys(INSTRUCTION_CRITERIA, "fine") | {"better_instruction": "Name a river."})
-    assert parse_reply(reply, "stop", "json", INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS) == Rejected("missing_section")
+NASTY = ['"', '\\"', "\\", "\n", " ", "*", "_", "#", "- ", "[", "[]", "[a]", "[!]", "{", '{"a":', '{"a', "```", "\n```\n", "`",
+         "<think>", "</think>", "$", ",", ", ]", "\\n", "\\n ", "a: ", "a:\n", "[End]", "[End]\n", "[End] x\n", "\n---", "---\n",
+         "(Note: ", "Here is a better ", "better ", "\u200b", "''", "('", "{'", "1. ", ".", "\n\n", "\n \n", "<|x|>", "=", "．"]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", NASTY, ids=repr)
+def test_a_long_reply_of_one_piece_takes_no_time(piece: str) -> None:
+    size = 40_000
+    started = time.process_time()
+    for text in (piece * (size // len(piece)), "a" + piece * (size // len(piece)) + "a"):
+        check(text)
+        for form in FORMS:
+            check(whole(text, form, RESPONSE_CRITERIA, RESPONSE_SECTIONS))
+    assert time.process_time() - started < 10, "some pattern is quadratic"
+
+
+def test_every_reason_can_be_told_to_the_teacher() -> None:
+    assert all(REPAIRABLE.values())

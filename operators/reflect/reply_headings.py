@@ -1,0 +1,176 @@
+"""The delimited form of a reply: a critique, each section under its heading, and the end.
+
+A heading is found in the plainest form in which it occurs: `[Better Answer]` on a line of its own if there is one,
+else with marks around it or text behind it, else without brackets. In that form it must stand there once.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from operators.reflect.reply_parts import Parsed, Rejected, criterion_named, section_named
+from operators.reflect.rewrite_text import is_placeholder
+
+LONGEST_LINE = 200  # characters of a line that are looked at for a name
+LAST_CHARS = 80  # in which an end without brackets is looked for
+
+_LEAD = re.compile(r"(?:[\s>#*_`\"“”•+\-–]|\(?\d{1,2}[.):]\)?\s*|step \d{1,2}[.:]?\s*)*", re.IGNORECASE)
+_CLOSING = r"(?:[*_`\"”]+(?!\w))"
+_BRACKETED = re.compile(rf"\\?[<\[【［]\s*(?P<name>[^<>\[\]【】［］]{{1,60}}?)\s*\\?[>\]】］]{_CLOSING}?\s*(?P<mark>[:：]?){_CLOSING}?")
+_PLAIN = re.compile(
+    rf"(?P<name>[^\W\d_][\w /&'’,-]{{0,80}}?)(?P<bold>{_CLOSING}?)\s*(?:\([^()]{{0,60}}\)\s*)?{_CLOSING}?"
+    rf"(?:(?P<mark>[:：]|\s?[-–—](?=\s)){_CLOSING}?|(?<=[*_`\"”])(?=\s)|$)"
+)
+_END = re.compile(r"\\?[<\[【［]\s*/?\s*end(?: of \w+)?\s*\\?[>\]】］][*_`.:]*[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_END_LINE = re.compile(rf"^[ \t>#*_`]*{_END.pattern}", re.IGNORECASE | re.MULTILINE)
+_ENDED = re.compile(r"[ \t>#*_`]*\\?[<\[【［]\s*/?\s*end(?: of \w+)?\s*\\?[>\]】］][*_`.:]*\s*\Z", re.IGNORECASE)
+_PLAIN_END = re.compile(r"\n[ \t]*[*_#]*[ \t]*end[*_.]*\s*\Z", re.IGNORECASE)
+_FINISHED = re.compile(r"[.!?:…。！？।؟)\]}>|`\"'”’»*;]\s*\Z")
+_CRITIQUE = frozenset({"critique", "critiques", "criticism"})
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A line that names something: `**Helpfulness:** fine`."""
+
+    name: str
+    rank: int  # 0 is the form that was asked for; more is further from it
+    start: int
+    end: int  # where the text behind the name begins
+    is_bare: bool  # nothing but the name itself
+
+
+def read_headings(
+    reply: str, finish_reason: str | None, criteria: dict[str, str], sections: dict[str, str]
+) -> Parsed | Rejected:
+    """Read the sections of `reply`; their texts are not cleaned yet."""
+    every = list(_labels(reply))
+    labels = [label for label in every if not label.name.startswith("/")]
+    closed = {label.name.strip("/ "): label.start for label in every if label.name.startswith("/")}
+    critique = _only([label for label in labels if label.name.casefold() in _CRITIQUE])
+    if critique == Rejected("missing_section"):  # what stands before the first section is the critique
+        critique = _Label("", 0, 0, 0, is_bare=False)
+    order = [critique]
+    for name in sections:
+        named = [(label, section_named(label.name, sections)) for label in labels]
+        exact = [label for label, found in named if found == (name, True)]
+        order.append(_only(exact or [label for label, found in named if found == (name, False)]))
+    refused = next((place for place in order if isinstance(place, Rejected)), None)
+    if refused:
+        return refused
+    places = [place for place in order if isinstance(place, _Label)]
+    if [place.start for place in places] != sorted(place.start for place in places):
+        return Rejected("sections_out_of_order")
+    last = [start for name, start in closed.items() if section_named(name, {list(sections)[-1]: list(sections.values())[-1]})]
+    end = last[0] if last else _end(reply, places[-1].end, finish_reason)
+    if isinstance(end, Rejected):
+        return end
+    ends = [place.start for place in places[1:]] + [end]
+    # The papers close each section with [End]; only the last one needs it.
+    inner = [[start for start in closed.values() if place.end <= start < stop] for place, stop in zip(places, ends, strict=True)]
+    stops = [min([*tags, stop]) for tags, stop in zip(inner, ends, strict=True)]
+    bodies = [_without_end(reply[place.end : stop]) for place, stop in zip(places, stops, strict=True)]
+    critique_of = _critique(bodies[0], criteria)
+    if not all(critique_of.values()):
+        return Rejected("missing_criterion")
+    return Parsed(critique_of, dict(zip(sections, bodies[1:], strict=True)))
+
+
+def _without_end(body: str) -> str:
+    body = body.rstrip()
+    return body[:-LAST_CHARS] + _ENDED.sub("", body[-LAST_CHARS:])
+
+
+def _labels(text: str) -> Iterator[_Label]:
+    start = 0
+    for line in text.split("\n"):
+        label = _label(line, start)
+        if label:
+            yield label
+        start += len(line) + 1
+
+
+def _label(line: str, start: int) -> _Label | None:
+    whole, line = line, line[:LONGEST_LINE]
+    lead = _LEAD.match(line)
+    begin = lead.end() if lead else 0
+    has_lead = bool(line[:begin].strip())
+    bracketed = _BRACKETED.match(line, begin)
+    found = bracketed or _PLAIN.match(line, begin)
+    if found is None:
+        return None
+    rest = whole[found.end() :].strip(" \t*_`")
+    if bracketed:
+        rank = 3 if rest else int(has_lead or found.end() < len(line.rstrip()) or bool(found["mark"]))
+    elif has_lead:
+        rank = 4 if rest else 2
+    else:
+        rank = (6 if rest else 5) if found["mark"] else 7
+    is_bare = not (bracketed or has_lead or found["mark"])
+    return _Label(found["name"].strip(), rank, start, start + found.end(), is_bare)
+
+
+def _only(labels: list[_Label]) -> _Label | Rejected:
+    """The one label of the lowest rank."""
+    if not labels:
+        return Rejected("missing_section")
+    lowest = min(label.rank for label in labels)
+    best = [label for label in labels if label.rank == lowest]
+    return best[0] if len(best) == 1 else Rejected("repeated_heading")
+
+
+def _end(reply: str, start: int, finish_reason: str | None) -> int | Rejected:
+    """Where the last section ends: at `[End]`, or with a finished sentence where the teacher stopped by itself."""
+    for pattern in (_END_LINE, _END):
+        found = list(pattern.finditer(reply, start))
+        if found:
+            between = reply[found[0].end() : found[-1].start()] if len(found) > 1 else ""
+            is_one = not between.strip()
+            return found[0].start() if is_one else Rejected("repeated_heading")
+    plain = _PLAIN_END.search(reply, max(start, len(reply) - LAST_CHARS))
+    if plain:
+        return plain.start()
+    is_whole = finish_reason == "stop" and bool(_FINISHED.search(reply, start))
+    return len(reply) if is_whole else Rejected("missing_section")
+
+
+def _critique(body: str, criteria: dict[str, str]) -> dict[str, str]:
+    """Criterion -> what is said about it; empty where nothing is."""
+    labels = [label for label in _labels(body) if not label.is_bare]
+    named = [(label, criterion_named(label.name, criteria)) for label in labels]
+    exact = {found[0] for _, found in named if found and found[1]}
+    kept = [(label, found[0]) for label, found in named if found and (found[1] or found[0] not in exact)]
+    said: dict[str, list[str]] = {name: [] for name in criteria}
+    stops = [label.start for label, _ in kept[1:]] + [len(body)]
+    for (label, name), stop in zip(kept, stops, strict=False):
+        said[name].append(_said(body[label.end : stop]))
+    if not all(said.values()):
+        return _in_one_line(body, criteria)
+    return {name: "\n".join(filter(None, texts)) for name, texts in said.items()}
+
+
+def _said(text: str) -> str:
+    """What stands behind a label; nothing if another name stands there instead."""
+    first, _, others = text.partition("\n")
+    text = text.strip(" \t\n*_`-•#>")
+    if not first.strip(" \t*_`") and others.strip():
+        label = _label(others.strip().partition("\n")[0], 0)
+        if label and not label.is_bare and len(label.name.split()) < 5:
+            return ""
+    return "" if is_placeholder(text) and text.casefold() not in ("none", "n/a", "na") else text
+
+
+def _in_one_line(body: str, criteria: dict[str, str]) -> dict[str, str]:
+    """All criteria behind each other: `helpfulness: fine; relevance: fine`."""
+    names = {name: re.escape(name).replace("_", "[ _-]") for name in criteria}
+    found = [
+        (match.start(), match.end(), name)
+        for name, pattern in names.items()
+        for match in re.finditer(rf"(?<!\w){pattern}[*_]*\s*[:：][*_]*", body, re.IGNORECASE)
+    ]
+    if len(found) != len(criteria) or {name for *_, name in found} != set(criteria):
+        return dict.fromkeys(criteria, "")
+    found.sort()
+    stops = [start for start, *_ in found[1:]] + [len(body)]
+    said = {name: body[end:stop].strip(" \t\n;|,*_-•") for (_, end, name), stop in zip(found, stops, strict=True)}
+    return {name: "" if is_placeholder(text) and text else text for name, text in said.items()}

@@ -1,0 +1,176 @@
+r"""The JSON form of a reply: the one object in it that has all parts, whatever stands around it.
+
+Teachers write what no JSON parser takes but what has one reading: line ends inside texts, a comma after the last value,
+`\(` and `\'`. LaTeX is the worst, because `\frac` is a valid escape (a form feed) and then "rac": no text holds a form
+feed or a backspace on purpose, and a command that begins with n, r or t is known by its name.
+"""
+
+import ast
+import json
+import re
+import warnings
+from itertools import chain
+from typing import Any
+
+from operators.reflect.reply_parts import Parsed, Rejected, criterion_named, section_named
+from operators.reflect.rewrite_text import is_placeholder
+
+MOST_OBJECTS = 50  # beginnings of objects that are tried in one reply
+LONGEST_ODD_REPLY = 100_000  # characters; in a longer one only JSON is looked for
+DEEPEST = 4  # levels of objects in which parts are looked for
+
+_OBJECT = re.compile(r"\{\s*[\"'“”]")
+_TOKEN = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)|[\"$]|,(?=\s*[}\]])", re.DOTALL)
+_LETTERS = re.compile(r"[A-Za-z]+")
+# Commands whose rest is no word, so that `\theta` is never a tab and "heta".
+_SURELY_LATEX = frozenset(
+    "nabla neq notin newcommand newline nexists nleq ngeq nmid nparallel nsubseteq nonumber noindent nolimits "
+    "rho right rightarrow rangle rceil rfloor rvert rVert real rightharpoonup Rightarrow "
+    "text textbf textit textrm texttt textsc tfrac theta times triangle triangleq tilde therefore thinspace".split()
+)
+_MAYBE_LATEX = frozenset("ne neg ni not nu tan tanh tau to top ref rm rule".split())  # only between dollars
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """The members of one object, in order; a name may occur twice."""
+
+
+def read_json(reply: str, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
+    """Read the one complete object of `reply`; its texts are not cleaned yet."""
+    objects = _objects(reply)
+    readings = [_read_object(pairs, criteria, sections) for pairs in objects]
+    complete = [reading for reading in readings if isinstance(reading, Parsed)]
+    if not complete:
+        whole = _read_object(_Pairs(chain(*objects)), criteria, sections)  # the critique in one, the text in another
+        if isinstance(whole, Parsed):
+            return whole
+        return next((reading for reading in readings if isinstance(reading, Rejected)), Rejected("no_json"))
+    written = [reading for reading in complete if not any(is_placeholder(text) for text in reading.texts.values())]
+    distinct = {json.dumps(reading.texts, sort_keys=True): reading for reading in written or complete}
+    return Rejected("several_objects") if len(distinct) > 1 else next(iter(distinct.values()))
+
+
+def mended(text: str) -> str:
+    r"""JSON source in which `\frac`, `\(` and the like are escaped, and no comma stands before a closing bracket.
+
+    Escapes that JSON defines stay, except those that are the beginning of a LaTeX command.
+    """
+    in_string = math = False
+
+    def restore(match: re.Match[str]) -> str:
+        nonlocal in_string, math
+        token = match.group()
+        if token == '"':
+            in_string, math = not in_string, False
+        elif token == ",":
+            return token if in_string else ""
+        elif token == "$":
+            math = not math
+        elif in_string and len(token) == 2:
+            return _restored(token[1], text, match.end(), math)
+        return token
+
+    return _TOKEN.sub(restore, text)
+
+
+def _restored(letter: str, text: str, end: int, math: bool) -> str:
+    if letter in '"\\/':
+        return f"\\{letter}"
+    if letter == "'":
+        return letter
+    letters = _LETTERS.match(text, end - 1)
+    command = letters.group() if letters else ""
+    is_latex = command in _SURELY_LATEX or (math and command in _MAYBE_LATEX)
+    if letter in "nrt" and not is_latex:
+        return f"\\{letter}"
+    if letter in "bf" and len(command) == 1:
+        return f"\\{letter}"
+    return f"\\\\{letter}"
+
+
+def _objects(reply: str) -> list[_Pairs]:
+    """All objects that stand in `reply` outside of each other."""
+    source = mended(reply)
+    decoder = json.JSONDecoder(object_pairs_hook=_Pairs, strict=False)
+    found, place = [], 0
+    for _ in range(MOST_OBJECTS):
+        begin = _OBJECT.search(source, place)
+        if begin is None:
+            break
+        try:
+            value, place = decoder.raw_decode(source, begin.start())
+        except (ValueError, RecursionError):  # also a number of thousands of digits
+            place = begin.start() + 1
+            continue
+        found.append(value)
+    if found or len(reply) > LONGEST_ODD_REPLY:
+        return found
+    return _quoted_object(source, decoder) or _unclosed_object(source, decoder) or _object_of_python(reply)
+
+
+def _quoted_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
+    """The object inside a JSON text: some teachers encode their reply twice."""
+    try:
+        value = decoder.decode(source.strip())
+        value = decoder.decode(mended(value)) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        return []
+    return [value] if isinstance(value, _Pairs) else []
+
+
+def _unclosed_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
+    """The object whose last text is whole and whose closing bracket is not there."""
+    begin = _OBJECT.search(source)
+    if begin is None or not source.rstrip("` \n").endswith('"'):
+        return []
+    try:
+        value = decoder.decode(source[begin.start() :].rstrip("` \n") + "}")
+    except (ValueError, RecursionError):
+        return []
+    return [value]
+
+
+def _object_of_python(reply: str) -> list[_Pairs]:
+    """The object in Python's spelling, with single quotes."""
+    begin, end = reply.find("{'"), reply.rfind("}")
+    if not 0 <= begin < end:
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes that Python does not know
+            value = ast.literal_eval(reply[begin : end + 1])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return []
+    return [_Pairs(value.items())] if isinstance(value, dict) else []
+
+
+def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
+    members = _members(pairs, DEEPEST)
+    texts = {name: _values(name, [(section_named(key, sections), value) for key, value in members]) for name in sections}
+    critique = {
+        name: _values(name, [(criterion_named(key, criteria), value) for key, value in members]) for name in criteria
+    }
+    if any(len({json.dumps(value) for value in values}) > 1 for values in texts.values()):
+        return Rejected("repeated_heading")
+    if any(not values or not isinstance(values[0], str) for values in (*texts.values(), *critique.values())):
+        return Rejected("missing_section")
+    return Parsed(
+        {name: "\n".join(map(str, values)) for name, values in critique.items()},
+        {name: values[0] for name, values in texts.items()},
+    )
+
+
+def _values(name: str, named: list[tuple[tuple[str, bool] | None, Any]]) -> list[Any]:
+    """What the members of this name hold; those of another spelling only if none has the very name."""
+    exact = [value for found, value in named if found == (name, True)]
+    return exact or [value for found, value in named if found == (name, False)]
+
+
+def _members(pairs: _Pairs, depth: int) -> list[tuple[str, Any]]:
+    """The members of an object and of the objects within it."""
+    members = list(pairs)
+    if depth > 1:
+        for _, value in pairs:
+            if isinstance(value, _Pairs):
+                members += _members(value, depth - 1)
+    return members

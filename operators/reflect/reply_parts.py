@@ -1,0 +1,80 @@
+"""What a reply is read into, and how the names in it are recognised however the teacher wrote them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_WORD = re.compile(r"[^\W_]+")
+_PLURAL = 3  # letters; a shorter word keeps its s
+# What a teacher adds to the name of a criterion without changing its meaning.
+_FILLERS = frozenset(
+    "a an and any for in instruction involved is its of or overall required response answer task the to topic".split()
+)
+_FRESH = frozenset("better new improved revised rewritten updated refined".split())
+_NOUNS = {"response": frozenset({"response", "answer"}), "instruction": frozenset({"instruction"})}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A reply that was read: criterion -> what the teacher said about it, and reply property -> rewritten text."""
+
+    critique: dict[str, str]
+    texts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Why a reply cannot be used; the reason is a word that is counted and shown."""
+
+    reason: str
+
+
+def criterion_named(name: str, criteria: Iterable[str]) -> tuple[str, bool] | None:
+    """The criterion that `name` means, and whether it is its very name; None if that cannot be told.
+
+    Case, plurals and separators do not count; fillers may be added ("Ambiguity of the instruction"), and the end of a
+    long name may be missing ("Complexity").
+    """
+    found = _words(name)
+    if not found:
+        return None
+    near = []
+    for criterion in criteria:
+        wanted = _words(criterion)
+        if found == wanted:
+            return criterion, True
+        shorter, longer = sorted((found, wanted), key=len)
+        added = found[len(wanted) :] if longer is found else []
+        if longer[: len(shorter)] == shorter and _FILLERS.issuperset(added):
+            near.append(criterion)
+    return (near[0], False) if len(near) == 1 else None
+
+
+def section_named(name: str, sections: dict[str, str]) -> tuple[str, bool] | None:
+    """The reply property that `name` means, and whether it is its very name or heading; None if it is another name.
+
+    "Improved response" means `better_response`: one of a few adjectives and the section's noun.
+    """
+    found = _words(name)
+    for key, heading in sections.items():
+        if found in (_words(key), _words(heading)):
+            return key, True
+    if len(found) == 2 and found[0] in _FRESH:
+        for key in sections:
+            if found[1] in _singular(_NOUNS.get(key.rpartition("_")[2], frozenset())):
+                return key, False
+    return None
+
+
+def _words(name: str) -> list[str]:
+    words = [_stem(word) for word in _WORD.findall(_CAMEL.sub(" ", name).casefold())]
+    return words[1:] if words and words[0].isdigit() else words
+
+
+def _singular(words: Iterable[str]) -> set[str]:
+    return {_stem(word) for word in words}
+
+
+def _stem(word: str) -> str:
+    return word.removesuffix("s") if len(word) > _PLURAL else word
