@@ -15,9 +15,9 @@ from ray.data import Dataset
 
 from operators.columns import ACTIVE, PARSED
 from operators.read.drop_contaminated import EvaluationIndex
-from operators.reflect.refusals import REFUSAL
 from operators.reflect.prompts import CRITIQUE_HEADING, END_HEADING, INSTRUCTION_SECTIONS, RESPONSE_SECTIONS
 from operators.reflect.reflect import Reflecting
+from operators.reflect.refusals import REFUSAL
 from operators.stage import StageConfig, require_columns
 
 SURE = 0.95  # probability from which a language is believed: 1,457 of 1,500 Alpaca answers, none of them wrongly

@@ -34,7 +34,9 @@ class ReflectConfig(StageConfig):
     form: ReplyFormat = Field("json", description="json: structured output; delimited: headings, as in the papers")
     max_tokens: int = Field(1024, ge=16, description="of one reply")
     critique_chars: int = Field(
-        400, ge=20, description="What is kept of the critique by one criterion, in characters; the ledger keeps all of it."
+        400,
+        ge=20,
+        description="What is kept of the critique by one criterion, in characters; the ledger keeps all of it.",
     )
     text_chars: int = Field(
         8000, ge=20, description="Longest rewritten text, in characters; a reply with a longer one is refused."

@@ -16,7 +16,9 @@ LAST_CHARS = 80  # in which an end without brackets is looked for
 
 _LEAD = re.compile(r"(?:[\s>#*_`\"“”•+\-–]|\(?\d{1,2}[.):]\)?\s*|step \d{1,2}[.:]?\s*)*", re.IGNORECASE)
 _CLOSING = r"(?:[*_`\"”]+(?!\w))"
-_BRACKETED = re.compile(rf"\\?[<\[【［]\s*(?P<name>[^<>\[\]【】［］]{{1,60}}?)\s*\\?[>\]】］]{_CLOSING}?\s*(?P<mark>[:：]?){_CLOSING}?")
+_BRACKETED = re.compile(
+    rf"\\?[<\[【［]\s*(?P<name>[^<>\[\]【】［］]{{1,60}}?)\s*\\?[>\]】］]{_CLOSING}?\s*(?P<mark>[:：]?){_CLOSING}?"
+)
 _PLAIN = re.compile(
     rf"(?P<name>[^\W\d_][\w /&'’,-]{{0,80}}?)(?P<bold>{_CLOSING}?)\s*(?:\([^()]{{0,60}}\)\s*)?{_CLOSING}?"
     rf"(?:(?P<mark>[:：]|\s?[-–—](?=\s)){_CLOSING}?|(?<=[*_`\"”])(?=\s)|$)"
@@ -61,13 +63,20 @@ def read_headings(
     places = [place for place in order if isinstance(place, _Label)]
     if [place.start for place in places] != sorted(place.start for place in places):
         return Rejected("sections_out_of_order")
-    last = [start for name, start in closed.items() if section_named(name, {list(sections)[-1]: list(sections.values())[-1]})]
+    last = [
+        start
+        for name, start in closed.items()
+        if section_named(name, {list(sections)[-1]: list(sections.values())[-1]})
+    ]
     end = last[0] if last else _end(reply, places[-1].end, finish_reason)
     if isinstance(end, Rejected):
         return end
     ends = [place.start for place in places[1:]] + [end]
     # The papers close each section with [End]; only the last one needs it.
-    inner = [[start for start in closed.values() if place.end <= start < stop] for place, stop in zip(places, ends, strict=True)]
+    inner = [
+        [start for start in closed.values() if place.end <= start < stop]
+        for place, stop in zip(places, ends, strict=True)
+    ]
     stops = [min([*tags, stop]) for tags, stop in zip(inner, ends, strict=True)]
     bodies = [_without_end(reply[place.end : stop]) for place, stop in zip(places, stops, strict=True)]
     critique_of = _critique(bodies[0], criteria)

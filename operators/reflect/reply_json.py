@@ -2,7 +2,8 @@ r"""The JSON form of a reply: the one object in it that has all parts, whatever 
 
 Teachers write what no JSON parser takes but what has one reading: line ends inside texts, a comma after the last value,
 `\(` and `\'`. LaTeX is the worst, because `\frac` is a valid escape (a form feed) and then "rac": no text holds a form
-feed or a backspace on purpose, and a command that begins with n, r or t is known by its name.
+feed or a backspace on purpose, and a command that begins with n, r or t is known by its name; one whose rest may be
+a word ("to", "nu") counts between dollars only.
 """
 
 import ast
@@ -23,12 +24,12 @@ _OBJECT = re.compile(r"\{\s*[\"'“”]")
 _TOKEN = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)|[\"$]|,(?=\s*[}\]])", re.DOTALL)
 _LETTERS = re.compile(r"[A-Za-z]+")
 # Commands whose rest is no word, so that `\theta` is never a tab and "heta".
-_SURELY_LATEX = frozenset(
-    "nabla neq notin newcommand newline nexists nleq ngeq nmid nparallel nsubseteq nonumber noindent nolimits "
-    "rho right rightarrow rangle rceil rfloor rvert rVert real rightharpoonup Rightarrow "
-    "text textbf textit textrm texttt textsc tfrac theta times triangle triangleq tilde therefore thinspace".split()
+_SURELY_LATEX = re.compile(
+    "nabla|neq|notin|newcommand|newline|nexists|nleq|ngeq|nmid|nparallel|nsubseteq|nonumber|noindent|nolimits|"
+    "rho|right|rightarrow|Rightarrow|rightharpoonup|rangle|rceil|rfloor|rvert|rVert|real|"
+    "text|textbf|textit|textrm|texttt|textsc|tfrac|theta|times|triangle|triangleq|tilde|therefore|thinspace"
 )
-_MAYBE_LATEX = frozenset("ne neg ni not nu tan tanh tau to top ref rm rule".split())  # only between dollars
+_MAYBE_LATEX = re.compile("ne|neg|ni|not|nu|tan|tanh|tau|to|top|ref|rm|rule")
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -59,16 +60,16 @@ def mended(text: str) -> str:
 
     def restore(match: re.Match[str]) -> str:
         nonlocal in_string, math
-        token = match.group()
-        if token == '"':
+        found = match.group()
+        if found == '"':
             in_string, math = not in_string, False
-        elif token == ",":
-            return token if in_string else ""
-        elif token == "$":
+        elif found == ",":
+            return found if in_string else ""
+        elif found == "$":
             math = not math
-        elif in_string and len(token) == 2:
-            return _restored(token[1], text, match.end(), math)
-        return token
+        elif in_string and len(found) == 2:
+            return _restored(found[1], text, match.end(), math)
+        return found
 
     return _TOKEN.sub(restore, text)
 
@@ -80,7 +81,7 @@ def _restored(letter: str, text: str, end: int, math: bool) -> str:
         return letter
     letters = _LETTERS.match(text, end - 1)
     command = letters.group() if letters else ""
-    is_latex = command in _SURELY_LATEX or (math and command in _MAYBE_LATEX)
+    is_latex = _SURELY_LATEX.fullmatch(command) or (math and _MAYBE_LATEX.fullmatch(command))
     if letter in "nrt" and not is_latex:
         return f"\\{letter}"
     if letter in "bf" and len(command) == 1:
@@ -146,7 +147,9 @@ def _object_of_python(reply: str) -> list[_Pairs]:
 
 def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
     members = _members(pairs, DEEPEST)
-    texts = {name: _values(name, [(section_named(key, sections), value) for key, value in members]) for name in sections}
+    texts = {
+        name: _values(name, [(section_named(key, sections), value) for key, value in members]) for name in sections
+    }
     critique = {
         name: _values(name, [(criterion_named(key, criteria), value) for key, value in members]) for name in criteria
     }

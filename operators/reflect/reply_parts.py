@@ -8,10 +8,10 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
 _PLURAL = 3  # letters; a shorter word keeps its s
 # What a teacher adds to the name of a criterion without changing its meaning.
-_FILLERS = frozenset(
-    "a an and any for in instruction involved is its of or overall required response answer task the to topic".split()
+_FILLER = re.compile(
+    "a|an|and|any|for|in|instruction|involved|is|its|of|or|overall|required|response|answer|task|the|to|topic"
 )
-_FRESH = frozenset("better new improved revised rewritten updated refined".split())
+_FRESH = frozenset({"better", "new", "improved", "revised", "rewritten", "updated", "refined"})
 _NOUNS = {"response": frozenset({"response", "answer"}), "instruction": frozenset({"instruction"})}
 
 
@@ -46,7 +46,7 @@ def criterion_named(name: str, criteria: Iterable[str]) -> tuple[str, bool] | No
             return criterion, True
         shorter, longer = sorted((found, wanted), key=len)
         added = found[len(wanted) :] if longer is found else []
-        if longer[: len(shorter)] == shorter and _FILLERS.issuperset(added):
+        if longer[: len(shorter)] == shorter and all(_FILLER.fullmatch(word) for word in added):
             near.append(criterion)
     return (near[0], False) if len(near) == 1 else None
 

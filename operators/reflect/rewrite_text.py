@@ -24,12 +24,15 @@ _RULE = re.compile(r"\s*(?:-{3,}|\*{3,}|={3,})?\s*")  # a line of Markdown betwe
 
 _FRESH = r"(?:better|improved|revised|rewritten|updated|enhanced|refined|corrected|reworked|new)"
 _NOUN = r"(?:answer|response|reply|instruction|prompt|rewrite|rewriting)"
-_ABOUT = rf"(?:\w+,? ){{0,5}}{_FRESH},?(?: \w+,?){{0,4}}? (?:{_NOUN}\b[^\n:.]{{0,60}}|version(?: of (?:the|your|this) (?:original )?{_NOUN})?)"
+_VERSION = rf"version(?: of (?:the|your|this) (?:original )?{_NOUN})?"
+_ABOUT = rf"(?:\w+,? ){{0,5}}{_FRESH},?(?: \w+,?){{0,4}}? (?:{_NOUN}\b[^\n:.]{{0,60}}|{_VERSION})"
 _OPENER = r"(?:(?:sure|certainly|of course|absolutely|okay|ok|great|understood)\b[ \t]*(?:thing)?[!,.:]*\s*)?"
 _PREAMBLE = re.compile(
     rf"\A\W{{0,4}}{_OPENER}(?:"
-    rf"(?:here(?:['’]s| is| are| comes)|below is|this is|the following is) {_ABOUT}\W{{0,3}}(?::|\.?[ \t]*\n|[.!](?=\s))"
-    rf"|(?:i(?:['’]ve| have|['’]ll| will)? (?:now )?(?:rewrite|rewrote|rewritten|revise|revised|improve|improved))\b[^\n:]{{0,80}}:"
+    rf"(?:here(?:['’]s| is| are| comes)|below is|this is|the following is) {_ABOUT}"
+    r"\W{0,3}(?::|\.?[ \t]*\n|[.!](?=\s))"
+    r"|(?:i(?:['’]ve| have|['’]ll| will)? (?:now )?(?:rewrite|rewrote|rewritten|revise|revised|improve|improved))\b"
+    r"[^\n:]{0,80}:"
     rf"|(?:the|a|my|an) {_FRESH} {_NOUN} (?:is|would be|could be|might be)\b[^\n:.]{{0,40}}:"
     r")[\s*_]*",
     re.IGNORECASE,
@@ -49,8 +52,8 @@ _ITSELF = re.compile(
     re.IGNORECASE,
 )
 _CHANGED = re.compile(
-    r"\bi(?:['’]ve| have)? (?:have )?(?:also )?(?:rewritten|rewrote|revised|improved|changed|corrected|removed|added|kept|"
-    r"expanded|clarified|shortened|simplified|fixed|made|included|tried)\b|"
+    r"\bi(?:['’]ve| have)? (?:have )?(?:also )?(?:rewritten|rewrote|revised|improved|changed|corrected|"
+    r"removed|added|kept|expanded|clarified|shortened|simplified|fixed|made|included|tried)\b|"
     r"\b(?:answer|response|instruction|rewrite|rewriting|rewritten|revised|criteria|criterion)\b",
     re.IGNORECASE,
 )
@@ -61,29 +64,42 @@ _REMARK = re.compile(
     r"note|notes)\W{0,4}[:：]",
     re.IGNORECASE,
 )
-_CRITIQUE_LINE = re.compile(r"^[^\w\n]{0,20}(?:critique|criticism)[^\w\n]{0,20}$|^[^\w\n]{0,20}\[(?:critique|end)\]", re.IGNORECASE | re.MULTILINE)
+_CRITIQUE_LINE = re.compile(
+    r"^[^\w\n]{0,20}(?:critique|criticism)[^\w\n]{0,20}$|^[^\w\n]{0,20}\[(?:critique|end)\]",
+    re.IGNORECASE | re.MULTILINE,
+)
 _BRACKETED_LINE = re.compile(r"\W*?[\[【［]([^\[\]【】［］]{1,40})[\]】］]\W*$")
-_BRACKETED_NOTE = re.compile(r"\s*[*_]*[(\[（【][*_]*(?:please )?note\s*[*_]*[:：].*[)\]）】]\W*", re.IGNORECASE | re.DOTALL)
+_BRACKETED_NOTE = re.compile(
+    r"\s*[*_]*[(\[（【][*_]*(?:please )?note\s*[*_]*[:：].*[)\]）】]\W*", re.IGNORECASE | re.DOTALL
+)
 _CRITERION_LINE = re.compile(r"[\s>*_•+–#-]*(?:\d{1,2}[.)]\s*)?[*_]*([^\W\d_][\w /&-]{1,60}?)[*_]*[:：]")
 _FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[^`\n]*$", re.MULTILINE)
 _PLACEHOLDER = re.compile(
-    r"[\s\"'“”*_`]*(?:[.…\-–—_?]+|[<\[{(][^<>\[\]{}()\n]{0,80}[>\]})]|n/?a|none|null|undefined|todo|tbd|string|text|"
-    r"(?:your|the|a|an)? ?(?:better|new|improved|revised|rewritten)[ _](?:answer|response|instruction)(?: (?:goes )?here)?|"
+    r"[\s\"'“”*_`]*(?:[.…\-–—_?]+|[<\[{(][^<>\[\]{}()\n]{0,80}[>\]})]|n/?a|undefined|todo|tbd|"
+    r"(?:your|the|a|an)? ?(?:better|new|improved|revised|rewritten)[ _](?:answer|response|instruction)"
+    r"(?: (?:goes )?here)?|"
     r"(?:your|the) (?:answer|response|instruction)(?: (?:goes )?here)?)[\s\"'“”*_`.…]*",
     re.IGNORECASE,
 )
 _BRACKETED = re.compile(r"[\s\"'*_`]*[<\[{(]")
 # Commands of LaTeX that begin with n, so that `\nabla` is no line end.
-_LATEX_N = "abla|atural|ewline|ewcommand|ewpage|exists|eq|eg|e|geq|leq|less|gtr|mid|ot|otin|olimits|oindent|onumber|ormalsize|parallel|sim|cong|subseteq|earrow|warrow|u|i|rightarrow|leftarrow"
+_LATEX_N = (
+    "abla|atural|ewline|ewcommand|ewpage|exists|eq|eg|e|geq|leq|less|gtr|mid|ot|otin|olimits|oindent|onumber|"
+    "ormalsize|parallel|sim|cong|subseteq|earrow|warrow|u|i|rightarrow|leftarrow"
+)
 _LITERAL_LINE_END = re.compile(rf"(?<!\\)\\n(?!(?:{_LATEX_N})(?![A-Za-z]))")
-_QUOTED = re.compile(r"```.*?```|`[^`\n]*`|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|\$[^$\n]*\$| \\n(?=[ ,.;)]|$)|\(\\n\)|[A-Za-z]:\\\S*", re.DOTALL)
+_QUOTED = re.compile(
+    r"```.*?```|`[^`\n]*`|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|\$[^$\n]*\$|"
+    r" \\n(?=[ ,.;)]|$)|\(\\n\)|[A-Za-z]:\\\S*",
+    re.DOTALL,
+)
 _CODE = re.compile(r"[=(){};<>\[\]]|:\s*$|\b(?:return|def|if|else|for|while|import|pass|print)\b")
 
 
 def clean_reply(reply: str) -> str | Rejected:
     """The whole reply with LF line ends, without invisible marks at its edges and without thoughts before it."""
     text = replace_surrogates(reply).replace("\r\n", "\n").replace("\r", "\n").strip(_INVISIBLE + " \t\n")
-    text = _without_control_tokens(without_thoughts(text))
+    text = _without_control_tokens(without_thoughts(text)).lstrip()
     if _THINK_OPENS.match(text):
         return Rejected("unfinished_thoughts")
     opens = re.search(r"[{\[*#]", text)
@@ -124,7 +140,9 @@ def is_placeholder(text: str) -> bool:
     if len(text) > LONGEST_LABEL or not _PLACEHOLDER.fullmatch(text):
         return False
     # "[1, 2]" and "(42)" are answers; "[your answer]" is none.
-    return not _BRACKETED.match(text) or bool(re.search(r"\b(?:your|answer|response|instruction|text|here|insert)\b|\.\.\.|…", text, re.IGNORECASE))
+    return not _BRACKETED.match(text) or bool(
+        re.search(r"\b(?:your|answer|response|instruction|text|here|insert)\b|\.\.\.|…", text, re.IGNORECASE)
+    )
 
 
 def _trim(text: str) -> str:
@@ -192,7 +210,11 @@ def _dirt(text: str, sections: dict[str, str], criteria: dict[str, str]) -> str:
         return "placeholder"
     lines = text.split("\n")
     bracketed = [found[1] for line in lines if len(line) < LONGEST_LABEL and (found := _BRACKETED_LINE.match(line))]
-    if _BARE_HEADING.match(text) or _CRITIQUE_LINE.search(text) or any(section_named(name, sections) for name in bracketed):
+    if (
+        _BARE_HEADING.match(text)
+        or _CRITIQUE_LINE.search(text)
+        or any(section_named(name, sections) for name in bracketed)
+    ):
         return "form_in_text"
     if len(_FENCE.findall(text)) % 2:
         return "open_fence"

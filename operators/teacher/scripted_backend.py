@@ -70,7 +70,7 @@ def _structured_text(call: dict[str, Any], number: int) -> str:
         properties = json.loads(call["schema"])["properties"]
         return json.dumps({name: _value(name, kind, number) for name, kind in properties.items()})
     prompt = json.loads(call["messages"])[-1]["content"]
-    bodies = {name: f"{name} {number % 1000}." for name in SECTION.findall(prompt)}
+    bodies = {name: _text(name, number) for name in SECTION.findall(prompt)}
     bodies |= {"Critique": "\n".join(f"{name}: {number % 1000}." for name in CRITERION.findall(prompt)), "End": ""}
     return "\n".join(f"[{name}]\n{body}".strip() for name, body in bodies.items())
 
@@ -78,7 +78,14 @@ def _structured_text(call: dict[str, Any], number: int) -> str:
 def _value(name: str, kind: dict[str, Any], number: int) -> str | int:
     if kind["type"] == "integer":
         return int(kind.get("minimum", 1)) + number % (int(kind.get("maximum", 10)) - int(kind.get("minimum", 1)) + 1)
-    return f"{name.replace('_', ' ')} {number % 1000}."
+    return _text(name, number)
+
+
+def _text(name: str, number: int) -> str:
+    """A text that may be learnt: it holds none of the prompt's own words."""
+    if "instruction" in name.casefold():
+        return f"Describe object {number % 1000} and give an example of its use."
+    return f"Number {number % 1000} is light and round; a ball is one of that kind."
 
 
 def generate_scripted(calls: Dataset, teacher: TeacherConfig, supervisor: Any) -> Dataset:

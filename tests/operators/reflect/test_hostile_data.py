@@ -115,9 +115,11 @@ def test_a_teacher_that_repeats_a_payload_plants_nothing(about: Reflecting, demo
     ]
     table = pa.table({"outcome": [""] * len(replies), "reply": replies, "finish_reason": ["stop"] * len(replies)})
     found = read_replies(table, about, ReflectConfig(), special).to_pylist()
-    assert all(row["response_reflection"] == "parsed" for row in found)
+    statuses = Counter(row["response_reflection"] for row in found)
+    assert set(statuses) == {"parsed", "rejected:thoughts_in_text", "rejected:form_in_text"}
+    assert statuses["parsed"] >= len(replies) - 2
     tokenizer = load_tokenizer(demo_model)
-    for row in found:
+    for row in (row for row in found if row["response_reflection"] == "parsed"):
         encode_example(tokenizer, "Say hello.", "", row["better_response"])  # refuses control tokens
 
 

@@ -111,7 +111,7 @@ def test_responses_are_reflected_on_the_selected_pair(tmp_path: Path) -> None:
     rows = ray.data.from_arrow(conform(selected, SELECTED))
     ledger = Ledger(str(tmp_path))
     [row] = reflect_responses(rows, Reflection(ReflectConfig(), FLUENT, ledger, frozenset())).take_all()
-    assert row["better_response"].startswith("better response")
+    assert row["better_response"].startswith("Number ")
     assert row["response_reflection"] == "parsed"
     assert row["selected_instruction"] == "chosen"
     changed = rows.map_batches(

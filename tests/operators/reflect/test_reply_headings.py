@@ -112,7 +112,10 @@ REFUSED = {
     "an empty answer": (delimited("", end="[End]"), "empty_section"),
     "an answer of blank lines": (delimited(" \n\n "), "empty_section"),
     "a criterion left out": (delimited(critique="helpfulness: fine"), "missing_criterion"),
-    "an empty criterion": (delimited(critique=CRITIQUE.replace("helpfulness: fine", "helpfulness:")), "missing_criterion"),
+    "an empty criterion": (
+        delimited(critique=CRITIQUE.replace("helpfulness: fine", "helpfulness:")),
+        "missing_criterion",
+    ),
     "an empty criterion, last": (delimited(critique=CRITIQUE.removesuffix(" fine")), "missing_criterion"),
     "an empty criterion before another name": (
         delimited(critique=CRITIQUE.replace("helpfulness: fine", "helpfulness:\ntone: fine")),
@@ -164,8 +167,7 @@ def test_a_reply_cut_off_by_the_limit_is_told_apart() -> None:
     ],
 )  # fmt: skip
 def test_an_answer_comes_back_letter_for_letter(answer: str) -> None:
-    expected = Rejected("placeholder") if answer == "None" else Parsed(FINE, {"better_response": answer})
-    assert parse(delimited(answer)) == expected
+    assert parse(delimited(answer)) == Parsed(FINE, {"better_response": answer})
 
 
 def test_both_sections_of_an_instruction_are_read_in_the_papers_form() -> None:

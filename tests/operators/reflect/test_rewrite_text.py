@@ -1,0 +1,64 @@
+"""Real texts come back as they are; what a teacher puts around a text does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS
+from operators.reflect.reply_parts import Rejected
+from operators.reflect.rewrite_text import clean_reply, clean_rewrite, is_placeholder
+
+
+def clean(text: str) -> str | Rejected:
+    return clean_rewrite(text, RESPONSE_SECTIONS, RESPONSE_CRITERIA)
+
+
+def test_real_texts_come_back_as_they_are(alpaca: Path) -> None:
+    records = json.loads(alpaca.read_text())
+    texts = [record[name] for record in records for name in ("instruction", "output")]
+    changed = [text for text in texts if clean(text) not in (text.strip(), text.rstrip(), text.strip("\n"))]
+    assert len(changed) <= 1, changed  # one answer of 1,500 is a row of dots
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["...", "…", "<better answer>", "[Your answer here]", "N/A", "TODO", "Better Response", "better instruction."],
+)
+def test_placeholders(text: str) -> None:
+    assert is_placeholder(text)
+
+
+@pytest.mark.parametrize("text", ["[1, 2, 3]", "(42)", "{a}", "No", "String theory", "Nothing"])
+def test_short_answers_are_no_placeholders(text: str) -> None:
+    assert not is_placeholder(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("\n\n    x = 1\n    y = 2\n", "    x = 1\n    y = 2"),
+        ("\n\treturn x\n\n", "\treturn x"),
+        ("  A sentence.", "A sentence."),
+        ("   A sentence.\nAnother.", "A sentence.\nAnother."),
+        ("---\nText.\n---", "Text."),
+        ("Revised instruction: Name a river.", "Revised instruction: Name a river."),
+        ("Improved Answer - It is Paris.", "It is Paris."),
+        ("I've rewritten the answer as follows: It is Paris.", "It is Paris."),
+        ("The improved answer is: It is Paris.", "It is Paris."),
+        ("Here is a list of rivers:\n- Rhine", "Here is a list of rivers:\n- Rhine"),
+        ("Here are three new ideas:\n1. Walk.", "Here are three new ideas:\n1. Walk."),
+        ("Sure! Here is how to do it:\n1. Walk.", "Sure! Here is how to do it:\n1. Walk."),
+        ("Paris.\r\n\r\nIt is large.", "Paris.\n\nIt is large."),
+        ("Paris.\n\n**Note:** I corrected the answer.", "Paris."),
+        ("Dear Sir,\n\nI have made the changes.\n\nYours, Ann", "Dear Sir,\n\nI have made the changes.\n\nYours, Ann"),
+    ],
+)  # fmt: skip
+def test_what_is_around_a_text_is_taken_off(text: str, cleaned: str) -> None:
+    assert clean(text) == cleaned
+
+
+def test_thoughts_before_a_reply_are_taken_off_and_endless_ones_refused() -> None:
+    assert clean_reply("<think>a</think>\n<thinking>b</thinking> c") == "c"
+    assert clean_reply("<think>a") == Rejected("unfinished_thoughts")
+    assert clean_reply("one</think>two") == "two"
