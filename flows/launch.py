@@ -89,7 +89,7 @@ def _run(
     if writes:
         stack.enter_context(lease(run.config.storage))
     logs = stack.enter_context(connected())
-    findings = preflight(run, holds_lease=writes)
+    findings = preflight(run, arguments.refresh, selected, thorough=arguments.doctor, holds_lease=writes)
     if arguments.plan:
         return print_plan(run, arguments.refresh, findings, out, canary=arguments.canary)
     if arguments.doctor:

@@ -2,32 +2,43 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.lease import is_leased
 from cluster.runtime import cluster_nodes, exposed_address
+from flows.config import RunConfig
+from flows.graph import EVALUATION, PACKED_SEQUENCES, RECYCLED_INSTRUCTIONS, SELECTED_INSTRUCTIONS, STUDENT
 from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
 from flows.run import Run
 from operators.models import ModelNotFoundError
 from operators.stage import Finding
-from operators.student.encode import EncodingError, load_tokenizer, require_template
+from operators.student.doctor import StudentNeeds, examine_student
+
+NEED_STUDENT = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES, STUDENT, EVALUATION)
 
 
 class PreflightError(ValueError):
     """The run cannot work as configured; one line a problem."""
 
 
-def preflight(run: Run, *, holds_lease: bool = False) -> list[Finding]:
+def preflight(
+    run: Run, refresh: str, selected: Sequence[str] = (), *, thorough: bool = False, holds_lease: bool = False
+) -> list[Finding]:
     """Look at storage, source, models and cluster; what is fatal would end the run later, and cost more there.
 
     Args:
         run: what is to be done.
+        refresh: the batch of source data that it is about.
+        selected: the assets to make; none stands for all.
+        thorough: examine models also where everything that they make is up to date.
         holds_lease: this process holds the storage; else another that holds it is worth a warning.
     """
     models = _model_findings(run)
     found = [*_storage_findings(run, holds_lease), *_source_findings(run), *_cluster_findings(), *models]
+    if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
+        found += examine_student(run.student, student_needs(run.config))
     if not models:
-        found += _student_findings(run)
         found += weigh(run.config, cluster_nodes(), weight_bytes(run.teacher.model), weight_bytes(run.student))
     return found
 
@@ -94,9 +105,18 @@ def _model_findings(run: Run) -> list[Finding]:
     return found
 
 
-def _student_findings(run: Run) -> list[Finding]:
+def student_needs(config: RunConfig) -> StudentNeeds:
+    """What the configuration wants of the student."""
+    train = config.train
+    layers = train.hyper_attention_layers if train.attention == "hyper_attention" else None
+    return StudentNeeds(config.pack.max_tokens, config.pack.packed, layers)
+
+
+def _is_needed(run: Run, refresh: str, assets: Sequence[str], selected: Sequence[str]) -> bool:
+    """Whether one of the assets is to be made again."""
+    wanted = [asset for asset in assets if not selected or asset in selected]
+    keys = {asset: refresh if run.specs[asset].partitions_def is not None else None for asset in wanted}
     try:
-        require_template(load_tokenizer(run.student))
-    except (EncodingError, ValueError) as error:
-        return [Finding("student.model", str(error))]
-    return []
+        return any(run.staleness.is_stale(asset, key, refresh) for asset, key in keys.items())
+    except (ValueError, OSError):  # the source cannot be read, which is a finding of its own
+        return False

@@ -130,11 +130,11 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
     """The `run` of a process that Dagster launched; the command line hands over a `Run` of its own instead."""
 
     @dg.resource
-    def launched_run(_: dg.InitResourceContext) -> Iterator[Run]:
+    def launched_run(context: dg.InitResourceContext) -> Iterator[Run]:
         """Holds the storage and the connection to Ray while the run goes on."""
         run = _look(config_of_environment(), specs)
         with lease(run.config.storage), connected(), ProgressLines(sys.stderr):
-            require_sound(preflight(run, holds_lease=True))
+            require_sound(preflight(run, _refresh_of(context), holds_lease=True))
             yield run
 
     return launched_run
@@ -145,6 +145,12 @@ def io_of_run(context: dg.InitResourceContext) -> AssetIO:
     """The assets of the same `Run` that the operators are handed."""
     run: Run = context.resources.run
     return run.asset_io()
+
+
+def _refresh_of(context: dg.InitResourceContext) -> str:
+    """The refresh of the run that Dagster launched; a run of assets over all refreshes has none, and plans none."""
+    tags = context.run.tags if context.run is not None else {}
+    return str(tags.get(PARTITION_TAG, "base"))
 
 
 def _look(config: RunConfig, specs: Specs) -> Run:

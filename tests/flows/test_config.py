@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import ConfigError, load_config
+from flows.releases import evaluate_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -14,6 +15,13 @@ SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads(path: Path) -> None:
     assert load_config(path, []).name == path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_text_that_is_trained_on_can_be_scored_and_evaluated(path: Path) -> None:
+    config = load_config(path, [])
+    assert config.score.max_tokens >= config.pack.max_tokens
+    assert evaluate_config(config).max_tokens >= config.pack.max_tokens
 
 
 def test_overrides_are_applied_and_typed() -> None:
