@@ -1,0 +1,112 @@
+"""Nothing that listens for orders can be reached from another machine: sockets of a run and of a local cluster."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from http.client import HTTPConnection
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.local import answers, free_port, local_cluster
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUN = """
+import sys, time
+from cluster.runtime import connected
+
+with connected():
+    import ray
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    print("connected", flush=True)
+    sys.stdin.read()
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def listening(leader: psutil.Process) -> dict[tuple[str, int], str]:
+    """(address, port) of every socket on which a process or one of its descendants listens, with the program's name."""
+    found = {}
+    for process in (leader, *leader.children(recursive=True)):
+        with suppress(psutil.Error):
+            sockets = process.net_connections("inet")
+            found |= {tuple(one.laddr): process.name() for one in sockets if one.status == psutil.CONN_LISTEN}
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    return address in ("::1", "127.0.0.1", "::ffff:127.0.0.1")
+
+
+def address_of_host() -> str:
+    """Another address of this machine than loopback."""
+    found = (one.address for each in psutil.net_if_addrs().values() for one in each if one.family == socket.AF_INET)
+    return next((address for address in found if not address.startswith("127.")), "")
+
+
+def without_ray_address() -> dict[str, str]:
+    return {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)}
+
+
+def test_every_socket_of_a_run_is_on_loopback() -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN],
+        env=without_ray_address(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    assert any(line.strip() == "connected" for line in iter(run.stdout.readline, ""))
+    found = listening(psutil.Process(run.pid))
+    run.communicate("")
+    assert {"raylet", "gcs_server"} <= set(found.values())
+    assert {place: name for place, name in found.items() if not is_loopback(place[0])} == {}
+
+
+def test_a_local_cluster_takes_no_job_from_another_address(tmp_path: Path) -> None:
+    host = address_of_host()
+    if not host:
+        pytest.skip("this machine has no address but loopback")
+    port = free_port()
+    with local_cluster(port, tmp_path / "ray.log", cwd=tmp_path, options=["--num-cpus=1"]) as address:
+        [gcs] = [
+            process
+            for process in psutil.process_iter()
+            if process.name() == "gcs_server" and str(tmp_path) in _folder(process)
+        ]
+        found = listening(gcs) | listening_of_session(gcs)
+        assert port in {place[1] for place in found}
+        assert {place: name for place, name in found.items() if not is_loopback(place[0])} == {}
+        for _, open_port in found:
+            for path in ("/api/job_agent/jobs/", "/api/jobs/"):
+                with pytest.raises(ConnectionRefusedError):
+                    order(host, open_port, path)
+        assert answers(f"{address}/api/version")
+
+
+def order(host: str, port: int, path: str) -> None:
+    """Ask a server to run a command, as `ray job submit` does."""
+    connection = HTTPConnection(host, port, timeout=10)
+    connection.request("POST", path, '{"entrypoint": "true"}', {"Content-Type": "application/json"})
+    connection.getresponse()
+
+
+def _folder(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return str(process.cwd())
+    return ""
+
+
+def listening_of_session(member: psutil.Process) -> dict[tuple[str, int], str]:
+    """Sockets of all processes of the session that `local_cluster` opened."""
+    session, found = os.getsid(member.pid), {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session:
+                found |= listening(process)
+    return found
