@@ -7,11 +7,13 @@ from typing import Any
 
 from pyarrow import fs
 
-from flows.graph import RAW_INSTRUCTIONS
-from flows.run import Run, stage_summaries
+from cluster.manifest import Manifest
+from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
+from flows.run import Run
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
 from operators.report.report import Results
+from operators.report.stages import StageSummary
 
 UNUSED_COLUMNS = "unused_columns"  # of the metrics of raw_instructions: column -> rows in which it is not empty
 
@@ -38,6 +40,38 @@ def unused_columns(run: Run) -> dict[str, int]:
         found = manifest.metrics.get(UNUSED_COLUMNS) if manifest else None
         counted.update(found if isinstance(found, dict) else {})
     return dict(counted.most_common())
+
+
+def stage_summaries(run: Run) -> list[StageSummary]:
+    """Each finished asset in the order of the graph, summed over the refreshes that were recycled."""
+    recycled = run.store.refreshes(RECYCLED_INSTRUCTIONS)
+    summaries = []
+    for asset in run.specs:
+        refreshes: list[str | None] = [*recycled] if run.store.refreshes(asset) else [None]
+        manifests = [manifest for key in refreshes if (manifest := run.store.manifest(asset, key))]
+        if manifests:
+            cached = not run.store.made & {(asset, key) for key in refreshes}
+            summaries.append(_summary(asset, manifests, cached=cached))
+    return summaries
+
+
+def _summary(asset: str, manifests: list[Manifest], *, cached: bool) -> StageSummary:
+    outcomes: Counter[str] = Counter()
+    metrics: Counter[str] = Counter()
+    for manifest in manifests:
+        outcomes.update(manifest.outcomes)
+        metrics.update({name: value for name, value in manifest.metrics.items() if not isinstance(value, dict)})
+    seconds = sum(manifest.seconds for manifest in manifests)
+    has_rows = manifests[0].rows is not None
+    return StageSummary(
+        asset=asset,
+        seconds=seconds,
+        rows_out=sum(manifest.rows or 0 for manifest in manifests) if has_rows else None,
+        outcomes=dict(outcomes),
+        cached=cached,
+        teacher={**metrics, "seconds": seconds} if "calls" in metrics else {},
+        peak_memory_mib=max(manifest.peak_memory_mib for manifest in manifests),
+    )
 
 
 def _earlier(run: Run) -> dict[str, Any] | None:

@@ -1,17 +1,14 @@
 """What every asset is handed: the configuration, the store, the ledger and the models of one run."""
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import ray
 from pyarrow import fs
 from ray.data import Dataset
 
 from cluster.files import write_whole
-from cluster.manifest import Manifest
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.asset_io import AssetIO
@@ -19,7 +16,6 @@ from flows.config import ConfigError, RunConfig
 from flows.graph import (
     INSTRUCTION_REFLECTIONS,
     RAW_INSTRUCTIONS,
-    RECYCLED_INSTRUCTIONS,
     RESPONSE_REFLECTIONS,
     STUDENT,
     Specs,
@@ -141,34 +137,3 @@ class Run:
 def rows_where(rows: Dataset, outcome: str) -> Dataset:
     """The rows with exactly this outcome."""
     return rows.filter(expr=ray.data.expressions.col("outcome") == outcome)
-
-
-def stage_summaries(run: Run) -> list[dict[str, Any]]:
-    """Per finished asset what the report shows of it, summed over the refreshes that were recycled."""
-    recycled = run.store.refreshes(RECYCLED_INSTRUCTIONS)
-    summaries = []
-    for asset in run.specs:
-        refreshes: list[str | None] = [*recycled] if run.store.refreshes(asset) else [None]
-        manifests = [manifest for key in refreshes if (manifest := run.store.manifest(asset, key))]
-        if manifests:
-            summaries.append(
-                _summary(asset, manifests) | {"cached": not run.store.made & {(asset, k) for k in refreshes}}
-            )
-    return summaries
-
-
-def _summary(asset: str, manifests: list[Manifest]) -> dict[str, Any]:
-    outcomes: Counter[str] = Counter()
-    metrics: Counter[str] = Counter()
-    for manifest in manifests:
-        outcomes.update(manifest.outcomes)
-        metrics.update({name: value for name, value in manifest.metrics.items() if not isinstance(value, dict)})
-    seconds = sum(manifest.seconds for manifest in manifests)
-    return {
-        "asset": asset,
-        "seconds": seconds,
-        "rows_out": sum(manifest.rows or 0 for manifest in manifests) if manifests[0].rows is not None else None,
-        "outcomes": dict(outcomes),
-        "peak_memory_mib": max(manifest.peak_memory_mib for manifest in manifests),
-        **({"teacher": {**metrics, "seconds": seconds}} if "calls" in metrics else {}),
-    }

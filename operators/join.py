@@ -1,5 +1,6 @@
 """The only places where rows of different blocks meet: rows of one key together, an outcome by id, sums over blocks."""
 
+from collections.abc import Collection
 from functools import partial
 
 import pyarrow as pa
@@ -11,14 +12,15 @@ from operators.columns import ACTIVE, RAW, conform
 ROWS_PER_PARTITION = 200_000
 
 
-def end_rows(rows: Dataset, ids: Dataset, outcome: str, num_rows: int) -> Dataset:
-    """Give the active rows whose id is among `ids` this outcome.
+def end_rows(rows: Dataset, ids: Dataset, outcome: str, num_rows: int, among: Collection[str] = (ACTIVE,)) -> Dataset:
+    """Give the rows whose id is among `ids` this outcome.
 
     Args:
         rows: columns.RAW.
         ids: row_id; may repeat ids and hold others.
         outcome: dropped:<reason> or quarantined:<reason>.
         num_rows: about how many rows both have together; decides into how many parts they are shuffled.
+        among: the outcomes that a row may have had; the others keep theirs.
 
     Columns out:
         columns.RAW, as many rows as `rows` has.
@@ -26,7 +28,9 @@ def end_rows(rows: Dataset, ids: Dataset, outcome: str, num_rows: int) -> Datase
     tagged = rows.map_batches(partial(_tag, named=False), batch_format="pyarrow", num_cpus=0.25)
     named = ids.map_batches(partial(_tag, named=True), batch_format="pyarrow", num_cpus=0.25)
     both = group_by_key(tagged.union(named), "row_id", 1 + num_rows // ROWS_PER_PARTITION)
-    return both.map_batches(partial(_end, outcome=outcome), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    return both.map_batches(
+        partial(_end, outcome=outcome, among=tuple(among)), batch_size=None, batch_format="pyarrow", num_cpus=0.25
+    )
 
 
 def _tag(rows: pa.Table, named: bool) -> pa.Table:
@@ -34,12 +38,12 @@ def _tag(rows: pa.Table, named: bool) -> pa.Table:
     return rows.append_column("named", pa.array([named] * rows.num_rows, pa.bool_()))
 
 
-def _end(both: pa.Table, outcome: str) -> pa.Table:
+def _end(both: pa.Table, outcome: str, among: tuple[str, ...]) -> pa.Table:
     if not both.num_rows:  # the shuffle may give a block no columns at all
         return RAW.empty_table()
     ids = both.filter(both["named"])["row_id"].combine_chunks()
     rows = both.filter(pc.invert(both["named"])).drop_columns(["named"])
-    ends = pc.and_(pc.is_in(rows["row_id"], ids), pc.equal(rows["outcome"], ACTIVE))
+    ends = pc.and_(pc.is_in(rows["row_id"], ids), pc.is_in(rows["outcome"], pa.array(among, pa.string())))
     return rows.set_column(rows.column_names.index("outcome"), "outcome", pc.if_else(ends, outcome, rows["outcome"]))
 
 

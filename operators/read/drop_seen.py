@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
-from operators.columns import RAW
+from operators.columns import ACTIVE, HELD_OUT, RAW
 from operators.join import end_rows
 from operators.stage import require_columns
 
@@ -14,7 +14,8 @@ SEEN = "dropped:seen_in_earlier_refresh"
 def drop_seen(rows: Dataset, earlier: Dataset) -> Dataset:
     """Give rows whose id an earlier refresh had the outcome `dropped:seen_in_earlier_refresh`.
 
-    A row that an earlier refresh quarantined is judged anew: the reason may lie in the configuration.
+    Rows held out are among them, so that no row is evaluated on twice. A row that an earlier refresh quarantined is
+    judged anew: the reason may lie in the configuration.
 
     Columns in:
         rows: columns.RAW. earlier: row_id, outcome, of the raw instructions of all earlier refreshes.
@@ -25,7 +26,7 @@ def drop_seen(rows: Dataset, earlier: Dataset) -> Dataset:
     require_columns("drop_seen", ["row_id", "outcome"], earlier.columns() or [])
     num_rows = rows.count() + earlier.count()
     ids = earlier.select_columns(["row_id", "outcome"]).map_batches(_judged, batch_format="pyarrow", num_cpus=0.25)
-    return end_rows(rows, ids, SEEN, num_rows)
+    return end_rows(rows, ids, SEEN, num_rows, among=(ACTIVE, HELD_OUT))
 
 
 def _judged(earlier: pa.Table) -> pa.Table:

@@ -22,6 +22,7 @@ from operators.report.conclusion import conclude
 from operators.report.costs import StageCost
 from operators.report.figures import RATIO, Figures, ReportConfig, collect_figures
 from operators.report.pairs import cut_text
+from operators.report.stages import StageSummary
 from operators.report.styles import style_line, style_lines
 from operators.report.texts import count, decimal, duration, redacted, share, short, visible, word_diff, words
 
@@ -35,7 +36,6 @@ TRAIN = (
     *("losses", "grad_norms", "neftune_alpha", "attention", "attention_implementation", "hyper_attention_layers"),
     *("zero_stage", "num_workers", "precision", "notes"),
 )
-STAGE = ("asset", "seconds", "rows_in", "rows_out", "outcomes", "cached", "teacher", "peak_memory_mib")
 JUDGE = "judge"  # a stage of the ledger whose calls are no reflections
 SCORE_NAMES = {
     "ifd_original": "original instruction",
@@ -50,7 +50,7 @@ class Results:
     """What the stages handed on, for the report.
 
     Attributes:
-        stages: by asset: seconds, rows_out, cached, and where known rows_in, outcomes, teacher, peak_memory_mib.
+        stages: in the order of the graph.
         student: of the training: steps, tokens, losses, ...; empty if there was none.
         evaluation: None if there was none.
         release: None if nothing was decided.
@@ -60,7 +60,7 @@ class Results:
         earlier: the figures of the report that this one replaces.
     """
 
-    stages: Sequence[Mapping[str, Any]] = ()
+    stages: Sequence[StageSummary] = ()
     student: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None = None
     release: Release | None = None
@@ -113,7 +113,7 @@ def build_report(
         "evaluation": evaluation.model_dump(mode="json") if evaluation else {},
         "release": results.release.model_dump(mode="json") if results.release else {},
         "releases": [decision.model_dump(mode="json") for decision in results.decisions],
-        "stages": [{name: stage.get(name) for name in STAGE} for stage in results.stages],
+        "stages": [stage.model_dump() for stage in results.stages],
         "unused_columns": dict(results.unused_columns),
         "conservation": _conservation(rows, results.stages, has_packs=packs is not None),
         "conclusion": conclude(evaluation, rows["recycled"], student.get("steps"), rows["packed"]).model_dump(),
@@ -127,7 +127,7 @@ def build_report(
 
 def _teacher(results: Results, num_recycled: int) -> Figures:
     """Sums over the stages, where a `cached` call is one that the ledger held; and what a recycled row took in all."""
-    sums = {name: sum((stage.get("teacher") or {}).get(name) or 0 for stage in results.stages) for name in TEACHER}
+    sums = {name: sum(stage.teacher.get(name) or 0 for stage in results.stages) for name in TEACHER}
     reflections = [cost for cost in results.costs if cost.stage != JUDGE]
     in_all = {
         "paid_tokens": sum(cost.prompt_tokens + cost.generated_tokens for cost in reflections),
@@ -149,9 +149,9 @@ def _efficiency(packing: Figures, config: dict[str, Any]) -> Figures:
     }
 
 
-def _conservation(rows: Figures, stages: Sequence[Mapping[str, Any]], *, has_packs: bool) -> Figures:
+def _conservation(rows: Figures, stages: Sequence[StageSummary], *, has_packs: bool) -> Figures:
     """Every row that came in has exactly one outcome, and every recycled row is packed or has a reason why not."""
-    came_in = next((stage.get("rows_out") for stage in stages if stage.get("asset") == FIRST_STAGE), None)
+    came_in = next((stage.rows_out for stage in stages if stage.asset == FIRST_STAGE), None)
     came_in = rows["source"] if came_in is None else came_in
     recycled = sum(rows["recycled"].values())
     out = recycled + sum(rows["quarantined"].values()) + sum(rows["dropped"].values())

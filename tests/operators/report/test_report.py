@@ -16,6 +16,7 @@ from operators.evaluate.release_history import Decision
 from operators.evaluate.results import Evaluation, HeldOutLoss, Judgement, PairedChange, Release, Sample
 from operators.report.costs import StageCost
 from operators.report.report import Report, ReportConfig, Results, build_report
+from operators.report.stages import StageSummary
 
 SAMPLE = json.loads((Path(__file__).resolve().parents[2] / "data" / "report_sample.json").read_text())
 SECTIONS = [
@@ -80,7 +81,8 @@ def partial_report(**parts: Any) -> Report:
 
 def results_of(run: dict[str, Any], **parts: Any) -> Results:
     evaluation, release = Evaluation.model_validate(run["evaluation"]), Release.model_validate(run["release"])
-    named = {"stages": run["stages"], "student": run["student"], "evaluation": evaluation, "release": release}
+    stages = [StageSummary.model_validate(stage) for stage in run["stages"]]
+    named = {"stages": stages, "student": run["student"], "evaluation": evaluation, "release": release}
     return Results(**(named | {"costs": COSTS, "decisions": DECISIONS} | parts))
 
 
@@ -113,7 +115,7 @@ def hostile(local_ray: None) -> Report:
     results = Results(
         evaluation=Evaluation(samples=(sample,), judge=Judgement(unparsed_reasons={HOSTILE: 1}), held_out_loss=loss),
         release=Release(released=False, version=HOSTILE, previous=HOSTILE, reasons=(HOSTILE,)),
-        stages=[{"asset": HOSTILE, "rows_out": 32}],
+        stages=[StageSummary(asset=HOSTILE, rows_out=32)],
         costs=[StageCost(stage=HOSTILE, calls=1, failed=1, failures={HOSTILE: 1})],
         unused_columns={HOSTILE: 1},
         student={"steps": 1, "attention_implementation": HOSTILE, "notes": [HOSTILE]},
@@ -170,7 +172,7 @@ def test_figures_have_the_keys_of_the_contract(sample: Report) -> None:
 
 @pytest.mark.parametrize("rows_out", [31, 33])
 def test_a_row_that_is_lost_or_new_breaks_conservation(local_ray: None, rows_out: int) -> None:
-    results = Results(stages=[{"asset": "raw_instructions", "rows_out": rows_out}])
+    results = Results(stages=[StageSummary(asset="raw_instructions", rows_out=rows_out)])
     report = build_report("lossy", recycled_of(SAMPLE["rows"]), None, results, {}, ReportConfig())
     assert report.figures["conservation"] == {"in": rows_out, "out": 32, "holds": False}
     assert "rows do not add up" in report.html
@@ -203,7 +205,10 @@ def test_what_is_not_finite_becomes_null(local_ray: None) -> None:
         ({}, "The student was not evaluated, so this run shows no gain."),
         ({"student": {"steps": 1, "losses": [2.0]}}, "Fewer than two losses were recorded."),
         (
-            {"stages": [{"asset": "student"}], "release": Release(released=False, version="v", reasons=("worse",))},
+            {
+                "stages": [StageSummary(asset="student")],
+                "release": Release(released=False, version="v", reasons=("worse",)),
+            },
             "worse",
         ),
     ],

@@ -1,0 +1,31 @@
+"""What the report shows of one stage, summed over the refreshes."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StageSummary(BaseModel):
+    """One finished asset.
+
+    Attributes:
+        asset: its name.
+        seconds: that making it took; None if unknown.
+        rows_in: rows that it read; None if unknown.
+        rows_out: rows that it holds; None if it holds a value.
+        outcomes: rows by outcome.
+        cached: it was found, not made by this run.
+        teacher: what the ledger counted for it: calls, cached_calls, failed_calls, tokens, cost; empty without calls.
+        peak_memory_mib: the machine's memory at its peak; None if unknown.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asset: str
+    seconds: float | None = None
+    rows_in: int | None = None
+    rows_out: int | None = None
+    outcomes: dict[str, int] = {}
+    cached: bool = False
+    teacher: dict[str, Any] = Field(default_factory=dict)
+    peak_memory_mib: int | None = None
