@@ -14,20 +14,26 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators.columns import ACTIVE, PARSED
+from operators.ngrams import words
 from operators.read.drop_contaminated import EvaluationIndex
 from operators.reflect.prompts import CRITIQUE_HEADING, END_HEADING, INSTRUCTION_SECTIONS, RESPONSE_SECTIONS
 from operators.reflect.reflect import Reflecting
 from operators.reflect.refusals import REFUSAL
+from operators.reflect.text_checks import (
+    breaks_off,
+    echoes,
+    hangs,
+    is_about_itself,
+    is_ended,
+    is_prompts_words,
+    leaves_open,
+    repetition,
+    says_the_same,
+)
 from operators.stage import StageConfig, require_columns
 
-SURE = 0.95  # probability from which a language is believed: 1,457 of 1,500 Alpaca answers, none of them wrongly
-GRAM_WORDS = 4  # of the runs whose repetition is counted
-SHORT = 40  # runs; a shorter text may repeat itself
-SENTENCE = 8  # words; a shorter last line may be a name, a title or a number
+SURE = 0.95  # minimum language-ID probability: 1,457 of 1,500 Alpaca answers reach it, none of them wrongly
 
-_WORD = re.compile(r"\w+")
-_ENDED = re.compile(r"[.!?:…。！？।؟][\"'”’»)\]}*_`]*$")
-_BROKEN = re.compile(r"(?!\s*(?:[-*•#>]|\d+[.)]))[^|]*[\w,;-]$")  # neither a list item nor a row of a table
 _HEADINGS = "|".join(
     map(re.escape, [CRITIQUE_HEADING, END_HEADING, *INSTRUCTION_SECTIONS.values(), *RESPONSE_SECTIONS.values()])
 )
@@ -41,7 +47,14 @@ _LEAKED = re.compile(
 class FilterConfig(StageConfig):
     """Configuration of `filter_rewrites`, the section `filter`."""
 
-    unchanged: bool = Field(True, description="refuse a rewrite that says the same words as the original")
+    prompt_words: bool = Field(
+        True,
+        description="Whether a rewrite is refused that is the prompt's own words, or an instruction that talks about "
+        "the instruction instead of being one.",
+    )
+    unchanged: bool = Field(
+        True, description="Whether a rewrite that says the same as the original is refused; in code every sign counts."
+    )
     min_chars: int = Field(1, ge=1, description="shortest rewritten text")
     max_chars: int = Field(16_000, ge=1, description="longest rewritten text")
     min_share: float = Field(
@@ -54,7 +67,9 @@ class FilterConfig(StageConfig):
     language_drift: bool = Field(True, description="refuse a rewrite that is surely in another language")
     leaked_markup: bool = Field(True, description="refuse a rewrite that holds pieces of the prompt's form")
     refusal: bool = Field(True, description="refuse an answer that declines where the original did not")
-    unfinished: bool = Field(True, description="refuse an answer that breaks off in a sentence; the original did not")
+    unfinished: bool = Field(
+        True, description="Whether a rewrite that breaks off in a sentence is refused where the original did not."
+    )
 
 
 def filter_rewrites(
@@ -62,9 +77,9 @@ def filter_rewrites(
 ) -> Dataset:
     """Give readable reflections that cannot help the status `filtered:<reason>`.
 
-    The reasons are unchanged, too_short, too_long, repetitive, leaked_markup, refusal, unfinished, language_drift,
-    echo, shrunk, contaminated; the first that holds, in this order. An echo must be refused here, because r-IFD rewards
-    it: nothing makes an instruction easier to guess than an answer that repeats it.
+    The reasons are unchanged, prompt_words, about_itself, too_short, too_long, repetitive, leaked_markup, refusal,
+    unfinished, language_drift, echo, shrunk, contaminated; the first that holds, in this order. An echo must be refused
+    here, because r-IFD rewards it: nothing makes an instruction easier to guess than an answer that repeats it.
 
     Args:
         rows: with the columns of the reflection.
@@ -84,38 +99,28 @@ def filter_rewrites(
 def reason_against(original: str, rewrite: str, config: FilterConfig, *, is_answer: bool) -> str:
     """Why this rewrite cannot help; empty if it may."""
     checks = {
-        "unchanged": config.unchanged and _words(original) == _words(rewrite),
+        "unchanged": config.unchanged and says_the_same(original, rewrite),
+        "prompt_words": config.prompt_words and is_prompts_words(rewrite) and not is_prompts_words(original),
+        "about_itself": config.prompt_words
+        and not is_answer
+        and is_about_itself(rewrite)
+        and not is_about_itself(original),
         "too_short": len(rewrite.strip()) < config.min_chars,
         "too_long": len(rewrite) > config.max_chars,
         "repetitive": repetition(rewrite) > config.max_repetition,
         "leaked_markup": config.leaked_markup and bool(_LEAKED.search(rewrite)) and not _LEAKED.search(original),
         "refusal": config.refusal and is_answer and bool(REFUSAL.match(rewrite)) and not REFUSAL.match(original),
-        "unfinished": config.unfinished and is_answer and _ends(original) and breaks_off(rewrite),
+        "unfinished": config.unfinished and _is_unfinished(original, rewrite, is_answer=is_answer),
         "language_drift": config.language_drift and _drifts(original, rewrite),
     }
     return next((reason for reason, holds in checks.items() if holds), "")
 
 
-def repetition(text: str) -> float:
-    """Share of the text's runs of four words that occurred before; 0 for a short text."""
-    words = text.casefold().split()
-    runs = list(zip(*(words[start:] for start in range(GRAM_WORDS)), strict=False))
-    return 0.0 if len(runs) < SHORT else 1 - len(set(runs)) / len(runs)
-
-
-def breaks_off(text: str) -> bool:
-    """Whether the text ends within a sentence: a long last line, of prose, that closes with a word or a comma.
-
-    A teacher's text does where the reply's format bounds its length. Lines that follow others without an end, verse
-    and code, are no prose. Of 1,500 Alpaca answers six seem to, and none of them does.
-    """
-    *_, before, last = ["", *text.rstrip().split("\n")]
-    prose = not before.strip() or _ends(before)
-    return prose and len(last.split()) >= SENTENCE and bool(_BROKEN.match(last))
-
-
-def _ends(text: str) -> bool:
-    return bool(_ENDED.search(text.rstrip()))
+def _is_unfinished(original: str, rewrite: str, *, is_answer: bool) -> bool:
+    """An instruction needs no full stop: it is unfinished where its last word leaves it open."""
+    if hangs(rewrite) and not hangs(original):
+        return True
+    return is_ended(original) and (breaks_off(rewrite) if is_answer else leaves_open(rewrite))
 
 
 def _filter(rows: pa.Table, about: Reflecting, config: FilterConfig, index: EvaluationIndex | None) -> pa.Table:
@@ -151,17 +156,9 @@ def _answer_reason(row: dict[str, str], about: Reflecting, config: FilterConfig)
     instruction, original = (row[name] or "" for name in about.columns_in)
     *better_instruction, answer = (row[name] or "" for name in about.columns_out)
     asked = "\n".join([*(better_instruction or [instruction]), row["input"] or ""])
-    if config.echo and _echoes(answer, asked) and not _echoes(original, f"{instruction}\n{row['input'] or ''}"):
+    if config.echo and echoes(answer, asked) and not echoes(original, f"{instruction}\n{row['input'] or ''}"):
         return "echo"
-    return "shrunk" if len(_words(answer)) < config.min_share * len(_words(original)) else ""
-
-
-def _echoes(answer: str, asked: str) -> bool:
-    return f" {' '.join(_words(answer))} " in f" {' '.join(_words(asked))} "
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+    return "shrunk" if len(words(answer)) < config.min_share * len(words(original)) else ""
 
 
 def _drifts(original: str, rewrite: str) -> bool:

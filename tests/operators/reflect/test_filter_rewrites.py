@@ -11,7 +11,7 @@ import ray
 from operators.columns import HELD_OUT, INSTRUCTION_REFLECTED, RESPONSE_REFLECTED, conform
 from operators.read.drop_contaminated import DecontaminateConfig, evaluation_index
 from operators.reflect import reflect_instructions, reflect_responses
-from operators.reflect.filter_rewrites import FilterConfig, _filter, filter_rewrites, reason_against, repetition
+from operators.reflect.filter_rewrites import FilterConfig, _filter, filter_rewrites, reason_against
 
 ENGLISH = "The river rises in the mountains and flows through three countries before it reaches the sea."
 FRENCH = "Le fleuve prend sa source dans les montagnes et traverse trois pays avant d'atteindre la mer."
@@ -22,7 +22,27 @@ LOOP = "Rivers are long and wide. " * 30
     ("original", "rewrite", "reason"),
     [
         (ENGLISH, ENGLISH.upper() + " !", "unchanged"),
-        (ENGLISH, "  ", "too_short"),
+        ("def f():\n    return a - b", "def f():\n    return a + b", ""),
+        ("x = -5", "x = 5", ""),
+        ("x = True", "x = true", ""),
+        ("for x in y:\nprint(x)", "for x in y:\n    print(x)", ""),
+        ("x = 1  ", "x = 1", "unchanged"),
+        ("A well-known text.", "a well known text", "unchanged"),
+        ("Add 3.5 and 2.", "Add 3 5 and 2.", ""),
+        (ENGLISH, "better response", "prompt_words"),
+        (ENGLISH, "Better Instruction.", "prompt_words"),
+        (ENGLISH, "...", "prompt_words"),
+        (ENGLISH, "", "prompt_words"),
+        (ENGLISH, "The better man answered the call.", ""),
+        (ENGLISH, "Sorry, but I cannot say.", "refusal"),
+        (ENGLISH, "I apologize, but I am unable to help.", "refusal"),
+        ("河流发源于山中，流经三个国家，最后注入大海。", "河流很长。" * 60, "repetitive"),
+        (
+            "河流发源于山中，流经三个国家，最后注入大海。",
+            "河流发源于山中，流经三个国家之后，它的水量变得越来越大，并且",
+            "unfinished",
+        ),
+        ("แม่น้ำไหลผ่านสามประเทศ", "แม่น้ำยาวมาก" * 60, "repetitive"),
         (ENGLISH, ENGLISH + "x" * 20_000, "too_long"),
         (ENGLISH, LOOP, "repetitive"),
         (ENGLISH, FRENCH, "language_drift"),
@@ -50,7 +70,7 @@ def test_reasons(original: str, rewrite: str, reason: str) -> None:
 
 
 def test_every_check_has_a_switch() -> None:
-    switches = ("unchanged", "language_drift", "leaked_markup", "refusal", "unfinished")
+    switches = ("unchanged", "prompt_words", "language_drift", "leaked_markup", "refusal", "unfinished")
     off = FilterConfig(max_repetition=1, max_chars=10**6, **dict.fromkeys(switches, False))
     rewrites = (LOOP, FRENCH, "[New Answer]\nYes.", "I'm sorry, no.", ENGLISH + "x" * 20_000)
     for rewrite in (ENGLISH, ENGLISH[:-1], *rewrites):
@@ -66,10 +86,28 @@ def test_an_instruction_needs_no_full_stop() -> None:
     assert reason_against("Describe the river.", asked, FilterConfig(), is_answer=False) == ""
 
 
-def test_repetition_is_a_share_of_runs() -> None:
-    assert repetition("one two three four " * 3) == 0  # too short to say
-    assert repetition(" ".join(str(n) for n in range(200))) == 0
-    assert repetition("one two three four " * 50) > 0.9
+@pytest.mark.parametrize(
+    ("rewrite", "reason"),
+    [
+        ("Describe the river that flows through the", "unfinished"),
+        ("Describe the river and its delta, its course and", "unfinished"),
+        ("Describe the river that rises in", "unfinished"),
+        ("This instruction requires a good and specific response", "about_itself"),
+        ("The instruction is clear and specific.", "about_itself"),
+        ("A better instruction would be to name the river.", "about_itself"),
+        ("Is this instruction clear? Explain why.", ""),
+        ("This is the longest river of Europe. Name it.", ""),
+        ("Describe the river, its source and its mouth.", ""),
+    ],
+)
+def test_an_instruction_that_is_none_is_refused(rewrite: str, reason: str) -> None:
+    assert reason_against("Describe the river.", rewrite, FilterConfig(), is_answer=False) == reason
+
+
+def test_instructions_of_a_good_data_set_are_not_refused(alpaca: Path) -> None:
+    asked = [record["instruction"] for record in json.loads(alpaca.read_text())]
+    found = [reason_against(one, other, FilterConfig(), is_answer=False) for one, other in pairwise(asked)]
+    assert sum(map(bool, found)) <= 0.005 * len(found), [reason for reason in found if reason]
 
 
 def test_real_answers_are_not_refused(alpaca: Path) -> None:
