@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from operators.outside_text import replace_surrogates
+
 CALLS = pa.schema(
     [
         ("call_key", pa.string()),
@@ -27,12 +29,12 @@ REPLIES = pa.schema(
     ]
 )
 ERROR_CHARS = 500
-# Of tasks that hold replies which are paid for: a killed one is tried again for as long as the stage goes on. The same
-# arguments everywhere, because Ray Data makes one task of steps that have them in common.
-WITH_REPLIES: dict[str, Any] = {"num_cpus": 0.25, "max_retries": -1}
+MOST_TOKENS = 2**31 - 1
+Call = dict[str, Any]
+Reply = dict[str, Any]
 
 
-def call_key(call: dict[str, Any], stage: str, teacher_parts: list[str | float | int]) -> str:
+def call_key(call: Call, stage: str, teacher_parts: list[str | float | int]) -> str:
     """Hash of everything that determines a reply: row, stage, prompt, output format, length limit, teacher."""
     parts = [stage, call["row_id"], call["messages"], call["schema"], call["max_tokens"], *teacher_parts]
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
@@ -41,3 +43,34 @@ def call_key(call: dict[str, Any], stage: str, teacher_parts: list[str | float |
 def call_seed(key: str) -> int:
     """The sampling seed of one call. The key holds the configured seed, so row, prompt and seed all decide."""
     return int(key[:8], 16) & 0x7FFFFFFF
+
+
+def answered(call: Call, text: str, finish_reason: str, prompt_tokens: int, generated_tokens: int) -> Reply:
+    """A reply as one of REPLIES. The text may come from outside: what no file can hold is replaced."""
+    return {
+        "call_key": call["call_key"],
+        "row_id": call["row_id"],
+        "reply": replace_surrogates(text),
+        "finish_reason": "length" if finish_reason == "length" else "stop",
+        "prompt_tokens": min(prompt_tokens, MOST_TOKENS),
+        "generated_tokens": min(generated_tokens, MOST_TOKENS),
+        "error": "",
+    }
+
+
+def failed(call: Call, error: str) -> Reply:
+    """A call without a reply as one of REPLIES; see `failures` for how an error opens."""
+    return {
+        "call_key": call["call_key"],
+        "row_id": call["row_id"],
+        "reply": None,
+        "finish_reason": None,
+        "prompt_tokens": 0,
+        "generated_tokens": 0,
+        "error": replace_surrogates(error)[:ERROR_CHARS] or "failed without a word",
+    }
+
+
+def replies_table(replies: list[Reply]) -> pa.Table:
+    """Replies as a table of REPLIES."""
+    return pa.Table.from_pylist(replies, schema=REPLIES)

@@ -1,73 +1,193 @@
 """Which teacher answers, how it samples, and what it may use of the cluster."""
 
-from typing import Literal
+import json
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from operators.stage import Operational, StageConfig
-from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
+from operators.teacher.prompt_tokens import chat_tokenizer
+
+# Of `engine_kwargs`: they change how fast an engine is and what it needs, not what it says.
+SPEED_ONLY = frozenset(
+    {
+        "async_scheduling",
+        "block_size",
+        "cpu_offload_gb",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "max_parallel_loading_workers",
+        "pipeline_parallel_size",
+        "safetensors_load_strategy",
+    }
+)
+# Set by keys of their own, or never left to a configuration because they would run code from elsewhere.
+RESERVED = frozenset(
+    {
+        "allowed_local_media_path",
+        "dtype",
+        "hf_overrides",
+        "load_format",
+        "max_model_len",
+        "model",
+        "reasoning_parser",
+        "reasoning_parser_plugin",
+        "seed",
+        "served_model_name",
+        "tensor_parallel_size",
+        "tokenizer",
+        "trust_remote_code",
+        "worker_cls",
+        "worker_extension_cls",
+    }
+)
+# Keys of this file that came later: part of a call's key only where they are set, so that older ledgers stay valid.
+_LATER = (
+    "top_k",
+    "min_p",
+    "stop",
+    "chat_template_kwargs",
+    "reasoning_parser",
+    "leave_out_parameters",
+    "response_format",
+    "extra_body",
+)
+Parameter = Literal["max_tokens", "temperature", "top_p", "seed", "top_k", "min_p", "stop"]
 
 
 class TeacherConfig(StageConfig):
     """Which model answers, how it samples, and what it may use of the cluster."""
 
-    backend: Literal["vllm", "openai", "scripted"] = Field("vllm", description="vllm actors, an endpoint, or the fake")
-    model: str = Field(description="folder, hub id or package:<wheel>; for openai the name the endpoint knows")
-    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature; 0 decodes greedily.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Probability mass of the tokens that are sampled from.")
-    seed: int = Field(0, ge=0, description="on GPUs and endpoints it is part of every call's own seed")
+    backend: Literal["vllm", "openai", "scripted"] = Field(
+        "vllm", description="Who answers: vllm actors on the cluster, an OpenAI-compatible endpoint, or the fake."
+    )
+    model: str = Field(description="A folder, a hub id or package:<wheel>; for openai the name the endpoint knows.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Temperature of sampling; 0 takes the likeliest token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Probability mass from which tokens are sampled.")
+    top_k: int = Field(0, ge=0, description="Number of likeliest tokens that are sampled from; 0 means all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Least probability of a token, as a share of the likeliest's.")
+    stop: tuple[str, ...] = Field((), description="Texts that end a reply and are no part of it.")
+    seed: int = Field(0, ge=0, description="Seed of sampling; on GPUs and endpoints each call derives its own from it.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Longest reply in tokens, instead of reflect.max_tokens and evaluate.judge_max_tokens."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of the weights and activations of vllm; auto takes the model's own."
+        "auto", description="Number format of weights and activations in vllm; auto is the model's own."
     )
-    max_model_len: int = Field(4096, ge=256, description="prompt and reply together, tokens")
-    replicas: Operational[int | tuple[int, int]] = Field(1, description="engines, or (min, max) for an autoscaled pool")
+    max_model_len: int = Field(4096, ge=256, description="Prompt and reply together, in tokens.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Variables of the chat template, such as enable_thinking: false."
+    )
+    reasoning_parser: str = Field(
+        "", description="The vllm reasoning parser that takes the thoughts off a reply, such as qwen3; none if empty."
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        {}, description="Further arguments of vLLM's EngineArgs, such as quantization: fp8."
+    )
+    replicas: Operational[int | tuple[int, int]] = Field(
+        1, description="Number of engines, or (min, max) for a pool that grows with its work."
+    )
     device: Operational[Literal["gpu", "cpu"]] = Field(
-        "gpu", description="gpu: one for each tensor_parallel rank of a replica"
+        "gpu", description="Where a vllm engine runs; on gpu, each tensor_parallel rank of a replica takes one GPU."
     )
-    cpus_per_replica: Operational[float] = Field(1, gt=0, description="CPUs an engine without GPUs reserves")
-    tensor_parallel: Operational[int] = Field(1, ge=1, description="GPUs that share one copy of the weights")
-    batch_rows: Operational[int] = Field(
-        64, ge=1, description="rows handed over, and committed to the ledger, at a time"
+    cpus_per_replica: Operational[float] = Field(
+        1, gt=0, description="Number of CPUs that an engine without GPUs reserves."
     )
-    concurrent_batches: Operational[int] = Field(8, ge=1, description="batches in flight in one engine")
-    max_num_seqs: Operational[int] = Field(256, ge=1, description="sequences an engine decodes at once")
-    cpu_kv_cache_gib: Operational[int] = Field(
-        1, ge=1, description="Memory of the key-value cache of an engine on CPUs, in GiB."
+    tensor_parallel: Operational[int] = Field(1, ge=1, description="Number of GPUs that share a copy of the weights.")
+    batch_rows: Operational[int] = Field(64, ge=1, description="Number of rows handed to an engine at a time.")
+    concurrent_batches: Operational[int] = Field(8, ge=1, description="Number of batches in flight in one engine.")
+    commit_seconds: Operational[float] = Field(
+        10, ge=0, description="Longest time in seconds that a reply waits until it is on disk."
     )
-    cpu_threads: Operational[int] = Field(1, ge=1, description="threads of an engine on CPUs")
-    max_attempts: Operational[int] = Field(3, ge=1, description="calls that failed this often are not made again")
+    max_num_seqs: Operational[int | None] = Field(
+        None, ge=1, description="Number of sequences that an engine decodes at once; the engine's own choice if not set."
+    )
+    cpu_kv_cache_gib: Operational[int] = Field(1, ge=1, description="Size of an engine's cache on CPUs, in GiB.")
+    cpu_threads: Operational[int] = Field(1, ge=1, description="Number of threads of an engine on CPUs.")
+    max_attempts: Operational[int] = Field(
+        3, ge=1, description="Number of times that a call which fails is made, over all runs."
+    )
     max_failed_share: Operational[float] = Field(
-        0.5, ge=0, le=1, description="of a stage's calls; with more failures it stops"
+        0.5, ge=0, le=1, description="Largest share of a stage's calls that may fail; with more, the stage stops."
     )
     no_progress_timeout_s: Operational[float] = Field(
-        1800, gt=0, description="a stage without a reply for so long stops; the start of the engine counts"
+        1800, gt=0, description="Time in seconds without a reply after which a stage stops; engine starts count."
     )
     first_token_timeout_s: Operational[float] = Field(
-        300, gt=0, description="vllm: for the first token of an engine that has started"
+        300, gt=0, description="Longest time in seconds to the first token of a vllm engine that has started."
     )
     base_url: Operational[str] = Field(
-        "", description="openai: address of the endpoint, such as http://127.0.0.1:8000/v1"
+        "", description="Address of the openai endpoint, such as http://127.0.0.1:8000/v1."
     )
-    api_key_env: Operational[str] = Field("OPENAI_API_KEY", description="openai: variable that holds the key")
+    api_key_env: Operational[str] = Field(
+        "OPENAI_API_KEY", description="Environment variable that holds the key of the openai endpoint."
+    )
+    tokenizer: Operational[str] = Field(
+        "", description="A folder or hub id that counts the openai model's tokens for the budget; bytes if empty."
+    )
     concurrent_requests: Operational[int] = Field(
-        16, ge=1, description="openai: most requests in flight, fewer if it complains"
+        16, ge=1, description="Number of openai requests in flight at most; fewer if the endpoint complains."
     )
-    requests_per_minute: Operational[float] = Field(0, ge=0, description="openai: of each replica; 0 means no limit")
-    request_timeout_s: Operational[float] = Field(600, gt=0, description="openai: of one attempt")
+    requests_per_minute: Operational[float] = Field(
+        0, ge=0, description="Number of openai requests a minute of each replica at most; 0 means no limit."
+    )
+    request_timeout_s: Operational[float] = Field(
+        600, gt=0, description="Longest time in seconds of one attempt of an openai request."
+    )
     max_retries: Operational[int] = Field(
-        6, ge=0, description="openai: of one call, after 429, 5xx and lost connections"
+        6, ge=0, description="Number of further attempts of an openai request after 429, 5xx and lost connections."
     )
+    rename_parameters: Operational[dict[Parameter, str]] = Field(
+        {}, description="Other names of openai request parameters, such as max_tokens: max_completion_tokens."
+    )
+    leave_out_parameters: tuple[Parameter, ...] = Field(
+        (), description="Parameters that openai requests do not carry, such as temperature and seed."
+    )
+    response_format: Literal["json_schema", "json_object", "none"] = Field(
+        "json_schema", description="How an openai request asks for JSON; json_object and none rely on the prompt."
+    )
+    extra_body: dict[str, Any] = Field({}, description="Further fields of each openai request's body.")
+    stages: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Other values of these keys for one stage: reflect_instructions, reflect_responses, repair, judge.",
+    )
+    mix: tuple[dict[str, Any], ...] = Field(
+        (),
+        description="Several teachers: other values of these keys each, and a weight; the row's hash decides.",
+    )
+
+    @model_validator(mode="after")
+    def _variants_are_valid(self) -> Self:
+        from operators.teacher.variants import check_variants
+
+        reserved = sorted(RESERVED & self.engine_kwargs.keys())
+        if reserved:
+            raise ValueError(f"engine_kwargs.{reserved[0]}: cannot be set here; it has a key of its own or is not safe")
+        check_variants(self)
+        return self
 
     def key_parts(self) -> list[str | float | int]:
         """Everything about the teacher that determines a reply; part of every call's key."""
-        return [self.backend, *_model_identity(self), self.temperature, self.top_p, self.seed, self.dtype]
+        parts = [self.backend, *_model_identity(self), self.temperature, self.top_p, self.seed, self.dtype]
+        later = {name: getattr(self, name) for name in _LATER if getattr(self, name) != _default(name)}
+        later |= {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
+        return [*parts, json.dumps(later, sort_keys=True)] if later else parts
+
+    def identity(self) -> dict[str, Any]:
+        """As of every stage; the engine's arguments that only change its speed take no part."""
+        kept = {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
+        return super().identity() | {"engine_kwargs": kept}
 
 
-def num_prompt_tokens(messages: str, teacher: TeacherConfig) -> int:
-    """Length of a prompt in the teacher's tokens; a third of its characters where the tokenizer is unknown."""
-    if teacher.backend == "vllm":
-        return len(prompt_token_ids(messages, teacher.model))
-    return len(messages) // 3
+def _default(name: str) -> Any:
+    return TeacherConfig.model_fields[name].default
 
 
 def _model_identity(teacher: TeacherConfig) -> list[str]:

@@ -1,26 +1,25 @@
-"""Makes the calls that the ledger does not hold: admitted, answered by the teacher, committed batch by batch."""
+"""Makes the calls that the ledger does not hold: admitted, answered by the teacher, stored as they come."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 
+from operators.progress import report_progress
 from operators.teacher.budget import BudgetConfig, Tokens
-from operators.teacher.calls import WITH_REPLIES
-from operators.teacher.config import TeacherConfig, num_prompt_tokens
-from operators.teacher.generate import generate
-from operators.teacher.supervisor import Supervisor
+from operators.teacher.config import TeacherConfig
+from operators.teacher.engine_pool import pool_of
+from operators.teacher.generate import engine_spec, generate
+from operators.teacher.journal import Commit, Store
+from operators.teacher.prompt_tokens import num_prompt_tokens
+from operators.teacher.supervisor import Supervisor, Totals
 
 MOST_WAITING = 8  # tasks that wait for admission; each is a process of its own
 BATCHES_IN_FLIGHT = 3  # for each batch that the engines can work on
-Metrics = dict[str, int]
-Commit = Callable[[pa.Table], None]
 
 
 class TeacherStoppedError(RuntimeError):
@@ -44,7 +43,6 @@ class Asking:
     commit: Commit
     pending: Dataset
     spent: Tokens
-    metrics: Metrics = field(default_factory=lambda: {"failed_calls": 0, "prompt_tokens": 0, "generated_tokens": 0})
 
     @property
     def engines(self) -> int:
@@ -52,28 +50,32 @@ class Asking:
         replicas = self.teacher.replicas
         return replicas if isinstance(replicas, int) else replicas[1]
 
-    def run(self) -> Metrics:
-        """Make all pending calls; returns failed_calls, prompt_tokens and generated_tokens.
+    def run(self) -> Totals:
+        """Make all pending calls.
 
         Raises:
-            TeacherStoppedError: a limit of the budget is reached, too many calls fail, or the engine dies of anything.
+            TeacherStoppedError: a limit of the budget is reached, too many calls failed (judged on the way, and at the
+                end however few they are), the teacher refuses all calls, or its engine crashes on all.
         """
         working = self.teacher.batch_rows * self.teacher.concurrent_batches * self.engines
         actor: Any = ray.remote(num_cpus=0)(Supervisor)
         supervisor = actor.remote(self.budget, self.spent, BATCHES_IN_FLIGHT * working, self.teacher.max_failed_share)
         try:
-            return self._run(supervisor)
+            self._make_calls(supervisor)
         except ray.exceptions.RayError:
             if not ray.get(supervisor.closed.remote()):
                 raise
         finally:
-            closed = ray.get(supervisor.closed.remote())
+            closed = ray.get(supervisor.conclude.remote())
+            totals: Totals = ray.get(supervisor.totals.remote())
             ray.kill(supervisor)
+            self._free_engines()
+            report_progress(self.stage, note=failures_note(totals))
             if closed:
                 raise TeacherStoppedError(f"{self.stage}: {closed}")
-        return self.metrics
+        return totals
 
-    def _run(self, supervisor: Any) -> Metrics:
+    def _make_calls(self, supervisor: Any) -> None:
         admitted = self.pending.repartition(target_num_rows_per_block=self.teacher.batch_rows).map_batches(
             partial(_admit, supervisor=supervisor, teacher=self.teacher, priced=self.budget.is_limited()),
             batch_size=None,
@@ -81,23 +83,29 @@ class Asking:
             num_cpus=0.05,  # it waits more than it works; a waiting task must not keep a reply from being stored
             concurrency=min(MOST_WAITING, 1 + self.engines),
         )
-        committed = generate(admitted, self.teacher, supervisor).map_batches(
-            partial(_commit, supervisor=supervisor, commit=self.commit),
-            batch_size=None,
-            batch_format="pyarrow",
-            **WITH_REPLIES,
-        )
-        committed.context.execution_no_progress_timeout_s = self.teacher.no_progress_timeout_s
+        replies = generate(admitted, self.teacher, Store(self.commit, supervisor))
+        replies.context.execution_no_progress_timeout_s = self.teacher.no_progress_timeout_s
         try:
-            for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for name in self.metrics:
-                    self.metrics[name] += int(pc.sum(batch[name]).as_py() or 0)
+            for _ in replies.iter_batches(batch_size=None, batch_format="pyarrow"):
+                pass  # they are on disk, and counted by the supervisor
         except ExecutionTimeoutError:
             raise TeacherStoppedError(
                 f"{self.stage}: no reply for teacher.no_progress_timeout_s: {self.teacher.no_progress_timeout_s:g} s "
                 f"(engine start included); look into the engine's log, or raise it"
             ) from None
-        return self.metrics
+
+    def _free_engines(self) -> None:
+        spec = engine_spec(self.teacher)
+        if spec is not None:
+            ray.get(pool_of(spec).end_stage.remote())
+
+
+def failures_note(totals: Totals) -> str:
+    """How many calls failed and the words of the errors, in one line; "" if none did."""
+    if not totals.failed:
+        return ""
+    kinds = "; ".join(f"{count} x {words}" for words, count in totals.errors)
+    return f"{totals.failed} of {totals.settled} calls failed: {kinds}"
 
 
 def _admit(calls: pa.Table, supervisor: Any, teacher: TeacherConfig, priced: bool) -> pa.Table:
@@ -110,15 +118,3 @@ def _admit(calls: pa.Table, supervisor: Any, teacher: TeacherConfig, priced: boo
     )
     most = [Tokens(*pair) for pair in zip(prompts, limits, strict=True)]
     return calls.slice(0, ray.get(supervisor.admit.remote(calls["call_key"].to_pylist(), most)))
-
-
-def _commit(replies: pa.Table, supervisor: Any, commit: Commit) -> pa.Table:
-    """Store the replies, then say so; answers with one row of sums."""
-    if replies.num_rows:
-        commit(replies)
-    errors = [error for error in replies["error"].to_pylist() if error]
-    used = Tokens(*(int(pc.sum(replies[name]).as_py() or 0) for name in ("prompt_tokens", "generated_tokens")))
-    ray.get(supervisor.settle.remote(replies["call_key"].to_pylist(), used, len(errors), errors[-1] if errors else ""))
-    return pa.table(
-        {"failed_calls": [len(errors)], "prompt_tokens": [used.prompt], "generated_tokens": [used.generated]}
-    )

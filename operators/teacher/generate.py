@@ -1,34 +1,60 @@
-"""The teacher: turns calls (chat messages) into raw replies by vLLM actors, an OpenAI-compatible endpoint, or a script.
+"""The teacher: turns calls (chat messages) into raw replies by vLLM engines, an OpenAI-compatible endpoint, or a script."""
 
-The three backends are interchangeable: each is a function `calls -> replies` on Ray Data.
-"""
-
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import ray
 from ray.data import Dataset
 
+from operators.teacher.caller import Caller
 from operators.teacher.config import TeacherConfig
-from operators.teacher.openai_backend import generate_openai
-from operators.teacher.scripted_backend import generate_scripted
-from operators.teacher.vllm_backend import generate_vllm
+from operators.teacher.engine_pool import EngineSpec, pool_of
+from operators.teacher.journal import Store
+from operators.teacher.scripted_backend import MORTAL, mortal_spec, scripted_batch
+from operators.teacher.vllm_backend import vllm_spec
+
+CALLER_CPUS = 0.25  # it waits more than it works
+# A killed task of the scripted teacher is tried again for as long as the stage goes on.
+SCRIPTED_TASK: dict[str, Any] = {"num_cpus": 0.25, "max_retries": -1}
 
 
-def generate(calls: Dataset, teacher: TeacherConfig, supervisor: Any = None) -> Dataset:
+def generate(calls: Dataset, teacher: TeacherConfig, store: Store | None = None) -> Dataset:
     """Answer every call once; a call that fails becomes a row with `error`, never an exception.
 
-    An engine that dies is replaced, and its batch begun again; a supervisor (an actor of `supervisor.Supervisor`) sees
-    to it that this has an end.
+    An engine that dies is replaced; the supervisor of the store sees to it that this has an end.
+
+    Args:
+        calls: see below; a block is a batch.
+        teacher: who answers; neither `stages` nor `mix` is looked at.
+        store: keeps replies on disk as they come; None only hands them on.
 
     Columns in:
         call_key, row_id: str; messages: JSON list of {"role", "content"}; schema: JSON schema of the reply or "";
         max_tokens: int32, of the reply.
     Columns out:
-        REPLIES. `reply` is null exactly where `error` is not empty. `finish_reason` is "stop" or "length".
+        REPLIES. `reply` is null where `error` is not empty, and everywhere if the replies are stored. `finish_reason`
+        is "stop" or "length".
     """
-    backends: dict[str, Callable[[Dataset, TeacherConfig, Any], Dataset]] = {
-        "vllm": generate_vllm,
-        "openai": generate_openai,
-        "scripted": generate_scripted,
-    }
-    return backends[teacher.backend](calls, teacher, supervisor)
+    if teacher.backend == "scripted" and teacher.model != MORTAL:
+        answer = partial(scripted_batch, model=teacher.model, store=store)
+        return calls.map_batches(answer, batch_size=None, batch_format="pyarrow", **SCRIPTED_TASK)
+    spec = engine_spec(teacher)
+    fewest, most = (teacher.replicas,) * 2 if isinstance(teacher.replicas, int) else teacher.replicas
+    return calls.map_batches(
+        Caller,
+        fn_constructor_kwargs={"teacher": teacher, "pool": spec and pool_of(spec), "store": store},
+        compute=ray.data.ActorPoolStrategy(
+            min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=2 * teacher.concurrent_batches
+        ),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=CALLER_CPUS,
+        max_concurrency=teacher.concurrent_batches,
+    )
+
+
+def engine_spec(teacher: TeacherConfig) -> EngineSpec | None:
+    """The kind of engine that this teacher's calls need; None if it is an endpoint or the plain script."""
+    if teacher.backend == "vllm":
+        return vllm_spec(teacher)
+    return mortal_spec(teacher) if teacher.model == MORTAL and teacher.backend == "scripted" else None

@@ -1,8 +1,8 @@
 """A teacher behind an OpenAI-compatible endpoint: one asynchronous client an actor.
 
 `openai` retries what may pass (429, 5xx, lost connections) with growing pauses and obeys Retry-After; it does not
-retry what cannot (other 4xx). Around it, two governors of ours: a rate limit, and a number of requests in flight that
-halves when the endpoint complains and grows by one a round while it does not (AIMD, as TCP does).
+retry what cannot (other 4xx). Two limits are added here: a rate, and a number of requests in flight that halves when
+the endpoint complains and grows by one a round while it does not (AIMD, as TCP does).
 """
 
 import asyncio
@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
-import pyarrow as pa
-import ray
 from aiolimiter import AsyncLimiter
-from ray.data import Dataset
 
-from operators.teacher.calls import ERROR_CHARS, REPLIES, call_seed
+from operators.teacher.calls import Call, Reply, answered, call_seed, failed
 from operators.teacher.config import TeacherConfig
+from operators.teacher.failures import FATAL, LOST, REFUSED
+from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
 
 COMPLAINTS = (429, 503, 529)
+REFUSALS = (401, 402, 403, 404)  # no key, no money, not allowed, no such model or address: the same for every call
 MINUTE = 60.0
 
 
@@ -64,40 +64,40 @@ class Slots:
 
 
 class OpenAIEndpoint:
-    """Ray Data actor; the key is read from the environment of the worker, kept nowhere and struck from errors."""
+    """The key is read from the environment of the worker, kept nowhere and struck from errors."""
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        base_url: str,
-        api_key_env: str,
-        temperature: float,
-        top_p: float,
-        concurrent_requests: int,
-        requests_per_minute: float,
-        request_timeout_s: float,
-        max_retries: int,
-    ) -> None:
+    def __init__(self, teacher: TeacherConfig) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        self._key = os.environ.get(api_key_env) or "none"  # local servers ask for no key, the client insists on one
-        self._slots = Slots(concurrent_requests)
-        self._rate = AsyncLimiter(1, MINUTE / requests_per_minute) if requests_per_minute else None
+        self._teacher = teacher
+        # Local servers ask for no key, and the client insists on one.
+        self._key = os.environ.get(teacher.api_key_env) or "none"
+        self._slots = Slots(teacher.concurrent_requests)
+        rate = teacher.requests_per_minute
+        self._rate = AsyncLimiter(1, MINUTE / rate) if rate else None
+        self._refused = ""
         hooks: dict[str, list[Callable[..., Awaitable[None]]]] = {"request": [self._wait], "response": [self._hear]}
         self._client = AsyncOpenAI(
             api_key=self._key,
-            base_url=base_url or None,
-            max_retries=max_retries,
-            timeout=request_timeout_s,
-            http_client=DefaultAsyncHttpxClient(event_hooks=hooks, timeout=request_timeout_s),
+            base_url=teacher.base_url or None,
+            max_retries=teacher.max_retries,
+            timeout=teacher.request_timeout_s,
+            http_client=DefaultAsyncHttpxClient(event_hooks=hooks, timeout=teacher.request_timeout_s),
         )
-        self._sampling = {"model": model, "temperature": temperature, "top_p": top_p}
 
-    async def __call__(self, batch: pa.Table) -> Any:
-        """Answer a batch; yields one table in the order of the calls."""
-        replies = await asyncio.gather(*(self._answer(call) for call in batch.to_pylist()))
-        yield pa.Table.from_pylist(replies, schema=REPLIES)
+    async def answer(self, call: Call) -> Reply:
+        """One call; whatever the endpoint does is a reply or a failure, never an exception."""
+        try:
+            async with self._slots:
+                if self._refused:  # what is refused for one call is refused for all
+                    return failed(call, self._refused)
+                completion = await self._client.chat.completions.create(**request_body(call, self._teacher))
+            return read_completion(completion, call, self._teacher)
+        except Exception as error:  # noqa: BLE001 - an endpoint may answer anything; no answer of it may end the run
+            text = f"{failure_kind(error)}{type(error).__name__}: {_words(error)}".replace(self._key, "<key>")
+            if text.startswith(REFUSED):
+                self._refused = text
+            return failed(call, text)
 
     async def _wait(self, _request: Any) -> None:
         if self._rate is not None:
@@ -106,60 +106,84 @@ class OpenAIEndpoint:
     async def _hear(self, response: Any) -> None:
         self._slots.heard(response.status_code)
 
-    async def _answer(self, call: dict[str, Any]) -> dict[str, Any]:
-        reply: dict[str, Any] = {"call_key": call["call_key"], "row_id": call["row_id"]}
-        try:
-            async with self._slots:
-                completion = await self._client.chat.completions.create(**self._request(call))
-            choice, usage = completion.choices[0], completion.usage
-            text, reason = choice.message.content, choice.finish_reason or "stop"
-            if not isinstance(text, str) or not text:
-                raise ValueError(f"a reply without text, finish reason {reason}")
-        except Exception as error:  # noqa: BLE001 - an endpoint may answer anything; no answer of it may end the run
-            text = f"{type(error).__name__}: {error}".replace(self._key, "<key>")
-            return {**reply, "prompt_tokens": 0, "generated_tokens": 0, "error": text[:ERROR_CHARS]}
-        return {
-            **reply,
-            "reply": text,
-            "finish_reason": reason,
-            "prompt_tokens": usage.prompt_tokens if usage else 0,
-            "generated_tokens": usage.completion_tokens if usage else 0,
-            "error": "",
-        }
 
-    def _request(self, call: dict[str, Any]) -> dict[str, Any]:
-        request: dict[str, Any] = {
-            **self._sampling,
-            "messages": json.loads(call["messages"]),
-            "max_tokens": call["max_tokens"],
-            "seed": call_seed(call["call_key"]),
-        }
-        if call["schema"]:
-            schema = {"name": "reflection", "schema": json.loads(call["schema"]), "strict": True}
-            request["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return request
+def request_body(call: Call, teacher: TeacherConfig) -> dict[str, Any]:
+    """The arguments of a chat completion, with the names that the endpoint knows and without those it refuses."""
+    parameters: dict[str, Any] = {
+        "temperature": teacher.temperature,
+        "top_p": teacher.top_p,
+        "max_tokens": call["max_tokens"],
+        "seed": call_seed(call["call_key"]),
+    }
+    parameters |= {name: getattr(teacher, name) for name in ("top_k", "min_p") if getattr(teacher, name)}
+    parameters |= {"stop": list(teacher.stop)} if teacher.stop else {}
+    for name in teacher.leave_out_parameters:
+        parameters.pop(name, None)
+    named = {teacher.rename_parameters.get(name, name): value for name, value in parameters.items()}
+    if call["schema"] and teacher.response_format == "json_schema":
+        schema = {"name": "reflection", "schema": json.loads(call["schema"]), "strict": True}
+        named["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif call["schema"] and teacher.response_format == "json_object":
+        named["response_format"] = {"type": "json_object"}
+    # What the client's method has no argument for goes into the body by itself.
+    standard = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "response_format"}
+    extra = {name: named.pop(name) for name in [*named] if name not in standard}
+    if teacher.chat_template_kwargs:
+        extra["chat_template_kwargs"] = teacher.chat_template_kwargs
+    extra |= teacher.extra_body
+    body = {"model": teacher.model, "messages": json.loads(call["messages"]), **named}
+    return {**body, "extra_body": extra} if extra else body
 
 
-_ENDPOINT_SETTINGS = {
-    "model",
-    "base_url",
-    "api_key_env",
-    "temperature",
-    "top_p",
-    "concurrent_requests",
-    "requests_per_minute",
-    "request_timeout_s",
-    "max_retries",
-}
+def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Reply:
+    """The reply in a chat completion; token counts that it lacks are estimated, never below what they can be.
+
+    A reasoning model's answer is in `content` and its thoughts are in `reasoning_content` (`reasoning` elsewhere). If
+    there is no content, the answer may stand there: a server's reasoning parser takes a reply without thoughts for one.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    choice = completion.choices[0]
+    message, reason = choice.message, str(choice.finish_reason or "stop")
+    texts = (getattr(message, name, None) for name in ("content", "reasoning_content", "reasoning"))
+    text = next((text for text in texts if isinstance(text, str) and text.strip()), "")
+    if reason == "content_filter":
+        return failed(call, f"{FATAL}the endpoint's content filter stopped the reply")
+    if not text:
+        raise ValueError(f"a reply without text, finish reason {reason}")
+    usage = getattr(completion, "usage", None)
+    prompt = _count_of(usage, "prompt_tokens") or num_prompt_tokens(call["messages"], teacher)
+    generated = _count_of(usage, "completion_tokens") or min(num_text_tokens(text, teacher), call["max_tokens"])
+    return answered(call, text, reason, prompt, generated)
 
 
-def generate_openai(calls: Dataset, teacher: TeacherConfig, _supervisor: Any) -> Dataset:
-    """Answer calls by an endpoint; columns as of `generate`."""
-    return calls.map_batches(
-        OpenAIEndpoint,
-        fn_constructor_kwargs=teacher.model_dump(include=_ENDPOINT_SETTINGS),
-        compute=ray.data.ActorPoolStrategy(size=teacher.replicas if isinstance(teacher.replicas, int) else 1),
-        batch_size=teacher.batch_rows,
-        batch_format="pyarrow",
-        num_cpus=0.5,
-    )
+def failure_kind(error: Exception) -> str:
+    """How the error of a request opens: see `failures`."""
+    import httpx
+    import openai
+
+    words = str(error).lower()
+    if isinstance(error, openai.APIStatusError):
+        if error.status_code == 403 and ("moderation" in words or "flagged" in words):
+            return FATAL
+        if error.status_code in REFUSALS or (error.status_code == 429 and "insufficient_quota" in words):
+            return REFUSED
+        too_long = "context_length" in words or "context length" in words
+        return FATAL if error.status_code in (400, 413) and too_long else ""
+    if isinstance(error, openai.APITimeoutError):
+        return REFUSED if isinstance(error.__cause__, httpx.ConnectTimeout) else ""
+    if isinstance(error, openai.APIConnectionError):
+        return REFUSED if isinstance(error.__cause__, httpx.ConnectError) else LOST
+    return ""
+
+
+def _words(error: Exception) -> str:
+    """What an error says; a connection error says why only in its cause."""
+    cause = f" ({error.__cause__})" if type(error).__name__ == "APIConnectionError" and error.__cause__ else ""
+    return f"{error}{cause}"
+
+
+def _count_of(usage: Any, name: str) -> int:
+    count = getattr(usage, name, None)
+    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 0

@@ -1,11 +1,16 @@
-"""A call's messages as the teacher's own tokens."""
+"""A call's messages as the teacher's own tokens, and how many they are where the tokens are not known."""
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from operators.teacher.config import TeacherConfig
+
+TEMPLATE_TOKENS = 64  # at most, of a chat template around a call's texts, where it is not known
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def chat_tokenizer(model: str) -> Any:
     """The model's tokenizer, with its chat template; loaded once a process."""
     from transformers import AutoTokenizer
@@ -13,9 +18,34 @@ def chat_tokenizer(model: str) -> Any:
     return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
-def prompt_token_ids(messages: str, model: str) -> list[int]:
+def prompt_token_ids(messages: str, teacher: "TeacherConfig") -> list[int]:
     """Render a call's messages with the model's chat template, up to where the reply begins."""
-    ids: list[int] = chat_tokenizer(model).apply_chat_template(
-        json.loads(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+    ids: list[int] = chat_tokenizer(teacher.model).apply_chat_template(
+        json.loads(messages),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        **teacher.chat_template_kwargs,
     )
     return ids
+
+
+def num_prompt_tokens(messages: str, teacher: "TeacherConfig") -> int:
+    """Length of a prompt in tokens: exact for vllm, by `teacher.tokenizer` if it is set, else its bytes.
+
+    No byte-level tokenizer makes more tokens of a text than it has bytes, so a budget that reserves bytes is not
+    exceeded; what a call really used is known when it is settled.
+    """
+    if teacher.backend == "vllm":
+        return len(prompt_token_ids(messages, teacher))
+    if teacher.backend == "scripted":
+        return len(messages.split())
+    texts = [str(message["content"]) for message in json.loads(messages)]
+    return sum(num_text_tokens(text, teacher) for text in texts) + TEMPLATE_TOKENS
+
+
+def num_text_tokens(text: str, teacher: "TeacherConfig") -> int:
+    """Length of a text in an endpoint's tokens: by `teacher.tokenizer` if it is set, else its bytes."""
+    if teacher.tokenizer:
+        return len(chat_tokenizer(teacher.tokenizer)(text, add_special_tokens=False)["input_ids"])
+    return len(text.encode(errors="replace"))

@@ -1,12 +1,8 @@
 """Watches over the calls of one stage: how many are in flight, what may still be spent, if the teacher still answers.
 
-One small actor a stage. Calls ask to be admitted before they reach the engine and are settled once their reply is on
-disk: what is admitted and not settled is in flight, all that a crash can lose.
-
-An engine that dies is replaced by Ray, which hands it the same batch again, for ever. So engines say what they begin: a
-batch that comes back is taken one call at a time, and a call that twice killed an engine in its turn is not begun
-again (once may be the fault of another batch on that engine). One such call costs three engine starts, once, and the
-other engines work on.
+One small actor a stage. Calls ask to be admitted before they reach the teacher and are settled once their reply is on
+disk: what is admitted and not settled is in flight, all that a crash can lose. Whoever serves an engine reports its
+death; see `deaths`.
 """
 
 import asyncio
@@ -14,27 +10,32 @@ from collections import Counter
 from dataclasses import dataclass
 
 from operators.teacher.budget import BudgetConfig, Tokens
+from operators.teacher.calls import Reply
+from operators.teacher.deaths import Deaths, Verdict
+from operators.teacher.failures import is_teachers_fault, refusal, stage_failure
 
-JUDGED_AFTER = 20  # calls; before that, a share of failures says nothing
-DEADLY_AFTER = 2  # deaths of an engine in the turn of one call
-MAX_KILLERS = 2  # different calls of a batch, before any call survived
-MAX_DEADLY = 3  # different calls while no other survives; with more, the engine is to blame
-FATAL = "fatal: the engine died of this call"  # in the error of a call that is never made again
+JUDGED_AFTER = 20  # calls, while others are still to come; at its end every stage is judged
+MOST_KINDS = 5  # of errors that are remembered, the most frequent
+KIND_CHARS = 160  # by which two errors are the same
 
 
 @dataclass(frozen=True)
-class Start:
-    """How an engine is to take a batch.
+class Totals:
+    """What the settled calls of a stage came to.
 
     Attributes:
-        one_by_one: the batch has killed an engine before.
-        deadly: keys of calls that are known to kill; not to be begun.
-        closed: why no call is to be begun at all; "" if they may.
+        settled: calls that came back.
+        failed: of them, without a reply.
+        used: tokens.
+        errors: of the failed calls: their words and how often, the most frequent first.
+        engine_deaths: engines that died with calls on them.
     """
 
-    one_by_one: bool
-    deadly: frozenset[str]
-    closed: str
+    settled: int
+    failed: int
+    used: Tokens
+    errors: tuple[tuple[str, int], ...]
+    engine_deaths: int
 
 
 class Supervisor:
@@ -49,16 +50,13 @@ class Supervisor:
             max_in_flight: calls that may be admitted and not settled.
             max_failed_share: of the settled calls; if more have failed, no further call is admitted.
         """
-        self._budget, self._spent = budget, spent
+        self._budget, self._spent, self._before = budget, spent, spent
         self._max_in_flight, self._max_failed_share = max_in_flight, max_failed_share
         self._in_flight: dict[str, Tokens] = {}
         self._reserved = Tokens()  # what the calls in flight cost at most
-        self._begun: Counter[str] = Counter()  # batches, by the key of their first call
-        self._turns: Counter[str] = Counter()  # how often a call had its turn alone and did not come back
-        self._deadly: set[str] = set()
-        self._deadly_in_a_row = 0
-        self._any_survived = False
-        self._settled = self._failed = 0
+        self._deaths = Deaths()
+        self._settled = self._failed = self._teachers_fault = 0
+        self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._closed = ""
         self._changed = asyncio.Condition()
@@ -85,46 +83,39 @@ class Supervisor:
                 self._reserved += tokens
             return count
 
-    async def settle(self, keys: list[str], used: Tokens, failed: int, error: str) -> None:
-        """These calls are on disk; `failed` of them have no reply, `error` says why the last of those has none."""
+    async def open_calls(self, keys: list[str]) -> list[str]:
+        """Those of these calls that are admitted and not settled: an actor that was replaced asks before it begins."""
+        return [key for key in keys if key in self._in_flight]
+
+    async def settle(self, replies: list[Reply]) -> None:
+        """These calls have come back, and what is to be kept of them is on disk.
+
+        Args:
+            replies: call_key, prompt_tokens, generated_tokens and error of each.
+        """
         async with self._changed:
-            for key in keys:
-                self._release(key)
-                self._begun.pop(key, None)
-                self._turns.pop(key, None)
-            if len(keys) > failed:
-                self._note_survival()
-            self._spent += used
-            self._settled += len(keys)
-            self._failed += failed
-            self._last_error = error or self._last_error
-            if self._settled >= JUDGED_AFTER and self._failed > self._max_failed_share * self._settled:
-                self._closed = self._closed or (
-                    f"{self._failed} of {self._settled} calls failed, more than teacher.max_failed_share: "
-                    f"{self._max_failed_share:g}; the last with {self._last_error!r}; see to the teacher and run again"
-                )
+            for reply in replies:
+                if reply["call_key"] in self._in_flight:
+                    self._release(reply["call_key"])
+                    self._count(reply)
+            self._closed = self._closed or refusal(reply["error"] for reply in replies)
+            if self._settled >= JUDGED_AFTER:
+                self._closed = self._closed or self._judged()
             self._changed.notify_all()
 
-    async def begin(self, keys: list[str]) -> Start:
-        """An engine is about to begin a batch."""
-        self._begun[keys[0]] += 1
-        deadly = frozenset(key for key in keys if self._turns[key] >= DEADLY_AFTER)
-        self._deadly_in_a_row += len(deadly - self._deadly)
-        self._deadly |= deadly
-        killers = sum(self._turns[key] > 0 for key in keys)
-        none_survives = killers == MAX_KILLERS or len(deadly) == len(keys)
-        if (none_survives and not self._any_survived) or self._deadly_in_a_row > MAX_DEADLY:
-            self._closed = self._closed or "the engine dies of every call; look into its log and at its memory"
-        return Start(self._begun[keys[0]] > 1, deadly, self._closed)
+    async def died(self, keys: list[str], survived: bool) -> Verdict:
+        """An engine died with these calls on it; answers how to go on.
 
-    async def begin_turn(self, key: str) -> None:
-        """An engine is about to begin this call and no other of its batch."""
-        self._turns[key] += 1
-
-    async def end_turn(self, key: str) -> None:
-        """The call did not kill the engine."""
-        self._turns.pop(key, None)
-        self._note_survival()
+        Args:
+            keys: of the calls.
+            survived: whether any call was answered since the last death.
+        """
+        if survived:
+            self._deaths.survived()
+        verdict = self._deaths.died(keys)
+        if verdict.closed:
+            await self.close(verdict.closed)
+        return verdict
 
     async def close(self, reason: str) -> None:
         """Admit no further call, for this reason unless there is one before it."""
@@ -136,6 +127,32 @@ class Supervisor:
         """Why no further call is admitted, for the user to read; "" while calls are."""
         return self._closed
 
+    async def conclude(self) -> str:
+        """No call is to come: why the stage cannot count as done; "" if it can."""
+        return self._closed or self._judged()
+
+    async def totals(self) -> Totals:
+        """What the settled calls came to."""
+        used = self._spent - self._before
+        return Totals(self._settled, self._failed, used, tuple(self._errors.most_common(MOST_KINDS)), self._deaths.count)
+
+    def _count(self, reply: Reply) -> None:
+        self._spent += Tokens(reply["prompt_tokens"], reply["generated_tokens"])
+        self._settled += 1
+        if not reply["error"]:
+            self._deaths.survived()
+            return
+        self._failed += 1
+        self._errors[reply["error"][:KIND_CHARS]] += 1
+        if len(self._errors) > 10 * MOST_KINDS:
+            self._errors = Counter(dict(self._errors.most_common(MOST_KINDS)))
+        if is_teachers_fault(reply["error"]):
+            self._teachers_fault += 1
+            self._last_error = reply["error"]
+
+    def _judged(self) -> str:
+        return stage_failure(self._teachers_fault, self._settled, self._max_failed_share, self._last_error)
+
     def _fits(self, keys: list[str], most: list[Tokens]) -> bool:
         return len(self._in_flight) + len(keys) <= self._max_in_flight and self._affordable(most)
 
@@ -145,14 +162,13 @@ class Supervisor:
     def _with(self, most: list[Tokens]) -> Tokens:
         return sum(most, self._spent + self._reserved)
 
-    def _note_survival(self) -> None:
-        self._deadly_in_a_row, self._any_survived = 0, True
-
     def _release(self, key: str) -> None:
         self._reserved -= self._in_flight.pop(key, Tokens())
 
     def _over_budget(self, most: list[Tokens]) -> str:
+        next_call = most[-1].prompt + most[-1].generated
         return (
             f"{self._budget.exceeded_by(self._with(most))} is reached ({self._spent.prompt} prompt and "
-            f"{self._spent.generated} generated tokens spent); raise it and run again, what is paid for is kept"
+            f"{self._spent.generated} generated tokens spent; the next call may take {next_call}); raise it and run "
+            "again, what is answered is kept"
         )

@@ -1,0 +1,124 @@
+"""The actor that makes calls: hands them to an engine or an endpoint and stores each reply soon after it has come."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from operators.teacher.calls import Call, Reply, failed, replies_table
+from operators.teacher.config import TeacherConfig
+from operators.teacher.deaths import Verdict
+from operators.teacher.journal import Journal, Store
+from operators.teacher.openai_backend import OpenAIEndpoint
+from operators.teacher.turns import EngineDiedError, Turns
+
+START_ATTEMPTS = 3  # of an engine whose machine goes away while it loads
+
+
+class PooledEngine:
+    """The engine that this caller has from the pool, or the one that came after it."""
+
+    def __init__(self, pool: Any, supervisor: Any, teacher: TeacherConfig) -> None:
+        self._pool, self._supervisor, self._teacher = pool, supervisor, teacher
+        self._engine: Any = None
+        self._broken: Any = None  # that died, and is still to be given back
+        self._starting = asyncio.Lock()
+
+    async def answer(self, call: Call) -> Reply:
+        """Ask the engine.
+
+        Raises:
+            EngineDiedError: it died before it had answered.
+            RuntimeError: it does not start, or says nothing; the stage is closed.
+        """
+        engine = await self._started()
+        try:
+            reply: Reply = await engine.answer.remote(call, self._teacher)
+        except ray.exceptions.RayActorError:
+            if self._engine is engine:
+                self._engine, self._broken = None, engine
+            raise EngineDiedError from None
+        except ray.exceptions.RayTaskError as error:  # ours to mend, but no reason to lose the batch
+            return failed(call, f"{type(error.cause).__name__}: {error.cause}")
+        return reply
+
+    async def _started(self) -> Any:
+        async with self._starting:
+            if self._engine is None:
+                self._engine = await self._start()
+            return self._engine
+
+    async def _start(self) -> Any:
+        reason = ""
+        for _ in range(START_ATTEMPTS):
+            engine = await self._pool.lease.remote(self._broken)
+            self._broken = engine
+            try:
+                await engine.wait_until_ready.remote(self._teacher.first_token_timeout_s)
+            except ray.exceptions.RayTaskError as error:
+                reason = str(error.cause)
+                break
+            except ray.exceptions.RayActorError as error:
+                reason = _why(error)
+                if "creation task" in str(error) or "__init__" in str(error):
+                    break  # it raised while it loaded: a second engine would, too
+            else:
+                self._broken = None
+                return engine
+        reason = f"the engine does not start: {reason}; look into its log"
+        if self._supervisor is not None:
+            await self._supervisor.close.remote(reason)
+        raise RuntimeError(reason)
+
+
+class Caller:
+    """Ray Data actor, asynchronous: its batches overlap."""
+
+    def __init__(self, teacher: TeacherConfig, pool: Any, store: Store | None) -> None:
+        """Start; the engine is asked for with the first call.
+
+        Args:
+            teacher: who answers.
+            pool: actor of `engine_pool.EnginePool`; None for an endpoint.
+            store: where replies go; None only hands them on.
+        """
+        self._store = store
+        self._supervisor = store.supervisor if store else None
+        if pool is None:
+            self._answer = OpenAIEndpoint(teacher).answer
+        else:
+            engine = PooledEngine(pool, self._supervisor, teacher)
+            self._answer = Turns(engine.answer, self._judge_death).reply
+        self._journal = Journal(store.keep, teacher.batch_rows, teacher.commit_seconds) if store else None
+
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+        """Answer a batch of calls; yields its replies, without their texts if they are stored."""
+        calls = batch.to_pylist()
+        if self._supervisor is not None:
+            still_open = set(await self._supervisor.open_calls.remote([call["call_key"] for call in calls]))
+            calls = [call for call in calls if call["call_key"] in still_open]
+        replies = await asyncio.gather(*(self._reply(call) for call in calls))
+        if self._journal is not None:
+            await self._journal.flush()
+            replies = [{**reply, "reply": None} for reply in replies]
+        yield replies_table(replies)
+
+    async def _reply(self, call: Call) -> Reply:
+        reply = await self._answer(call)
+        if self._journal is not None:
+            await self._journal.add(reply)
+        return reply
+
+    async def _judge_death(self, keys: list[str], survived: bool) -> Verdict:
+        if self._supervisor is None:
+            return Verdict(closed="the engine died")
+        verdict: Verdict = await self._supervisor.died.remote(keys, survived)
+        return verdict
+
+
+def _why(error: BaseException) -> str:
+    """The last line that says something in a traceback that Ray prints into an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,142 @@
+"""Engines that outlive the stage that started them: named actors of one model, shared by all stages of a run.
+
+An engine loads for minutes; reflection, repair and judge ask the same one. The pool is an actor that starts engines
+when they are needed, hands out idle ones, and replaces the dead. It belongs to the process that asked for it and ends
+with it; `make_room` ends it before, where another stage needs what its engines hold.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One kind of engine.
+
+    Attributes:
+        make: returns a new engine actor, which starts when Ray finds room for it, and its placement group or None.
+        identity: everything that makes two engines different, as plain JSON.
+        needs: logical resources of one engine.
+        most: engines at once.
+    """
+
+    make: Callable[[], tuple[Any, Any]]
+    identity: dict[str, Any]
+    needs: dict[str, float]
+    most: int
+
+    @property
+    def name(self) -> str:
+        """Of the pool."""
+        text = json.dumps(self.identity, sort_keys=True, default=str)
+        return f"engines {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class EnginePool:
+    """The actor's body."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._callers: dict[Any, int] = {}  # engine -> how many callers it serves
+        self._groups: dict[Any, Any] = {}  # engine -> its placement group, or None
+        self._starts = 0
+
+    def lease(self, broken: Any = None) -> Any:
+        """An engine that serves nobody; else a new one; else, if there are `most`, the one that serves fewest.
+
+        Args:
+            broken: the engine that the caller had, and that has died.
+        """
+        if broken in self._callers:
+            self._remove(broken)
+        engine = next((engine for engine, callers in self._callers.items() if not callers), None)
+        if engine is None and len(self._callers) < self._spec.most:
+            engine, group = self._started()
+            self._callers[engine], self._groups[engine] = 0, group
+        if engine is None:
+            engine = min(self._callers, key=lambda one: self._callers[one])
+        self._callers[engine] += 1
+        return engine
+
+    def end_stage(self) -> None:
+        """All callers are gone."""
+        self._callers = dict.fromkeys(self._callers, 0)
+
+    def starts(self) -> int:
+        """How many engines were started so far."""
+        return self._starts
+
+    def stop(self) -> None:
+        """End all engines and what they started."""
+        stopping = [engine.stop.remote() for engine in self._callers]
+        if stopping:
+            ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
+        for engine in [*self._callers]:
+            self._remove(engine)
+
+    def _started(self) -> tuple[Any, Any]:
+        self._starts += 1
+        return self._spec.make()
+
+    def _remove(self, engine: Any) -> None:
+        del self._callers[engine]
+        ray.kill(engine)
+        group = self._groups.pop(engine)
+        if group is not None:
+            ray.util.remove_placement_group(group)
+
+
+_pools: dict[str, tuple[Any, EngineSpec]] = {}  # of this process
+_ended = 0  # engine starts of pools that are gone
+
+
+def pool_of(spec: EngineSpec) -> Any:
+    """The pool for this kind of engine: the one that is up, or a new one, for which others make room if they must."""
+    _forget_lost_pools()
+    if spec.name not in _pools:
+        make_room({name: count * spec.most for name, count in spec.needs.items()})
+        actor: Any = ray.remote(num_cpus=0)(EnginePool)
+        _pools[spec.name] = actor.options(name=spec.name, max_concurrency=4).remote(spec), spec
+    return _pools[spec.name][0]
+
+
+def make_room(needed: Mapping[str, float]) -> None:
+    """Stop all engines if the cluster lacks these logical resources, such as {"CPU": 2}, beside them."""
+    _forget_lost_pools()
+    free = ray.available_resources() if _pools else {}
+    if any(count > free.get(name, 0) for name, count in needed.items()):
+        stop_engines()
+
+
+def stop_engines() -> None:
+    """Stop all engines of this process."""
+    global _ended
+    for pool, _ in _pools.values():
+        _ended += ray.get(pool.starts.remote())
+        ray.get(pool.stop.remote())
+        ray.kill(pool)
+    _pools.clear()
+
+
+def engine_starts() -> int:
+    """How many engines this process has started."""
+    _forget_lost_pools()
+    return _ended + sum(ray.get(pool.starts.remote()) for pool, _ in _pools.values())
+
+
+def _forget_lost_pools() -> None:
+    """Pools die with the cluster that this process was connected to."""
+    for name, (pool, _) in list(_pools.items()):
+        try:
+            ray.get(pool.starts.remote())
+        except ray.exceptions.RayError:
+            del _pools[name]
+        except Exception:  # noqa: BLE001 - Ray raises plain errors for handles of a cluster that is gone
+            del _pools[name]

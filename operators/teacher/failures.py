@@ -1,0 +1,47 @@
+"""Why a call has no reply, in the words that open its error: they decide whether it is made again, and who is to blame."""
+
+from collections.abc import Iterable
+
+FATAL = "fatal: "  # nobody could answer this call: never made again, and no failure of the teacher
+REFUSED = "no teacher: "  # nobody answers any call: the stage ends, and the row has lost no attempt
+LOST = "connection lost: "  # may pass: a failure of the teacher, but no attempt of the row
+CRASHED = f"{FATAL}the engine crashed on this call"
+
+_NO_ATTEMPT = (REFUSED, LOST)
+_ADDRESS = "teacher.base_url, teacher.model and the key in the variable that teacher.api_key_env names"
+_PARAMETERS = (
+    "if it refuses a parameter, see teacher.rename_parameters, teacher.leave_out_parameters and teacher.response_format"
+)
+
+
+def is_attempt(error: str) -> bool:
+    """Whether a failed call counts among the `teacher.max_attempts` of its row."""
+    return not error.startswith(_NO_ATTEMPT)
+
+
+def is_teachers_fault(error: str) -> bool:
+    """Whether a failed call counts among those of which too many stop the stage."""
+    return bool(error) and not error.startswith(FATAL)
+
+
+def refusal(errors: Iterable[str]) -> str:
+    """Why the teacher refuses all calls, if one of these errors says so; else ""."""
+    words = next((error.removeprefix(REFUSED) for error in errors if error.startswith(REFUSED)), "")
+    return f"the teacher answers no call: {words}; check {_ADDRESS}, then run again" if words else ""
+
+
+def stage_failure(failed: int, settled: int, max_failed_share: float, last_error: str) -> str:
+    """Why a stage with so many failed calls cannot count as done; "" if it can.
+
+    Args:
+        failed: calls without a reply, by the teacher's fault.
+        settled: all calls that have come back.
+        max_failed_share: `teacher.max_failed_share`.
+        last_error: of a failed call.
+    """
+    if not failed or failed <= max_failed_share * settled:
+        return ""
+    return (
+        f"{failed} of {settled} calls failed, more than teacher.max_failed_share: {max_failed_share:g}; the last with "
+        f"{last_error!r}; mend the teacher and run again, what was answered is kept; {_PARAMETERS}"
+    )

@@ -1,0 +1,66 @@
+"""Puts replies on disk as they come in, not when the slowest of a batch has: what is kept is kept within seconds."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from operators.teacher.calls import Reply, replies_table
+from operators.teacher.failures import is_attempt
+
+Commit = Callable[[pa.Table], None]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where replies go: to disk, and then to the supervisor, who counts them as settled."""
+
+    commit: Commit
+    supervisor: Any
+
+    def keep(self, replies: list[Reply]) -> None:
+        """Store the replies and the failed attempts, whole, then say so; blocks until both are done."""
+        kept = [reply for reply in replies if not reply["error"] or is_attempt(reply["error"])]
+        if kept:
+            self.commit(replies_table(kept))
+        told = ("call_key", "prompt_tokens", "generated_tokens", "error")
+        ray.get(self.supervisor.settle.remote([{name: reply[name] for name in told} for reply in replies]))
+
+
+class Journal:
+    """Collects the replies of one asynchronous actor and stores them after a while."""
+
+    def __init__(self, keep: Callable[[list[Reply]], None], most_rows: int, most_seconds: float) -> None:
+        """Start empty.
+
+        Args:
+            keep: stores replies; blocks, and is run in a thread.
+            most_rows: stored as soon as so many have come.
+            most_seconds: a reply waits no longer than this.
+        """
+        self._keep, self._most_rows, self._most_seconds = keep, most_rows, most_seconds
+        self._waiting: list[Reply] = []
+        self._timer: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
+
+    async def add(self, reply: Reply) -> None:
+        """Take a reply; returns at once, or when a full batch is stored."""
+        self._waiting.append(reply)
+        if len(self._waiting) >= self._most_rows:
+            await self.flush()
+        elif self._timer is None or self._timer.done():
+            self._timer = asyncio.create_task(self._flush_later())
+
+    async def flush(self) -> None:
+        """Return when everything that was added before is stored."""
+        async with self._writing:
+            replies, self._waiting = self._waiting, []
+            if replies:
+                await asyncio.to_thread(self._keep, replies)
+
+    async def _flush_later(self) -> None:
+        await asyncio.sleep(self._most_seconds)
+        await self.flush()
