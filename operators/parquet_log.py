@@ -1,7 +1,7 @@
 """A log of records in Parquet files: that appears whole or not at all, many small ones merged into few large ones."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -13,9 +13,12 @@ import ray
 from pyarrow import fs
 from ray.data import Dataset
 
-COMPACT_ABOVE, FILES_MERGED = 1024, 256
+COMPACT_ABOVE, FILES_MERGED = 128, 256  # small files of a stage, and those that become one
+LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte has some thousands
 READ_BYTES, READ_FILES = 32 << 20, 128  # at most, by one task
+BATCH_ROWS = 32_768  # that a reader holds of a large file at a time
 BROKEN = ".broken"  # ends the name of a file that was set aside
+DISCOUNTED = ".discounted"  # ends the name of a file whose records are not to count
 MOST_WANTED = 100_000  # keys, by which records are picked while they are read
 READERS = 16  # threads that look at footers
 
@@ -26,6 +29,7 @@ class ParquetLog:
     def __init__(self, folder: str) -> None:
         self._filesystem, self._root = fs.FileSystem.from_uri(folder)
         self._folder = folder
+        self._num_rows: dict[str, int] = {}  # of the files whose footers were read
 
     def of(self, stage: str) -> list[str]:
         """Paths of the finished files of a stage within the ledger's file system, sorted."""
@@ -51,10 +55,10 @@ class ParquetLog:
         return self._records(found, columns, asked.repartition(1).to_arrow_refs()[0]), num_asked
 
     def count(self, stage: str) -> int:
-        """How many records a stage has, by the footers of its files."""
-        with ThreadPoolExecutor(READERS) as threads:
-            footers = threads.map(partial(pq.read_metadata, filesystem=self._filesystem), self.of(stage))
-            return sum(footer.num_rows for footer in footers)
+        """How many records a stage has, by the footers of its files; each is read once."""
+        found = self.of(stage)
+        self._read_footers(found)
+        return sum(self._num_rows[file] for file in found)
 
     def stages(self) -> list[str]:
         """Names of all stages that have a folder."""
@@ -75,21 +79,25 @@ class ParquetLog:
         Returns:
             how many files were set aside: renamed, never deleted; the calls that they held are made again.
         """
-        files = self.of(stage)
-        with ThreadPoolExecutor(READERS) as threads:
-            broken = [file for file, whole in zip(files, threads.map(self._is_whole, files), strict=True) if not whole]
+        found = self._found(stage)
+        broken = self._read_footers([info.path for info in found])
         for file in broken:
             self._filesystem.move(file, f"{file}{BROKEN}")
-        files = [file for file in files if file not in broken]
-        if len(files) > COMPACT_ABOVE:
+        small = [info for info in found if info.size < LARGE_BYTES and info.path not in broken]
+        if len(small) > COMPACT_ABOVE:
             merge: Any = ray.remote(num_cpus=0.25)(_merge_files)
-            groups = [files[start : start + FILES_MERGED] for start in range(0, len(files), FILES_MERGED)]
-            ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups])
+            groups = _groups(small, LARGE_BYTES, FILES_MERGED)
+            ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups if len(group) > 1])
         return len(broken)
+
+    def discount(self, files: Collection[str]) -> None:
+        """Rename these files of `write_whole`, so that their records do not count; they can be looked at."""
+        for file in files:
+            self._filesystem.move(file, f"{file}{DISCOUNTED}")
 
     def _records(self, found: list[fs.FileInfo], columns: list[str], wanted: ray.ObjectRef[pa.Table] | None) -> Dataset:
         # `ray.data.read_parquet` lists and reads small files in 200 tasks, of a tenth of a second each.
-        tasks = ray.data.from_arrow([pa.table({"file": group}) for group in _groups(found)])
+        tasks = ray.data.from_arrow([pa.table({"file": group}) for group in _groups(found, READ_BYTES, READ_FILES)])
         read = partial(_read, filesystem=self._filesystem, columns=columns, wanted=wanted)
         return tasks.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
@@ -99,17 +107,31 @@ class ParquetLog:
         finished = (info for info in found if info.path.endswith(".parquet") and info.base_name[0] != ".")
         return sorted(finished, key=lambda info: info.path)
 
-    def _is_whole(self, file: str) -> bool:
-        """Whether its end is there, which is written last; what cannot be read at all is the reader's error to tell."""
+    def _read_footers(self, files: list[str]) -> set[str]:
+        """Learn how many rows these files have; those whose end is missing, which is written last, are returned.
+
+        What cannot be read at all is the reader's error to tell.
+        """
+        unknown = [file for file in files if file not in self._num_rows]
+        with ThreadPoolExecutor(READERS) as threads:
+            counts = dict(zip(unknown, threads.map(self._rows_of, unknown), strict=True))
+        self._num_rows |= {file: count for file, count in counts.items() if count is not None}
+        return {file for file, count in counts.items() if count is None}
+
+    def _rows_of(self, file: str) -> int | None:
         try:
-            pq.read_metadata(file, filesystem=self._filesystem)
+            footer = pq.read_metadata(file, filesystem=self._filesystem)
         except pa.ArrowInvalid:
-            return False
-        return True
+            return None
+        return int(footer.num_rows)
 
 
-def write_whole(folder: str, table: pa.Table) -> None:
-    """Write a Parquet file that appears whole or not at all, under a name that no other batch and no retry has."""
+def write_whole(folder: str, table: pa.Table) -> str:
+    """Write a Parquet file that appears whole or not at all, under a name that no other batch and no retry has.
+
+    Returns:
+        its path within the file system of the folder.
+    """
     name = uuid.uuid4().hex
     filesystem, root = fs.FileSystem.from_uri(folder)
     filesystem.create_dir(root)
@@ -117,13 +139,15 @@ def write_whole(folder: str, table: pa.Table) -> None:
     with filesystem.open_output_stream(unfinished) as stream:
         pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
     filesystem.move(unfinished, finished)
+    return finished
 
 
-def _groups(found: list[fs.FileInfo]) -> Iterator[list[str]]:
+def _groups(found: list[fs.FileInfo], most_bytes: int, most_files: int) -> Iterator[list[str]]:
+    """Paths in groups of at most so many bytes, but at least one file, and so many files."""
     group: list[str] = []
     size = 0
     for info in found:
-        if group and (size + info.size > READ_BYTES or len(group) == READ_FILES):
+        if group and (size + info.size > most_bytes or len(group) == most_files):
             yield group
             group, size = [], 0
         group.append(info.path)
@@ -135,15 +159,16 @@ def _read(
     files: pa.Table, filesystem: fs.FileSystem, columns: list[str], wanted: ray.ObjectRef[pa.Table] | None
 ) -> Iterator[pa.Table]:
     """The records of these files; with `wanted`, a table of one column, those that have one of its keys there."""
-    read = partial(pq.read_table, filesystem=filesystem, columns=columns, partitioning=None)
-    tables = map(read, files["file"].to_pylist())
-    if wanted is None:
-        yield from tables
-        return
-    keys: pa.Table = ray.get(wanted)
-    [name] = keys.column_names
-    records = pa.concat_tables(tables)
-    yield records.filter(pc.is_in(records[name], keys[name].combine_chunks()))
+    keys = None
+    if wanted is not None:
+        table: pa.Table = ray.get(wanted)
+        [name] = table.column_names
+        keys = table[name].combine_chunks()
+    for path in files["file"].to_pylist():
+        with filesystem.open_input_file(path) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
+                records = pa.Table.from_batches([batch])
+                yield records if keys is None else records.filter(pc.is_in(records[name], keys))
 
 
 def _merge_files(folder: str, files: list[str]) -> None:

@@ -107,7 +107,9 @@ class TeacherConfig(StageConfig):
         10, ge=0, description="Longest time in seconds that a reply waits until it is on disk."
     )
     max_num_seqs: Operational[int | None] = Field(
-        None, ge=1, description="Number of sequences that an engine decodes at once; the engine's own choice if not set."
+        None,
+        ge=1,
+        description="Number of sequences that an engine decodes at once; the engine's own choice if not set.",
     )
     cpu_kv_cache_gib: Operational[int] = Field(1, ge=1, description="Size of an engine's cache on CPUs, in GiB.")
     cpu_threads: Operational[int] = Field(1, ge=1, description="Number of threads of an engine on CPUs.")

@@ -1,5 +1,6 @@
 """Makes the calls that the ledger does not hold: admitted, answered by the teacher, stored as they come."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,6 +36,8 @@ class Asking:
         commit: stores a table of replies, whole, before anything else sees it.
         pending: the calls that the ledger does not hold; columns calls.CALLS.
         spent: what the ledger held before.
+        answered_before: calls of the stage that it held.
+        discount: called with the files of failures that are the teacher's fault and no attempts of their rows.
     """
 
     stage: str
@@ -43,6 +46,8 @@ class Asking:
     commit: Commit
     pending: Dataset
     spent: Tokens
+    answered_before: int = 0
+    discount: Callable[[list[str]], None] | None = None
 
     @property
     def engines(self) -> int:
@@ -59,7 +64,13 @@ class Asking:
         """
         working = self.teacher.batch_rows * self.teacher.concurrent_batches * self.engines
         actor: Any = ray.remote(num_cpus=0)(Supervisor)
-        supervisor = actor.remote(self.budget, self.spent, BATCHES_IN_FLIGHT * working, self.teacher.max_failed_share)
+        supervisor = actor.remote(
+            self.budget,
+            self.spent,
+            BATCHES_IN_FLIGHT * working,
+            self.teacher.max_failed_share,
+            self.answered_before,
+        )
         try:
             self._make_calls(supervisor)
         except ray.exceptions.RayError:
@@ -68,6 +79,8 @@ class Asking:
         finally:
             closed = ray.get(supervisor.conclude.remote())
             totals: Totals = ray.get(supervisor.totals.remote())
+            if self.discount is not None:
+                self.discount(ray.get(supervisor.discounted_files.remote()))
             ray.kill(supervisor)
             self._free_engines()
             report_progress(self.stage, note=failures_note(totals))

@@ -1,4 +1,4 @@
-"""Why a call has no reply, in the words that open its error: they decide whether it is made again, and who is to blame."""
+"""Why a call has no reply: the words that open its error decide whether it is made again, and who is to blame."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""The teacher: turns calls (chat messages) into raw replies by vLLM engines, an OpenAI-compatible endpoint, or a script."""
+"""The teacher: turns calls (chat messages) into raw replies by vLLM engines, an endpoint, or a script."""
 
 from functools import partial
 from typing import Any

@@ -11,7 +11,9 @@ import ray
 from operators.teacher.calls import Reply, replies_table
 from operators.teacher.failures import is_attempt
 
-Commit = Callable[[pa.Table], None]
+Commit = Callable[[pa.Table], str]  # stores replies; returns the file's path
+
+_TOLD = ("call_key", "prompt_tokens", "generated_tokens", "error")
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class Store:
 
     def keep(self, replies: list[Reply]) -> None:
         """Store the replies and the failed attempts, whole, then say so; blocks until both are done."""
-        kept = [reply for reply in replies if not reply["error"] or is_attempt(reply["error"])]
-        if kept:
-            self.commit(replies_table(kept))
-        told = ("call_key", "prompt_tokens", "generated_tokens", "error")
-        ray.get(self.supervisor.settle.remote([{name: reply[name] for name in told} for reply in replies]))
+        answered = [reply for reply in replies if not reply["error"]]
+        attempts = [reply for reply in replies if reply["error"] and is_attempt(reply["error"])]
+        if answered:
+            self.commit(replies_table(answered))
+        file = self.commit(replies_table(attempts)) if attempts else ""
+        told = [{name: reply[name] for name in _TOLD} for reply in replies]
+        ray.get(self.supervisor.settle.remote(told, file))
 
 
 class Journal:

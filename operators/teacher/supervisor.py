@@ -15,6 +15,8 @@ from operators.teacher.deaths import Deaths, Verdict
 from operators.teacher.failures import is_teachers_fault, refusal, stage_failure
 
 JUDGED_AFTER = 20  # calls, while others are still to come; at its end every stage is judged
+# Of the calls that earlier runs had answered: so many may be rows that fail each time, of a teacher that is well.
+JUDGED_SHARE = 0.1
 MOST_KINDS = 5  # of errors that are remembered, the most frequent
 KIND_CHARS = 160  # by which two errors are the same
 
@@ -41,7 +43,14 @@ class Totals:
 class Supervisor:
     """The actor's body; `admit` waits, so the methods are coroutines."""
 
-    def __init__(self, budget: BudgetConfig, spent: Tokens, max_in_flight: int, max_failed_share: float) -> None:
+    def __init__(
+        self,
+        budget: BudgetConfig,
+        spent: Tokens,
+        max_in_flight: int,
+        max_failed_share: float,
+        answered_before: int = 0,
+    ) -> None:
         """Start to watch.
 
         Args:
@@ -49,16 +58,19 @@ class Supervisor:
             spent: what the ledger held before this stage.
             max_in_flight: calls that may be admitted and not settled.
             max_failed_share: of the settled calls; if more have failed, no further call is admitted.
+            answered_before: calls of this stage that earlier runs have settled; the whole stage is judged.
         """
         self._budget, self._spent, self._before = budget, spent, spent
         self._max_in_flight, self._max_failed_share = max_in_flight, max_failed_share
         self._in_flight: dict[str, Tokens] = {}
         self._reserved = Tokens()  # what the calls in flight cost at most
+        self._answered_before = answered_before
         self._deaths = Deaths()
         self._settled = self._failed = self._teachers_fault = 0
         self._errors: Counter[str] = Counter()
         self._last_error = ""
         self._closed = ""
+        self._failures_files: list[str] = []
         self._changed = asyncio.Condition()
 
     async def admit(self, keys: list[str], most: list[Tokens]) -> int:
@@ -87,20 +99,22 @@ class Supervisor:
         """Those of these calls that are admitted and not settled: an actor that was replaced asks before it begins."""
         return [key for key in keys if key in self._in_flight]
 
-    async def settle(self, replies: list[Reply]) -> None:
+    async def settle(self, replies: list[Reply], failures_file: str = "") -> None:
         """These calls have come back, and what is to be kept of them is on disk.
 
         Args:
             replies: call_key, prompt_tokens, generated_tokens and error of each.
+            failures_file: holds those that failed; "" if none did.
         """
         async with self._changed:
+            self._failures_files += [failures_file] if failures_file else []
             for reply in replies:
                 if reply["call_key"] in self._in_flight:
                     self._release(reply["call_key"])
                     self._count(reply)
             self._closed = self._closed or refusal(reply["error"] for reply in replies)
-            if self._settled >= JUDGED_AFTER:
-                self._closed = self._closed or self._judged()
+            if self._settled >= max(JUDGED_AFTER, JUDGED_SHARE * self._answered_before):
+                self._closed = self._closed or self._judged(self._settled)
             self._changed.notify_all()
 
     async def died(self, keys: list[str], survived: bool) -> Verdict:
@@ -129,12 +143,18 @@ class Supervisor:
 
     async def conclude(self) -> str:
         """No call is to come: why the stage cannot count as done; "" if it can."""
-        return self._closed or self._judged()
+        return self._closed or self._judged(self._settled + self._answered_before)
+
+    async def discounted_files(self) -> list[str]:
+        """The files of failed calls that are no attempts of their rows, because it was the teacher that failed."""
+        return self._failures_files if self._judged(self._settled + self._answered_before) else []
 
     async def totals(self) -> Totals:
         """What the settled calls came to."""
         used = self._spent - self._before
-        return Totals(self._settled, self._failed, used, tuple(self._errors.most_common(MOST_KINDS)), self._deaths.count)
+        return Totals(
+            self._settled, self._failed, used, tuple(self._errors.most_common(MOST_KINDS)), self._deaths.count
+        )
 
     def _count(self, reply: Reply) -> None:
         self._spent += Tokens(reply["prompt_tokens"], reply["generated_tokens"])
@@ -150,8 +170,8 @@ class Supervisor:
             self._teachers_fault += 1
             self._last_error = reply["error"]
 
-    def _judged(self) -> str:
-        return stage_failure(self._teachers_fault, self._settled, self._max_failed_share, self._last_error)
+    def _judged(self, among: int) -> str:
+        return stage_failure(self._teachers_fault, among, self._max_failed_share, self._last_error)
 
     def _fits(self, keys: list[str], most: list[Tokens]) -> bool:
         return len(self._in_flight) + len(keys) <= self._max_in_flight and self._affordable(most)

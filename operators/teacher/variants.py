@@ -46,8 +46,8 @@ def teacher_of(teacher: TeacherConfig, stage: str) -> TeacherConfig:
 
     Args:
         teacher: with `stages`.
-        stage: a name of STAGES, or one of the reflections followed by REPAIR_SUFFIX: its second turns take the values of
-            `stages.repair` over those of the reflection.
+        stage: a name of STAGES, or one of the reflections followed by REPAIR_SUFFIX: its second turns take the values
+            of `stages.repair` over those of the reflection.
     """
     first = stage.removesuffix(REPAIR_SUFFIX)
     changes = teacher.stages.get(first, {})
@@ -116,7 +116,9 @@ def _without_weight(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(teacher: TeacherConfig, changes: dict[str, Any], key: str) -> TeacherConfig:
-    nested = sorted({"stages", "mix"} & changes.keys()) if key.startswith("mix") else sorted({"stages"} & changes.keys())
+    nested = (
+        sorted({"stages", "mix"} & changes.keys()) if key.startswith("mix") else sorted({"stages"} & changes.keys())
+    )
     if nested:
         raise ValueError(f"{key}.{nested[0]}: cannot be set there")
     if not changes:

@@ -96,7 +96,7 @@ class VllmEngine:
 
 
 def sampling_of(call: Call, teacher: TeacherConfig) -> Any:
-    """vLLM's SamplingParams of one call."""
+    """The SamplingParams of one call, as vLLM knows them."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 

@@ -13,8 +13,8 @@ from operators.teacher.budget import BudgetConfig
 from operators.teacher.calls import call_key
 from operators.teacher.config import TeacherConfig
 from operators.teacher.dispatch import TeacherStoppedError
+from operators.teacher.failures import CRASHED
 from operators.teacher.ledger import Ledger
-from operators.teacher.supervisor import FATAL
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=4)
 SCHEMA = json.dumps({"properties": {"better_response": {"type": "string"}}})
@@ -88,14 +88,17 @@ class TestAnswer:
         row_id = next(
             name for name in map(str, range(1000)) if int(key_of(name, careless)[:8], 16) % 7 == 0
         )  # one that this teacher always fails
-        made = []
+        answered_id = next(name for name in map(str, range(1000)) if int(key_of(name, careless)[:8], 16) % 7)
+        made, retryable = [], []
         for _ in range(4):
             ledger = Ledger(str(tmp_path))
-            row = rows_of(ledger.answer(calls(row_id), careless, "stage"))[row_id]
+            row = rows_of(ledger.answer(calls(row_id, answered_id), careless, "stage"))[row_id]
             assert row["reply"] is None
             assert row["error"] == "scripted failure"
             made.append(ledger.metrics()["calls"])
-        assert made == [1, 1, 0, 0]
+            retryable.append(ledger.metrics()["retryable_calls"])
+        assert made == [2, 1, 0, 0]
+        assert retryable == [1, 0, 0, 0]
 
     def test_duplicate_records_and_unfinished_files_do_no_harm(self, tmp_path: Path) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage"))
@@ -156,7 +159,7 @@ class TestWhatStopsTheTeacher:
         ledger = Ledger(str(tmp_path))
         rows = rows_of(ledger.answer(both, mortal, "stage"))
         assert [row_id for row_id, row in rows.items() if row["reply"] is None] == ["deadly"]
-        assert rows["deadly"]["error"] == FATAL
+        assert rows["deadly"]["error"] == CRASHED
         assert ledger.metrics()["failed_calls"] == 1
         again = Ledger(str(tmp_path))
         again.answer(both, mortal, "stage")
@@ -164,7 +167,7 @@ class TestWhatStopsTheTeacher:
 
     def test_an_engine_that_dies_of_everything_is_to_blame_not_the_calls(self, tmp_path: Path) -> None:
         mortal = TEACHER.model_copy(update={"model": "mortal"})
-        with pytest.raises(TeacherStoppedError, match="stage: the engine dies of every call"):
+        with pytest.raises(TeacherStoppedError, match="stage: the engine crashes on every call"):
             Ledger(str(tmp_path)).answer(calls("a", "b", prompt="POISON"), mortal, "stage")
         assert not Ledger(str(tmp_path)).files.of("stage")
 
@@ -179,8 +182,15 @@ class TestWhatStopsTheTeacher:
         broken = TEACHER.model_copy(update={"model": "broken"})
         with pytest.raises(TeacherStoppedError, match=r"stage: \d+ of \d+ calls failed.*'scripted failure'"):
             Ledger(str(tmp_path)).answer(calls(*map(str, range(200))), broken, "stage")
-        made = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "stage").glob("*.parquet"))
-        assert 20 <= made < 200
+        discounted = [*(tmp_path / "stage").glob("*.parquet.discounted")]
+        assert 20 <= sum(pq.read_metadata(file).num_rows for file in discounted) < 200
+        assert not Ledger(str(tmp_path)).files.of("stage"), "it was the teacher that failed: no row has lost an attempt"
+
+    def test_a_small_stage_is_judged_at_its_end_in_every_run(self, tmp_path: Path) -> None:
+        broken = TEACHER.model_copy(update={"model": "broken", "max_attempts": 2})
+        for _ in range(4):
+            with pytest.raises(TeacherStoppedError, match=r"stage: 3 of 3 calls failed.*'scripted failure'"):
+                Ledger(str(tmp_path)).answer(calls("a", "b", "c"), broken, "stage")
 
     def test_a_budget_is_never_exceeded_and_a_larger_one_goes_on(self, tmp_path: Path) -> None:
         many = calls(*map(str, range(60)))

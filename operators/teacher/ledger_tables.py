@@ -1,0 +1,87 @@
+"""The ledger's joins within one partition: pure functions of Arrow tables."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from operators.teacher.calls import CALLS, REPLIES
+from operators.teacher.config import TeacherConfig
+from operators.teacher.failures import FATAL
+from operators.teacher.prompt_tokens import num_prompt_tokens
+
+CALL_COLUMNS = ("messages", "schema", "max_tokens")
+REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in ("call_key", "row_id"))
+CALLS_AND_RECORDS = CALLS.append(REPLIES.field("error"))  # null in calls
+
+
+def measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:
+    """One row of sums over new calls: their number, those too long for the teacher, tokens of prompt and reply."""
+    lengths = [num_prompt_tokens(messages, teacher) for messages in new["messages"].to_pylist()]
+    limits = new["max_tokens"].to_pylist()
+    over = sum(have + wanted > teacher.max_model_len for have, wanted in zip(lengths, limits, strict=True))
+    sums = {"new": new.num_rows, "over_long": over, "prompt_tokens": sum(lengths), "reply_limit": sum(limits)}
+    return pa.table({name: [value] for name, value in sums.items()})
+
+
+def asked_calls(keyed: pa.Table) -> pa.Table:
+    """The rows that ask something, in the columns of CALLS."""
+    return keyed.filter(pc.is_valid(keyed["messages"])).select(CALLS.names).cast(CALLS)
+
+
+def new_calls(both: pa.Table, max_attempts: int) -> pa.Table:
+    """Within one partition: the calls whose key no record settles."""
+    if not both.num_rows:  # the shuffle may give a block no columns at all
+        return CALLS.empty_table()
+    is_record = pc.is_valid(both["error"])
+    settled = _settled_keys(both.filter(is_record).select(["call_key", "error"]), max_attempts)
+    calls = both.filter(pc.invert(is_record)).drop_columns(["error"])
+    return calls.filter(pc.invert(pc.is_in(calls["call_key"], settled["call_key"].combine_chunks())))
+
+
+def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:
+    """Keys that were answered, have failed so often that they are not worth another try, or kill the engine."""
+    known = known.append_column("answered", pc.equal(known["error"], ""))
+    known = known.append_column("fatal", pc.starts_with(known["error"], FATAL))
+    table = known.group_by("call_key").aggregate([("answered", "any"), ("fatal", "any"), ("call_key", "count")])
+    settled = pc.or_(table["answered_any"], pc.greater_equal(table["call_key_count"], max_attempts))
+    settled = pc.or_(settled, table["fatal_any"])
+    return table.filter(settled).select(["call_key"])
+
+
+def tag_rows(keyed: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows in the columns that they share with replies."""
+    rows = keyed.select(schema.names).cast(schema)
+    for name in REPLY_COLUMNS:
+        rows = rows.append_column(REPLIES.field(name), pa.nulls(rows.num_rows, REPLIES.field(name).type))
+    return rows.append_column("is_reply", pa.array([False] * rows.num_rows))
+
+
+def without_replies(keyed: pa.Table) -> pa.Table:
+    """Rows of which none asked anything, with the columns of a reply."""
+    rows = keyed.drop_columns(["call_key", *CALL_COLUMNS])
+    for name in REPLY_COLUMNS:
+        rows = rows.append_column(REPLIES.field(name), pa.nulls(rows.num_rows, REPLIES.field(name).type))
+    return rows
+
+
+def tag_replies(known: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Replies in the columns that they share with rows."""
+    columns = {
+        field.name: known["call_key"] if field.name == "call_key" else pa.nulls(known.num_rows, field.type)
+        for field in schema
+    }
+    columns |= {name: known[name].cast(REPLIES.field(name).type) for name in REPLY_COLUMNS}
+    return pa.table({**columns, "is_reply": pa.array([True] * known.num_rows)})
+
+
+def merge(both: pa.Table) -> pa.Table:
+    """Within one partition: give every row its reply, an answer before a failure, and drop what nobody asked for."""
+    replies = both.filter(both["is_reply"]).select(["call_key", *REPLY_COLUMNS])
+    # "" sorts first: after this, the first record of a key is an answer if there is one.
+    replies = replies.sort_by([("call_key", "ascending"), ("error", "ascending")])
+    first = replies.group_by("call_key", use_threads=False).aggregate([(name, "first") for name in REPLY_COLUMNS])
+    first = first.select(["call_key", *(f"{name}_first" for name in REPLY_COLUMNS)]).rename_columns(
+        ["call_key", *REPLY_COLUMNS]
+    )
+    rows = both.filter(pc.invert(both["is_reply"])).drop_columns(["is_reply", *CALL_COLUMNS])
+    joined = rows.drop_columns(list(REPLY_COLUMNS)).join(first, "call_key", join_type="left outer")
+    return joined.drop_columns(["call_key"])
