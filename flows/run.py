@@ -28,6 +28,7 @@ from operators.report.costs import StageCost, stage_costs
 from operators.select.score_store import Scorer
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
+from operators.teacher.variants import every_teacher, resolved
 
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
 
@@ -65,11 +66,8 @@ class Run:
 
     @cached_property
     def teacher(self) -> TeacherConfig:
-        """The teacher with its model resolved to what the engine loads."""
-        teacher = self.config.teacher
-        if teacher.backend != "vllm":
-            return teacher
-        return teacher.model_copy(update={"model": resolve_model(teacher.model, "teacher.model")})
+        """The teacher with its models resolved to what the engine loads."""
+        return resolved(self.config.teacher)
 
     @cached_property
     def student(self) -> str:
@@ -79,8 +77,8 @@ class Run:
     @cached_property
     def special_tokens(self) -> frozenset[str]:
         """Control tokens of teacher and student, which no text may contain."""
-        teacher = special_tokens_of(self.teacher.model) if self.teacher.backend == "vllm" else frozenset()
-        return special_tokens_of(self.student) | teacher
+        models = {teacher.model for _, teacher in every_teacher(self.teacher) if teacher.backend == "vllm"}
+        return frozenset[str]().union(*(special_tokens_of(model) for model in {self.student, *models}))
 
     def ledger(self, *, offline: bool = False) -> Ledger:
         """The teacher ledger, with metrics of its own for the asset that asks for it."""

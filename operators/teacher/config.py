@@ -59,6 +59,7 @@ _LATER = (
     "response_format",
     "extra_body",
 )
+_LATER_IDENTITY = (*_LATER, "engine_kwargs", "max_tokens", "stages", "mix")
 Parameter = Literal["max_tokens", "temperature", "top_p", "seed", "top_k", "min_p", "stop"]
 
 
@@ -183,9 +184,11 @@ class TeacherConfig(StageConfig):
         return [*parts, json.dumps(later, sort_keys=True)] if later else parts
 
     def identity(self) -> dict[str, Any]:
-        """As of every stage; the engine's arguments that only change its speed take no part."""
-        kept = {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
-        return super().identity() | {"engine_kwargs": kept}
+        """As of every stage; later keys only where they are set, without arguments that only change speed."""
+        chosen = super().identity()
+        chosen["engine_kwargs"] = {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
+        unset = [name for name in _LATER_IDENTITY if not chosen[name] or chosen[name] == _default(name)]
+        return {name: value for name, value in chosen.items() if name not in unset}
 
 
 def _default(name: str) -> Any:

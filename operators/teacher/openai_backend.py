@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -160,10 +160,11 @@ def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Repl
 
 def failure_kind(error: Exception) -> str:
     """How the error of a request opens: see `failures`."""
-    import httpx
     import openai
 
-    words = str(error).lower()
+    words = f"{error} {getattr(error, 'body', '')}".lower()
+    # By name, because it is the client's choice which HTTP library raises them.
+    causes = {type(cause).__name__ for cause in _causes(error)}
     if isinstance(error, openai.APIStatusError):
         if error.status_code == 403 and ("moderation" in words or "flagged" in words):
             return FATAL
@@ -172,10 +173,16 @@ def failure_kind(error: Exception) -> str:
         too_long = "context_length" in words or "context length" in words
         return FATAL if error.status_code in (400, 413) and too_long else ""
     if isinstance(error, openai.APITimeoutError):
-        return REFUSED if isinstance(error.__cause__, httpx.ConnectTimeout) else ""
+        return REFUSED if "ConnectTimeout" in causes else ""
     if isinstance(error, openai.APIConnectionError):
-        return REFUSED if isinstance(error.__cause__, httpx.ConnectError) else LOST
+        return REFUSED if "ConnectError" in causes else LOST
     return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _words(error: Exception) -> str:

@@ -89,7 +89,8 @@ def resolved(teacher: TeacherConfig) -> TeacherConfig:
     stages = {name: _resolved_changes(teacher, changes, name) for name, changes in teacher.stages.items()}
     mix = tuple(_resolved_changes(teacher, changes, f"mix.{n}") for n, changes in enumerate(teacher.mix))
     model = resolve_model(teacher.model, "teacher.model") if teacher.backend == "vllm" else teacher.model
-    return teacher.model_copy(update={"model": model, "stages": stages, "mix": mix})
+    tokenizer = teacher.tokenizer and resolve_model(teacher.tokenizer, "teacher.tokenizer")
+    return teacher.model_copy(update={"model": model, "tokenizer": tokenizer, "stages": stages, "mix": mix})
 
 
 def every_teacher(teacher: TeacherConfig) -> Iterator[tuple[str, TeacherConfig]]:

@@ -20,8 +20,10 @@ import ray
 
 from operators.teacher.calls import CALLS
 from operators.teacher.config import TeacherConfig
+from operators.teacher.failures import FATAL, LOST, REFUSED
 from operators.teacher.generate import generate
 from operators.teacher.openai_backend import Slots
+from operators.teacher.prompt_tokens import TEMPLATE_TOKENS
 
 GARBAGE = {
     "html": b"<html>Bad gateway</html>",
@@ -31,7 +33,19 @@ GARBAGE = {
     "nothing": b"",
     "no_choices": b'{"id": "1", "object": "chat.completion", "created": 0, "choices": []}',
     "no_text": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant"}}]}',
+    "odd usage": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": ""}}], "usage": "many"}',
     "number": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": 5}}]}',
+}
+
+MESSAGES: dict[str, dict[str, Any]] = {
+    "half an emoji": {"content": "clear \ud83d text"},  # json.dumps writes the escape, and no encoder refuses that
+    "thought only": {"content": None, "reasoning_content": "the answer"},
+    "thought and said": {"content": "the answer", "reasoning_content": "let me see"},
+}
+USAGES: dict[str, dict[str, Any]] = {
+    "null usage": {"usage": None},
+    "zero usage": {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}},
+    "huge usage": {"usage": {"prompt_tokens": 10**12, "completion_tokens": 10**12, "total_tokens": 10**12}},
 }
 
 
@@ -64,7 +78,9 @@ class Endpoint(BaseHTTPRequestHandler):
 
     def _answer(self, content: str, before: int) -> None:
         words = content.split()
-        if words[0] == "once" and not before:
+        if content == "too long":
+            self._send(400, b'{"error": {"message": "too many tokens", "code": "context_length_exceeded"}}')
+        elif words[0] == "once" and not before:
             self._send(int(words[1]), b'{"error": {"message": "slow down"}}')
         elif words[0].isdigit():
             self._send(
@@ -78,10 +94,13 @@ class Endpoint(BaseHTTPRequestHandler):
         elif content == "hangs up":
             self.close_connection = True
         else:
-            message = {"role": "assistant", "content": content[::-1]}
+            message = {"role": "assistant", "content": content[::-1], **MESSAGES.get(content, {})}
             choices = [{"index": 0, "finish_reason": "length", "message": message}]
             usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
             reply = {"id": "1", "object": "chat.completion", "created": 0, "choices": choices, "usage": usage}
+            reply |= USAGES.get(content, {})
+            if content == "no usage":
+                del reply["usage"]
             self._send(200, json.dumps(reply).encode())
 
     def _send(self, status: int, payload: bytes) -> None:
@@ -143,13 +162,78 @@ class TestEndpoint:
         assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
     def test_what_may_pass_is_asked_again_and_what_cannot_is_not(self, endpoint: str) -> None:
-        statuses = ["once 429", "once 500", "once 503", "400", "401", "404", "422", "hangs up"]
+        statuses = ["once 429", "once 500", "once 503", "400", "422", "hangs up"]
         rows = ask(endpoint, statuses, max_retries=1)
         assert {name: bool(row["error"]) for name, row in rows.items()} == {
             name: not name.startswith("once") for name in statuses
         }
         assert times_asked() == {name: 2 if name.startswith(("once", "hangs")) else 1 for name in statuses}
-        assert "401" in rows["401"]["error"]
+        assert "422" in rows["422"]["error"]
+        assert rows["hangs up"]["error"].startswith(LOST)
+
+    @pytest.mark.parametrize("status", ["401", "402", "403", "404"])
+    def test_a_refusal_of_all_calls_is_told_once(self, endpoint: str, status: str) -> None:
+        calls = [f"{status} {n}" for n in range(6)]
+        rows = ask(endpoint, calls, concurrent_requests=1)
+        assert all(row["error"].startswith(REFUSED) and status in row["error"] for row in rows.values())
+        assert sum(times_asked().values()) == 1
+
+    def test_nobody_at_the_address_is_a_refusal(self) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            address = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+            row = ask(address, ["good"], max_retries=0)["good"]
+        assert row["error"].startswith(REFUSED)
+        assert "Connect" in row["error"]
+
+    def test_a_prompt_that_is_too_long_is_the_calls_own_fault(self, endpoint: str) -> None:
+        assert ask(endpoint, ["too long"])["too long"]["error"].startswith(FATAL)
+
+    def test_what_no_file_can_hold_is_replaced(self, endpoint: str) -> None:
+        rows = ask(endpoint, ["half an emoji", "good"])
+        assert rows["half an emoji"]["reply"] == "clear \ufffd text"
+        assert rows["good"]["reply"] == "doog"
+
+    @pytest.mark.parametrize("kind", ["no usage", "null usage", "zero usage", "huge usage"])
+    def test_missing_token_counts_are_estimated_from_above(self, endpoint: str, kind: str) -> None:
+        row = ask(endpoint, [kind], model="big")[kind]
+        assert row["reply"] == kind[::-1]
+        if kind == "huge usage":
+            assert row["prompt_tokens"] == 2**31 - 1
+            return
+        assert row["prompt_tokens"] == len(kind) + TEMPLATE_TOKENS
+        assert row["generated_tokens"] == 7  # no more than max_tokens
+
+    def test_a_tokenizer_counts_what_the_endpoint_does_not(self, endpoint: str, demo_model: str) -> None:
+        row = ask(endpoint, ["no usage"], tokenizer=demo_model)["no usage"]
+        assert row["prompt_tokens"] == 2 + TEMPLATE_TOKENS
+
+    def test_parameters_are_renamed_left_out_and_added(self, endpoint: str) -> None:
+        ask(
+            endpoint,
+            ["good"],
+            rename_parameters={"max_tokens": "max_completion_tokens"},
+            leave_out_parameters=["temperature", "seed"],
+            response_format="json_object",
+            top_k=20,
+            stop=["END"],
+            chat_template_kwargs={"enable_thinking": False},
+            extra_body={"reasoning_effort": "low"},
+        )
+        [body] = [seen["body"] for seen in Endpoint.seen]
+        assert not {"max_tokens", "temperature", "seed"} & set(body)
+        assert (body["max_completion_tokens"], body["top_k"], body["stop"]) == (7, 20, ["END"])
+        assert body["response_format"] == {"type": "json_object"}
+        assert (body["chat_template_kwargs"], body["reasoning_effort"]) == ({"enable_thinking": False}, "low")
+
+    def test_no_response_format_is_asked_for_if_the_endpoint_knows_none(self, endpoint: str) -> None:
+        ask(endpoint, ["good"], response_format="none")
+        assert "response_format" not in Endpoint.seen[0]["body"]
+
+    def test_an_answer_that_a_reasoning_parser_took_for_thoughts_is_read(self, endpoint: str) -> None:
+        rows = ask(endpoint, ["thought only", "thought and said"])
+        assert rows["thought only"]["reply"] == "the answer"
+        assert rows["thought and said"]["reply"] == "the answer"
 
     def test_nonsense_is_an_error_of_its_row_only(self, endpoint: str) -> None:
         rows = ask(endpoint, [*GARBAGE, "good"], max_retries=0)
@@ -176,12 +260,9 @@ class TestEndpoint:
         from operators.teacher.openai_backend import OpenAIEndpoint
 
         monkeypatch.setenv("SOME_KEY", "secret-1234")
-        settings = TeacherConfig(backend="openai", model="big", base_url=endpoint, api_key_env="SOME_KEY")
-        names = {"model", "base_url", "api_key_env", "temperature", "top_p", "concurrent_requests"}
-        names |= {"requests_per_minute", "request_timeout_s", "max_retries"}
-        actor = OpenAIEndpoint(**settings.model_dump(include=names))
+        actor = OpenAIEndpoint(TeacherConfig(backend="openai", model="big", base_url=endpoint, api_key_env="SOME_KEY"))
         call = {"call_key": "0" * 64, "row_id": "a", "schema": "", "max_tokens": 7}
-        reply = asyncio.run(actor._answer({**call, "messages": json.dumps([{"role": "user", "content": "401"}])}))
+        reply = asyncio.run(actor.answer({**call, "messages": json.dumps([{"role": "user", "content": "401"}])}))
         assert Endpoint.seen[0]["key"] == "Bearer secret-1234"
         assert "<key>" in reply["error"]
         assert "secret" not in reply["error"]
