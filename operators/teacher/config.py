@@ -178,7 +178,14 @@ class TeacherConfig(StageConfig):
 
     def key_parts(self) -> list[str | float | int]:
         """Everything about the teacher that determines a reply; part of every call's key."""
-        parts = [self.backend, *_model_identity(self), self.temperature, self.top_p, self.seed, self.dtype]
+        parts: list[str | float | int] = [
+            self.backend,
+            *_model_identity(self),
+            self.temperature,
+            self.top_p,
+            self.seed,
+            self.dtype,
+        ]
         later = {name: getattr(self, name) for name in _LATER if getattr(self, name) != _default(name)}
         later |= {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
         return [*parts, json.dumps(later, sort_keys=True)] if later else parts

@@ -93,7 +93,7 @@ class Asking:
             partial(_admit, supervisor=supervisor, teacher=self.teacher, priced=self.budget.is_limited()),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=0.05,  # it waits more than it works; a waiting task must not keep a reply from being stored
+            num_cpus=0,  # it waits more than it works, and must not keep others from bringing calls
             concurrency=min(MOST_WAITING, 1 + self.engines),
         )
         replies = generate(admitted, self.teacher, Store(self.commit, supervisor))

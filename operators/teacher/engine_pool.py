@@ -108,9 +108,12 @@ def pool_of(spec: EngineSpec) -> Any:
 
 
 def make_room(needed: Mapping[str, float]) -> None:
-    """Stop all engines if the cluster lacks these logical resources, such as {"CPU": 2}, beside them."""
+    """Stop all engines if the cluster lacks these logical resources, such as {"CPU": 2}, beside them.
+
+    Actors that are fed by tasks need a CPU more than they take themselves, or they wait for ever.
+    """
     _forget_lost_pools()
-    free = ray.available_resources() if _pools else {}
+    free: dict[str, float] = ray.available_resources() if _pools else {}  # type: ignore[no-untyped-call]
     if any(count > free.get(name, 0) for name, count in needed.items()):
         stop_engines()
 
@@ -128,7 +131,7 @@ def stop_engines() -> None:
 def engine_starts() -> int:
     """How many engines this process has started."""
     _forget_lost_pools()
-    return _ended + sum(ray.get(pool.starts.remote()) for pool, _ in _pools.values())
+    return _ended + sum(int(ray.get(pool.starts.remote())) for pool, _ in _pools.values())
 
 
 def _forget_lost_pools() -> None:

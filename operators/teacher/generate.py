@@ -13,7 +13,7 @@ from operators.teacher.journal import Store
 from operators.teacher.scripted_backend import MORTAL, mortal_spec, scripted_batch
 from operators.teacher.vllm_backend import vllm_spec
 
-CALLER_CPUS = 0.25  # it waits more than it works
+CALLER_CPUS = 0  # it waits more than it works; beside an engine, the last free CPU is for the tasks that bring calls
 # A killed task of the scripted teacher is tried again for as long as the stage goes on.
 SCRIPTED_TASK: dict[str, Any] = {"num_cpus": 0.25, "max_retries": -1}
 

@@ -119,7 +119,8 @@ def request_body(call: Call, teacher: TeacherConfig) -> dict[str, Any]:
     parameters |= {"stop": list(teacher.stop)} if teacher.stop else {}
     for name in teacher.leave_out_parameters:
         parameters.pop(name, None)
-    named = {teacher.rename_parameters.get(name, name): value for name, value in parameters.items()}
+    names: dict[str, str] = {**teacher.rename_parameters}
+    named = {names.get(name, name): value for name, value in parameters.items()}
     if call["schema"] and teacher.response_format == "json_schema":
         schema = {"name": "reflection", "schema": json.loads(call["schema"]), "strict": True}
         named["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -51,8 +51,8 @@ def mortal_spec(teacher: TeacherConfig) -> EngineSpec:
 
 
 def _make_mortal() -> tuple[Any, Any]:
-    actor: Any = ray.remote(num_cpus=0, max_concurrency=1000)(MortalEngine)
-    return actor.remote(), None
+    actor: Any = ray.remote(MortalEngine)
+    return actor.options(num_cpus=0, max_concurrency=1000).remote(), None
 
 
 def scripted_batch(batch: pa.Table, model: str, store: Store | None) -> pa.Table:

@@ -117,15 +117,14 @@ def _without_weight(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(teacher: TeacherConfig, changes: dict[str, Any], key: str) -> TeacherConfig:
-    nested = (
-        sorted({"stages", "mix"} & changes.keys()) if key.startswith("mix") else sorted({"stages"} & changes.keys())
-    )
+    without = {"stages", "mix"} if key.startswith("mix") else {"stages"}
+    nested = sorted(without & changes.keys())
     if nested:
         raise ValueError(f"{key}.{nested[0]}: cannot be set there")
     if not changes:
         return teacher
     try:
-        return TeacherConfig.model_validate(teacher.model_dump(exclude={"stages"}) | changes)
+        return TeacherConfig.model_validate(teacher.model_dump(exclude=without) | changes)
     except ValidationError as error:
         item = error.errors()[0]
         place = ".".join([key, *(str(part) for part in item["loc"])])

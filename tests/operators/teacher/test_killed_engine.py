@@ -57,7 +57,7 @@ def kill_after_first_reply(victim: str, folder: Path, killed: list[int], stop: t
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("victim", ["EngineCore", "MapWorker(MapBatches(GuardedEngine))"], ids=["engine", "actor"])
+@pytest.mark.parametrize("victim", ["EngineCore", "ray::VllmEngine"], ids=["engine", "actor"])
 def test_a_killed_engine_is_replaced(tmp_path: Path, tiny_model: str, victim: str) -> None:
     killed: list[int] = []
     stop = threading.Event()

@@ -1,0 +1,86 @@
+"""The actor that makes calls, with engines that hang, do not load or die, without Ray."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import ray
+
+from operators.teacher.caller import PooledEngine
+from operators.teacher.calls import answered
+from operators.teacher.config import TeacherConfig
+from operators.teacher.turns import EngineDiedError
+
+TEACHER = TeacherConfig(backend="scripted", model="mortal", first_token_timeout_s=5)
+CALL = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tokens": 8}
+
+
+class Method:
+    """Stands for a method of an actor: `.remote()` gives something to await."""
+
+    def __init__(self, result: Any) -> None:
+        self.result, self.seen = result, []
+
+    async def remote(self, *arguments: Any) -> Any:
+        self.seen.append(arguments)
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result(*arguments) if callable(self.result) else self.result
+
+
+class Engine:
+    def __init__(self, ready: Any = None, answer: Any = None) -> None:
+        self.wait_until_ready, self.answer = Method(ready), Method(answer)
+
+
+class Pool:
+    def __init__(self, *engines: Engine) -> None:
+        waiting = list(engines)
+        self.lease = Method(lambda _broken: waiting.pop(0))
+
+
+class Supervisor:
+    def __init__(self) -> None:
+        self.close = Method(None)
+
+
+def task_error(cause: Exception) -> ray.exceptions.RayTaskError:
+    return ray.exceptions.RayTaskError("answer", "traceback", cause)
+
+
+def test_an_engine_that_dies_is_given_back_and_another_answers() -> None:
+    said = answered(CALL, "said", "stop", 1, 1)
+    dead, alive = Engine(answer=ray.exceptions.RayActorError(error_msg="gone")), Engine(answer=said)
+    pool = Pool(dead, alive)
+    engine = PooledEngine(pool, Supervisor(), TEACHER)
+
+    async def twice() -> Any:
+        with pytest.raises(EngineDiedError):
+            await engine.answer(CALL)
+        return await engine.answer(CALL)
+
+    assert asyncio.run(twice()) == said
+    assert pool.lease.seen == [(None,), (dead,)]
+
+
+@pytest.mark.parametrize(
+    "ready",
+    [
+        task_error(TimeoutError("it has loaded but gave no token")),
+        ray.exceptions.RayActorError(error_msg="raised in __init__"),
+    ],
+    ids=["hangs", "does not load"],
+)
+def test_an_engine_that_does_not_start_closes_the_stage_with_its_words(ready: Exception) -> None:
+    supervisor = Supervisor()
+    with pytest.raises(RuntimeError, match="the engine does not start"):
+        asyncio.run(PooledEngine(Pool(Engine(ready=ready)), supervisor, TEACHER).answer(CALL))
+    [[reason]] = supervisor.close.seen
+    assert "look into its log" in reason
+
+
+def test_a_machine_that_goes_away_while_an_engine_loads_is_no_end() -> None:
+    gone = [Engine(ready=ray.exceptions.RayActorError(error_msg="the node died")) for _ in range(2)]
+    said = answered(CALL, "said", "stop", 1, 1)
+    engine = PooledEngine(Pool(*gone, Engine(answer=said)), Supervisor(), TEACHER)
+    assert asyncio.run(engine.answer(CALL)) == said
