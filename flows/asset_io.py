@@ -1,6 +1,6 @@
 """Dagster's IO manager: makes an asset only if it is stale, and hands its rows or its value to those that read it."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import dagster as dg
@@ -16,13 +16,27 @@ class AssetIO(dg.IOManager):
     """Joins the store, which knows where assets are, with the staleness, which knows what they are made from."""
 
     def __init__(
-        self, store: AssetStore, staleness: Staleness, specs: Specs, made_again: Collection[str] = frozenset()
+        self,
+        store: AssetStore,
+        staleness: Staleness,
+        specs: Specs,
+        made_again: Collection[str] = frozenset(),
+        before_making: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Serve one run; assets in `made_again` are made even if they are not stale."""
+        """Serve one run.
+
+        Args:
+            store: where assets are.
+            staleness: what they are made from.
+            specs: the assets.
+            made_again: assets that are made even if they are not stale.
+            before_making: called with the name of an asset that is about to be made.
+        """
         self._store = store
         self._staleness = staleness
         self._specs = specs
         self._made_again = made_again
+        self._before_making = before_making
 
     def handle_output(self, context: dg.OutputContext, obj: Recipe) -> None:
         """Carry out the recipe if the asset is stale, and tell Dagster what is there now."""
@@ -31,6 +45,7 @@ class AssetIO(dg.IOManager):
         manifest = self._store.manifest(asset, refresh)
         made_from = self._staleness.describe(asset, refresh)
         if manifest is None or asset in self._made_again or self._staleness.is_stale(asset, refresh):
+            self._before_making(asset)
             manifest = self._store.make(asset, refresh, obj, made_from)
         shown = manifest.model_dump(include={"rows", "outcomes", "metrics", "seconds", "fingerprint"})
         context.add_output_metadata({name: value for name, value in shown.items() if value})

@@ -30,6 +30,7 @@ from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
 from operators.stage import Finding
 from operators.teacher.dispatch import TeacherStoppedError
+from operators.teacher.engine_pool import stopping_engines
 
 DONE, FAILED, UNUSABLE, BROKEN_INVARIANT = 0, 1, 2, 3
 Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
@@ -146,7 +147,8 @@ def _materialise(graph: Graph, run: Run, refresh: str, selected: Sequence[str], 
     with open_instance(Path(run.dagster_home)) as instance:
         reap(instance)
         instance.add_dynamic_partitions(str(graph.refreshes.name), [refresh])
-        with ProgressLines(terminal[1]):  # its last line is drawn before the conclusion is printed
+        # Its last line is drawn before the conclusion is printed.
+        with ProgressLines(terminal[1]), stopping_engines():
             result = dg.materialize(
                 [*graph.assets, *graph.checks],
                 # Dagster refuses a partition where no selected asset has any, such as `--select student`.
@@ -164,13 +166,7 @@ def _materialise(graph: Graph, run: Run, refresh: str, selected: Sequence[str], 
 def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -> int:
     """Print what was made and how it ended, in lines that a person reads."""
     out, err = terminal
-    order = list(run.specs)
-    for asset, refresh in sorted(run.store.made, key=lambda made: (order.index(made[0]), str(made[1]))):
-        manifest = run.store.manifest(asset, refresh)
-        if manifest is not None:
-            rows = "" if manifest.rows is None else f"{manifest.rows} rows in "
-            peak = f"{manifest.peak_memory_mib} MiB at its peak"
-            out.write(f"made {asset}: {rows}{manifest.seconds} s, {peak}\n")
+    _tell_what_was_made(run, terminal)
     if not run.store.made and result.success:
         out.write("everything was up to date: no teacher call, no training\n")
     failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
@@ -188,6 +184,21 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
     if report is not None and report.value is not None:
         out.write(f"report: {report.value['html']}\n")
     return DONE
+
+
+def _tell_what_was_made(run: Run, terminal: Terminal) -> None:
+    out, err = terminal
+    order = list(run.specs)
+    for asset, refresh in sorted(run.store.made, key=lambda made: (order.index(made[0]), str(made[1]))):
+        manifest = run.store.manifest(asset, refresh)
+        if manifest is None:
+            continue
+        rows = "" if manifest.rows is None else f"{manifest.rows} rows in "
+        peak = f"{manifest.peak_memory_mib} MiB at its peak"
+        out.write(f"made {asset}: {rows}{manifest.seconds} s, {peak}\n")
+        failed, again = (manifest.metrics.get(name, 0) for name in ("failed_calls", "retryable_calls"))
+        if failed:
+            err.write(f"{asset}: {failed} teacher calls failed; the next run makes {again} of them again\n")
 
 
 def root_cause(error: object) -> str:

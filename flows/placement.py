@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.config import RunConfig
+from flows.graph import EVALUATION, PACKED_SEQUENCES, RECYCLED_INSTRUCTIONS, SELECTED_INSTRUCTIONS, STUDENT
 from flows.releases import evaluate_config
 from operators.stage import Finding
 from operators.student.pool import StudentPoolConfig
@@ -13,6 +14,13 @@ from operators.train.config import TrainConfig
 GIB = 1 << 30
 # float32 weights, gradients and Adam's two moments; ZeRO divides all but the weights (and at stage 3 those) by workers.
 BYTES_PER_PARAMETER_STATE = 12
+STAGE_OF = {  # asset -> the stage whose demand it has
+    SELECTED_INSTRUCTIONS: "score",
+    RECYCLED_INSTRUCTIONS: "score",
+    PACKED_SEQUENCES: "pack",
+    STUDENT: "train",
+    EVALUATION: "evaluate",
+}
 Node = Mapping[str, float]  # resources as Ray names them: CPU, GPU, memory (bytes)
 
 

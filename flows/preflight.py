@@ -8,13 +8,23 @@ from pathlib import Path
 from cluster.lease import is_leased
 from cluster.runtime import cluster_nodes, exposed_address
 from flows.config import RunConfig
-from flows.graph import EVALUATION, PACKED_SEQUENCES, RECYCLED_INSTRUCTIONS, SELECTED_INSTRUCTIONS, STUDENT
+from flows.graph import (
+    EVALUATION,
+    INSTRUCTION_REFLECTIONS,
+    PACKED_SEQUENCES,
+    RECYCLED_INSTRUCTIONS,
+    RESPONSE_REFLECTIONS,
+    SELECTED_INSTRUCTIONS,
+    STUDENT,
+)
 from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
 from flows.run import Run
 from operators.models import ModelNotFoundError
 from operators.stage import Finding
 from operators.student.doctor import StudentNeeds, examine_student
+from operators.teacher.doctor import check_teacher
 
+NEED_TEACHER = (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS, EVALUATION)
 NEED_STUDENT = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES, STUDENT, EVALUATION)
 
 
@@ -38,6 +48,8 @@ def preflight(
     found = [*_storage_findings(run, holds_lease), *_source_findings(run), *_cluster_findings(), *models]
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
+    if not models and (thorough or _is_needed(run, refresh, NEED_TEACHER, selected)):
+        found += check_teacher(run.teacher)
     if not models:
         found += weigh(run.config, cluster_nodes(), weight_bytes(run.teacher.model), weight_bytes(run.student))
     return found

@@ -20,6 +20,7 @@ from flows.graph import (
     STUDENT,
     Specs,
 )
+from flows.placement import STAGE_OF, demands
 from flows.staleness import Staleness
 from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
@@ -27,6 +28,7 @@ from operators.reflect.reflect import Reflection
 from operators.report.costs import StageCost, stage_costs
 from operators.select.score_store import Scorer
 from operators.teacher.config import TeacherConfig
+from operators.teacher.engine_pool import make_room
 from operators.teacher.ledger import Ledger
 from operators.teacher.variants import every_teacher, resolved
 
@@ -62,7 +64,18 @@ class Run:
 
     def asset_io(self) -> AssetIO:
         """What Dagster writes and reads assets through."""
-        return AssetIO(self.store, self.staleness, self.specs, REFLECTIONS if self.reparse else frozenset())
+        made_again = REFLECTIONS if self.reparse else frozenset[str]()
+        return AssetIO(self.store, self.staleness, self.specs, made_again, self.make_room_for)
+
+    def make_room_for(self, asset: str) -> None:
+        """Stop the teacher's engines, which stay up between its stages, if an asset's actors find no room beside them.
+
+        Actors that are fed by tasks need one CPU more than they take.
+        """
+        for demand in demands(self.config):
+            if demand.stage == STAGE_OF.get(asset):
+                whole = {name: demand.count * amount for name, amount in demand.each.items()}
+                make_room(whole | {"CPU": whole.get("CPU", 0) + 1})
 
     @cached_property
     def teacher(self) -> TeacherConfig:

@@ -19,6 +19,7 @@ from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
 from operators.read.source_files import SourceFile, list_source_files
 from operators.stage import StageConfig
 
+RETRIES = "failed_calls_made_again"  # in a description: how often
 WHOLE_FILE_BYTES = 64 << 20  # larger files are known by size, time and their first bytes
 
 
@@ -92,6 +93,7 @@ class Staleness:
         if asset == RAW_INSTRUCTIONS:
             described["files"] = [[file.name, file.identity] for file in self.files_of(refresh)]
             described |= self._earlier(refresh)
+        described |= self._retries(asset, refresh)
         for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
             described["inputs"] |= self._input(asset, parent, refresh, planned)
         return described
@@ -128,6 +130,15 @@ class Staleness:
         """Which rows were seen before depends on the refreshes before: one hash over all of them."""
         before = {key: self._fingerprint_made(RAW_INSTRUCTIONS, key) for key in self.earlier(refresh)}
         return {"earlier": fingerprint_of({"refreshes": list(before.items())})} if before else {}
+
+    def _retries(self, asset: str, refresh: str | None) -> Description:
+        """How often the asset was made again because teacher calls had failed; once more if some can be made again."""
+        manifest = self._store.manifest(asset, refresh)
+        if manifest is None:
+            return {}
+        again = bool(manifest.metrics.get("retryable_calls"))
+        times = manifest.made_from.get(RETRIES, 0) + again
+        return {RETRIES: times} if times else {}
 
     def _input(self, asset: str, parent: str, refresh: str | None, planned: str | None) -> dict[str, str]:
         if self._specs[parent].partitions_def is None:
@@ -170,6 +181,8 @@ def differences(before: Description, now: Description, prefix: str = "") -> list
             reasons.append(f"{name} changed")
         elif key == "earlier":
             reasons.append("an earlier refresh changed")
+        elif key == RETRIES:
+            reasons.append("teacher calls that failed can be made again")
         else:
             reasons.append(f"{name} {old} -> {new}")
     return reasons

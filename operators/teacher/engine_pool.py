@@ -7,7 +7,8 @@ with it; `make_room` ends it before, where another stage needs what its engines 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,15 @@ def stop_engines() -> None:
     _pools.clear()
 
 
+@contextmanager
+def stopping_engines() -> Iterator[None]:
+    """Stop the engines at the end, however it comes."""
+    try:
+        yield
+    finally:
+        stop_engines()
+
+
 def engine_starts() -> int:
     """How many engines this process has started."""
     _forget_lost_pools()
@@ -136,6 +146,8 @@ def engine_starts() -> int:
 
 def _forget_lost_pools() -> None:
     """Pools die with the cluster that this process was connected to."""
+    if not ray.is_initialized():
+        _pools.clear()
     for name, (pool, _) in list(_pools.items()):
         try:
             ray.get(pool.starts.remote())

@@ -119,7 +119,7 @@ def request_body(call: Call, teacher: TeacherConfig) -> dict[str, Any]:
     parameters |= {"stop": list(teacher.stop)} if teacher.stop else {}
     for name in teacher.leave_out_parameters:
         parameters.pop(name, None)
-    names: dict[str, str] = {**teacher.rename_parameters}
+    names = {str(name): other for name, other in teacher.rename_parameters.items()}
     named = {names.get(name, name): value for name, value in parameters.items()}
     if call["schema"] and teacher.response_format == "json_schema":
         schema = {"name": "reflection", "schema": json.loads(call["schema"]), "strict": True}
