@@ -101,6 +101,11 @@ class RunConfig(StageConfig):
         return self
 
 
+def evaluate_config(config: RunConfig) -> EvaluateConfig:
+    """Where and how the student is measured: on its own GPUs, on rows as long as its packs, unless told otherwise."""
+    return config.evaluate.following(gpus_per_worker=config.train.gpus_per_worker, longest_pack=config.pack.max_tokens)
+
+
 def default_config() -> Path:
     """The YAML file where no command line names one."""
     return Path(os.environ.get(CONFIG_VARIABLE, "configs/demo.yaml"))

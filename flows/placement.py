@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.config import RunConfig
+from flows.config import RunConfig, evaluate_config
 from flows.graph import EVALUATION, PACKED_SEQUENCES, RECYCLED_INSTRUCTIONS, SELECTED_INSTRUCTIONS, STUDENT
-from flows.releases import evaluate_config
 from operators.stage import Finding
 from operators.student.pool import StudentPoolConfig
 from operators.train.config import TrainConfig

@@ -23,9 +23,10 @@ from ray.data import Dataset
 from cluster.storage import Recipe
 from flows.checks import CHECKS
 from flows.command import command
+from flows.config import evaluate_config
 from flows.graph import CONFIG_KEYS, ONLY_ROWS, Graph
 from flows.lineage import lineage_of
-from flows.releases import evaluate_config, models_of
+from flows.releases import models_of
 from flows.results import results_of
 from flows.run import Run, rows_where
 from flows.schedules import definitions

@@ -11,19 +11,13 @@ from typing import TextIO
 
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import anchor
-from flows.config import RunConfig
 from flows.run import Run
-from operators.evaluate.config import EvaluateConfig, TrainedAttention
+from operators.evaluate.config import TrainedAttention
 from operators.evaluate.evaluate import Models, Rival
 from operators.evaluate.release_history import Decision, ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
-
-
-def evaluate_config(config: RunConfig) -> EvaluateConfig:
-    """Where and how the student is measured: on its own GPUs, on rows as long as its packs, unless told otherwise."""
-    return config.evaluate.following(gpus_per_worker=config.train.gpus_per_worker, longest_pack=config.pack.max_tokens)
 
 
 def models_of(run: Run, version: str, folder: str) -> Models:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import ConfigError, load_config
-from flows.releases import evaluate_config
+from flows.config import ConfigError, evaluate_config, load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))

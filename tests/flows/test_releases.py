@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.lease import lease
-from flows.config import load_config
-from flows.releases import evaluate_config, rivals, roll_back, show_releases
+from flows.config import evaluate_config, load_config
+from flows.releases import rivals, roll_back, show_releases
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
 

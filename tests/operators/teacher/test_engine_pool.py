@@ -1,0 +1,71 @@
+"""The pool hands out idle engines before it starts new ones, replaces the dead, and gives up what others need."""
+
+from typing import Any
+
+import pytest
+
+from operators.teacher import engine_pool
+from operators.teacher.config import TeacherConfig
+from operators.teacher.engine_pool import EnginePool, EngineSpec
+from operators.teacher.generate import engine_spec
+
+
+class Engine:
+    class stop:  # noqa: N801 - stands for a method of an actor
+        @staticmethod
+        def remote() -> str:
+            return "stopped"
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    dead: list[Any] = []
+    monkeypatch.setattr(engine_pool.ray, "kill", dead.append)
+    monkeypatch.setattr(engine_pool.ray, "wait", lambda waiting, **_: (waiting, []))
+    return dead
+
+
+def pool(most: int) -> EnginePool:
+    return EnginePool(EngineSpec(lambda: (Engine(), None), {}, {"CPU": 1.0}, most))
+
+
+def test_the_engine_of_the_last_stage_serves_the_next(killed: list[Any]) -> None:
+    engines = pool(2)
+    first = engines.lease()
+    engines.end_stage()
+    assert engines.lease() is first
+    assert engines.lease() is not first
+    assert engines.starts() == 2
+
+
+def test_a_dead_engine_is_replaced_once(killed: list[Any]) -> None:
+    engines = pool(1)
+    first = engines.lease()
+    second = engines.lease(first)
+    assert second is not first
+    assert killed == [first]
+    assert engines.starts() == 2
+
+
+def test_no_more_engines_are_started_than_allowed(killed: list[Any]) -> None:
+    engines = pool(2)
+    leased = {id(engines.lease()) for _ in range(5)}
+    assert len(leased) == engines.starts() == 2
+
+
+def test_stopping_ends_all(killed: list[Any]) -> None:
+    engines = pool(2)
+    leased = [engines.lease(), engines.lease()]
+    engines.stop()
+    assert killed == leased
+
+
+def test_stages_share_engines_unless_an_engine_would_be_another(tiny_model: str) -> None:
+    base = TeacherConfig(model=tiny_model, device="cpu")
+    names = {
+        changes: engine_spec(base.model_copy(update=dict([changes]))).name  # type: ignore[union-attr]
+        for changes in [("temperature", 0.5), ("top_p", 0.5), ("max_tokens", 9), ("batch_rows", 1)]
+    }
+    assert set(names.values()) == {engine_spec(base).name}  # type: ignore[union-attr]
+    assert engine_spec(base.model_copy(update={"max_model_len": 512})).name not in names.values()  # type: ignore[union-attr]
+    assert engine_spec(TeacherConfig(backend="openai", model="m")) is None

@@ -1,0 +1,32 @@
+"""How the opening words of an error decide: made again or not, counted as an attempt or not, and whose fault it is."""
+
+import pytest
+
+from operators.teacher.failures import FATAL, LOST, REFUSED, is_attempt, is_teachers_fault, refusal, stage_failure
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "teachers_fault"),
+    [
+        ("", True, False),
+        ("BadRequestError: 400", True, True),
+        (f"{FATAL}the prompt is too long", True, False),
+        (f"{REFUSED}AuthenticationError: 401", False, True),
+        (f"{LOST}reset by peer", False, True),
+    ],
+)
+def test_the_opening_words_decide(error: str, attempt: bool, teachers_fault: bool) -> None:
+    assert (is_attempt(error), is_teachers_fault(error)) == (attempt, teachers_fault)
+
+
+def test_a_refusal_names_the_keys_to_check() -> None:
+    assert refusal(["", "boom"]) == ""
+    assert "401" in refusal(["boom", f"{REFUSED}401"])
+    assert "teacher.base_url" in refusal([f"{REFUSED}401"])
+
+
+@pytest.mark.parametrize(("failed", "settled", "fails"), [(0, 0, False), (1, 2, False), (2, 3, True), (1, 1, True)])
+def test_a_stage_fails_with_more_than_the_allowed_share(failed: int, settled: int, fails: bool) -> None:
+    reason = stage_failure(failed, settled, 0.5, "boom")
+    assert bool(reason) == fails
+    assert not fails or (f"{failed} of {settled} calls failed" in reason and "'boom'" in reason)

@@ -1,0 +1,83 @@
+"""The ledger's joins, on tables: which calls are new, and which reply a row gets."""
+
+import pyarrow as pa
+import pytest
+
+from operators.teacher.calls import CALLS, REPLIES
+from operators.teacher.config import TeacherConfig
+from operators.teacher.failures import CRASHED, FATAL
+from operators.teacher.ledger_tables import (
+    CALLS_AND_RECORDS,
+    asked_calls,
+    measure_calls,
+    merge,
+    new_calls,
+    tag_replies,
+    tag_rows,
+    without_replies,
+)
+
+ROWS = pa.schema([*CALLS, ("kept", pa.string())])
+
+
+def row(key: str, messages: str | None = "[]") -> dict[str, object]:
+    return {"call_key": key, "row_id": f"row {key}", "messages": messages, "schema": "", "max_tokens": 8, "kept": key}
+
+
+def record(key: str, error: str = "", reply: str | None = None) -> dict[str, object]:
+    said = None if error else reply or f"reply to {key}"
+    counts = {"prompt_tokens": 1, "generated_tokens": 2}
+    return {"call_key": key, "row_id": "", "reply": said, "finish_reason": "stop", **counts, "error": error}
+
+
+def union(calls: list[str], records: list[dict[str, object]]) -> pa.Table:
+    called = [{**row(key), "error": None} for key in calls]
+    return pa.Table.from_pylist([*called, *records], schema=CALLS_AND_RECORDS)
+
+
+@pytest.mark.parametrize(
+    ("errors", "new"),
+    [
+        ([], True),
+        ([""], False),
+        (["boom"], True),
+        (["boom", "boom"], False),  # of two attempts
+        (["boom", ""], False),
+        ([f"{FATAL}too long"], False),
+        ([CRASHED], False),
+        (["not fatal: boom"], True),
+    ],
+)
+def test_a_call_is_new_until_a_record_settles_it(errors: list[str], new: bool) -> None:
+    both = union(["a", "b"], [record("a", error) for error in errors])
+    assert new_calls(both, 2)["call_key"].to_pylist() == (["a", "b"] if new else ["b"])
+
+
+def test_a_partition_without_rows_has_the_columns_of_calls() -> None:
+    assert new_calls(pa.table({}), 2).schema == CALLS
+
+
+def test_only_rows_that_ask_become_calls() -> None:
+    table = pa.Table.from_pylist([row("a"), row("b", messages=None)], schema=ROWS)
+    assert asked_calls(table)["call_key"].to_pylist() == ["a"]
+    assert asked_calls(table).schema == CALLS
+    assert without_replies(table)["reply"].null_count == 2
+
+
+def test_a_row_gets_an_answer_before_a_failure_and_nothing_that_it_did_not_ask_for() -> None:
+    rows = tag_rows(pa.Table.from_pylist([row("a"), row("b"), row("c")], schema=ROWS), ROWS)
+    records = [record("a", "boom"), record("a", reply="said"), record("b", "boom"), record("other")]
+    replies = tag_replies(pa.Table.from_pylist(records, schema=REPLIES), ROWS)
+    merged = {one["kept"]: one for one in merge(pa.concat_tables([rows, replies])).to_pylist()}
+    assert {key: (one["reply"], one["error"]) for key, one in merged.items()} == {
+        "a": ("said", ""),
+        "b": (None, "boom"),
+        "c": (None, None),
+    }
+
+
+def test_calls_are_measured_against_the_teachers_context() -> None:
+    messages = '[{"role": "user", "content": "' + "x" * 300 + '"}]'
+    calls = pa.Table.from_pylist([row("a", messages), row("b", "[]")], schema=ROWS)
+    [sums] = measure_calls(calls, TeacherConfig(backend="openai", model="m", max_model_len=256)).to_pylist()
+    assert (sums["new"], sums["over_long"], sums["reply_limit"]) == (2, 1, 16)
