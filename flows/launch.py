@@ -213,7 +213,6 @@ def root_cause(error: object) -> str:
     lines = [line.strip() for line in error.message.splitlines() if line.strip()]  # type: ignore[attr-defined]
     last = lines[-1] if lines else "failed without words"
     # Ours are written for the user, who need not know what class they have.
-    name = error.cls_name  # type: ignore[attr-defined]
-    ours = (TeacherStoppedError.__name__, StorageError.__name__)
-    shown = last.partition(": ")[2] if name in ours and last.startswith(name) else last
+    head, _, words = last.partition(": ")
+    shown = words if head.rpartition(".")[2] in (TeacherStoppedError.__name__, StorageError.__name__) else last
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... (the log has all of it)"

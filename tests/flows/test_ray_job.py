@@ -1,8 +1,9 @@
-"""`ray job submit`, in the literal and in the recommended form, on a real cluster; the job ends as the flow ends."""
+"""`ray job submit`, in the literal form and as the README says it, on a real cluster; the job ends as the flow ends."""
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ray.job_submission import JobSubmissionClient
 from flows.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMOKE = "configs/smoke.yaml"
+SMOKE, DEMO = "configs/smoke.yaml", "configs/demo.yaml"
 SUBMISSION = re.compile(r"Job '(raysubmit_\w+)' submitted")
 
 pytestmark = pytest.mark.timeout(1800)
@@ -59,19 +60,28 @@ def storage(tmp_path: Path) -> Path:
     return tmp_path / "storage"
 
 
+def commands_of_readme() -> list[list[str]]:
+    """The commands of the README's section on clusters, each as a shell splits it."""
+    section = (REPOSITORY / "README.md").read_text().split("## On a cluster")[1].split("\n## ")[0]
+    return [shlex.split(line[2:], comments=True) for line in section.splitlines() if line.startswith("$ ")]
+
+
 @pytest.mark.slow
-def test_the_literal_command_and_the_recommended_one_do_the_same_work(
+def test_the_literal_command_and_the_readme_s_do_the_same_work(
     ray_cluster: str, default_of_jobs: Path, small_run: list[str], storage: Path
 ) -> None:
-    config = load_config(REPOSITORY / SMOKE, small_run)
+    small_run = [*small_run, "teacher.backend=scripted", "teacher.model=fluent"]
+    config = load_config(REPOSITORY / DEMO, small_run)
     default_of_jobs.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     literal = submit(ray_cluster, "flows/recycle_and_train.py")
     assert (literal.client_code, literal.driver_code, literal.status) == (0, 0, "SUCCEEDED"), literal.text
     assert (storage / "reports/smoke.html").is_file()
     assert "made student" in literal.text
 
-    uploaded = ["--working-dir", ".", "--", "flows/recycle_and_train.py", "--config", SMOKE, *small_run]
-    longer = submit(ray_cluster, *uploaded, "train.max_steps=2")
+    [readme] = [words for words in commands_of_readme() if words[:3] == ["ray", "job", "submit"]]
+    assert readme[-1] == DEMO
+    relative = f"storage={os.path.relpath(storage, REPOSITORY)}"  # to the folder where the cluster was started
+    longer = submit(ray_cluster, *readme[3:], *small_run[1:], relative, "train.max_steps=2")
     assert (longer.client_code, longer.driver_code) == (0, 0), longer.text
     assert "made student" in longer.text
     assert "made instruction_reflections" not in longer.text

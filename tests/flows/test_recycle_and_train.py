@@ -138,6 +138,22 @@ def test_a_second_refresh_takes_only_new_files_and_new_rows(flow: Flow, tmp_path
     assert "everything was up to date" in printed
 
 
+def test_an_earlier_refresh_made_again_loses_no_row_to_a_later_one(flow: Flow, tmp_path: Path) -> None:
+    """Each called the other's rows seen, so that ten rows were in neither."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    settings = [f"source.path={folder}", "source.held_out_fraction=0", "--select", "raw_instructions"]
+    write_source(folder / "first.jsonl", 12)
+    assert flow(*settings)[0] == 0
+    write_source(folder / "second.jsonl", 6, start=9)
+    assert flow(*settings, "--refresh", "second")[0] == 0
+    assert flow(*settings, "source.max_chars=1000")[0] == 0
+    assert manifest(tmp_path, "raw_instructions")["outcomes"] == {"": 12}
+    code, printed = flow(*settings, "--plan", "--refresh", "second")
+    assert code == 0
+    assert "an earlier refresh changed" in line_of(printed, "raw_instructions")
+
+
 class TestWithoutPayingTwice:
     REFLECT = ("source.held_out_fraction=0", "--select", "raw_instructions,instruction_reflections")
 
@@ -306,6 +322,10 @@ def change_rows(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     held["files"][file] = (folder / file).stat().st_size
     held["checksums"] = {}
     (folder / "manifest.json").write_text(json.dumps(held))
+
+
+def line_of(printed: str, start: str) -> str:
+    return next(line for line in printed.splitlines() if line.strip().startswith(start))
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:

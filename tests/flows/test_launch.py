@@ -1,0 +1,87 @@
+"""What ends a run is one line for its user, whatever raised it."""
+
+import argparse
+import errno
+from dataclasses import dataclass
+
+import pytest
+
+from cluster.files import explained
+from flows.config import ConfigError
+from flows.launch import SHOWN_CHARS, _parse, _selection, root_cause
+from flows.recycle_and_train import GRAPH
+
+
+@dataclass
+class Error:
+    """As Dagster hands errors over."""
+
+    cls_name: str
+    message: str
+    cause: "Error | None" = None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (Error("OSError", "OSError: disk\n"), "OSError: disk"),
+        (Error("DagsterExecutionStepExecutionError", "x", Error("ValueError", "ValueError: y")), "ValueError: y"),
+        (Error("TeacherStoppedError", "operators.TeacherStoppedError: reflect: 3 of 3 calls failed"), None),
+        (Error("StorageError", "StorageError: a: b is damaged"), "a: b is damaged"),
+        (Error("RayTaskError", "ray::f()\n  File 'a.py'\nValueError: the cause\n\n"), "ValueError: the cause"),
+        (Error("E", ""), "failed without words"),
+        (None, "failed without an error"),
+    ],
+)
+def test_the_innermost_error_is_shown_in_one_line(error: Error | None, line: str | None) -> None:
+    shown = root_cause(error)
+    assert shown == (line or "reflect: 3 of 3 calls failed")
+    assert "\n" not in shown
+
+
+def test_a_long_error_is_cut_and_says_where_the_rest_is() -> None:
+    shown = root_cause(Error("E", "x" * 9999))
+    assert len(shown) < SHOWN_CHARS + 50
+    assert shown.endswith("... (the log has all of it)")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "storage: the disk of /s/x is full; free space, then run the same command again"),
+        (errno.EROFS, "storage: /s/x is read-only; give another by storage=<folder>"),
+        (errno.EACCES, "storage: no permission to write /s/x"),
+        (errno.ENOENT, None),
+    ],
+)
+def test_what_the_system_says_of_the_storage_has_a_cure(number: int, words: str | None) -> None:
+    found = explained(OSError(number, "no", "/s/x"), "/s")
+    assert found is None if words is None else str(found).startswith(words)
+
+
+def test_an_error_without_a_file_names_the_storage() -> None:
+    assert "the disk of /s is full" in str(explained(OSError(errno.ENOSPC, "no"), "/s"))
+
+
+def select(*argv: str) -> list[str]:
+    arguments: argparse.Namespace = _parse(argv)
+    return _selection(GRAPH, arguments)
+
+
+def test_a_selection_is_checked_against_the_graph() -> None:
+    assert select() == []
+    assert select("--select", "student,report") == ["student", "report"]
+    with pytest.raises(ConfigError, match="--select: packs: no such asset; there are raw_instructions"):
+        select("--select", "packs")
+
+
+@pytest.mark.parametrize("key", ["", "..", "../../x", "2026/11/26"])
+def test_a_key_that_names_no_refresh_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"--refresh: .* is no key"):
+        select("--refresh", key)
+
+
+def test_plan_and_doctor_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parse(["--plan", "--doctor"])
+    assert "not allowed with argument" in capsys.readouterr().err
