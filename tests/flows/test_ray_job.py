@@ -75,7 +75,7 @@ def test_the_literal_command_and_the_readme_s_do_the_same_work(
     default_of_jobs.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     literal = submit(ray_cluster, "flows/recycle_and_train.py")
     assert (literal.client_code, literal.driver_code, literal.status) == (0, 0, "SUCCEEDED"), literal.text
-    assert (storage / "reports/smoke.html").is_file()
+    assert (storage / "reports/demo.html").is_file()
     assert "made student" in literal.text
 
     [readme] = [words for words in commands_of_readme() if words[:3] == ["ray", "job", "submit"]]
