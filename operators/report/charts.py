@@ -87,7 +87,9 @@ def histogram(
     )
 
 
-def curve(title: str, y_label: str, values: Sequence[float | None], css: str = "after") -> Chart | None:
+def curve(
+    title: str, y_label: str, values: Sequence[float | None], css: str = "after", x_label: str = "step"
+) -> Chart | None:
     """A line over the steps, from 1; None if there are fewer than two finite values."""
     finite = [(step, value) for step, value in enumerate(values, 1) if value is not None and math.isfinite(value)]
     if len(finite) < 2:
@@ -99,7 +101,7 @@ def curve(title: str, y_label: str, values: Sequence[float | None], css: str = "
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - CURVE_RIGHT) * (step - 1) / (last_step - 1)
 
-    placed = [(x(step), _y(value, low, high), f"step {step:.0f}: {value:.4g}") for step, value in points]
+    placed = [(x(step), _y(value, low, high), f"{x_label} {step:.0f}: {value:.4g}") for step, value in points]
     line = {
         "css": css,
         "path": "M" + " L".join(f"{px:.1f},{py:.1f}" for px, py, _ in placed),
@@ -108,12 +110,12 @@ def curve(title: str, y_label: str, values: Sequence[float | None], css: str = "
     }
     return Chart(
         title,
-        "step",
+        x_label,
         y_label,
         [],
         [(x(step), str(step)) for step in _step_ticks(last_step)],
         [(_y(tick, low, high), f"{tick:.4g}") for tick in y_ticks],
-        ["step", y_label],
+        [x_label, y_label],
         [[f"{step:.0f}", f"{value:.4g}"] for step, value in points],
         lines=[line],
         right=WIDTH - CURVE_RIGHT,

@@ -6,8 +6,10 @@ from pydantic import BaseModel, ConfigDict
 
 from operators.columns import ORIGINAL
 from operators.evaluate.results import Evaluation, HeldOutLoss, Judgement
+from operators.report.texts import signed
 
 SURE = 0.9  # a change is called one where this share of the resamples lies on its side
+ENOUGH_ROWS = 10  # resampling fewer rows says little: their spread is hardly known
 SIGNIFICANT = 0.05
 NOT_SHOWN = (
     "One training cannot say how much of this the rewrites did and how much tuning on any such rows would have done: "
@@ -69,9 +71,9 @@ def _loss_sentence(loss: HeldOutLoss) -> tuple[str, bool | None]:
     measured = (
         f"On {loss.num_rows} held-out rows the loss went from {loss.base:.3f} to {loss.student:.3f} nats per token"
     )
-    if len(change.quantiles) == 0 or low is None or high is None:
-        return f"{measured}; one row is too few to say whether that is more than chance.", None
-    spread = f"in 90 % of the resampled row sets the change lies between {low:+.3f} and {high:+.3f}"
+    if loss.num_rows < ENOUGH_ROWS or low is None or high is None:
+        return f"{measured}; fewer than {ENOUGH_ROWS} rows are too few to say whether that is more than chance.", None
+    spread = f"in 90 % of the resampled row sets the change lies between {signed(low)} and {signed(high)}"
     if (change.at(SURE) or 0.0) < 0:
         return f"{measured}: tuning helped ({spread}).", True
     if (change.at(1 - SURE) or 0.0) > 0:
@@ -92,7 +94,7 @@ def _judge_sentence(judge: Judgement | None) -> str:
 def _by_what(recycled: Mapping[str, int], num_steps: int | None, num_packed: int) -> str:
     total = sum(recycled.values())
     rewritten = total - recycled.get(ORIGINAL, 0)
-    rows = f"{rewritten} of {total} recycled rows hold a rewrite that the student's own scores preferred"
+    rows = f"{rewritten} of {total} recycled rows hold a rewrite in place of the original"
     if num_steps is None:
         return f"The student was not trained; {rows}."
     steps = "step" if num_steps == 1 else "steps"

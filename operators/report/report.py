@@ -24,7 +24,7 @@ from operators.report.figures import RATIO, Figures, ReportConfig, collect_figur
 from operators.report.pairs import cut_text
 from operators.report.stages import StageSummary
 from operators.report.styles import style_line, style_lines
-from operators.report.texts import count, decimal, duration, redacted, share, short, visible, word_diff, words
+from operators.report.texts import count, decimal, duration, redacted, share, short, signed, visible, word_diff, words
 
 __all__ = ["Report", "ReportConfig", "Results", "build_report", "collect_figures"]
 
@@ -186,6 +186,7 @@ def _render(figures: Figures, config: dict[str, Any], report: ReportConfig) -> s
         "share": share,
         "words": words,
         "short": short,
+        "signed": signed,
     }
     environment.globals |= {"word_diff": word_diff, "cut_text": lambda text: cut_text(text or "", report.max_chars)}
     plain = json.loads(json.dumps(config, default=str))
@@ -257,6 +258,8 @@ def _charts(figures: Figures) -> dict[str, Chart | None]:
         for decision in figures["releases"]
         if decision["event"] != "rolled_back"
     ]
-    charts["releases"] = curve("Held-out loss of each student less its base model's", "nats per token", changes)
+    charts["releases"] = curve(
+        "Held-out loss of each student less its base model's", "nats per token", changes, x_label="student"
+    )
     charts["grad_norm"] = curve("Gradient norm before clipping", "norm", train.get("grad_norms") or [], css="before")
     return charts

@@ -77,6 +77,11 @@ def short(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.4g}"
 
 
+def signed(value: float | None, places: int = 3) -> str:
+    """A difference with its sign, a true minus among them; a dash where there is none."""
+    return NOTHING if value is None else f"{value:+.{places}f}".replace("-", "−")
+
+
 def share(part: float | None, whole: float | None) -> str:
     """A part of a whole in per cent; a dash where there is none."""
     return NOTHING if part is None or not whole else f"{100 * part / whole:.0f}\u202f%"

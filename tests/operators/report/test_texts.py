@@ -2,7 +2,21 @@ import time
 
 import pytest
 
-from operators.report.texts import DELETED, INSERTED, KEPT, redacted, visible, word_diff
+from operators.report.texts import (
+    DELETED,
+    INSERTED,
+    KEPT,
+    count,
+    decimal,
+    duration,
+    redacted,
+    share,
+    short,
+    signed,
+    visible,
+    word_diff,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +83,27 @@ def test_texts_made_to_be_slow_are_given_up() -> None:
     assert word_diff("a b " * 50_000, "b a " * 50_000) == ()
     word_diff("a b " * 600, "b a " * 600)
     assert time.monotonic() - started < 60  # quadratic in 100,000 words would take hours
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (count(1234567.4), "1,234,567"),
+        (count(None), "–"),
+        (decimal(0.12345), "0.123"),
+        (decimal(None), "–"),
+        (short(123456.0), "1.235e+05"),
+        (signed(-0.12345), "−0.123"),
+        (signed(0.5, 1), "+0.5"),
+        (signed(None), "–"),
+        (share(1, 3), "33\u202f%"),
+        (share(1, 0), "–"),
+        (duration(59.94), "59.9 s"),
+        (duration(125), "2 min 5 s"),
+        (duration(3660), "1 h 1 min"),
+        (duration(None), "–"),
+        (words("quarantined:too_long"), "quarantined: too long"),
+    ],
+)
+def test_numbers_and_names_as_a_person_reads_them(said: str, expected: str) -> None:
+    assert said == expected
