@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote, urlencode
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import uvicorn
 from pyarrow import fs
@@ -25,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from cluster.files import StorageError
 from cluster.manifest import Manifest
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
@@ -235,7 +237,10 @@ def application(pages: Pages) -> Starlette:
 
     def answer(make: Callable[[Request], str | None]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
-            found = await run_in_threadpool(make, request)
+            try:
+                found = await run_in_threadpool(make, request)
+            except (StorageError, OSError, pa.ArrowException) as error:  # broken, or replaced while it was read
+                return HTMLResponse(pages.missing(f"{request.url.path}: cannot be read: {error}"), 503, HEADERS)
             text = pages.missing(f"{request.url.path}: not there, or not finished yet") if found is None else found
             return HTMLResponse(text, 404 if found is None else 200, HEADERS)
 

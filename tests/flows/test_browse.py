@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from cluster.manifest import Manifest
 from flows.browse import Pages, application
 from operators.columns import RECYCLED
 from operators.parquet_log import write_whole
@@ -38,7 +39,10 @@ def write_asset(storage: Path, name: str, rows: pa.Table, refresh: str | None) -
         pq.write_table(rows.slice(start, 10), folder / f"part-{part}.parquet")
     outcomes = {item["values"]: item["counts"] for item in rows["outcome"].value_counts().to_pylist()}
     files = {path.name: path.stat().st_size for path in folder.glob("*.parquet")}
-    (folder / "manifest.json").write_text(json.dumps({"rows": rows.num_rows, "outcomes": outcomes, "files": files}))
+    manifest = Manifest(
+        asset=name, fingerprint="x", made_from={}, rows=rows.num_rows, outcomes=outcomes, files=files, refresh=refresh
+    )
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
     (folder / "_SUCCESS").touch()
 
 
@@ -153,6 +157,17 @@ def test_pages_are_inert_and_for_this_machine_only(client: TestClient, storage: 
     before = sorted(path.stat().st_mtime_ns for path in storage.rglob("*"))
     client.get("/")
     assert sorted(path.stat().st_mtime_ns for path in storage.rglob("*")) == before
+
+
+def test_what_cannot_be_read_is_said_and_the_other_pages_work(client: TestClient, storage: Path) -> None:
+    [file] = (storage / "assets" / "recycled_instructions").rglob("part-0.parquet")
+    file.write_bytes(b"not Parquet")
+    answer = client.get("/rows/recycled_instructions?refresh=2026-11-22")
+    assert answer.status_code == 503
+    assert "cannot be read" in answer.text
+    assert client.get("/replies/reflect_instructions").status_code == 200
+    next((storage / "assets").rglob("manifest.json")).write_text("{")
+    assert client.get("/").status_code == 503
 
 
 def test_an_empty_storage_says_so(tmp_path: Path) -> None:

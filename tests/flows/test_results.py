@@ -45,7 +45,7 @@ def test_the_report_that_is_replaced_is_read_if_it_can_be(
     if content is not None:
         (tmp_path / "reports").mkdir()
         (tmp_path / "reports" / "smoke.json").write_text(content)
-    results = results_of(run, GRAPH.specs, {}, Evaluation().model_dump(), DECIDED.model_dump(mode="json"))
+    results = results_of(run, {}, Evaluation(), DECIDED)
     assert (results.earlier is not None) is known
     assert results.release == DECIDED
     assert (results.costs, results.decisions, results.stages) == ([], [], [])
