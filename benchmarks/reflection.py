@@ -23,7 +23,8 @@ import ray
 
 from cluster.runtime import connected
 from operators.columns import RAW
-from operators.reflect.reflect import ReflectConfig, Reflection
+from operators.reflect.config import ReflectConfig
+from operators.reflect.reflect import Reflection
 from operators.reflect.reflect_instructions import reflect_instructions
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger

@@ -20,8 +20,8 @@ from operators.publish.publish import PublishConfig
 from operators.read.drop_contaminated import DecontaminateConfig
 from operators.read.drop_near_duplicates import DeduplicateConfig
 from operators.read.read_instructions import ReadConfig
+from operators.reflect.config import ReflectConfig
 from operators.reflect.filter_rewrites import FilterConfig
-from operators.reflect.reflect import ReflectConfig
 from operators.report.report import ReportConfig
 from operators.select.ifd import ScoreConfig
 from operators.select.select import SelectConfig

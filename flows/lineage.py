@@ -26,9 +26,8 @@ def lineage_of(run: Run) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     for manifest in manifests.values():
         outcomes.update(manifest.outcomes)
-    teacher, form = config.teacher, config.reflect.form
-    texts = ("<row>", "<instruction>", "<input>", "<response>")
-    prompts = {about.stage: about.prompt(*texts, form) for about in REFLECTIONS}
+    teacher, texts = config.teacher, ("<row>", "<instruction>", "<input>", "<response>")
+    prompts = {about.stage: about.prompter(config.reflect).content(*texts) for about in REFLECTIONS}
     revision = model_revision(run.teacher.model) if teacher.backend == "vllm" else ""
     return {
         "version": VERSION,

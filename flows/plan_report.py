@@ -68,7 +68,7 @@ def _teacher_work(run: Run, refresh: str, canary: int) -> list[str]:
 
 
 def _calls_line(run: Run, rows: Dataset, about: Reflecting, canary: int) -> str:
-    calls = reflection_calls(rows, about, run.config.reflect)
+    calls = reflection_calls(rows, about, run.config.reflect, run.special_tokens)
     ledger = run.ledger()
     if canary:
         ledger.answer(calls, run.teacher, about.stage, first=canary)

@@ -7,42 +7,27 @@ too, the row keeps its original and the first reason.
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import pyarrow as pa
-from pydantic import Field
 from ray.data import Dataset
 
 from operators.chat_markup import escape
 from operators.columns import ACTIVE, conform
 from operators.reflect import parse_replies, refusals, reply_headings, reply_json, reply_parts, rewrite_text
+from operators.reflect.config import ReflectConfig
 from operators.reflect.parse_replies import Rejected, parse_reply
-from operators.reflect.prompts import REPAIRABLE, ReplyFormat, repair_prompt, reply_schema
-from operators.stage import StageConfig, require_columns
+from operators.reflect.prompts import REPAIRABLE, Prompter, ReplyFormat, Style, Task
+from operators.stage import require_columns
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import REPLY_COLUMNS, Ledger
 
 PARSER = (parse_replies, reply_headings, reply_json, reply_parts, rewrite_text, refusals)
+SHOWN = ("input", "turns_before")  # columns that a prompt shows beside the pair, where the rows have them
 REPAIR = "_repair"  # after the stage's name: its second turns in the ledger
-
-
-class ReflectConfig(StageConfig):
-    """How the teacher is to reply."""
-
-    form: ReplyFormat = Field("json", description="json: structured output; delimited: headings, as in the papers")
-    max_tokens: int = Field(1024, ge=16, description="of one reply")
-    critique_chars: int = Field(
-        400,
-        ge=20,
-        description="What is kept of the critique by one criterion, in characters; the ledger keeps all of it.",
-    )
-    text_chars: int = Field(
-        8000, ge=20, description="Longest rewritten text, in characters; a reply with a longer one is refused."
-    )
-    repair: bool = Field(True, description="one more turn for a reply that cannot be read")
-    repair_chars: int = Field(4000, ge=0, description="of the unreadable reply, shown to the teacher again")
 
 
 @dataclass(frozen=True)
@@ -67,14 +52,18 @@ class Reflecting:
     """One of the two reflections: what it asks about which columns, and where the answers go."""
 
     stage: str
-    prompt: Callable[[str, str, str, str, ReplyFormat], str]
-    criteria: dict[str, str]
-    sections: dict[str, str]
+    task: Task
+    part: Literal["instructions", "responses"]  # of the configuration
     columns_in: tuple[str, str]  # instruction and response to reflect on
     columns_out: tuple[str, ...]  # one for each section
     critique_column: str
     status_column: str
     schema_out: pa.Schema
+
+    def prompter(self, config: ReflectConfig) -> Prompter:
+        """What asks this reflection as configured."""
+        own = config.prompts_of(self.part)
+        return Prompter(self.task, config.form, config.style, own.criteria, own.template, own.system)
 
 
 def reflect(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset:
@@ -85,7 +74,7 @@ def reflect(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset
     config, teacher, ledger = reflection.config, reflection.teacher, reflection.ledger
     special_tokens = reflection.special_tokens
     read = partial(read_replies, about=about, config=config, special_tokens=special_tokens)
-    answered = ledger.answer(reflection_calls(rows, about, config), teacher, about.stage)
+    answered = ledger.answer(reflection_calls(rows, about, config, special_tokens), teacher, about.stage)
     first = answered.map_batches(read, batch_format="pyarrow", num_cpus=0.25)
     if config.repair:
         # Held in the object store, which spills to disk: asking again reads it three times.
@@ -105,41 +94,57 @@ def reflection_version(about: Reflecting) -> str:
     The ledger knows prompts by themselves: a new parser reads the stored replies and costs no call.
     """
     forms: tuple[ReplyFormat, ...] = ("json", "delimited")
-    prompts = [about.prompt("row", "instruction", "input", "response", form) for form in forms]
-    prompts += [repair_prompt(reason, form, about.criteria, about.sections) for form in forms for reason in REPAIRABLE]
+    styles: tuple[Style, ...] = ("papers", "concise")
+    prompts = []
+    for asked in (Prompter(about.task, form, style) for form in forms for style in styles):
+        prompts += [asked.content("row", "instruction", "input", "response", [{"role": "user", "content": "turn"}])]
+        prompts += map(asked.repair, REPAIRABLE)
     texts = {"prompt": "".join(prompts), "parser": "".join(map(inspect.getsource, PARSER))}
     return ", ".join(f"{name} {hashlib.sha256(text.encode()).hexdigest()[:8]}" for name, text in texts.items())
 
 
-def reflection_calls(rows: Dataset, about: Reflecting, config: ReflectConfig) -> Dataset:
+def reflection_calls(
+    rows: Dataset, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]
+) -> Dataset:
     """The rows with the columns of a teacher call: what `reflect` asks, without asking it."""
     require_columns(about.stage, ["row_id", "input", "outcome", *about.columns_in], rows.columns() or [])
-    return rows.map_batches(partial(_add_calls, about=about, config=config), batch_format="pyarrow", num_cpus=0.25)
+    add = partial(_add_calls, about=about, config=config, special_tokens=special_tokens)
+    return rows.map_batches(add, batch_format="pyarrow", num_cpus=0.25)
 
 
-def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig) -> pa.Table:
-    schema = ""
-    if config.form == "json":
-        schema = reply_schema(about.criteria, about.sections)
+def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]) -> pa.Table:
+    prompter = about.prompter(config)
     messages: list[str | None] = []
-    for row in rows.select(["row_id", "input", "outcome", *about.columns_in]).to_pylist():
+    shown = [name for name in SHOWN if name in rows.column_names]
+    for row in rows.select(["row_id", "outcome", *shown, *about.columns_in]).to_pylist():
         if row["outcome"] != ACTIVE:
             messages.append(None)
             continue
+        turns = turns_of(row.get("turns_before"), special_tokens)
         texts = (row[about.columns_in[0]], row["input"], row[about.columns_in[1]])
-        content = about.prompt(row["row_id"], *texts, config.form)
-        messages.append(json.dumps([{"role": "user", "content": content}], ensure_ascii=False))
+        asked = prompter.messages(prompter.content(row["row_id"], *texts, turns))
+        messages.append(json.dumps(asked, ensure_ascii=False))
     size = rows.num_rows
     rows = rows.append_column("messages", pa.array(messages, pa.string()))
-    rows = rows.append_column("schema", pa.array([schema] * size, pa.string()))
+    rows = rows.append_column("schema", pa.array([prompter.schema()] * size, pa.string()))
     return rows.append_column("max_tokens", pa.array([config.max_tokens] * size, pa.int32()))
+
+
+def turns_of(turns_before: str | None, special_tokens: frozenset[str]) -> list[dict[str, str]]:
+    """The turns before an instruction, with chat markup broken up; none for a row that is no dialogue."""
+    turns = json.loads(turns_before) if turns_before else []
+    return [
+        {"role": re.sub(r"\W", "", str(turn["role"])), "content": escape(str(turn["content"] or ""), special_tokens)}
+        for turn in turns
+    ]
 
 
 def _add_repairs(rows: pa.Table, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]) -> pa.Table:
     """The columns of a second call for rows whose reply could not be read; the others ask nothing."""
     reasons = [(status or "").removeprefix("rejected:") for status in rows[about.status_column].to_pylist()]
     replies_so_far = rows["reply"].to_pylist()
-    rows = _add_calls(rows.drop_columns(list(REPLY_COLUMNS)), about, config)
+    rows = _add_calls(rows.drop_columns(list(REPLY_COLUMNS)), about, config, special_tokens)
+    prompter = about.prompter(config)
     messages: list[str | None] = []
     for first, reply, reason in zip(rows["messages"].to_pylist(), replies_so_far, reasons, strict=True):
         if first is None or reason not in REPAIRABLE:
@@ -148,7 +153,7 @@ def _add_repairs(rows: pa.Table, about: Reflecting, config: ReflectConfig, speci
         shown = escape((reply or "")[: config.repair_chars], special_tokens)
         turns = [
             {"role": "assistant", "content": shown},
-            {"role": "user", "content": repair_prompt(reason, config.form, about.criteria, about.sections)},
+            {"role": "user", "content": prompter.repair(reason)},
         ]
         messages.append(json.dumps([*json.loads(first), *turns], ensure_ascii=False))
     place = rows.column_names.index("messages")
@@ -172,6 +177,7 @@ def read_replies(
         special_tokens: broken up in what the teacher wrote.
         repaired: these are replies to a second turn; a row without a readable one keeps what it had.
     """
+    criteria = about.prompter(config).criteria_asked()
     names = (*about.columns_out, about.critique_column, about.status_column)
     new: dict[str, list[str | None]] = {name: [] for name in names}
     kept = list(names) if repaired else []
@@ -182,8 +188,8 @@ def read_replies(
                 row["reply"],
                 row["finish_reason"],
                 config.form,
-                about.criteria,
-                about.sections,
+                criteria,
+                about.task.sections,
                 critique_chars=config.critique_chars,
                 text_chars=config.text_chars,
             )

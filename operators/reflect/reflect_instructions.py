@@ -3,16 +3,15 @@
 from ray.data import Dataset
 
 from operators.columns import INSTRUCTION_REFLECTED
-from operators.reflect.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, instruction_reflection_prompt
+from operators.reflect.prompts import INSTRUCTION_TASK
 from operators.reflect.reflect import Reflecting, Reflection, reflect
 
 STAGE = "reflect_instructions"
 
 ABOUT = Reflecting(
     stage=STAGE,
-    prompt=instruction_reflection_prompt,
-    criteria=INSTRUCTION_CRITERIA,
-    sections=INSTRUCTION_SECTIONS,
+    task=INSTRUCTION_TASK,
+    part="instructions",
     columns_in=("instruction", "response"),
     columns_out=("better_instruction", "better_instruction_response"),
     critique_column="instruction_critique",

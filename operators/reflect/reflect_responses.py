@@ -3,16 +3,15 @@
 from ray.data import Dataset
 
 from operators.columns import RESPONSE_REFLECTED
-from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, response_reflection_prompt
+from operators.reflect.prompts import RESPONSE_TASK
 from operators.reflect.reflect import Reflecting, Reflection, reflect
 
 STAGE = "reflect_responses"
 
 ABOUT = Reflecting(
     stage=STAGE,
-    prompt=response_reflection_prompt,
-    criteria=RESPONSE_CRITERIA,
-    sections=RESPONSE_SECTIONS,
+    task=RESPONSE_TASK,
+    part="responses",
     columns_in=("selected_instruction", "selected_response"),
     columns_out=("better_response",),
     critique_column="response_critique",

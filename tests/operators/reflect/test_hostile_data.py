@@ -17,8 +17,9 @@ import ray
 from operators.chat_markup import special_tokens_of
 from operators.columns import RAW, SELECTED, conform
 from operators.read.read_instructions import ReadConfig, read_instructions
+from operators.reflect.config import ReflectConfig
 from operators.reflect.prompts import ReplyFormat, instruction_reflection_prompt, response_reflection_prompt
-from operators.reflect.reflect import ReflectConfig, Reflecting, Reflection, read_replies
+from operators.reflect.reflect import Reflecting, Reflection, read_replies
 from operators.reflect.reflect_responses import ABOUT as RESPONSES
 from operators.reflect.reflect_responses import reflect_responses
 from operators.student.encode import encode_example, load_tokenizer
@@ -111,7 +112,8 @@ def test_a_teacher_that_repeats_a_payload_plants_nothing(about: Reflecting, demo
     """The rewrite itself is the payload: control tokens are broken up in it too."""
     special = special_tokens_of(demo_model)
     replies = [
-        json.dumps({**dict.fromkeys(about.criteria, "Fine."), "better_response": text}) for text in PAYLOADS.values()
+        json.dumps({**dict.fromkeys(about.task.criteria, "Fine."), "better_response": text})
+        for text in PAYLOADS.values()
     ]
     table = pa.table({"outcome": [""] * len(replies), "reply": replies, "finish_reason": ["stop"] * len(replies)})
     found = read_replies(table, about, ReflectConfig(), special).to_pylist()

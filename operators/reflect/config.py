@@ -1,0 +1,85 @@
+"""How the teacher is asked to reflect, and how it is to reply."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from operators.reflect.prompts import ReplyFormat, Style, render_frame
+from operators.stage import StageConfig
+
+MOST_CRITERIA = 20
+CRITERION = r"[a-z][a-z0-9]*(_[a-z0-9]+)*"
+RESERVED = ("better_instruction", "better_response")
+
+
+class PromptConfig(StageConfig):
+    """What one of the two reflections asks in place of the shipped words."""
+
+    criteria: dict[str, str] = Field(
+        {},
+        description="Criteria of the critique in place of the papers': names such as `clarity`, each with its question.",
+    )
+    template: str = Field(
+        "",
+        description="File of a jinja2 template of the prompt, which must write `texts` (the row's texts in their fences) "
+        "and `reply_form` once each, and may write `criteria` and `request`; empty takes the shipped prompt.",
+    )
+    system: str = Field("", description="System turn before the prompt; empty sends none.")
+
+    @field_validator("criteria")
+    @classmethod
+    def _names(cls, criteria: dict[str, str]) -> dict[str, str]:
+        if len(criteria) > MOST_CRITERIA:
+            raise ValueError(f"{len(criteria)} criteria are more than {MOST_CRITERIA}; name fewer")
+        for name, question in criteria.items():
+            if not re.fullmatch(CRITERION, name) or name in RESERVED or not question.strip():
+                raise ValueError(
+                    f"criterion {name!r} needs a question, and a name of small letters, digits and underscores "
+                    f"that is none of {', '.join(RESERVED)}"
+                )
+        return criteria
+
+    @field_validator("template")
+    @classmethod
+    def _read(cls, template: str) -> str:
+        """The text of the file takes its name's place: what it says is what makes a finished reflection stale."""
+        if not template or "{{" in template:
+            text = template
+        else:
+            path = Path(template).expanduser()
+            if not path.is_file():
+                raise ValueError(f"there is no file {template}; give a jinja2 template")
+            text = path.read_text(encoding="utf-8")
+        if text:
+            render_frame(text, {"criterion": "question"}, "request", "reply form")
+        return text
+
+
+class ReflectConfig(StageConfig):
+    """How the teacher is asked to reflect, and how it is to reply."""
+
+    style: Style = Field(
+        "concise",
+        description="What the teacher is asked to write: `papers` asks for more complex instructions and answers as "
+        "detailed as possible, as the papers do; `concise` asks for clear instructions and answers to the point.",
+    )
+    instructions: PromptConfig = PromptConfig()
+    responses: PromptConfig = PromptConfig()
+    form: ReplyFormat = Field("json", description="json: structured output; delimited: headings, as in the papers")
+    max_tokens: int = Field(1024, ge=16, description="of one reply")
+    critique_chars: int = Field(
+        400,
+        ge=20,
+        description="What is kept of the critique by one criterion, in characters; the ledger keeps all of it.",
+    )
+    text_chars: int = Field(
+        8000, ge=20, description="Longest rewritten text, in characters; a reply with a longer one is refused."
+    )
+    repair: bool = Field(True, description="one more turn for a reply that cannot be read")
+    repair_chars: int = Field(4000, ge=0, description="of the unreadable reply, shown to the teacher again")
+
+    def prompts_of(self, part: Literal["instructions", "responses"]) -> PromptConfig:
+        """What the configuration says of one of the two reflections."""
+        return self.instructions if part == "instructions" else self.responses
