@@ -19,11 +19,11 @@ class PromptConfig(StageConfig):
 
     criteria: dict[str, str] = Field(
         {},
-        description="Criteria of the critique in place of the papers': names such as `clarity`, each with its question.",
+        description="Criteria of the critique in place of the papers': names such as `clarity`, each with a question.",
     )
     template: str = Field(
         "",
-        description="File of a jinja2 template of the prompt, which must write `texts` (the row's texts in their fences) "
+        description="File of a jinja2 template of the prompt, which must write `texts` (the row's fenced texts) "
         "and `reply_form` once each, and may write `criteria` and `request`; empty takes the shipped prompt.",
     )
     system: str = Field("", description="System turn before the prompt; empty sends none.")
