@@ -79,7 +79,8 @@ def test_no_payload_opens_a_turn_of_the_teacher(rows: list[dict[str, Any]], demo
     for form in FORMS:
         counts = {
             num_control_tokens(
-                prompt_token_ids(json.dumps([{"role": "user", "content": prompt}]), demo_model), demo_model
+                prompt_token_ids(json.dumps([{"role": "user", "content": prompt}]), TeacherConfig(model=demo_model)),
+                demo_model,
             )
             for row in rows
             for prompt in prompts_of(row, form)

@@ -11,6 +11,7 @@ from operators.reflect.parse_replies import Parsed, parse_reply
 from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, reply_schema, response_reflection_prompt
 from operators.teacher.calls import CALLS, REPLIES
 from operators.teacher.config import TeacherConfig
+from operators.teacher.failures import FATAL
 from operators.teacher.generate import generate
 from operators.teacher.prompt_tokens import prompt_token_ids
 
@@ -30,7 +31,7 @@ def call(number: int, content: str, schema: str = SCHEMA, max_tokens: int = 160)
 
 def test_a_prompt_has_one_beginning_and_ends_where_the_reply_begins(demo_model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
-    ids = prompt_token_ids(json.dumps([{"role": "user", "content": "Hello"}]), demo_model)
+    ids = prompt_token_ids(json.dumps([{"role": "user", "content": "Hello"}]), TeacherConfig(model=demo_model))
     text = tokenizer.decode(ids)
     assert text.endswith("Hello<|im_end|>\n<|im_start|>assistant\n")
     assert text.count("<|im_start|>user") == 1
@@ -59,16 +60,22 @@ def test_real_engine_gives_parsable_reflections_and_a_row_for_every_failure(demo
     calls = [call(n, response_reflection_prompt(str(n), asked, "", f"It is number {n}.", "json")) for n in range(4)]
     calls.append(call(4, "word " * 3000))
     calls.append(call(5, "Count to one hundred, one number a line.", schema="", max_tokens=3))
+    calls.append(call(6, "Go on: " + "one two three " * 320, schema="", max_tokens=400))
     replies = generate(ray.data.from_arrow(pa.Table.from_pylist(calls, schema=CALLS)), teacher)
     table = pa.concat_tables(replies.iter_batches(batch_format="pyarrow", batch_size=None))
     assert table.schema.names == REPLIES.names
     rows = {row["row_id"]: row for row in table.to_pylist()}
-    assert sorted(rows) == ["0", "1", "2", "3", "4", "5"]
+    assert sorted(rows) == ["0", "1", "2", "3", "4", "5", "6"]
     for number in "0123":
         row = rows[number]
         assert row["prompt_tokens"] > 50
         parsed = parse_reply(row["reply"], row["finish_reason"], "json", RESPONSE_CRITERIA, RESPONSE_SECTIONS)
         assert isinstance(parsed, Parsed) or row["finish_reason"] == "length", row["reply"]
     assert rows["4"]["reply"] is None
-    assert "1024" in rows["4"]["error"]
+    assert rows["4"]["error"].startswith(FATAL)
+    assert "teacher.max_model_len: 1024" in rows["4"]["error"]
     assert (rows["5"]["generated_tokens"], rows["5"]["finish_reason"]) == (3, "length")
+    # It ran into the context before it ran into max_tokens: a reply that was cut off must not pass for a whole one.
+    assert rows["6"]["prompt_tokens"] + rows["6"]["generated_tokens"] <= 1024
+    assert rows["6"]["generated_tokens"] < 400
+    assert rows["6"]["finish_reason"] == "length"

@@ -1,0 +1,67 @@
+"""What a vLLM engine is started with, how a call is sampled, and how thoughts are taken off a reply."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from operators.teacher.config import TeacherConfig
+from operators.teacher.vllm_backend import _thoughts_of, engine_arguments, engine_needs, sampling_of
+
+TEACHER = TeacherConfig(model="some/model")
+CALL = {"call_key": "f" * 64, "row_id": "a", "messages": "[]", "schema": '{"type": "object"}', "max_tokens": 9}
+
+
+def test_on_gpus_the_engine_chooses_how_many_sequences_it_decodes() -> None:
+    assert not {"max_num_seqs", "max_num_batched_tokens", "enforce_eager"} & engine_arguments(TEACHER).keys()
+    chosen = TEACHER.model_copy(update={"max_num_seqs": 8, "engine_kwargs": {"max_num_batched_tokens": 512}})
+    assert engine_arguments(chosen)["max_num_seqs"] == 8
+    assert engine_arguments(chosen)["max_num_batched_tokens"] == 512
+
+
+def test_what_is_safe_is_not_left_to_a_configuration() -> None:
+    careless = TEACHER.model_copy(update={"engine_kwargs": {"trust_remote_code": True, "load_format": "pt"}})
+    arguments = engine_arguments(careless)
+    assert (arguments["trust_remote_code"], arguments["load_format"]) == (False, "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "backend", "needs"),
+    [
+        ({}, "uni", {"CPU": 1, "GPU": 1}),
+        ({"tensor_parallel": 4}, "ray", {"CPU": 4, "GPU": 4}),
+        ({"tensor_parallel": 2, "engine_kwargs": {"pipeline_parallel_size": 2}}, "ray", {"CPU": 4, "GPU": 4}),
+        ({"device": "cpu", "cpus_per_replica": 2}, "uni", {"CPU": 2}),
+    ],
+)
+def test_ranks_decide_what_an_engine_needs(changes: dict[str, object], backend: str, needs: dict[str, float]) -> None:
+    teacher = TEACHER.model_copy(update=changes)
+    assert engine_arguments(teacher)["distributed_executor_backend"] == backend
+    assert engine_needs(teacher) == needs
+
+
+@pytest.mark.slow
+def test_a_call_is_sampled_as_its_stage_says() -> None:
+    teacher = TEACHER.model_copy(
+        update={"temperature": 0.5, "top_k": 20, "min_p": 0.1, "stop": ("END",), "reasoning_parser": "qwen3"}
+    )
+    sampling = sampling_of(CALL, teacher)
+    assert (sampling.temperature, sampling.top_k, sampling.min_p, sampling.stop) == (0.5, 20, 0.1, ["END"])
+    assert (sampling.max_tokens, sampling.skip_special_tokens) == (9, False)
+    assert sampling.structured_outputs.json == CALL["schema"]
+    assert sampling.seed is not None
+    assert sampling_of(CALL, teacher.model_copy(update={"device": "cpu"})).seed is None
+
+
+@pytest.mark.slow
+def test_thoughts_are_no_part_of_a_reply(demo_model: str, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    tokenizer.save_pretrained(tmp_path)
+    thoughts = _thoughts_of("deepseek_r1", str(tmp_path), "{}")
+    assert thoughts is not None
+    assert thoughts.taken_off("Let me see.</think>\n\nThe answer.<|im_end|>", CALL) == "The answer."
+    assert thoughts.taken_off("<think>cut off in the middle", CALL)
+    prompt = tokenizer("<think>\n\n</think>\n\n")["input_ids"]
+    assert thoughts.ended(prompt)
+    assert not thoughts.ended(tokenizer("Hello")["input_ids"])
