@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from operators.student.chunked_loss import return_loss
 from operators.student.encode import IGNORED
 from operators.student.packed_attention import set_documents, use_packed_attention
 
@@ -55,6 +55,7 @@ def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | 
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise ValueError(f"train: {type(model).__name__} of student {student} takes no logits_to_keep; use another")
     use_packed_attention(model)
+    return_loss(model)
     return model.train()
 
 
@@ -69,12 +70,14 @@ def summed_loss(model: Any, pack: Pack, device: str = "cpu") -> Tensor:
     # Everything is chosen on the host: a question to a GPU would wait until all that it was given is done.
     targets = torch.tensor(pack.labels[1:])
     predicting = (targets != IGNORED).nonzero()[:, 0]
-    if not len(predicting):
-        predicting = torch.zeros(1, dtype=torch.long)
+    nothing = not len(predicting)
+    if nothing:  # a position all the same, so that the forward and backward passes run, with a loss of zero
+        predicting, targets = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     input_ids, positions, kept, wanted = (
         tensor.to(device, non_blocking=True)
         for tensor in (torch.tensor([pack.input_ids]), positions, predicting, targets[predicting])
     )
-    logits = model(input_ids=input_ids, position_ids=positions, use_cache=False, logits_to_keep=kept).logits[0]
-    return cross_entropy(logits.float(), wanted, ignore_index=IGNORED, reduction="sum")
+    options = {"position_ids": positions, "use_cache": False, "logits_to_keep": kept}
+    loss: Tensor = model(input_ids=input_ids, targets=wanted, **options)
+    return loss * 0 if nothing else loss

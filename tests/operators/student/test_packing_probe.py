@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as tf
 
+from operators.student.chunked_loss import return_loss
 from operators.student.packed_attention import attention_in_use, use_packed_attention
 from operators.student.packing_probe import PackingProbe, compare, first_layers
 
@@ -96,6 +97,7 @@ def built(config, scale=4):
             if parameter.dim() > 1:
                 parameter.mul_(scale)
     use_packed_attention(model)
+    return_loss(model)
     return model
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from operators.student import chunked_loss
 from operators.train import checkpoint, loop
 from operators.train.checkpoint import (
     CheckpointSpec,
@@ -245,3 +246,16 @@ def test_every_stage_of_each_precision_gives_one_curve(job, precision):
             losses.append([trainer.step(step).loss for step in range(3)])
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-5 if precision == "fp32" else 2e-3)
+
+
+@pytest.mark.slow
+def test_the_head_in_parts_gives_the_same_step_where_its_weight_is_sharded(job, monkeypatch):
+    steps = []
+    for limit in (1 << 30, 20 * 49152 * 14):
+        monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", limit)
+        with _loaded(job) as (engine, noise):
+            trainer = Trainer(job, engine, noise, PackStore(job.files))
+            steps.append([trainer.step(step) for step in range(2)])
+    for whole, parts in zip(*steps, strict=True):
+        assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+        assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)

@@ -1,0 +1,70 @@
+"""The loss in parts of the tokens is the loss of all logits at once, with the same gradients."""
+
+import pytest
+import torch
+import transformers as tf
+
+from operators.student import chunked_loss
+from operators.student.chunked_loss import return_loss, rows_at_a_time
+
+SIZES = {
+    "vocab_size": 1000,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+FAMILIES = {
+    "llama": lambda: tf.LlamaConfig(**SIZES),
+    "tied": lambda: tf.LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "logits divided": lambda: tf.GraniteConfig(**SIZES, logits_scaling=8.0),
+    "logits multiplied": lambda: tf.CohereConfig(**SIZES, logit_scale=0.25),
+    "head with bias": lambda: tf.PhiConfig(**SIZES),
+    "soft cap": lambda: tf.Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=3.0),
+}
+
+
+def loss_and_gradients(model, tokens, kept, targets):
+    model.zero_grad()
+    loss = model(input_ids=tokens, use_cache=False, logits_to_keep=kept, targets=targets)
+    loss.backward()
+    return loss.item(), {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_those_of_all_logits(family, monkeypatch):
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(FAMILIES[family]()).train()
+    tokens = torch.randint(1000, (1, 90))
+    kept = torch.arange(7, 80)
+    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits, tokens[0, 8:81], reduction="sum").item()
+    return_loss(model)
+    whole = loss_and_gradients(model, tokens, kept, tokens[0, 8:81])
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape))
+    monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", 10 * 1000 * 14)
+    parts = loss_and_gradients(model, tokens, kept, tokens[0, 8:81])
+    assert whole[0] == pytest.approx(expected, rel=1e-6)
+    assert parts[0] == pytest.approx(expected, rel=1e-6)
+    assert parts[1].keys() == whole[1].keys()
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(parts[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    if family != "soft cap":  # its logits are no linear function of what the head reads
+        assert max(shape[0] for shape in seen[1:]) <= 10, "no more logits than were allowed"
+
+
+def test_a_gib_holds_the_logits_of_a_large_vocabulary():
+    rows = rows_at_a_time(152_000)
+    assert 256 < rows < 1024
+    assert rows * 152_000 * 14 <= 1 << 30
+
+
+def test_without_targets_the_model_is_as_before():
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(FAMILIES["llama"]()).eval()
+    tokens = torch.randint(1000, (1, 20))
+    before = model(input_ids=tokens).logits
+    return_loss(model)
+    assert torch.equal(model(input_ids=tokens).logits, before)
