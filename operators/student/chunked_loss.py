@@ -26,9 +26,8 @@ def return_loss(model: Any) -> None:
     """
     plain, head = model.forward, model.get_output_embeddings()
     # A factor on the logits is a factor on what the head reads; a soft cap is not, so those models are left alone.
-    linear = isinstance(head, nn.Linear) and not getattr(
-        model.config.get_text_config(), "final_logit_softcapping", None
-    )
+    text = model.config.get_text_config()
+    linear = isinstance(head, nn.Linear) and not getattr(text, "final_logit_softcapping", None)
 
     def forward(*args: Any, targets: Tensor | None = None, **options: Any) -> Any:
         if targets is None:
