@@ -18,7 +18,7 @@ from flows.graph import (
     STUDENT,
 )
 from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
-from flows.run import Run
+from flows.run import MOST_NAMED, Run
 from operators.models import ModelNotFoundError
 from operators.stage import Finding
 from operators.student.doctor import StudentNeeds, examine_student
@@ -45,7 +45,7 @@ def preflight(
         holds_lease: this process holds the storage; else another that holds it is worth a warning.
     """
     models = _model_findings(run)
-    found = [*_storage_findings(run, holds_lease), *_source_findings(run), *_cluster_findings(), *models]
+    found = [*_storage_findings(run, holds_lease), *_source_findings(run, refresh), *_cluster_findings(), *models]
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
     if not models and (thorough or _is_needed(run, refresh, NEED_TEACHER, selected)):
@@ -99,12 +99,19 @@ def _cluster_findings() -> list[Finding]:
     return [Finding("cluster", text, fatal=False)]
 
 
-def _source_findings(run: Run) -> list[Finding]:
+def _source_findings(run: Run, refresh: str) -> list[Finding]:
     try:
-        run.staleness.files_of(None)
+        gone = run.staleness.gone(refresh)
+        there = run.staleness.files_of(refresh)
     except (ValueError, OSError) as error:
         return [Finding("source.path", str(error))]
-    return []
+    if not there and not gone and not run.staleness.taken(refresh):
+        return [Finding("source.path", f"{run.config.source.path} has no file that no other refresh has taken")]
+    if not there or not gone:
+        return []
+    named = ", ".join(gone[:MOST_NAMED])
+    text = f"{named} of refresh {refresh} are gone or changed; rows that only they held leave the data in this run"
+    return [Finding("source.path", text, fatal=False)]
 
 
 def _model_findings(run: Run) -> list[Finding]:

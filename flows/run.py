@@ -32,6 +32,7 @@ from operators.teacher.engine_pool import make_room
 from operators.teacher.ledger import Ledger
 from operators.teacher.variants import every_teacher, resolved
 
+MOST_NAMED = 5  # files in a message
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
 
 
@@ -112,8 +113,19 @@ class Run:
         return stage_costs(self.ledger().files, self.config.budget)
 
     def source(self, refresh: str) -> list[str]:
-        """Paths of the files that belong to a refresh."""
-        return [file.path for file in self.staleness.files_of(refresh)]
+        """Paths of the files that belong to a refresh.
+
+        Raises:
+            ValueError: there is none.
+        """
+        paths = [file.path for file in self.staleness.files_of(refresh)]
+        if not paths:
+            gone = ", ".join(self.staleness.gone(refresh)[:MOST_NAMED])
+            raise ValueError(
+                f"source.path: {self.config.source.path} has no file for refresh {refresh}"
+                + (f"; {gone} are gone or changed: put them back to make it again" if gone else "")
+            )
+        return paths
 
     def earlier(self, refresh: str) -> Dataset | None:
         """The raw instructions of all refreshes that were first made before this one; None if this is the first."""

@@ -91,7 +91,7 @@ class Staleness:
         sections = {name: _identity_of(getattr(self._config, name)) for name in spec.metadata.get(CONFIG_KEYS, [])}
         described: Description = {"code": spec.code_version, "config": sections, "inputs": {}}
         if asset == RAW_INSTRUCTIONS:
-            described["files"] = [[file.name, file.identity] for file in self.files_of(refresh)]
+            described["files"] = [[file.name, file.identity] for file in self.files_of(refresh)] or self.taken(refresh)
             described |= self._earlier(refresh)
         described |= self._retries(asset, refresh)
         for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
@@ -116,6 +116,16 @@ class Staleness:
             for name, identity in manifest.made_from["files"]
         }
         return [file for file in self._source_files if (file.name, file.identity) not in taken]
+
+    def taken(self, refresh: str | None) -> list[list[str]]:
+        """Names and identities of the files that a refresh was made from; empty if it was never made."""
+        manifest = None if refresh is None else self._store.manifest(RAW_INSTRUCTIONS, refresh)
+        return [] if manifest is None else list(manifest.made_from["files"])
+
+    def gone(self, refresh: str) -> list[str]:
+        """Names of files that the refresh was made from and that are no longer there, or have another content."""
+        there = {(file.name, file.identity) for file in self._source_files}
+        return [name for name, identity in self.taken(refresh) if (name, identity) not in there]
 
     def earlier(self, refresh: str | None) -> list[str]:
         """Keys of the refreshes that were first made before this one; all others if it was never made."""

@@ -197,6 +197,22 @@ def test_a_new_folder_renames_no_file(store: AssetStore, source: Path) -> None:
     assert [file.name for file in look(store, source).files_of("third")] == ["c.jsonl"]
 
 
+def test_a_refresh_whose_files_are_gone_stays_as_it_is_and_says_so(store: AssetStore, source: Path) -> None:
+    drop(source, "a.jsonl", "one")
+    drop(source, "b.jsonl", "two")
+    finish(store, look(store, source), RAW_INSTRUCTIONS, "base", outcomes={"": 2})
+    finish(store, look(store, source), RAW_INSTRUCTIONS, "later", outcomes={"": 0})
+    (source / "a.jsonl").unlink()
+    now = look(store, source)
+    assert now.gone("base") == ["a.jsonl"]
+    assert now.is_stale(RAW_INSTRUCTIONS, "base"), "what is left of its files would make other rows"
+    drop(source, "b.jsonl", "another")
+    finish(store, look(store, source), RAW_INSTRUCTIONS, "third", outcomes={"": 1})
+    now = look(AssetStore(str(Path(store.folder("x", None)).parents[1])), source)
+    assert now.gone("base") == ["a.jsonl", "b.jsonl"]
+    assert not now.is_stale(RAW_INSTRUCTIONS, "base"), "nothing is left to make it from"
+
+
 @pytest.mark.parametrize(
     ("path", "file", "name"),
     [
