@@ -24,6 +24,7 @@ from kernels.hyper_attention import HyperAttentionConfig
 from kernels.hyper_attention.documents import whole
 from kernels.hyper_attention.huggingface import patched_attention
 from kernels.hyper_attention.plan.causal_local import build_local_plan
+from kernels.hyper_attention.plan.nominate import build_nominated_plan
 from kernels.hyper_attention.plan.tables import build_plan
 
 TOKENS, SCORED_FROM = 8192, 1024
@@ -41,7 +42,8 @@ ROWS = {
     "window 1024": local(window=1024, num_sinks=0, **NO_MORE),
     "window 1024 + 4 sinks": local(window=1024, **NO_MORE),
     "paper, leaf 1024": HyperAttentionConfig(leaf=1024, exact_below=1024),
-    "ours": local(),
+    "ours": local(choice="means"),
+    "ours, nominated": local(choice="nominated", segment=64),
 }
 
 
@@ -94,12 +96,16 @@ def keys_of_a_query(config, q, k):
             inside = level.query_segment >= 0
             keys = keys + (inside * (level.block.stop - level.block.start + config.num_samples))[:, None]
     else:
-        plan = build_local_plan(q, k, documents, config)
+        build = build_nominated_plan if config.choice == "nominated" else build_local_plan
+        plan = build(q, k, documents, config)
         bands = [band for band in (plan.band, plan.sinks, plan.pooled and plan.pooled.band) if band is not None]
         keys = sum((band.stop - band.start)[:, None].expand(q.shape[:3]) for band in bands)
         for lookback in plan.lookbacks:
             read = (lookback.band.stop - lookback.band.start).to(keys.dtype)
             keys = keys + torch.zeros_like(keys).scatter_(2, lookback.query_order.long(), read)
+        if plan.lists is not None:
+            listed = plan.lists.read(plan.pooled.start.shape[1], k.shape[2] - q.shape[2]) < plan.pooled.start.shape[1]
+            keys = keys + listed.sum(-1) * config.segment
     return int(keys.max()), keys[:, :, SCORED_FROM:].float().mean().item()
 
 

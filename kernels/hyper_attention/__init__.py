@@ -2,5 +2,6 @@
 
 from kernels.hyper_attention.api import hyper_attention
 from kernels.hyper_attention.config import HyperAttentionConfig
+from kernels.hyper_attention.routing import Route, explain
 
-__all__ = ["HyperAttentionConfig", "hyper_attention"]
+__all__ = ["HyperAttentionConfig", "Route", "explain", "hyper_attention"]

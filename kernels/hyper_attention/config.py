@@ -1,6 +1,7 @@
 """The settings of HyperAttention, checked when they are made."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 
@@ -17,13 +18,18 @@ class HyperAttentionConfig:
             a co-author 2048; the smaller, the faster and the coarser.
         window: causal_local: keys before a query that are exact, at least; rounded up to the edge of a segment.
         num_sinks: causal_local: first tokens of each document, exact for all its queries.
-        lookback: causal_local: older keys, found by content, that are exact for the query; 0: none.
-        choice: causal_local: how they are found. "means": the lookback / segment segments (rounded down, at least one)
-            whose mean keys have the largest logits, each key by key in place of its mean. "lsh": the newest keys of the
-            query's own LSH bucket; they stay in their means too. Without segments it is "lsh".
-        segment: causal_local: tokens of one pooled segment of older keys, more than num_sinks; 0: no pooled keys. A
-            query reads one mean a segment: n / 1024 bounds its work beyond 32k tokens.
-        exact_below: documents of at most this many keys get exact attention.
+        lookback: causal_local: older keys, found by content, that are exact for the query; 0: none. With choice
+            "nominated" a list holds up to three times as many.
+        choice: causal_local: how they are found. "nominated": each query names the segment whose mean key has its
+            largest logit, and a tile of 128 queries reads, key by key, what its rows so far and the tile before it
+            named; the fastest on a GPU. "means": the lookback / segment segments (rounded down, at least one) whose
+            mean keys have the largest logits, chosen by each query for itself. "lsh": the newest keys of the query's
+            own LSH bucket; they stay in their means too. Without segments it is "lsh".
+        segment: causal_local: tokens of one pooled segment of older keys, more than num_sinks; 0: no pooled keys. With
+            choice "nominated" a power of two from 16. A query reads one mean a segment: n / 1024 bounds its work beyond
+            32k tokens.
+        exact_below: documents of at most this many keys get exact attention. "auto": on a CPU 4096; on a GPU the
+            measured length below which exact attention is faster (`routing.py`).
         seed: determines projections and samples.
 
     Raises:
@@ -38,16 +44,16 @@ class HyperAttentionConfig:
     window: int = 640
     num_sinks: int = 4
     lookback: int = 512
-    choice: Literal["means", "lsh"] = "means"
+    choice: Literal["nominated", "means", "lsh"] = "means"
     segment: int = 32
-    exact_below: int = 4096
+    exact_below: int | Literal["auto"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in ("paper", "causal_local"):
             raise ValueError(f"hyper_attention: mode is {self.mode!r}; it must be 'paper' or 'causal_local'")
-        if self.choice not in ("means", "lsh"):
-            raise ValueError(f"hyper_attention: choice is {self.choice!r}; it must be 'means' or 'lsh'")
+        if self.choice not in ("nominated", "means", "lsh"):
+            raise ValueError(f"hyper_attention: choice is {self.choice!r}; it must be 'nominated', 'means' or 'lsh'")
         limits = {
             "block_size": (1, 65536),
             "num_samples": (0, 65536),
@@ -62,9 +68,27 @@ class HyperAttentionConfig:
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
+            if name == "exact_below" and value == "auto":
+                continue
             if type(value) is not int:
                 raise ValueError(f"hyper_attention: {name} is {value!r}; it must be an integer from {low} to {high}")
             if not low <= value <= high:
                 raise ValueError(f"hyper_attention: {name} is {value}; it must be from {low} to {high}")
         if 0 < self.segment <= self.num_sinks:
             raise ValueError(f"hyper_attention: segment is {self.segment}; it must exceed num_sinks, {self.num_sinks}")
+        if self.choice == "nominated" and (self.segment < 16 or self.segment & (self.segment - 1)):
+            raise ValueError(
+                f"hyper_attention: segment is {self.segment}; with choice 'nominated' it must be a power of two from 16"
+            )
+        # Made here, and not in each call: torch.compile takes a string for a constant, but not the numbers in it.
+        object.__setattr__(self, "_json", json.dumps(asdict(self)))
+
+    def to_json(self) -> str:
+        """The settings as JSON; `HyperAttentionConfig(**json.loads(text))` is the way back."""
+        text: str = vars(self)["_json"]
+        return text
+
+    @property
+    def exact_limit(self) -> int:
+        """`exact_below` as a number: 4096 where "auto" was not resolved for a device."""
+        return 4096 if self.exact_below == "auto" else self.exact_below

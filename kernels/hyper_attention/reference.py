@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.hyper_attention.plan.pooling import log_counts, pool
-from kernels.hyper_attention.plan.tables import Band, KeyPlan, Level, Lookback, Pooled
+from kernels.hyper_attention.plan.tables import Band, KeyPlan, Level, Lookback
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: float) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: f
     log_weight = log_weights(plan, q.shape[1], k.shape[1])
     if plan.pooled is not None:
         key, value = (torch.cat([x, pool(x, plan.pooled)], 2) for x in (key, value))
-        log_weight = torch.cat([log_weight, _pooled(plan.pooled, q.shape[1])], -1)
+        log_weight = torch.cat([log_weight, _pooled(plan, q.shape[1])], -1)
     logits = scale * (q.to(wide) @ key.transpose(-1, -2)) + log_weight.to(wide)
     empty = log_weight.isneginf().all(-1, keepdim=True)
     logits = logits.masked_fill(empty, 0.0)
@@ -58,6 +58,9 @@ def log_weights(plan: KeyPlan, query_heads: int, key_heads: int) -> Tensor:
     for lookback in plan.lookbacks:
         found = _lookback(lookback, query_heads)
         count, total = count + found.int(), total + found.float()
+    if plan.lists is not None:
+        listed = _listed(plan, query_heads)
+        count, total = count + listed.int(), total + listed.float()
     for level in plan.levels:
         for head in range(query_heads):
             key_head = head // (query_heads // key_heads)
@@ -70,12 +73,40 @@ def log_weights(plan: KeyPlan, query_heads: int, key_heads: int) -> Tensor:
     return total.log()
 
 
-def _pooled(pooled: Pooled, query_heads: int) -> Tensor:
+def _pooled(plan: KeyPlan, query_heads: int) -> Tensor:
     """Log weights of the pooled keys, fp32 [B, Hq, T, P]."""
+    pooled = plan.pooled
+    assert pooled is not None  # noqa: S101 - for the type checker
     _, inside = _band(pooled.band, query_heads)
+    if plan.lists is not None:
+        inside = inside.masked_fill(_read_exactly(plan), 0.0)
     if pooled.hidden is not None:
         inside = torch.nn.functional.pad(inside, (0, 1)).scatter(3, pooled.hidden.long(), 0.0)[..., :-1]
     return inside.log() + log_counts(pooled)[:, None, None]
+
+
+def _read_exactly(plan: KeyPlan) -> Tensor:
+    """Whether the query reads the segment key by key, bool [B, Hq, T, P]."""
+    assert plan.pooled is not None and plan.lists is not None  # noqa: S101, PT018 - for the type checker
+    P, (T, S) = plan.pooled.start.shape[1], (plan.band.start.shape[1], plan.band.keys)
+    listed = plan.lists.read(P, S - T).long()
+    seen = torch.zeros(*listed.shape[:3], P + 1, dtype=torch.bool, device=listed.device)
+    return seen.scatter_(3, listed, True)[..., :-1]
+
+
+def _listed(plan: KeyPlan, query_heads: int) -> Tensor:
+    """Whether the query reads the key in a segment of its tile's list, bool [B, Hq, T, S]; sinks are left out."""
+    pooled = plan.pooled
+    assert pooled is not None  # noqa: S101 - for the type checker
+    segment = torch.full((pooled.start.shape[0], plan.band.keys), pooled.start.shape[1], device=pooled.start.device)
+    within = torch.arange(pooled.length, device=segment.device)
+    for batch, (starts, skips) in enumerate(zip(pooled.start.tolist(), pooled.skip.tolist(), strict=True)):
+        for number, (start, skip) in enumerate(zip(starts, skips, strict=True)):
+            if start or not number:
+                segment[batch, start + within[skip:]] = number
+    seen = torch.nn.functional.pad(_read_exactly(plan), (0, 1))
+    index = segment[:, None, None].expand(-1, query_heads, seen.shape[2], -1)
+    return seen.gather(3, index)
 
 
 def _band(band: Band, query_heads: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from kernels.hyper_attention.cpu.band import band_backward, band_forward
 from kernels.hyper_attention.cpu.heads import Gradients, Head, heads_of
 from kernels.hyper_attention.cpu.level import level_backward, level_forward
+from kernels.hyper_attention.cpu.lists import lists_backward, lists_forward
 from kernels.hyper_attention.cpu.lookback import lookback_backward, lookback_forward
 from kernels.hyper_attention.plan.pooling import add_pooled_gradient_, pool
 from kernels.hyper_attention.plan.tables import KeyPlan
@@ -51,7 +52,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: float) -> tup
             band_forward(head, plan.sinks)
         if plan.pooled is not None:
             mean_k, mean_v = (head.of_key(x) for x in means)
-            band_forward(replace(head, k=mean_k, v=mean_v), plan.pooled.band, plan.pooled)
+            band_forward(replace(head, k=mean_k, v=mean_v), plan.pooled.band, plan.pooled, _hidden(head, plan))
+        if plan.lists is not None:
+            lists_forward(head, plan)
         for lookback in plan.lookbacks:
             lookback_forward(head, lookback)
         for level in plan.levels:
@@ -99,7 +102,10 @@ def backward(
         if plan.pooled is not None:
             mean_k, mean_v, grad_k, grad_v = (head.of_key(x) for x in (*means, *mean_grads))
             of_means = replace(own, k=grad_k, v=grad_v)
-            band_backward(replace(head, k=mean_k, v=mean_v), of_means, plan.pooled.band, plan.pooled)
+            of_mean = replace(head, k=mean_k, v=mean_v)
+            band_backward(of_mean, of_means, plan.pooled.band, plan.pooled, _hidden(head, plan))
+        if plan.lists is not None:
+            lists_backward(head, own, plan)
         for lookback in plan.lookbacks:
             lookback_backward(head, own, lookback)
         for level in plan.levels:
@@ -111,6 +117,21 @@ def backward(
             add_pooled_gradient_(grad, mean_grad, plan.pooled)
     grad_q, grad_k, grad_v = (grad[..., :D].to(dtype) for grad in grads)
     return grad_q, grad_k, grad_v
+
+
+def _hidden(head: Head, plan: KeyPlan) -> Tensor | None:
+    """Segments that each query reads exactly, not as their means; [G, T, M] or None."""
+    pooled, lists = plan.pooled, plan.lists
+    if lists is not None and pooled is not None:
+        row, own = slice(head.row, head.row + 1), head.queries
+        of_head = replace(
+            lists,
+            tiles=replace(lists.tiles, row=lists.tiles.row[row], slot=lists.tiles.slot[row]),
+            segment=lists.segment[row, own],
+            first=lists.first[row, own],
+        )
+        return of_head.read(pooled.start.shape[1], len(head.k) - head.q.shape[1])[0]
+    return None if pooled is None or pooled.hidden is None else head.of_queries(pooled.hidden)
 
 
 def _with_lse_column(

@@ -63,16 +63,21 @@ class _Strip:
         return mask[..., : self.keys] + bias
 
 
-def band_forward(head: Head, band: Band, pooled: Pooled | None = None) -> None:
-    """Merge the band [B, T] into `head.out` and `head.lse`, in place; its keys are means if it is that of `pooled`."""
-    for strip, key, value, member, bias in _calls(head, band, pooled):
+def band_forward(head: Head, band: Band, pooled: Pooled | None = None, hidden: Tensor | None = None) -> None:
+    """Merge the band [B, T] into `head.out` and `head.lse`, in place.
+
+    Its keys are means if it is that of `pooled`; a query does not read those that are hidden from it, [G, T, M].
+    """
+    for strip, key, value, member, bias in _calls(head, band, pooled, hidden):
         part = part_forward(strip.query_tiles(head.q[member]), key, value, head.scale, strip.causal, bias)
         merge_(strip.query_tiles(head.out[member]), strip.query_tiles(head.lse[member]), *part)
 
 
-def band_backward(head: Head, grads: Gradients, band: Band, pooled: Pooled | None = None) -> None:
+def band_backward(
+    head: Head, grads: Gradients, band: Band, pooled: Pooled | None = None, hidden: Tensor | None = None
+) -> None:
     """Add the band's share to `grads`, in place; arguments as in `band_forward`."""
-    for strip, key, value, member, bias in _calls(head, band, pooled):
+    for strip, key, value, member, bias in _calls(head, band, pooled, hidden):
         grad_out, q, out, lse = (strip.query_tiles(x[member]) for x in (grads.out, head.q, head.out, head.lse))
         parts = part_backward(grad_out, q, key, value, out, lse, head.scale, strip.causal, bias)
         strip.query_tiles(grads.q[member]).add_(parts[0])
@@ -81,11 +86,10 @@ def band_backward(head: Head, grads: Gradients, band: Band, pooled: Pooled | Non
 
 
 def _calls(
-    head: Head, band: Band, pooled: Pooled | None
+    head: Head, band: Band, pooled: Pooled | None, hidden: Tensor | None
 ) -> Iterator[tuple[_Strip, Tensor, Tensor, int, Tensor | None]]:
     """Some tiles, their keys and values, the query head that reads them and what is added to its logits."""
     log_weight = None if pooled is None else log_counts(pooled)[head.row]
-    hidden = None if pooled is None or pooled.hidden is None else head.of_queries(pooled.hidden)
     for strip in _strips(band.start[head.row], band.stop[head.row]):
         for piece in strip.pieces():
             for member in range(len(head.q)):

@@ -51,7 +51,7 @@ def build_local_plan(
     begin, padding = documents.start[:, S - queries :], documents.padding()[:, S - queries :]
     local = position - begin
     older = (local // step * step - window).clamp(min=0)
-    older = torch.where(documents.lengths()[:, S - queries :] <= config.exact_below, 0, older)
+    older = torch.where(documents.lengths()[:, S - queries :] <= config.exact_limit, 0, older)
     window_band = band(begin + older, torch.where(padding, position, position + 1), S)
     sinks = band(begin, begin + older.clamp(max=config.num_sinks), S) if config.num_sinks else None
     reaches = config.lookback > 0 and window < S
@@ -67,10 +67,11 @@ def build_local_plan(
         segments.skip.to(torch.int32),
         config.segment,
     )
+    hidden = None
     if reaches and not hashed:
         hidden = choose_segments(q, k, pooled, num_chosen(config)) if chosen is None else chosen
         pooled, lookbacks = replace(pooled, hidden=hidden), read_chosen(hidden, pooled, k)
-    return KeyPlan(window_band, (), sinks, pooled, lookbacks)
+    return KeyPlan(window_band, (), sinks, pooled, lookbacks, chosen=hidden)
 
 
 class _Segments:

@@ -19,9 +19,10 @@ _ROWS = 256
 
 
 def num_chosen(config: HyperAttentionConfig) -> int:
-    """M, the segments that a query reads exactly, at most; 0 if they are not chosen by means."""
-    by_means = config.mode == "causal_local" and config.choice == "means" and config.segment and config.lookback
-    return max(1, config.lookback // config.segment) if by_means else 0
+    """M, the segments that a query chooses at most; 0 if it chooses none."""
+    if config.mode == "paper" or config.choice == "lsh" or not config.segment or not config.lookback:
+        return 0
+    return 1 if config.choice == "nominated" else max(1, config.lookback // config.segment)
 
 
 def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:

@@ -31,6 +31,11 @@ def uniform(seed: int, stream: int, *indices: Tensor) -> Tensor:
     return (((state >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53
 
 
+def initial_state(seed: int, stream: int) -> int:
+    """What `uniform` begins with, as a signed 64-bit number, for a kernel that draws the same numbers."""
+    return int(_mix(torch.tensor(_signed((seed * 2 + 1) * _GOLDEN + stream))))
+
+
 def projections(seed: int, levels: int, heads: int, dimensions: int, bits: int, device: torch.device) -> Tensor:
     """Normal projections, fp32 [H, D, L * R]; those of a level do not depend on how many levels there are."""
     level, head, dimension, bit = (

@@ -40,8 +40,8 @@ def split_documents(documents: Documents, queries: int, config: HyperAttentionCo
         zero = torch.zeros_like(start)
         return Split(segments, zero[:, :1].expand(-1, queries), zero == 0, zero, zero[:, :1])
     position = torch.arange(S, device=start.device)
-    is_key = documents.lengths() > config.exact_below
-    index, table = numbered(is_key & (position == start), S // (config.exact_below + 1))
+    is_key = documents.lengths() > config.exact_limit
+    index, table = numbered(is_key & (position == start), S // (config.exact_limit + 1))
     begin, end = _at(start, table), _at(stop, table)
     segments = torch.stack([begin, end, begin, end], -1)
     group = (start != start.roll(1, 1)).long().cumsum(1)
@@ -53,7 +53,7 @@ def split_causal(documents: Documents, half: int, offset: int, queries: int, con
     start, stop = documents.start, documents.stop
     S = start.shape[1]
     local = torch.arange(S, device=start.device) - start
-    long = documents.lengths() > config.exact_below
+    long = documents.lengths() > config.exact_limit
     odd, within = (local // half) % 2 == 1, local % half
     most = (S + half - 1) // (2 * half) if documents.single else S // (half + 1)
     index, table = numbered(long & odd & (within == 0), most)

@@ -27,6 +27,7 @@ from kernels.hyper_attention.documents import Documents
 from kernels.hyper_attention.plan.lsh import SAMPLES, gray_buckets, projections, uniform
 from kernels.hyper_attention.plan.segments import Split, split_causal, split_documents
 from kernels.hyper_attention.plan.sorting import stable_order
+from kernels.hyper_attention.plan.tiles import TileLists
 from kernels.hyper_attention.threads import each_on
 
 
@@ -144,7 +145,7 @@ class Lookback:
 
 @dataclass(frozen=True)
 class KeyPlan:
-    """All parts of the softmax. Levels are of mode "paper"; sinks, pooled and lookbacks of the other.
+    """All parts of the softmax. Levels are of mode "paper"; the parts after them of the other.
 
     Attributes:
         band: [B, T], exact keys by position.
@@ -152,6 +153,8 @@ class KeyPlan:
         sinks: more exact keys, before the band.
         pooled: means of keys before the band.
         lookbacks: more exact keys before the band, by content; each has one range for a query.
+        lists: more exact keys before the band, whole segments that the rows of a tile share.
+        chosen: what the backward pass needs to make the same plan without choosing again; int32 [B, Hq, T, M].
     """
 
     band: Band
@@ -159,9 +162,18 @@ class KeyPlan:
     sinks: Band | None = None
     pooled: Pooled | None = None
     lookbacks: tuple[Lookback, ...] = ()
+    lists: TileLists | None = None
+    chosen: Tensor | None = None
 
 
-def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config: HyperAttentionConfig) -> KeyPlan:
+def build_plan(
+    q: Tensor,
+    k: Tensor,
+    causal: bool,
+    documents: Documents,
+    config: HyperAttentionConfig,
+    buckets: tuple[Tensor, Tensor] | None = None,
+) -> KeyPlan:
     """KeyPlan of mode "paper": Algorithms 1-4 of arXiv:2310.05869.
 
     Causal: the document is cut in tiles of `leaf` tokens, exact and causal (the band). At level l, of the tiles of
@@ -174,18 +186,21 @@ def build_plan(q: Tensor, k: Tensor, causal: bool, documents: Documents, config:
         causal: a query reads keys up to its own position only.
         documents: of the key positions; more than one only if S == T.
         config: sizes and seed.
+        buckets: of queries and keys at all levels, as of `gray_buckets`; None: they are computed.
     """
     T, S = q.shape[2], k.shape[2]
     if causal:
         longest = S if documents.single or q.device.type != "cpu" else int(documents.lengths().max())
-        levels = 0 if longest <= config.exact_below else ((longest - 1) // config.leaf).bit_length()
+        levels = 0 if longest <= config.exact_limit else ((longest - 1) // config.leaf).bit_length()
     else:
-        levels = int(config.exact_below < S)
+        levels = int(config.exact_limit < S)
     exact = _exact(documents, T, causal, config)
     if not levels:
         return KeyPlan(exact, ())
-    projection = projections(config.seed, levels, k.shape[1], q.shape[3], config.num_projections, q.device)
-    query_buckets, key_buckets = gray_buckets(q, projection, levels), gray_buckets(k, projection, levels)
+    if buckets is None:
+        projection = projections(config.seed, levels, k.shape[1], q.shape[3], config.num_projections, q.device)
+        buckets = gray_buckets(q, projection, levels), gray_buckets(k, projection, levels)
+    query_buckets, key_buckets = buckets
     offset = S - T if causal else 0
 
     def build_level(level: int) -> Level:
@@ -225,7 +240,7 @@ def block_start(bounds: tuple[Tensor, ...], slot: Tensor, size: int) -> Tensor:
 def _exact(documents: Documents, queries: int, causal: bool, config: HyperAttentionConfig) -> Band:
     """Keys by position: those of short documents, and causally those of the query's own tile."""
     S = documents.start.shape[1]
-    exact = documents.lengths() <= config.exact_below
+    exact = documents.lengths() <= config.exact_limit
     if causal:
         position = torch.arange(S - queries, S, device=documents.start.device)
         begin, exact = documents.start[:, S - queries :], exact[:, S - queries :]
@@ -233,7 +248,7 @@ def _exact(documents: Documents, queries: int, causal: bool, config: HyperAttent
         stop = torch.where(documents.padding()[:, S - queries :], position, position + 1)
     elif documents.single:
         start = torch.zeros_like(documents.start[:, :1]).expand(-1, queries)
-        stop = start + (S if config.exact_below >= S else 0)
+        stop = start + (S if config.exact_limit >= S else 0)
     else:
         start, stop = documents.start, torch.where(exact, documents.stop, documents.start)
     return band(start, stop, S)

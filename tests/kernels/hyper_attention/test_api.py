@@ -18,6 +18,7 @@ from tests.kernels.hyper_attention.attention_samples import (
     EXACT,
     LOCAL,
     LOOK,
+    NOMINATE,
     PACKED,
     PAPER,
     gradients,
@@ -53,6 +54,11 @@ CASES = [
     (2, 4, 2, 137, 137, 16, True, LOCAL, PACKED),
     (2, 4, 2, 137, 137, 16, True, LOOK, PACKED),
     (2, 4, 2, 137, 137, 16, True, CHOOSE, PACKED),
+    (1, 2, 1, 300, 300, 16, True, NOMINATE, None),
+    (2, 4, 2, 100, 137, 20, True, NOMINATE, None),
+    (1, 2, 1, 1, 100, 16, True, NOMINATE, None),
+    (1, 1, 1, 1, 1, 16, True, NOMINATE, None),
+    (2, 4, 2, 137, 137, 16, True, NOMINATE, PACKED),
 ]
 
 
@@ -68,7 +74,7 @@ def test_cpu_is_the_reference(B, Hq, Hk, T, S, D, causal, config, ids):
 
 
 @pytest.mark.parametrize(
-    ("causal", "config"), [(False, PAPER), (True, PAPER), (True, LOCAL), (True, LOOK), (True, CHOOSE)]
+    ("causal", "config"), [(False, PAPER), (True, PAPER), (True, LOCAL), (True, LOOK), (True, CHOOSE), (True, NOMINATE)]
 )
 def test_gradients_are_those_of_the_estimator(causal, config):
     q, k, v = inputs(Hq=2, Hk=1, T=37)

@@ -25,6 +25,7 @@ LOCAL = HyperAttentionConfig(mode="causal_local")
         ("exact_below", 4096.0, "an integer"),
         ("num_sinks", True, "an integer"),
         ("num_sinks", 64, "exceed num_sinks"),
+        ("exact_below", "never", "an integer"),
         ("seed", 1 << 63, "to 9223372036854775807"),
     ],
 )
@@ -33,6 +34,12 @@ def test_a_wrong_setting_is_refused_by_name_value_and_limit(name, value, limit):
         HyperAttentionConfig(**{name: value})
     assert name in str(error.value)
     assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("segment", [0, 8, 48])
+def test_nominated_segments_are_powers_of_two(segment):
+    with pytest.raises(ValueError, match=f"segment is {segment}; .* a power of two from 16"):
+        HyperAttentionConfig(mode="causal_local", choice="nominated", segment=segment)
 
 
 def heads(count, tokens=20, size=16, batch=1, dtype=torch.float32):

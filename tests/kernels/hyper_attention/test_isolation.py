@@ -12,6 +12,7 @@ from tests.kernels.hyper_attention.attention_samples import (
     EXACT,
     LOCAL,
     LOOK,
+    NOMINATE,
     PAPER,
     gradients,
     inputs,
@@ -54,9 +55,10 @@ def test_an_edited_document_changes_no_other():
         LOCAL,
         LOOK,
         CHOOSE,
+        NOMINATE,
         pytest.param(PAPER, marks=pytest.mark.xfail(strict=True, reason="blocks are cut by rank among all")),
     ],
-    ids=["local", "look", "choose", "paper"],
+    ids=["local", "look", "choose", "nominate", "paper"],
 )
 @pytest.mark.parametrize("edited", [40, 101, 127])
 def test_the_future_changes_no_bit_of_the_past(config, edited):

@@ -5,17 +5,21 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
-from kernels.hyper_attention.api import _backward, _forward, _settings
+from kernels.hyper_attention import HyperAttentionConfig, hyper_attention, operator
 from kernels.hyper_attention.cpu import attention as cpu_attention
 from kernels.hyper_attention.plan import causal_local
-from kernels.hyper_attention.plan.choose_segments import choose_segments, num_chosen
+from kernels.hyper_attention.plan.choose_segments import choose_segments
 from tests.kernels.hyper_attention.attention_samples import plan_of
 
 PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
 LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, exact_below=16)
+NOMINATE = HyperAttentionConfig(
+    mode="causal_local", choice="nominated", window=20, segment=16, num_sinks=3, exact_below=16
+)
 MODES = pytest.mark.parametrize(
-    ("config", "causal"), [(PAPER, False), (PAPER, True), (LOCAL, True)], ids=["full", "causal", "local"]
+    ("config", "causal"),
+    [(PAPER, False), (PAPER, True), (LOCAL, True), (NOMINATE, True)],
+    ids=["full", "causal", "local", "nominated"],
 )
 IDS = torch.tensor([[0] * 40 + [1] * 20 + [-1] * 4])
 
@@ -30,12 +34,13 @@ def inputs(T=64, dtype=torch.float32):
 @pytest.mark.parametrize("ids", [None, IDS], ids=["whole", "packed"])
 def test_opcheck(config, causal, ids):
     q, k, v = inputs()
-    torch.library.opcheck(_forward, (q, k, v, ids, causal, 0.25, _settings(config), num_chosen(config)))
+    rest = (causal, 0.25, config.to_json(), 16)
+    torch.library.opcheck(operator.forward, (q, k, v, ids, *rest))
     detached = [x.detach() for x in (q, k, v)]
-    out, lse, chosen = _forward(*detached, ids, causal, 0.25, _settings(config), num_chosen(config))
+    out, lse, chosen = operator.forward(*detached, ids, *rest)
     for grad_lse in (None, lse.masked_fill(lse.isinf(), 0.0)):
-        arguments = (out, grad_lse, *detached, out, lse, chosen, ids, causal, 0.25, _settings(config))
-        torch.library.opcheck(_backward, arguments, test_utils=("test_schema", "test_faketensor"))
+        arguments = (out, grad_lse, *detached, out, lse, chosen, ids, *rest)
+        torch.library.opcheck(operator.backward, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @MODES
@@ -148,7 +153,8 @@ def step(q, k, v, causal, config):
 def test_memory_is_linear(config, causal, monkeypatch):
     """The largest tensor of a step, seen at dispatch, grows as the number of tokens."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    config = HyperAttentionConfig(config.mode, block_size=32, num_samples=32, leaf=64, window=64, exact_below=64)
+    sizes = {"block_size": 32, "num_samples": 32, "leaf": 64, "window": 64, "exact_below": 64, "segment": 32}
+    config = HyperAttentionConfig(mode=config.mode, choice=config.choice, **sizes)
     largest = {}
     for T in (1024, 4096):
         tensors = [x.detach() for x in inputs(T)]

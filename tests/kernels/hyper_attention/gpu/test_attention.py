@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kernels.hyper_attention import HyperAttentionConfig
-from kernels.hyper_attention.api import _path
+from kernels.hyper_attention.operator import _path
 from kernels.hyper_attention.documents import of_ids, whole
 from kernels.hyper_attention.plan.causal_local import build_local_plan
 from kernels.hyper_attention.plan.tables import build_plan

@@ -1,0 +1,99 @@
+"""Look-back by means and by LSH on a GPU: the definition itself, a few rows at a time.
+
+These two choices are yardsticks for the choice "nominated": right in every detail, with memory linear in the number of
+tokens, and as slow as exact attention without a flash kernel. Gradients are autograd's of each piece.
+
+Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kernels.hyper_attention.plan.tables import Band, KeyPlan, Lookback
+from kernels.hyper_attention.reference import reference_attention
+
+_ELEMENTS = 1 << 26  # of the logits of a piece
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: float) -> tuple[Tensor, Tensor]:
+    """Output of the estimator and its log-sum-exp.
+
+    Args:
+        q: [B, Hq, T, D].
+        k: [B, Hk, S, D], Hq a multiple of Hk.
+        v: [B, Hk, S, D].
+        plan: of mode "causal_local", for these shapes, on the device of q.
+        scale: factor of the logits.
+
+    Returns:
+        Output [B, Hq, T, D] in the dtype of q and LSE [B, Hq, T], at least fp32; 0 and -inf where a query reads no key.
+    """
+    plan = _by_position(plan)
+    parts = [reference_attention(q[:, :, rows], k, v, _rows_of(plan, rows), scale) for rows in _pieces(q, k)]
+    outs, lses = zip(*parts, strict=True)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: KeyPlan,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the estimator, in the dtypes of q, k and v; arguments as of the other paths."""
+    plan, wide = _by_position(plan), torch.promote_types(q.dtype, torch.float32)
+    grad_q, grad_k, grad_v = torch.empty_like(q), *(torch.zeros_like(x, dtype=wide) for x in (k, v))
+    for rows in _pieces(q, k):
+        tensors = [x.detach().to(wide).requires_grad_() for x in (q[:, :, rows], k, v)]
+        with torch.enable_grad():
+            part, part_lse = reference_attention(*tensors, _rows_of(plan, rows), scale)
+            loss = (part * grad_out[:, :, rows].to(wide)).sum()
+            if grad_lse is not None:
+                given = grad_lse[:, :, rows].masked_fill(part_lse.isneginf(), 0.0)
+                loss = loss + (part_lse.masked_fill(part_lse.isneginf(), 0.0) * given).sum()
+        grads = torch.autograd.grad(loss, tensors)
+        grad_q[:, :, rows] = grads[0].to(q.dtype)
+        grad_k += grads[1]
+        grad_v += grads[2]
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _pieces(q: Tensor, k: Tensor) -> list[slice]:
+    rows = max(1, _ELEMENTS // (q.shape[0] * q.shape[1] * k.shape[2]))
+    return [slice(first, min(first + rows, q.shape[2])) for first in range(0, q.shape[2], rows)]
+
+
+def _by_position(plan: KeyPlan) -> KeyPlan:
+    """The plan with the ranges of its look-backs in the order of queries, so that rows can be cut from it."""
+    lookbacks = []
+    for lookback in plan.lookbacks:
+        order = lookback.query_order.long()
+        start, stop = (torch.empty_like(x).scatter_(2, order, x) for x in (lookback.band.start, lookback.band.stop))
+        lookbacks.append(replace(lookback, band=Band(start, stop, lookback.band.keys)))
+    return replace(plan, lookbacks=tuple(lookbacks))
+
+
+def _rows_of(plan: KeyPlan, rows: slice) -> KeyPlan:
+    """The plan of some queries."""
+
+    def cut(band: Band) -> Band:
+        return Band(band.start[..., rows], band.stop[..., rows], band.keys)
+
+    def own(lookback: Lookback) -> Lookback:
+        order = torch.arange(rows.stop - rows.start, dtype=torch.int32, device=lookback.query_order.device)
+        band = cut(lookback.band)
+        return replace(lookback, query_order=order.expand(*band.start.shape[:2], -1), band=band)
+
+    pooled = plan.pooled
+    if pooled is not None:
+        hidden = None if pooled.hidden is None else pooled.hidden[:, :, rows]
+        pooled = replace(pooled, band=cut(pooled.band), hidden=hidden)
+    sinks = None if plan.sinks is None else cut(plan.sinks)
+    return KeyPlan(cut(plan.band), (), sinks, pooled, tuple(own(lookback) for lookback in plan.lookbacks))

@@ -1,0 +1,172 @@
+"""The kernels of mode "paper" that own the keys of the levels: draws first, then sorted keys, which add the draws'.
+
+Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, L levels, M draws, D head size.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.hyper_attention.gpu.local.key_gradients import key_step
+from kernels.hyper_attention.gpu.local.rows import LOG2E, load_rows, store_rows
+from kernels.hyper_attention.gpu.paper.ranges import (
+    block_start,
+    first_run,
+    locate,
+    segment_at,
+    slots_of,
+    stratum,
+)
+
+_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "segments", "pieces"]
+
+
+@triton.jit
+def first_piece(
+    level, slot, number, leaf, S, exact_limit, PIECE: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr,
+):  # fmt: skip
+    """Number of a piece of a slot among the pieces of all levels; a slot has one for each PIECE of its queries."""
+    result = number
+    for i in tl.static_range(LEVELS):
+        per_slot = ((leaf << i) + PIECE - 1) // PIECE
+        result += tl.where(i < level, slots_of(leaf << i, S, exact_limit, FULL, PACKED) * per_slot, 0)
+        result += tl.where(i == level, slot * per_slot, 0)
+    return result
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
+def draw_gradient_kernel(
+    q, k, v, grad, query_order, key_order, ranks, starts, stops, lse_2, delta, draws,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
+    heads, groups, T, S, leaf, exact_limit, segments, pieces, scale,
+    SIZE: tl.constexpr, M: tl.constexpr, PIECE: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the drawn keys and values, [2, B, Hk, pieces, 2, M, D].
+
+    A draw is a rank among the keys outside the block. It stands for one key for the queries whose block lies after it,
+    and for another, a block further, for the rest. Many queries read it: a program takes PIECE of them.
+    """
+    batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    group = (tl.program_id(0) % heads).to(tl.int64)
+    tiles: tl.constexpr = (M + BN - 1) // BN
+    level, h, slot, number, lower = locate(
+        tl.program_id(0) // heads, leaf, S, exact_limit, PIECE, 2 * tiles, LEVELS, FULL, PACKED
+    )
+    piece, tile = number // (2 * tiles), number % (2 * tiles)
+    behind = tile // tiles
+    first_key, last_key, first_query, last_query, _ = segment_at(
+        starts + batch * S, stops + batch * S, slot, h, T, S, exact_limit, FULL, PACKED
+    )
+    keys, count = last_key - first_key, last_query - first_query
+    draw = tile % tiles * BN + tl.arange(0, BN)
+    _, width = stratum(draw, keys, SIZE, count, M)
+    there = (draw < M) & (width > 0)
+    rank = tl.load(ranks + ((batch * heads + group) * segments + lower + slot) * M + draw, mask=there, other=0)
+    weight = tl.log2(tl.where(there, width, 1).to(tl.float32))
+    key_plane = (level.to(tl.int64) * batches + batch) * heads + group
+    at = key_order + key_plane * S + first_key + rank + behind * tl.minimum(keys, SIZE)
+    position = tl.load(at, mask=there, other=0)
+    k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, there, True, D, BD)
+    v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, there, True, D, BD)
+    # Runs of queries whose block begins after the draw read it where it is, those before them a block further.
+    some = tl.max(there.to(tl.int32), 0)
+    lowest = tl.min(tl.where(there, rank, 2147483647))
+    highest = tl.max(tl.where(there, rank, -1))
+    low = tl.where(behind == 0, first_run(lowest, keys, count, SIZE) * SIZE, 0)
+    high = tl.where(behind == 0, count, tl.minimum(first_run(highest, keys, count, SIZE) * SIZE, count))
+    low = tl.maximum(low, piece * PIECE)
+    high = tl.where(some > 0, tl.minimum(high, (piece + 1) * PIECE), 0)
+    dk = tl.zeros([BN, BD], tl.float32)
+    dv = tl.zeros([BN, BD], tl.float32)
+    for member in range(groups):
+        head = group * groups + member
+        base = (batch * heads * groups + head) * T
+        plane = (level.to(tl.int64) * batches + batch) * heads * groups + head
+        for i in range(low, high, BM):
+            row = i + tl.arange(0, BM)
+            live = row < high
+            query = tl.load(query_order + plane * T + first_query + row, mask=live, other=0)
+            q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, live, True, D, BD)
+            do = load_rows(grad + batch * g_b + head * g_h, g_n, query, live, True, D, BD)
+            lse = tl.load(lse_2 + base + query, mask=live, other=0.0)
+            de = tl.load(delta + base + query, mask=live, other=0.0)
+            begin = block_start(row // SIZE, keys, count, SIZE)
+            before = (rank[:, None] < begin[None, :]).to(tl.int32)
+            inside = live[None, :] & there[:, None] & (before + behind == 1)
+            dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, weight, inside, scale, True, True, PRECISION)
+    index = first_piece(level, slot, piece, leaf, S, exact_limit, PIECE, LEVELS, FULL, PACKED)
+    base = (((batch * heads + group) * pieces + index) * 2 + behind) * M * D
+    live = (draw < M) & (slot + draw * 0 >= 0)
+    store_rows(draws + base, draw, live, dk * (scale / LOG2E), D, BD)
+    store_rows(draws + batches * heads * pieces * 2 * M * D + base, draw, live, dv, D, BD)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
+def level_key_gradient_kernel(
+    q, k, v, grad, query_order, key_order, ranks, draws, starts, stops, lse_2, delta, grads_k, grads_v,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
+    heads, groups, T, S, leaf, exact_limit, segments, pieces, scale,
+    SIZE: tl.constexpr, M: tl.constexpr, PIECE: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Each level's share of the gradients of keys and values, [L, B, Hk, S, D], for the keys it has: blocks and draws.
+
+    Args:
+        draws: as `draw_gradient_kernel` writes them.
+    """
+    batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    group = (tl.program_id(0) % heads).to(tl.int64)
+    level, h, slot, number, lower = locate(tl.program_id(0) // heads, leaf, S, exact_limit, BN, 1, LEVELS, FULL, PACKED)
+    first_key, last_key, first_query, last_query, _ = segment_at(
+        starts + batch * S, stops + batch * S, slot, h, T, S, exact_limit, FULL, PACKED
+    )
+    keys, count = last_key - first_key, last_query - first_query
+    width = tl.minimum(keys, SIZE)
+    place = number * BN + tl.arange(0, BN)
+    live = place < keys
+    key_plane = (level.to(tl.int64) * batches + batch) * heads + group
+    position = tl.load(key_order + key_plane * S + first_key + place, mask=live, other=0)
+    k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, live, True, D, BD)
+    v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, live, True, D, BD)
+    low = first_run(number * BN - width, keys, count, SIZE) * SIZE
+    high = tl.minimum(first_run(tl.minimum(number * BN + BN, keys) - 1, keys, count, SIZE) * SIZE, count)
+    high = tl.where(number * BN < keys, high, 0)
+    dk = tl.zeros([BN, BD], tl.float32)
+    dv = tl.zeros([BN, BD], tl.float32)
+    for member in range(groups):
+        head = group * groups + member
+        base = (batch * heads * groups + head) * T
+        plane = (level.to(tl.int64) * batches + batch) * heads * groups + head
+        for i in range(low, high, BM):
+            row = i + tl.arange(0, BM)
+            within = row < high
+            query = tl.load(query_order + plane * T + first_query + row, mask=within, other=0)
+            q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, within, True, D, BD)
+            do = load_rows(grad + batch * g_b + head * g_h, g_n, query, within, True, D, BD)
+            lse = tl.load(lse_2 + base + query, mask=within, other=0.0)
+            de = tl.load(delta + base + query, mask=within, other=0.0)
+            begin = block_start(row // SIZE, keys, count, SIZE)
+            inside = within[None, :] & (place[:, None] >= begin[None, :]) & (place[:, None] < begin[None, :] + width)
+            dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, scale, inside, scale, False, True, PRECISION)
+    dk *= scale / LOG2E
+    if M > 0:
+        # The draw that may stand for this key: that of its stratum, if its rank is the key's, without or with a block.
+        ranks += ((batch * heads + group) * segments + tl.maximum(lower + slot, 0)) * M
+        index = first_piece(level, slot, number * 0, leaf, S, exact_limit, PIECE, LEVELS, FULL, PACKED)
+        unseen = tl.maximum(keys - SIZE, 0) * (count > 0)
+        size = (h + PIECE - 1) // PIECE
+        for behind in tl.static_range(2):
+            rank = place - behind * width
+            within = live & (rank >= 0) & (rank < unseen)
+            draw = (((rank.to(tl.int64) + 1) * M - 1) // tl.maximum(unseen, 1)).to(tl.int32)
+            found = within & (tl.load(ranks + draw, mask=within, other=-1) == rank)
+            for piece in range(size):
+                base = (((batch * heads + group) * pieces + index + piece) * 2 + behind) * M * D
+                dk += load_rows(draws + base, D, draw, found, True, D, BD).to(tl.float32)
+                base += batches * heads * pieces * 2 * M * D
+                dv += load_rows(draws + base, D, draw, found, True, D, BD).to(tl.float32)
+    store_rows(grads_k + key_plane * S * D, position, live, dk, D, BD)
+    store_rows(grads_v + key_plane * S * D, position, live, dv, D, BD)

@@ -1,0 +1,135 @@
+"""Where the segments of mode "paper" lie, by arithmetic and without a table; `plan.segments` is the same in torch.
+
+Causal: at level l a document is cut into tiles of h = leaf * 2**l tokens, and each odd tile reads the even tile before
+it. Slot p of a level stands for the odd tile that begins in [p h, p h + h); such tiles are 2 h apart in a document and
+more than h apart across documents, so no two share a slot, and token p h lies in the document of the tile. Without
+documents only the odd tiles have slots. Otherwise (FULL) a level has one segment for each long document.
+
+Shape letters: T queries, S keys.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def slots_of(h, S, exact_limit, FULL: tl.constexpr, PACKED: tl.constexpr):
+    """Slots of the level whose tiles have h tokens."""
+    if FULL:
+        if PACKED:
+            return (S + exact_limit) // (exact_limit + 1)
+        else:
+            return S * 0 + 1
+    else:
+        if PACKED:
+            return (S + h - 1) // h
+        else:
+            return (S + h - 1) // h // 2
+
+
+@triton.jit
+def locate(
+    index, leaf, S, exact_limit, unit,
+    PER_UNIT: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """(level, h, slot, number within the slot, slots of lower levels) of a program.
+
+    A slot has PER_UNIT programs for each `unit` tokens of its tile. Programs past the last have the slot -1.
+    """
+    level = index * 0
+    slot = index * 0 - 1
+    number = index * 0
+    lower = index * 0
+    height = index * 0 + leaf
+    left = index
+    passed = index * 0
+    for i in tl.static_range(LEVELS):
+        h = leaf << i
+        slots = slots_of(h, S, exact_limit, FULL, PACKED)
+        programs = (h + unit - 1) // unit * PER_UNIT
+        here = (left >= 0) & (left < slots * programs)
+        level = tl.where(here, i, level)
+        slot = tl.where(here, left // programs, slot)
+        number = tl.where(here, left % programs, number)
+        lower = tl.where(here, passed, lower)
+        height = tl.where(here, h, height)
+        left = tl.where(left >= 0, left - slots * programs, left)
+        passed += slots
+    return level, height, slot, number, lower
+
+
+@triton.jit
+def segment_at(starts, stops, slot, h, T, S, exact_limit, FULL: tl.constexpr, PACKED: tl.constexpr):
+    """(first key, one past the last, first query, one past the last, number in the document) of a slot.
+
+    Keys are positions, queries are numbers of queries; an empty slot has neither.
+    """
+    if FULL:
+        if PACKED:
+            width = exact_limit + 1
+            at = tl.minimum(tl.maximum(slot, 0) * width + exact_limit, S - 1)
+            start = tl.load(starts + at)
+            end = tl.load(stops + at)
+            there = (slot >= 0) & (end - start > exact_limit) & (start // width == slot)
+            first_key = start
+            last_key = tl.where(there, end, start)
+            first_query = start
+            last_query = last_key
+        else:
+            there = slot >= 0
+            first_key = slot * 0
+            last_key = tl.where(there, S, first_key)
+            first_query = slot * 0
+            last_query = tl.where(there, T, first_query)
+        number = slot * 0
+    else:
+        start = slot * 0
+        end = start + S
+        if PACKED:
+            edge = tl.maximum(slot, 0) * h
+            start = tl.load(starts + tl.minimum(edge, S - 1))
+            end = tl.load(stops + tl.minimum(edge, S - 1))
+            tile = (tl.maximum(edge - start, 0) + h - 1) // h
+        else:
+            tile = 2 * slot + 1
+        middle = start + tile * h
+        there = (slot >= 0) & (end - start > exact_limit) & (tile % 2 == 1) & (middle < end)
+        first_key = tl.where(there, middle - h, 0)
+        last_key = tl.where(there, middle, 0)
+        first_query = tl.where(there, tl.maximum(middle - (S - T), 0), 0)
+        last_query = tl.where(there, tl.maximum(tl.minimum(middle + h, end) - (S - T), 0), 0)
+        number = tile // 2
+    return first_key, last_key, first_query, last_query, number
+
+
+@triton.jit
+def block_start(run, keys, count, size):
+    """First key of the block that a run of `size` queries reads, counted from the segment's first (Algorithm 1)."""
+    count = tl.maximum(count, 1).to(tl.int64)
+    first = run.to(tl.int64) * size
+    rows = tl.minimum(count - first, size)
+    low = (2 * first + rows) * keys - size * count
+    low = tl.where(low < 0, 0, low) // (2 * count)
+    return tl.minimum(low, tl.maximum(keys - size, 0)).to(tl.int32)
+
+
+@triton.jit
+def first_run(beyond, keys, count, size):
+    """The first run whose block begins after key `beyond` of the segment; the number of runs if none does."""
+    runs = (count + size - 1) // size
+    low = runs * 0
+    high = runs
+    for _ in range(32):
+        middle = (low + high) // 2
+        after = block_start(middle, keys, count, size) > beyond
+        high = tl.where((low < high) & after, middle, high)
+        low = tl.where((low < high) & (after == 0), middle + 1, low)
+    return low
+
+
+@triton.jit
+def stratum(draw, keys, size, count, M: tl.constexpr):
+    """(first rank, ranks) of a draw's stratum among the keys outside the block; none where there are no queries."""
+    unseen = tl.where(count > 0, tl.maximum(keys - size, 0), 0).to(tl.int64)
+    low = draw * unseen // M
+    return low, (draw + 1) * unseen // M - low

@@ -1,0 +1,199 @@
+"""Which path a call takes: torch's fastest exact attention where that is faster, HyperAttention where it is not.
+
+Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, N documents.
+"""
+
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.hyper_attention.config import HyperAttentionConfig
+from kernels.hyper_attention.crossovers import Crossover, crossover
+from kernels.hyper_attention.documents import PADDING
+
+_CPU_EXACT_BELOW = 4096
+# On Hopper cuDNN is the fastest, though torch asks flash attention first: 573 against 837 ms at 131072 tokens, d = 64.
+_HOPPER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+Path = Literal["sdpa", "varlen", "hyper_attention"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a call does.
+
+    Attributes:
+        path: "sdpa" (exact, one document a row), "varlen" (exact, packed documents) or "hyper_attention".
+        exact_below: documents of at most this many tokens are exact.
+        reason: why, in one sentence.
+    """
+
+    path: Path
+    exact_below: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    causal: bool = False,
+    *,
+    config: HyperAttentionConfig | None = None,
+    packed: bool = False,
+    return_lse: bool = False,
+) -> Route:
+    """The path that `hyper_attention` takes for such a call, and why.
+
+    Args:
+        q, k, causal, config, return_lse: as in `hyper_attention`.
+        packed: whether `document_ids` or `cu_seqlens` is given.
+    """
+    config = config or HyperAttentionConfig()
+    limit = exact_below(q, k, causal, config)
+    path = path_of(q, k, causal, limit, packed, return_lse)
+    S, source = k.shape[2], _source(q, k, causal, config)
+    why = f"S = {S} is above {source}" if limit < S else f"S = {S} is at most {source}"
+    if path == "sdpa":
+        why += "; " + ("cuDNN's kernel first, the fastest on Hopper" if _hopper(q) else "torch's choice of kernels")
+    elif path == "varlen":
+        why += "; flash attention of packed documents"
+    elif limit >= S:
+        why += "; HyperAttention's own kernels are exact there, and torch has none for such a call"
+    return Route(path, limit, why)
+
+
+def path_of(q: Tensor, k: Tensor, causal: bool, limit: int, packed: bool, return_lse: bool) -> Path:
+    """The path of a call whose documents of at most `limit` tokens are exact; only ours gives a differentiable LSE."""
+    T, S = q.shape[2], k.shape[2]
+    if limit < S or return_lse or (causal and T != S):
+        return "hyper_attention"
+    if not packed:
+        return "sdpa"
+    return "hyper_attention" if _varlen(q) is None else "varlen"
+
+
+def exact_below(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) -> int:
+    """`config.exact_below` as a number."""
+    if config.exact_below != "auto":
+        return config.exact_below
+    return _CPU_EXACT_BELOW if q.device.type != "cuda" else _row(q, k, causal, config).tokens
+
+
+def _row(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) -> Crossover:
+    kind = f"paper {'causal' if causal else 'full'}" if config.mode == "paper" else config.choice
+    # Recomputation calls the forward pass of a training step without gradients: it must take the same path.
+    training = not torch.is_inference_mode_enabled()
+    return crossover(_card(q.device), kind, q.shape[3], q.shape[1] // k.shape[1], training)
+
+
+def _source(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) -> str:
+    """Where the limit comes from."""
+    if config.exact_below != "auto":
+        return f"exact_below = {config.exact_below}"
+    if q.device.type != "cuda":
+        return f"exact_below = {_CPU_EXACT_BELOW}, the default on a {q.device.type}"
+    row, card = _row(q, k, causal, config), _card(q.device)
+    known = "measured " + row.measured if row.measured else "expected, not measured"
+    like = "" if row.architecture == card else f" of {row.architecture}, the longest known, since {card} has none"
+    return f"the crossover {row.tokens}{like} ({row.kind}, d = {row.head_size}; {known})"
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
+    """Exact attention of one document a row by torch's fastest kernel, [B, Hq, T, D]."""
+    with _fastest_first(q):
+        return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
+
+
+def packed_exact_attention(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, causal: bool, scale: float) -> Tensor:
+    """Exact attention inside each document, [B, Hq, T, D]; 0 on padding.
+
+    The host reads the number and the longest of the documents, once for each tensor of ids.
+
+    Args:
+        q: [B, Hq, T, D]; k, v: [B, Hk, T, D], fp16 or bf16 on a GPU.
+        ids: [B, T], -1 on padding.
+    """
+    (B, Hq, T, D), varlen = q.shape, _varlen(q)
+    assert varlen is not None  # noqa: S101 - `route` has asked
+    offsets, longest = _offsets(ids)
+    flat = [x.transpose(1, 2).reshape(B * T, x.shape[1], D) for x in (q, k, v)]
+    window = (-1, 0) if causal else (-1, -1)
+    grouped = {"enable_gqa": True} if k.shape[1] != Hq else {}
+    out = varlen(*flat, offsets, offsets, longest, longest, scale=scale, window_size=window, **grouped)
+    out = out.view(B, T, Hq, D).transpose(1, 2)
+    return out.masked_fill((ids == PADDING)[:, None, :, None], 0.0)
+
+
+def _hopper(q: Tensor) -> bool:
+    return q.device.type == "cuda" and _card(q.device) == "sm_90"
+
+
+def _fastest_first(q: Tensor) -> AbstractContextManager[Any]:
+    if not torch.compiler.is_compiling() and _hopper(q):
+        return sdpa_kernel(_HOPPER, set_priority=True)
+    return nullcontext()
+
+
+def _varlen(q: Tensor) -> Any:
+    """Attention of packed documents as torch has it, or None where it cannot run."""
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if q.device.type != "cuda" or not half or q.shape[3] % 8 or torch.compiler.is_compiling():
+        return None
+    if torch.cuda.is_current_stream_capturing():
+        return None  # it needs lengths on the host
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    return varlen_attn
+
+
+class _LastOffsets(NamedTuple):
+    ids: "weakref.ref[Tensor]"
+    version: int
+    offsets: Tensor
+    longest: int
+
+
+_last: list[_LastOffsets] = []
+
+
+def _offsets(ids: Tensor) -> tuple[Tensor, int]:
+    """Offsets of the documents and runs of padding of all rows, int32 [N + 1], and the longest length.
+
+    The last ones are kept: the layers of a model share their ids.
+    """
+    for known in _last:
+        if known.ids() is ids and known.version == ids._version:
+            return known.offsets, known.longest
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    offsets = torch.nn.functional.pad(first.flatten().nonzero().flatten(), (0, 1), value=ids.numel())
+    longest = int(offsets.diff().max())
+    _last[:] = [_LastOffsets(weakref.ref(ids), ids._version, offsets.to(torch.int32), longest)]
+    return _last[0].offsets, longest
+
+
+@cache
+def _card(device: torch.device) -> str:
+    """ "sm_90" and the like; "gfx" for AMD."""
+    if torch.version.hip:
+        return "gfx"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
