@@ -1,11 +1,11 @@
-"""What the Triton kernels become on GPUs that are not here: compiled ahead of time and counted, not timed.
+"""What the Triton kernels become on a GPU that is not here: compiled ahead of time and counted, not timed.
 
-    python benchmarks/aot_report.py > docs/aot.md                       # all: many minutes
-    python benchmarks/aot_report.py --targets sm_90 --sizes 64 --json   # one line of JSON for each kernel
+    python benchmarks/aot_report.py > docs/aot.md                           # all: many minutes
+    python benchmarks/aot_report.py --targets sm_90 --kinds nominated --json  # one line of JSON for each kernel
+    PYTHONPATH=folder/of/triton-3.6 python benchmarks/aot_report.py --json    # with another release of Triton
 
 The launches of a forward and a backward pass are those of the library, with its committed tiles, arguments and
-alignments: only the driver is replaced, by one that names the target and runs nothing. Kernels are listed once for each
-set of parts they are compiled for.
+alignments: only the driver is replaced, by one that names the target and runs nothing.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
 import triton
@@ -25,11 +25,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from kernels.hyper_attention import HyperAttentionConfig
-from kernels.hyper_attention.documents import whole
-from kernels.hyper_attention.gpu import attention as gpu_attention
-from kernels.hyper_attention.gpu import parts, tuning
-from kernels.hyper_attention.plan.causal_local import build_local_plan
-from kernels.hyper_attention.plan.tables import build_plan
+from kernels.hyper_attention.gpu.local import launches as local
+from kernels.hyper_attention.gpu.local import tiles
+from kernels.hyper_attention.gpu.paper import launches as paper
 
 # Shared memory of a block in KB, at most: CUDA C programming guide, table of compute capabilities; AMD CDNA3 ISA, LDS.
 TARGETS = {
@@ -39,9 +37,9 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64),
 }
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
-MODES = ("paper", "causal_local")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SIZES = {"block_size": 256, "num_samples": 256, "leaf": 256, "window": 256, "exact_below": 256, "lookback": 512}
+KINDS = ("nominated", "nominated, packed", "paper causal", "paper full")
+TOKENS = 2048
 
 
 class Driver:
@@ -60,40 +58,32 @@ class Driver:
         return self.target
 
 
-def compiled(name, head_size, dtype, modes, chosen):
-    """Compile the launches of the modes; yields (mode, label, kernel)."""
-    kernels, label = [], []
-    run, launch = JITFunction.run, tuning.launch
+def compiled(name, head_size, dtype, kinds, segment):
+    """Compile the launches of the kinds; yields (kind, name, options, kernel)."""
+    kernels, run = [], JITFunction.run
 
     def compile_only(self, *arguments, grid, warmup, **options):
         kernel = run(self, *arguments, grid=grid, warmup=True, **options)
-        kernels.append((mode, label[-1] if label else self.fn.__name__.removesuffix("_kernel"), kernel))
+        kernels.append((kind, self.fn.__name__.removesuffix("_kernel"), options, kernel))
 
-    def labelled(name, part, *arguments, **options):
-        label.append(f"{name}, {part}")
-        launch(name, part, *arguments, **options)
-        label.pop()
-
-    tuning.architecture = lambda device: name
-    gpu_attention.launch, JITFunction.run = labelled, compile_only
+    tiles.architecture = lambda device: name
+    torch._assert_async = lambda *arguments: None
+    JITFunction.run = compile_only
     driver.set_active(Driver(TARGETS[name][0]))
-    for value in [*vars(tuning)["_KERNELS"].values(), gpu_attention.delta_kernel, parts.pool_kernel]:
-        value.device_caches.clear()
-    for mode in modes:
-        label.append("")
-        q, k, v = (torch.zeros(1, heads, 1024, head_size, dtype=dtype) for heads in (4, 2, 2))
-        config = HyperAttentionConfig(mode=mode, segment=SIZES["lookback"] // chosen, **SIZES)
-        tokens = whole(1, 1024, q.device)
-        plan = build_plan(q, k, True, tokens, config) if mode == "paper" else build_local_plan(q, k, tokens, config)
-        label.pop()
-        out, lse = gpu_attention.forward(q, k, v, plan, 0.1)
-        gpu_attention.backward(q, lse, q, k, v, out, lse, plan, 0.1)
-    JITFunction.run, gpu_attention.launch = run, launch
+    for kind in kinds:
+        q, k, v = (torch.zeros(1, heads, TOKENS, head_size, dtype=dtype) for heads in (4, 2, 2))
+        ids = torch.zeros(1, TOKENS, dtype=torch.int64) if "packed" in kind else None
+        causal, path = kind != "paper full", paper if "paper" in kind else local
+        sizes = {"mode": "paper"} if "paper" in kind else {"mode": "causal_local", "choice": "nominated"}
+        config = HyperAttentionConfig(**sizes, segment=segment, exact_below=512)
+        out, lse, buffer = path.forward(q, k, v, ids, causal, config, 0.1)
+        path.backward(q, None, q, k, v, out, lse, buffer, ids is not None, causal, config, 0.1)
+    JITFunction.run = run
     seen = set()
-    for mode, key, kernel in kernels:
-        if (key, kernel.hash) not in seen:
-            seen.add((key, kernel.hash))
-            yield mode, key, kernel
+    for kind, label, options, kernel in kernels:
+        if kernel.hash not in seen:
+            seen.add(kernel.hash)
+            yield kind, label, options, kernel
 
 
 def counts(kernel, name):
@@ -126,6 +116,8 @@ def counts(kernel, name):
         "lanes": 0,
         "shared_kb": shared,
         "tensor_cores": len(re.findall(rf"\b{TENSOR_CORES[name]}\b", text)),
+        "warpgroup": len(re.findall(r"\bHGMMA\b", text)),
+        "narrowest": min((int(n) for n in re.findall(r"HGMMA\.64x(\d+)x", text)), default=0),
         "copies": len(re.findall(r"\b(?:LDGSTS|UTMALDG)\b", text)),
         "atomics": len(re.findall(r"\b(?:ATOM|ATOMG|RED|REDG)\b", text)),
     }
@@ -139,20 +131,17 @@ def tool(name, *arguments):
 
 HEAD = """# The Triton kernels, compiled ahead of time
 
-Written by `python benchmarks/aot_report.py {command}`. **Compiled and counted, not timed: no GPU was at hand.**
+Written by `python benchmarks/aot_report.py {command}`. Compiled and counted; the kernels README has what was timed.
 
-The launches of a forward and a backward pass, {dtype}, with the committed tiles; Triton {version}. A kernel is listed
-twice where the last launch, which writes every row, is compiled apart; in `causal_local`, "local" reads means and sinks
-too. Stack: bytes that are reserved. Spills: vector registers, and instructions, that go to it. Lanes: scalar registers
-of gfx942 that are kept in lanes of vector registers, not in memory. Shared: KB of a block / the target's limit. Tensor
-cores: matrix instructions ({cores}).
-Copies: asynchronous, from global to shared memory; gfx942, of one stage, has none.
+The launches of a forward and a backward pass, {dtype}, with the committed tiles, segments of {segment}; Triton
+{version}. Tile: rows of queries x keys x warps. Stack: bytes that are reserved. Spills: vector registers, and
+instructions, that go to it. Lanes: scalar registers of gfx942 that are kept in lanes of vector registers.
+Shared: KB of a block / the target's limit. Tensor cores: matrix instructions ({cores}). Copies: asynchronous, from
+global to shared memory.
 
-{chosen} chosen segments a query (`--chosen`): the default configuration has sixteen, configs/long_context.yaml eight.
-
-| kernel | mode | d | target | registers | stack | spills | lanes | shared | tensor cores | copies | atomics |
-|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
-ROW = """| {kernel} | {mode} | {d} | {target} | {registers} | {stack} | {spills} | {lanes} \
+| kernel | kind | d | target | tile | registers | stack | spills | lanes | shared | tensor cores | copies | atomics |
+|---|---|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
+ROW = """| {kernel} | {kind} | {d} | {target} | {tile} | {registers} | {stack} | {spills} | {lanes} \
 | {shared_kb:.0f} / {limit_kb} | {tensor_cores} | {copies} | {atomics} |"""
 
 
@@ -160,24 +149,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="head sizes")
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
-    parser.add_argument("--chosen", type=int, default=16, help="segments that a query of causal_local reads exactly")
+    parser.add_argument("--segment", type=int, default=64, help="tokens of a pooled segment")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each kernel")
     arguments = parser.parse_args()
     if not arguments.json:
         cores, command = ", ".join(f"{TENSOR_CORES[x]} on {x}" for x in arguments.targets), " ".join(sys.argv[1:])
-        command = f"{command} > docs/aot.md".strip()
-        print(
-            HEAD.format(
-                command=command, dtype=arguments.dtype, version=triton.__version__, cores=cores, chosen=arguments.chosen
-            )
-        )
+        values = {"dtype": arguments.dtype, "version": triton.__version__, "segment": arguments.segment, "cores": cores}
+        print(HEAD.format(command=f"{command} > docs/aot.md".strip(), **values))
     for name in arguments.targets:
         for size in arguments.sizes:
-            for mode, label, kernel in compiled(name, size, DTYPES[arguments.dtype], arguments.modes, arguments.chosen):
+            found = compiled(name, size, DTYPES[arguments.dtype], arguments.kinds, arguments.segment)
+            for kind, label, options, kernel in found:
                 row = counts(kernel, name)
-                row |= {"kernel": label, "mode": mode, "d": size, "target": name, "limit_kb": TARGETS[name][1]}
+                tile = "x".join(str(options[key]) for key in ("BM", "BN", "num_warps") if key in options)
+                row |= {"kernel": label, "kind": kind, "d": size, "target": name, "tile": tile}
+                row["limit_kb"] = TARGETS[name][1]
                 print(json.dumps(row) if arguments.json else ROW.format(**row), flush=True)
 
 

@@ -102,9 +102,10 @@ def plan_of(q, k, v, ids, causal, config):
         found = paper_launches.buckets(call, kept) if call.sizes.L else None
         return build_plan(q, k, causal, documents, config, found and tuple(x.int() for x in found))
     plan = operator.plan_of(q, k, ids, causal, config)
-    if plan.lists is None:
+    sizes = sizes_of(q, k, ids is not None, config)
+    if plan.lists is None or not sizes.C:
         return plan
-    kept = views(buffer, sizes_of(q, k, ids is not None, config), k.dtype)
+    kept = views(buffer, sizes, k.dtype)
     some = torch.arange(kept.listed.shape[3], device="cuda") < kept.counts[..., None]
     segment = torch.where(some, kept.listed, plan.pooled.start.shape[1])
     lists = replace(plan.lists, segment=segment, first=torch.where(some, kept.firsts, plan.lists.tiles.size))

@@ -33,16 +33,21 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: f
     wide = torch.promote_types(q.dtype, torch.float32)
     groups = q.shape[1] // k.shape[1]
     key, value = (x.to(wide).repeat_interleave(groups, dim=1) for x in (k, v))
-    log_weight = log_weights(plan, q.shape[1], k.shape[1])
+    log_weight = all_log_weights(plan, q.shape[1], k.shape[1])
     if plan.pooled is not None:
         key, value = (torch.cat([x, pool(x, plan.pooled)], 2) for x in (key, value))
-        log_weight = torch.cat([log_weight, _pooled(plan, q.shape[1])], -1)
     logits = scale * (q.to(wide) @ key.transpose(-1, -2)) + log_weight.to(wide)
     empty = log_weight.isneginf().all(-1, keepdim=True)
     logits = logits.masked_fill(empty, 0.0)
     lse = logits.logsumexp(-1, keepdim=True)
     out = ((logits - lse).exp() @ value).masked_fill(empty, 0.0)
     return out.to(q.dtype), lse.masked_fill(empty, -torch.inf).squeeze(-1)
+
+
+def all_log_weights(plan: KeyPlan, query_heads: int, key_heads: int) -> Tensor:
+    """The weights w of `reference_attention` of keys, then of means, fp32 [B, Hq, T, S + P]."""
+    weights = log_weights(plan, query_heads, key_heads)
+    return weights if plan.pooled is None else torch.cat([weights, _pooled(plan, query_heads)], -1)
 
 
 def log_weights(plan: KeyPlan, query_heads: int, key_heads: int) -> Tensor:

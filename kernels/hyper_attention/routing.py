@@ -192,7 +192,7 @@ def _offsets(ids: Tensor) -> tuple[Tensor, int]:
 
 @cache
 def _card(device: torch.device) -> str:
-    """ "sm_90" and the like; "gfx" for AMD."""
+    """Name of the device's architecture, as in the table; "gfx" for AMD."""
     if torch.version.hip:
         return "gfx"
     major, minor = torch.cuda.get_device_capability(device)

@@ -1,7 +1,7 @@
 """Look-back by means and by LSH on a GPU: the definition itself, a few rows at a time.
 
 These two choices are yardsticks for the choice "nominated": right in every detail, with memory linear in the number of
-tokens, and as slow as exact attention without a flash kernel. Gradients are autograd's of each piece.
+tokens, and as slow as exact attention without a flash kernel.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size.
 """
@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kernels.hyper_attention.plan.pooling import add_pooled_gradient_, pool
 from kernels.hyper_attention.plan.tables import Band, KeyPlan, Lookback
-from kernels.hyper_attention.reference import reference_attention
+from kernels.hyper_attention.reference import all_log_weights, reference_attention
 
 _ELEMENTS = 1 << 26  # of the logits of a piece
 
@@ -49,20 +50,33 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the estimator, in the dtypes of q, k and v; arguments as of the other paths."""
     plan, wide = _by_position(plan), torch.promote_types(q.dtype, torch.float32)
-    grad_q, grad_k, grad_v = torch.empty_like(q), *(torch.zeros_like(x, dtype=wide) for x in (k, v))
+    groups = q.shape[1] // k.shape[1]
+    keys, values = (_with_means(x.to(wide), plan) for x in (k, v))
+    grad_q, grad_keys, grad_values = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
     for rows in _pieces(q, k):
-        tensors = [x.detach().to(wide).requires_grad_() for x in (q[:, :, rows], k, v)]
-        with torch.enable_grad():
-            part, part_lse = reference_attention(*tensors, _rows_of(plan, rows), scale)
-            loss = (part * grad_out[:, :, rows].to(wide)).sum()
-            if grad_lse is not None:
-                given = grad_lse[:, :, rows].masked_fill(part_lse.isneginf(), 0.0)
-                loss = loss + (part_lse.masked_fill(part_lse.isneginf(), 0.0) * given).sum()
-        grads = torch.autograd.grad(loss, tensors)
-        grad_q[:, :, rows] = grads[0].to(q.dtype)
-        grad_k += grads[1]
-        grad_v += grads[2]
-    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+        query, grad = q[:, :, rows].to(wide), grad_out[:, :, rows].to(wide)
+        key, value = (x.repeat_interleave(groups, 1) for x in (keys, values))
+        weight = all_log_weights(_rows_of(plan, rows), q.shape[1], k.shape[1]).to(wide)
+        row_lse = lse[:, :, rows, None].masked_fill(lse[:, :, rows, None].isneginf(), 0.0)
+        p = (scale * (query @ key.mT) + weight - row_lse).exp()
+        delta = (grad * out[:, :, rows].to(wide)).sum(-1, keepdim=True)
+        if grad_lse is not None:
+            delta = delta - grad_lse[:, :, rows, None].to(wide)
+        ds = scale * p * (grad @ value.mT - delta)
+        grad_q[:, :, rows] = (ds @ key).to(q.dtype)
+        for total, part in ((grad_keys, ds.mT @ query), (grad_values, p.mT @ grad)):
+            total += part.unflatten(1, (-1, groups)).sum(2)
+    S = k.shape[2]
+    grads = [x[:, :, :S].contiguous() for x in (grad_keys, grad_values)]
+    if plan.pooled is not None:
+        for total, part in zip(grads, (grad_keys, grad_values), strict=True):
+            add_pooled_gradient_(total, part[:, :, S:], plan.pooled)
+    return grad_q, grads[0].to(k.dtype), grads[1].to(v.dtype)
+
+
+def _with_means(x: Tensor, plan: KeyPlan) -> Tensor:
+    """Rows of the keys, then of their means, [B, Hk, S + P, D]."""
+    return x if plan.pooled is None else torch.cat([x, pool(x, plan.pooled)], 2)
 
 
 def _pieces(q: Tensor, k: Tensor) -> list[slice]:

@@ -32,8 +32,13 @@ def uniform(seed: int, stream: int, *indices: Tensor) -> Tensor:
 
 
 def initial_state(seed: int, stream: int) -> int:
-    """What `uniform` begins with, as a signed 64-bit number, for a kernel that draws the same numbers."""
-    return int(_mix(torch.tensor(_signed((seed * 2 + 1) * _GOLDEN + stream))))
+    """What `uniform` begins with, as a signed 64-bit number, for a kernel that draws the same numbers; no tensor."""
+    word = _signed((seed * 2 + 1) * _GOLDEN + stream) + _signed(_GOLDEN)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word &= (1 << 64) - 1
+        word = (word ^ (word >> shift)) * factor
+    word &= (1 << 64) - 1
+    return _signed(word ^ (word >> 31))
 
 
 def projections(seed: int, levels: int, heads: int, dimensions: int, bits: int, device: torch.device) -> Tensor:
