@@ -12,6 +12,7 @@ itself, so what a time limit leaves is still of use; `--markdown` writes the tab
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,10 @@ TUNED = {
     "query_gradient": ((64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 3), (128, 64, 8, 2)),
     "mean_gradient": ((64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2)),
     "key_gradient": ((64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 3), (128, 64, 8, 2)),
+    "level": ((64, 64, 4, 3), (128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 4), (128, 128, 8, 2)),
+    "level_query_gradient": ((64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2)),
+    "draw_gradient": ((32, 64, 4, 3), (64, 64, 4, 2), (32, 64, 4, 2), (64, 128, 8, 2)),
+    "level_key_gradient": ((32, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2)),
 }
 
 
@@ -192,9 +197,11 @@ def kind_of(kernel):
     return "paper causal" if kernel.startswith(("level", "leaf", "draw")) else "nominated"
 
 
-def tune(size, tokens):
+def tune(size, tokens, part):
     """Milliseconds of each kernel with each of a few tiles."""
     for kernel, tiles in TUNED.items():
+        if not re.search(part, kernel):
+            continue
         both = step(size, tokens, kind_of(kernel))
         for tile in tiles:
             override(kernel, tile)
@@ -242,6 +249,7 @@ def run_phase(phase, arguments):
             ["--compile", str(size), "8192", kernel, json.dumps(tile), kind_of(kernel)]
             for size in arguments.sizes
             for kernel, tiles in TUNED.items()
+            if re.search(arguments.tuned, kernel)
             for tile in tiles
         ]
         for _, _, lines in in_processes(compiled, 120):
@@ -252,7 +260,7 @@ def run_phase(phase, arguments):
         elif phase == "packed":
             packed(size)
         elif phase == "tune":
-            tune(size, 32768)
+            tune(size, 32768, arguments.tuned)
 
 
 def main():
@@ -262,6 +270,8 @@ def main():
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens")
     parser.add_argument("--kinds", nargs="+", default=["nominated", "no look-back", "paper causal", "paper full"])
     parser.add_argument("--key-heads", type=int, default=HEADS)
+    parser.add_argument("--cases", default="", help="check those whose name has this pattern")
+    parser.add_argument("--tuned", default="", help="tune kernels whose name has this pattern")
     parser.add_argument("--case", help="internal: check one case in this process")
     parser.add_argument("--compile", nargs=5, help="internal: head size, tokens, kernel, tile, kind")
     arguments = parser.parse_args()
@@ -277,7 +287,11 @@ def main():
         print(f"== {time.time() - begin:.0f} s {text}", flush=True)
 
     say(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {__import__('triton').__version__}")
-    commands = [["--case", name] for name in CASES] if "correct" in arguments.phases else []
+    commands = (
+        [["--case", name] for name in CASES if re.search(arguments.cases, name)]
+        if "correct" in arguments.phases
+        else []
+    )
     lengths = {max(64, n // 1024): n for n in sorted(arguments.lengths, reverse=True)}.values()
     compiled = [
         ["--compile", str(size), str(tokens), "", "", kind]

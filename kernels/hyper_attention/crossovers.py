@@ -43,13 +43,12 @@ TABLE = (
 
 
 def crossover(architecture: str, kind: str, head_size: int, group: int, training: bool) -> Crossover:
-    """The row for a call: that of the next larger head size; of cards that are not in the table, the longest."""
+    """The row for a call: that of the next larger head size, or of the largest; of cards that are not in the table, the longest."""
     rows = [row for row in TABLE if row.kind == kind] or list(TABLE)
     rows = [row for row in rows if row.architecture == architecture] or [max(rows, key=lambda row: row.tokens)]
     for wanted, field in ((training, "training"), (group, "group")):
         rows = [row for row in rows if getattr(row, field) == wanted] or rows
-    larger = [row for row in rows if row.head_size >= head_size]
-    if larger:
-        size = min(row.head_size for row in larger)
-        rows = [row for row in larger if row.head_size == size]
+    sizes = {row.head_size for row in rows}
+    size = min((size for size in sizes if size >= head_size), default=max(sizes))
+    rows = [row for row in rows if row.head_size == size]
     return max(rows, key=lambda row: row.tokens)

@@ -137,7 +137,8 @@ def packed_exact_attention(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, causal:
     grouped = {"enable_gqa": True} if k.shape[1] != Hq else {}
     out = varlen(*flat, offsets, offsets, longest, longest, scale=scale, window_size=window, **grouped)
     out = out.view(B, T, Hq, D).transpose(1, 2)
-    return out.masked_fill((ids == PADDING)[:, None, :, None], 0.0)
+    exact: Tensor = out.masked_fill((ids == PADDING)[:, None, :, None], 0.0)
+    return exact
 
 
 def _hopper(q: Tensor) -> bool:

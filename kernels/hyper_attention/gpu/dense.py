@@ -65,7 +65,7 @@ def backward(
         ds = scale * p * (grad @ value.mT - delta)
         grad_q[:, :, rows] = (ds @ key).to(q.dtype)
         for total, part in ((grad_keys, ds.mT @ query), (grad_values, p.mT @ grad)):
-            total += part.unflatten(1, (-1, groups)).sum(2)
+            total += part.view(len(part), -1, groups, *part.shape[2:]).sum(2)
     S = k.shape[2]
     grads = [x[:, :, :S].contiguous() for x in (grad_keys, grad_values)]
     if plan.pooled is not None:

@@ -104,7 +104,8 @@ class Kept:
 
 def sizes_of(q: Tensor, k: Tensor, packed: bool, config: HyperAttentionConfig) -> Sizes:
     """Sizes of a call."""
-    return Sizes(*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3], q.element_size(), packed, config)
+    (B, Hq, T, D), (Hk, S) = q.shape, k.shape[1:3]
+    return Sizes(B, Hq, Hk, T, S, D, q.element_size(), packed, config)
 
 
 def kept_bytes(sizes: Sizes) -> int:

@@ -34,7 +34,7 @@ TILES: dict[str, dict[str, tuple[Tile, Tile, Tile]]] = {
         "query_gradient": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
         "mean_gradient": (Tile(64, 64, 4, 3), Tile(64, 128, 8, 2), Tile(32, 64, 4, 1)),
         "key_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 1)),
-        "level": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
+        "level": (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
         "leaf": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
         "level_query_gradient": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
         "leaf_query_gradient": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),

@@ -63,6 +63,12 @@ class Sizes:
             return -(-self.S // (self.config.exact_limit + 1)) if self.packed else 1
         return -(-self.S // h) if self.packed else -(-self.S // h) // 2
 
+    def rows(self, queries: bool) -> int:
+        """Rows that the levels write for a head; a slot has one for each token of its tile."""
+        if not self.causal:
+            return self.T if queries else self.S
+        return sum(self.slots(level) * (self.leaf << level) for level in range(self.L))
+
     def programs(self, unit: int, each: int = 1) -> int:
         """Programs over all levels, `each` for each `unit` tokens of a slot's tile."""
         return sum(self.slots(level) * -(-(self.leaf << level) // unit) * each for level in range(self.L))
@@ -93,7 +99,8 @@ class Kept:
 
 def sizes_of(q: Tensor, k: Tensor, causal: bool, packed: bool, config: HyperAttentionConfig) -> Sizes:
     """Sizes of a call."""
-    return Sizes(*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3], causal, packed, config)
+    (B, Hq, T, D), (Hk, S) = q.shape, k.shape[1:3]
+    return Sizes(B, Hq, Hk, T, S, D, causal, packed, config)
 
 
 def kept_bytes(sizes: Sizes) -> int:

@@ -100,20 +100,20 @@ def forward(
         if s.L:
             sort(call, kept, *buckets(call, kept))
             if not s.direct:
-                outs = q.new_empty((s.L, s.B, s.Hq, s.T, s.D))
-                lses = q.new_empty((s.L, s.B, s.Hq, s.T), dtype=torch.float32)
+                outs = q.new_empty((s.B, s.Hq, s.rows(queries=True), s.D))
+                lses = q.new_empty((s.B, s.Hq, s.rows(queries=True)), dtype=torch.float32)
             constants = call.constants("level", level=True)
             levels.level_kernel[_runs(s, constants) * s.Hq, s.B](
                 call.q, call.k, call.v, kept.query_order, kept.key_order, kept.ranks, kept.starts, kept.stops, outs,
                 lses, *call.strides(call.q, call.k, call.v), s.Hq, s.Hq // s.Hk, s.T, s.S, s.leaf,
-                config.exact_limit, s.segments, scale * _LOG2E, FINAL=s.direct, **constants,
+                config.exact_limit, s.segments, s.rows(queries=True), scale * _LOG2E, FINAL=s.direct, **constants,
             )  # fmt: skip
         if not s.direct:
             constants = call.constants("leaf", level=False)
             leaf.leaf_kernel[triton.cdiv(s.T, constants["BM"]) * s.Hq, s.B](
                 call.q, call.k, call.v, outs, lses, kept.starts, kept.stops, out, lse,
                 *call.strides(call.q, call.k, call.v), s.Hq, s.Hq // s.Hk, s.T, s.S, s.leaf, config.exact_limit,
-                scale * _LOG2E, **constants,
+                s.rows(queries=True), scale * _LOG2E, **constants,
             )  # fmt: skip
     return out, lse, buffer
 
@@ -213,18 +213,19 @@ def _query_gradient(call: Call, kept: Kept, grad_out: Tensor, lse_2: Tensor, del
     s, parts = call.sizes, grad_q
     strides = call.strides(call.q, call.k, call.v, grad_out)
     if s.L:
-        parts = grad_q if s.direct else grad_q.new_empty((s.L, *grad_q.shape))
+        parts = grad_q if s.direct else grad_q.new_empty((s.B, s.Hq, s.rows(queries=True), s.D))
         constants = call.constants("level_query_gradient", level=True)
         levels.level_query_gradient_kernel[_runs(s, constants) * s.Hq, s.B](
             call.q, call.k, call.v, grad_out, kept.query_order, kept.key_order, kept.ranks, kept.starts, kept.stops,
             lse_2, delta, parts, *strides, s.Hq, s.Hq // s.Hk, s.T, s.S, s.leaf, s.config.exact_limit, s.segments,
-            call.scale * _LOG2E, **constants,
+            s.rows(queries=True), call.scale * _LOG2E, **constants,
         )  # fmt: skip
     if not s.direct:
         constants = call.constants("leaf_query_gradient", level=False)
         leaf.leaf_query_gradient_kernel[triton.cdiv(s.T, constants["BM"]) * s.Hq, s.B](
             call.q, call.k, call.v, grad_out, parts, kept.starts, kept.stops, lse_2, delta, grad_q, *strides, s.Hq,
-            s.Hq // s.Hk, s.T, s.S, s.leaf, s.config.exact_limit, call.scale * _LOG2E, **constants,
+            s.Hq // s.Hk, s.T, s.S, s.leaf, s.config.exact_limit, s.rows(queries=True), call.scale * _LOG2E,
+            **constants,
         )  # fmt: skip
 
 
@@ -236,11 +237,23 @@ def _key_gradients(
     parts = (grad_k, grad_v)
     if s.L:
         if not s.direct:
-            parts = grad_k.new_empty((s.L, *grad_k.shape)), grad_v.new_empty((s.L, *grad_v.shape))
+            shape = (s.B, s.Hk, s.rows(queries=False), s.D)
+            parts = grad_k.new_empty(shape), grad_v.new_empty(shape)
         pieces = s.programs(s.piece)
         draws = grad_k.new_empty((2, s.B, s.Hk, pieces, 2, s.M, s.D))
         orders, documents = (kept.query_order, kept.key_order, kept.ranks), (kept.starts, kept.stops)
-        numbers = (s.Hk, s.Hq // s.Hk, s.T, s.S, s.leaf, s.config.exact_limit, s.segments, pieces, call.scale * _LOG2E)
+        numbers = (
+            s.Hk,
+            s.Hq // s.Hk,
+            s.T,
+            s.S,
+            s.leaf,
+            s.config.exact_limit,
+            s.segments,
+            pieces,
+            s.rows(queries=False),
+            call.scale * _LOG2E,
+        )
         if s.M:
             constants = call.constants("draw_gradient", level=True)
             programs = s.programs(s.piece, 2 * triton.cdiv(s.M, constants["BN"])) * s.Hk
@@ -255,7 +268,7 @@ def _key_gradients(
         constants = call.constants("leaf_key_gradient", level=False)
         leaf.leaf_key_gradient_kernel[triton.cdiv(s.S, constants["BN"]) * s.Hk, s.B](
             *tensors, *parts, kept.starts, kept.stops, lse_2, delta, grad_k, grad_v, *strides, s.Hk, s.Hq // s.Hk,
-            s.T, s.S, s.leaf, s.config.exact_limit, call.scale * _LOG2E, **constants,
+            s.T, s.S, s.leaf, s.config.exact_limit, s.rows(queries=False), call.scale * _LOG2E, **constants,
         )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from kernels.hyper_attention.gpu.local.forward import softmax_step
 from kernels.hyper_attention.gpu.local.key_gradients import key_step
 from kernels.hyper_attention.gpu.local.query_gradients import query_step
 from kernels.hyper_attention.gpu.local.rows import LN2, LOG2E, load_rows, store_rows
+from kernels.hyper_attention.gpu.paper.ranges import row_of, slots_of
 
-_UNSPECIALISED = ["T", "S", "leaf", "exact_limit"]
+_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "rows"]
 
 
 @triton.jit
@@ -61,12 +62,12 @@ def spans(begin, stop, BN: tl.constexpr):
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def leaf_kernel(
     q, k, v, outs, lses, starts, stops, out, lse,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, heads, groups, T, S, leaf, exact_limit, scale,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, heads, groups, T, S, leaf, exact_limit, rows, scale,
     LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output [B, Hq, T, D] and log-sum-exp [B, Hq, T], of the leaf and of what `level_kernel` wrote."""
-    batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    batch = tl.program_id(1).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
     query = (tl.num_programs(0) // heads - 1 - tl.program_id(0) // heads) * BM + tl.arange(0, BM)
@@ -98,18 +99,21 @@ def leaf_kernel(
         inside = (column[None, :] < stop[:, None]) & (column[None, :] >= begin[:, None])
         acc, l_i, m_i = softmax_step(acc, l_i, m_i, q_i, k_j, v_j, scale, inside, scale, False, True, True, PRECISION)
     base = (batch * heads + head) * T
-    local = query - start if FULL else query + (S - T) - start
+    position = query if FULL else query + (S - T)
+    plane = (batch * heads + head) * rows
+    first = rows * 0
     for i in tl.static_range(LEVELS):
         reads = long
         if FULL == 0:
-            reads = long & (local // (leaf << i) % 2 == 1)
-        plane = ((i * batches + batch) * heads + head) * T
-        part = tl.load(lses + plane + query, mask=reads, other=float("-inf"))
-        rows = load_rows(outs + plane * D, D, query, reads, True, D, BD).to(tl.float32)
+            reads = long & ((position - start) // (leaf << i) % 2 == 1)
+        row = row_of(position, start, first, leaf << i, False, FULL, PACKED)
+        first += slots_of(leaf << i, S, exact_limit, FULL, PACKED) * (leaf << i)
+        part = tl.load(lses + plane + row, mask=reads, other=float("-inf"))
+        theirs_out = load_rows(outs + plane * D, D, row, reads, True, D, BD).to(tl.float32)
         top = tl.maximum(m_i, part)
         shift = tl.where(top == float("-inf"), 0.0, top)
         own, theirs = tl.exp2(m_i - shift), tl.exp2(part - shift)
-        acc = acc * own[:, None] + rows * theirs[:, None]
+        acc = acc * own[:, None] + theirs_out * theirs[:, None]
         l_i = l_i * own + theirs
         m_i = top
     some = l_i > 0
@@ -121,12 +125,12 @@ def leaf_kernel(
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def leaf_query_gradient_kernel(
     q, k, v, grad, grads, starts, stops, lse_2, delta, grad_q,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, heads, groups, T, S, leaf, exact_limit, scale,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, heads, groups, T, S, leaf, exact_limit, rows, scale,
     LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the queries, [B, Hq, T, D]: the leaf's, and those of `level_query_gradient_kernel`."""
-    batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    batch = tl.program_id(1).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
     query = (tl.num_programs(0) // heads - 1 - tl.program_id(0) // heads) * BM + tl.arange(0, BM)
@@ -160,13 +164,15 @@ def leaf_query_gradient_kernel(
         inside = (column[None, :] < stop[:, None]) & (column[None, :] >= begin[:, None])
         dq = query_step(dq, q_i, do, lse, de, k_j, v_j, scale, inside, scale, False, True, PRECISION)
     dq *= scale / LOG2E
-    local = query - start if FULL else query + (S - T) - start
+    position = query if FULL else query + (S - T)
+    first = rows * 0
     for i in tl.static_range(LEVELS):
         reads = long
         if FULL == 0:
-            reads = long & (local // (leaf << i) % 2 == 1)
-        plane = ((i * batches + batch) * heads + head) * T
-        dq += load_rows(grads + plane * D, D, query, reads, True, D, BD).to(tl.float32)
+            reads = long & ((position - start) // (leaf << i) % 2 == 1)
+        row = row_of(position, start, first, leaf << i, False, FULL, PACKED)
+        first += slots_of(leaf << i, S, exact_limit, FULL, PACKED) * (leaf << i)
+        dq += load_rows(grads + (batch * heads + head) * rows * D, D, row, reads, True, D, BD).to(tl.float32)
     store_rows(grad_q + base * D, query, live, dq, D, BD)
 
 
@@ -195,12 +201,12 @@ def _queries(
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def leaf_key_gradient_kernel(
     q, k, v, grad, grads_k, grads_v, starts, stops, lse_2, delta, grad_k, grad_v,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, heads, groups, T, S, leaf, exact_limit, scale,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, heads, groups, T, S, leaf, exact_limit, rows, scale,
     LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, [B, Hk, S, D]: the leaf's, and those of `level_key_gradient_kernel`."""
-    batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
+    batch = tl.program_id(1).to(tl.int64)
     group = (tl.program_id(0) % heads).to(tl.int64)
     position = tl.program_id(0) // heads * BN + tl.arange(0, BN)
     live = position < S
@@ -237,14 +243,17 @@ def leaf_key_gradient_kernel(
             scale, True, D, BD, BM, PRECISION,
         )  # fmt: skip
     dk *= scale / LOG2E
+    plane = (batch * heads + group) * rows * D
+    row_first = rows * 0
     for i in tl.static_range(LEVELS):
         h = leaf << i
         has = long & live
         if FULL == 0:
             tile = (position - start) // h
             has = has & (tile % 2 == 0) & (start + (tile + 1) * h < end)
-        plane = ((i * batches + batch) * heads + group) * S * D
-        dk += load_rows(grads_k + plane, D, position, has, True, D, BD).to(tl.float32)
-        dv += load_rows(grads_v + plane, D, position, has, True, D, BD).to(tl.float32)
+        row = row_of(position, start, row_first, h, True, FULL, PACKED)
+        row_first += slots_of(h, S, exact_limit, FULL, PACKED) * h
+        dk += load_rows(grads_k + plane, D, row, has, True, D, BD).to(tl.float32)
+        dv += load_rows(grads_v + plane, D, row, has, True, D, BD).to(tl.float32)
     store_rows(grad_k + (batch * heads + group) * S * D, position, live, dk, D, BD)
     store_rows(grad_v + (batch * heads + group) * S * D, position, live, dv, D, BD)

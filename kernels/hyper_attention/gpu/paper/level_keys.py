@@ -12,12 +12,13 @@ from kernels.hyper_attention.gpu.paper.ranges import (
     block_start,
     first_run,
     locate,
+    rows_before,
     segment_at,
     slots_of,
     stratum,
 )
 
-_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "segments", "pieces"]
+_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "segments", "pieces", "rows"]
 
 
 @triton.jit
@@ -38,7 +39,7 @@ def first_piece(
 def draw_gradient_kernel(
     q, k, v, grad, query_order, key_order, ranks, starts, stops, lse_2, delta, draws,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    heads, groups, T, S, leaf, exact_limit, segments, pieces, scale,
+    heads, groups, T, S, leaf, exact_limit, segments, pieces, rows, scale,
     SIZE: tl.constexpr, M: tl.constexpr, PIECE: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
     PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -74,28 +75,31 @@ def draw_gradient_kernel(
     some = tl.max(there.to(tl.int32), 0)
     lowest = tl.min(tl.where(there, rank, 2147483647))
     highest = tl.max(tl.where(there, rank, -1))
-    low = tl.where(behind == 0, first_run(lowest, keys, count, SIZE) * SIZE, 0)
-    high = tl.where(behind == 0, count, tl.minimum(first_run(highest, keys, count, SIZE) * SIZE, count))
-    low = tl.maximum(low, piece * PIECE)
-    high = tl.where(some > 0, tl.minimum(high, (piece + 1) * PIECE), 0)
+    runs: tl.constexpr = (PIECE + SIZE - 1) // SIZE
+    low = tl.where(behind == 0, first_run(lowest, keys, count, SIZE), 0)
+    high = tl.where(behind == 0, (count + SIZE - 1) // SIZE, first_run(highest, keys, count, SIZE))
+    low = tl.maximum(low, piece * runs)
+    high = tl.where(some > 0, tl.minimum(high, (piece + 1) * runs), 0)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     for member in range(groups):
         head = group * groups + member
         base = (batch * heads * groups + head) * T
         plane = (level.to(tl.int64) * batches + batch) * heads * groups + head
-        for i in range(low, high, BM):
-            row = i + tl.arange(0, BM)
-            live = row < high
-            query = tl.load(query_order + plane * T + first_query + row, mask=live, other=0)
-            q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, live, True, D, BD)
-            do = load_rows(grad + batch * g_b + head * g_h, g_n, query, live, True, D, BD)
-            lse = tl.load(lse_2 + base + query, mask=live, other=0.0)
-            de = tl.load(delta + base + query, mask=live, other=0.0)
-            begin = block_start(row // SIZE, keys, count, SIZE)
-            before = (rank[:, None] < begin[None, :]).to(tl.int32)
-            inside = live[None, :] & there[:, None] & (before + behind == 1)
-            dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, weight, inside, scale, True, True, PRECISION)
+        for run in range(low, high):
+            begin = block_start(run, keys, count, SIZE)
+            reads = there & ((rank < begin).to(tl.int32) + behind == 1)
+            last = tl.minimum((run + 1) * SIZE, count)
+            for i in range(run * SIZE, last, BM):
+                row = i + tl.arange(0, BM)
+                live = row < last
+                query = tl.load(query_order + plane * T + first_query + row, mask=live, other=0)
+                q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, live, True, D, BD)
+                do = load_rows(grad + batch * g_b + head * g_h, g_n, query, live, True, D, BD)
+                lse = tl.load(lse_2 + base + query, mask=live, other=0.0)
+                de = tl.load(delta + base + query, mask=live, other=0.0)
+                inside = live[None, :] & reads[:, None]
+                dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, weight, inside, scale, True, True, PRECISION)
     index = first_piece(level, slot, piece, leaf, S, exact_limit, PIECE, LEVELS, FULL, PACKED)
     base = (((batch * heads + group) * pieces + index) * 2 + behind) * M * D
     live = (draw < M) & (slot + draw * 0 >= 0)
@@ -107,12 +111,12 @@ def draw_gradient_kernel(
 def level_key_gradient_kernel(
     q, k, v, grad, query_order, key_order, ranks, draws, starts, stops, lse_2, delta, grads_k, grads_v,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    heads, groups, T, S, leaf, exact_limit, segments, pieces, scale,
+    heads, groups, T, S, leaf, exact_limit, segments, pieces, rows, scale,
     SIZE: tl.constexpr, M: tl.constexpr, PIECE: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
     PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Each level's share of the gradients of keys and values, [L, B, Hk, S, D], for the keys it has: blocks and draws.
+    """Each level's share of the gradients of keys and values, [B, Hk, rows, D], for the keys it has: blocks and draws.
 
     Args:
         draws: as `draw_gradient_kernel` writes them.
@@ -131,8 +135,8 @@ def level_key_gradient_kernel(
     position = tl.load(key_order + key_plane * S + first_key + place, mask=live, other=0)
     k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, live, True, D, BD)
     v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, live, True, D, BD)
-    low = first_run(number * BN - width, keys, count, SIZE) * SIZE
-    high = tl.minimum(first_run(tl.minimum(number * BN + BN, keys) - 1, keys, count, SIZE) * SIZE, count)
+    low = first_run(number * BN - width, keys, count, SIZE)
+    high = first_run(tl.minimum(number * BN + BN, keys) - 1, keys, count, SIZE)
     high = tl.where(number * BN < keys, high, 0)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
@@ -140,17 +144,20 @@ def level_key_gradient_kernel(
         head = group * groups + member
         base = (batch * heads * groups + head) * T
         plane = (level.to(tl.int64) * batches + batch) * heads * groups + head
-        for i in range(low, high, BM):
-            row = i + tl.arange(0, BM)
-            within = row < high
-            query = tl.load(query_order + plane * T + first_query + row, mask=within, other=0)
-            q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, within, True, D, BD)
-            do = load_rows(grad + batch * g_b + head * g_h, g_n, query, within, True, D, BD)
-            lse = tl.load(lse_2 + base + query, mask=within, other=0.0)
-            de = tl.load(delta + base + query, mask=within, other=0.0)
-            begin = block_start(row // SIZE, keys, count, SIZE)
-            inside = within[None, :] & (place[:, None] >= begin[None, :]) & (place[:, None] < begin[None, :] + width)
-            dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, scale, inside, scale, False, True, PRECISION)
+        for run in range(low, high):
+            begin = block_start(run, keys, count, SIZE)
+            reads = (place >= begin) & (place < begin + width)
+            last = tl.minimum((run + 1) * SIZE, count)
+            for i in range(run * SIZE, last, BM):
+                row = i + tl.arange(0, BM)
+                within = row < last
+                query = tl.load(query_order + plane * T + first_query + row, mask=within, other=0)
+                q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, within, True, D, BD)
+                do = load_rows(grad + batch * g_b + head * g_h, g_n, query, within, True, D, BD)
+                lse = tl.load(lse_2 + base + query, mask=within, other=0.0)
+                de = tl.load(delta + base + query, mask=within, other=0.0)
+                inside = within[None, :] & reads[:, None]
+                dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, scale, inside, scale, False, True, PRECISION)
     dk *= scale / LOG2E
     if M > 0:
         # The draw that may stand for this key: that of its stratum, if its rank is the key's, without or with a block.
@@ -163,10 +170,16 @@ def level_key_gradient_kernel(
             within = live & (rank >= 0) & (rank < unseen)
             draw = (((rank.to(tl.int64) + 1) * M - 1) // tl.maximum(unseen, 1)).to(tl.int32)
             found = within & (tl.load(ranks + draw, mask=within, other=-1) == rank)
-            for piece in range(size):
+            some = tl.max(found.to(tl.int32), 0)
+            for piece in range(size * some):
                 base = (((batch * heads + group) * pieces + index + piece) * 2 + behind) * M * D
                 dk += load_rows(draws + base, D, draw, found, True, D, BD).to(tl.float32)
                 base += batches * heads * pieces * 2 * M * D
                 dv += load_rows(draws + base, D, draw, found, True, D, BD).to(tl.float32)
-    store_rows(grads_k + key_plane * S * D, position, live, dk, D, BD)
-    store_rows(grads_v + key_plane * S * D, position, live, dv, D, BD)
+    row = position
+    if FULL == 0:
+        first = rows_before(level, leaf, S, exact_limit, LEVELS, FULL, PACKED)
+        row += first + tl.maximum(slot, 0) * h - first_key
+    base = (batch * heads + group) * rows * D
+    store_rows(grads_k + base, row, live, dk, D, BD)
+    store_rows(grads_v + base, row, live, dv, D, BD)

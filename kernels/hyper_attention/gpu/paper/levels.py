@@ -15,9 +15,9 @@ import triton.language as tl
 from kernels.hyper_attention.gpu.local.forward import softmax_step
 from kernels.hyper_attention.gpu.local.query_gradients import query_step
 from kernels.hyper_attention.gpu.local.rows import LN2, LOG2E, load_rows, store_rows
-from kernels.hyper_attention.gpu.paper.ranges import block_start, locate, segment_at, stratum
+from kernels.hyper_attention.gpu.paper.ranges import block_start, locate, rows_before, segment_at, stratum
 
-_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "segments"]
+_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "segments", "rows"]
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def _run_rows(
     """Where a program works: some queries of one run, which share a block.
 
     Returns (level, slots before, first key, keys, first key of the block, queries of the segment, places of the
-    queries, which exist).
+    queries, which exist, the row of position 0 in what the level writes).
     """
     parts: tl.constexpr = (SIZE + BM - 1) // BM
     level, h, slot, number, lower = locate(index, leaf, S, exact_limit, size, parts, LEVELS, FULL, PACKED)
@@ -40,7 +40,11 @@ def _run_rows(
     live = (place < last_query) & (within < size)
     keys, count = last_key - first_key, last_query - first_query
     begin = block_start(number // parts, keys, count, size)
-    return level, lower + slot, first_key, keys, begin, count, place, live
+    origin = place * 0
+    if FULL == 0:
+        first = rows_before(level, leaf, S, exact_limit, LEVELS, FULL, PACKED)
+        origin += first + tl.maximum(slot, 0) * h - last_key + (S - T)
+    return level, lower + slot, first_key, keys, begin, count, place, live, origin
 
 
 @triton.jit
@@ -60,16 +64,16 @@ def draws_at(
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def level_kernel(
     q, k, v, query_order, key_order, ranks, starts, stops, outs, lses,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, heads, groups, T, S, leaf, exact_limit, segments, scale,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, heads, groups, T, S, leaf, exact_limit, segments, rows, scale,
     SIZE: tl.constexpr, M: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
     FINAL: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Output [L, B, Hq, T, D] and log-sum-exp [L, B, Hq, T] of each level, where it has queries; FINAL: of the call."""
+    """Output [B, Hq, rows, D] and log-sum-exp [B, Hq, rows] of the levels' queries (`row_of`); FINAL: of the call."""
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
-    level, segment, first_key, keys, begin, count, place, live = _run_rows(
+    level, segment, first_key, keys, begin, count, place, live, origin = _run_rows(
         starts + batch * S, stops + batch * S, tl.program_id(0) // heads, T, S, leaf, exact_limit, SIZE,
         BM, LEVELS, FULL, PACKED, SIZE,
     )  # fmt: skip
@@ -113,23 +117,24 @@ def level_kernel(
     lse = m_i + tl.log2(l_i)
     if FINAL:
         lse = lse * LN2
-    tl.store(lses + plane * T + query, lse, mask=live)
-    store_rows(outs + plane * T * D, query, live, acc / l_i[:, None], D, BD)
+    base = (batch * heads + head) * rows
+    tl.store(lses + base + origin + query, lse, mask=live)
+    store_rows(outs + base * D, origin + query, live, acc / l_i[:, None], D, BD)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def level_query_gradient_kernel(
     q, k, v, grad, query_order, key_order, ranks, starts, stops, lse_2, delta, grads,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    heads, groups, T, S, leaf, exact_limit, segments, scale,
+    heads, groups, T, S, leaf, exact_limit, segments, rows, scale,
     SIZE: tl.constexpr, M: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Each level's share of dQ, [L, B, Hq, T, D], for the queries it has; arguments as of `level_kernel`."""
+    """Each level's share of dQ, [B, Hq, rows, D], for the queries it has; arguments as of `level_kernel`."""
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
-    level, segment, first_key, keys, begin, count, place, live = _run_rows(
+    level, segment, first_key, keys, begin, count, place, live, origin = _run_rows(
         starts + batch * S, stops + batch * S, tl.program_id(0) // heads, T, S, leaf, exact_limit, SIZE,
         BM, LEVELS, FULL, PACKED, SIZE,
     )  # fmt: skip
@@ -169,4 +174,4 @@ def level_query_gradient_kernel(
             v_j = load_rows(v, v_n, position, there, True, D, BD)
             inside = there[None, :] & (place[:, None] >= 0)
             dq = query_step(dq, q_i, do, lse, de, k_j, v_j, weight, inside, scale, True, True, PRECISION)
-    store_rows(grads + plane * T * D, query, live, dq * (scale / LOG2E), D, BD)
+    store_rows(grads + (batch * heads + head) * rows * D, origin + query, live, dq * (scale / LOG2E), D, BD)

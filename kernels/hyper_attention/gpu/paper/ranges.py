@@ -103,6 +103,34 @@ def segment_at(starts, stops, slot, h, T, S, exact_limit, FULL: tl.constexpr, PA
 
 
 @triton.jit
+def rows_before(level, leaf, S, exact_limit, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr):
+    """First row of a level in the tensors that hold a row for each token of each slot; without a mask there is one."""
+    rows = level * 0
+    if FULL == 0:
+        for i in tl.static_range(LEVELS):
+            rows += tl.where(i < level, slots_of(leaf << i, S, exact_limit, FULL, PACKED) * (leaf << i), 0)
+    return rows
+
+
+@triton.jit
+def row_of(position, start, first, h, IS_KEY: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr):
+    """Row of a token in the level whose tiles have h tokens and whose first row is `first`.
+
+    The token is a query of an odd tile or a key of an even one, of the document that begins at `start`.
+    """
+    if FULL:
+        row = position
+    else:
+        tile = (position - start) // h
+        if PACKED:
+            slot = (start + (tile + (1 if IS_KEY else 0)) * h) // h
+        else:
+            slot = tile // 2
+        row = first + slot * h + position - start - tile * h
+    return row
+
+
+@triton.jit
 def block_start(run, keys, count, size):
     """First key of the block that a run of `size` queries reads, counted from the segment's first (Algorithm 1)."""
     count = tl.maximum(count, 1).to(tl.int64)
@@ -119,11 +147,11 @@ def first_run(beyond, keys, count, size):
     runs = (count + size - 1) // size
     low = runs * 0
     high = runs
-    for _ in range(32):
+    while low < high:
         middle = (low + high) // 2
         after = block_start(middle, keys, count, size) > beyond
-        high = tl.where((low < high) & after, middle, high)
-        low = tl.where((low < high) & (after == 0), middle + 1, low)
+        high = tl.where(after, middle, high)
+        low = tl.where(after, low, middle + 1)
     return low
 
 
