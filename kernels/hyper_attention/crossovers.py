@@ -43,7 +43,7 @@ TABLE = (
 
 
 def crossover(architecture: str, kind: str, head_size: int, group: int, training: bool) -> Crossover:
-    """The row for a call: that of the next larger head size, or of the largest; of cards that are not in the table, the longest."""
+    """The row for a call: of the next larger head size, or the largest; the longest for cards not in the table."""
     rows = [row for row in TABLE if row.kind == kind] or list(TABLE)
     rows = [row for row in rows if row.architecture == architecture] or [max(rows, key=lambda row: row.tokens)]
     for wanted, field in ((training, "training"), (group, "group")):
