@@ -10,7 +10,7 @@ import pytest
 
 from cluster.manifest import Manifest, fingerprint_of
 from cluster.storage import AssetStore
-from flows.config import RunConfig, load_config
+from flows.config import load_config
 from flows.graph import (
     EVALUATION,
     HELD_OUT,
@@ -40,16 +40,16 @@ def keys_of(config: StageConfig, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def varied(config: RunConfig, key: str) -> RunConfig:
+def varied(config: Any, key: str) -> Any:
     """The same configuration with another value for one key; whether it is allowed does not matter here."""
-    section, _, name = key.rpartition(".")
-    part: Any = getattr(config, section) if section else config
-    value = getattr(part, name)
-    changed = part.model_copy(update={name: 7 if value is None else other(value)})
-    return config.model_copy(update={section: changed}) if section else changed
+    name, _, rest = key.partition(".")
+    value = getattr(config, name)
+    return config.model_copy(update={name: varied(value, rest) if rest else other(value)})
 
 
 def other(value: Any) -> Any:
+    if value is None:
+        return 7
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
