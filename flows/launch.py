@@ -26,6 +26,7 @@ from flows.graph import REPORT, Graph
 from flows.plan_report import print_plan
 from flows.preflight import PreflightError, preflight, require_sound
 from flows.run import Run, open_run
+from flows.steps import print_step
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
 from operators.stage import Finding
@@ -85,11 +86,13 @@ def _run(
     out, _ = terminal
     if arguments.canary and not arguments.plan:
         raise ConfigError("--canary: only with --plan; a run makes all its calls")
-    looks_only = arguments.plan or arguments.doctor
+    looks_only = arguments.plan or arguments.doctor or arguments.step is not None
     writes = bool(arguments.canary) or not looks_only
     if writes:
         stack.enter_context(lease(run.config.storage))
     logs = stack.enter_context(connected())
+    if arguments.step is not None:
+        return print_step(run, arguments.step, out)
     findings = preflight(run, arguments.refresh, selected, thorough=arguments.doctor, holds_lease=writes)
     if arguments.plan:
         return print_plan(run, arguments.refresh, findings, out, canary=arguments.canary)
@@ -121,6 +124,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     looks.add_argument(
         "--doctor", action="store_true", help="execute nothing; check storage, source, models and cluster"
     )
+    looks.add_argument("--step", type=int, metavar="N", help="say which rows training step N (from 0) learns from")
     parser.add_argument(
         "--canary", type=int, default=0, metavar="N", help="with --plan: make N calls first, to predict all from them"
     )

@@ -9,10 +9,10 @@ from flows.graph import EVALUATION, PACKED_SEQUENCES, RECYCLED_INSTRUCTIONS, SEL
 from operators.stage import Finding
 from operators.student.pool import StudentPoolConfig
 from operators.train.config import TrainConfig
+from operators.train.memory import bytes_per_worker
 
 GIB = 1 << 30
-# float32 weights, gradients and Adam's two moments; ZeRO divides all but the weights (and at stage 3 those) by workers.
-BYTES_PER_PARAMETER_STATE = 12
+BYTES_PER_PARAMETER = 4  # of a float32 file
 STAGE_OF = {  # asset -> the stage whose demand it has
     SELECTED_INSTRUCTIONS: "score",
     RECYCLED_INSTRUCTIONS: "score",
@@ -98,11 +98,6 @@ def weight_bytes(model: str) -> int:
     return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
 
 
-def training_bytes(student_bytes: int, num_workers: int) -> int:
-    """Memory of all workers together: each holds the weights, and they share gradients and optimizer."""
-    return num_workers * student_bytes + student_bytes // 4 * BYTES_PER_PARAMETER_STATE
-
-
 def training_disk_bytes(train: TrainConfig, student_bytes: int) -> int:
     """Bytes that training writes at most: the student, and two checkpoints of float32 weights and Adam's moments."""
     few_steps = 0 < train.max_steps <= train.checkpoint_every_steps
@@ -123,7 +118,7 @@ def _memory(config: RunConfig, nodes: Sequence[Node], teacher_bytes: int, studen
         if need > max(memory):
             findings.append(_too_big("teacher.model", need, max(memory), "lower teacher.cpu_kv_cache_gib"))
     if train.gpus_per_worker == 0:
-        need = training_bytes(student_bytes, train.num_workers)
+        need = train.num_workers * bytes_per_worker(student_bytes // BYTES_PER_PARAMETER, train)
         if need > max(memory) * len(memory):
             findings.append(_too_big("student.model", need, max(memory), "lower train.num_workers"))
     for stage, pool in (("score", config.score), ("evaluate", evaluate_config(config))):

@@ -47,6 +47,7 @@ from operators.reflect.reflect_responses import reflect_responses
 from operators.report.report import build_report
 from operators.select.select import select_instructions, select_responses
 from operators.train.pack import count_packed, pack
+from operators.train.result import TrainResult
 
 REFRESHES = dg.DynamicPartitionsDefinition(name="refresh")
 RunResource = dg.ResourceParam[Run]
@@ -171,11 +172,11 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
     version = run.student_version()
     folder = run.path("students", version)
 
-    def build() -> dict[str, Any]:
+    def build() -> TrainResult:
         from operators.train.train import train  # imports torch: seconds that a run without training saves
 
-        result = train(packed_sequences, run.config.train, run.student, folder)
-        return result.model_dump(mode="json") | {"version": version, "folder": folder}
+        trained = train(packed_sequences, run.config.train, run.student, folder)
+        return trained.model_copy(update={"version": version, "folder": folder})
 
     return Recipe(build)
 
@@ -186,29 +187,29 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
     code_version="2",
     metadata=uses("evaluate", "teacher", "student", only_rows=True),
 )
-def evaluation(held_out: Dataset, student: dict[str, Any], run: RunResource) -> Recipe:
+def evaluation(held_out: Dataset, student: TrainResult, run: RunResource) -> Recipe:
     """The student against its base model and earlier students: loss on held-out records, the teacher's judgement."""
     ledger = run.ledger()
 
     def build() -> Evaluation:
-        models = models_of(run, student["version"], student["folder"])
+        models = models_of(run, student.version, student.folder)
         return evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger)
 
     return Recipe(build, metrics=lambda _: ledger.metrics())
 
 
 @dg.asset(group_name="evaluate", code_version="2", metadata=uses("release"))
-def release(evaluation: Evaluation, student: dict[str, Any], run: RunResource) -> Recipe:
+def release(evaluation: Evaluation, student: TrainResult, run: RunResource) -> Recipe:
     """Whether the student replaces the released one, and why."""
     history = ReleaseHistory(run.config.storage)
-    return Recipe(partial(decide_release, evaluation, student["version"], history, run.config.release))
+    return Recipe(partial(decide_release, evaluation, student.version, history, run.config.release))
 
 
 @dg.asset(group_name="evaluate", kinds={"html"}, code_version="1", metadata=uses("name", "report"))
 def report(
     recycled_instructions: Dataset,
     packed_sequences: Dataset,
-    student: dict[str, Any],
+    student: TrainResult,
     evaluation: Evaluation,
     release: Release,
     run: RunResource,
@@ -217,7 +218,7 @@ def report(
 
     def build() -> dict[str, Any]:
         config = run.config
-        results = results_of(run, student, evaluation, release)
+        results = results_of(run, student.model_dump(mode="json"), evaluation, release)
         data = (recycled_instructions, packed_sequences)
         made = build_report(config.name, *data, results, config.model_dump(mode="json"), config.report)
         run.write(run.path("reports", f"{config.name}.html"), made.html)

@@ -8,14 +8,16 @@ and the packs take disk (12 bytes a token), not memory.
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from ray.data import Dataset
 
 from operators import columns
 from operators.student.encode import IGNORED
@@ -23,6 +25,7 @@ from operators.student.packed_loss import Pack
 from operators.train.config import TrainConfig
 
 _INDEX = ["outcome", "row_ids", "document_lengths"]
+Key = tuple[list[str], list[int]]  # ids of a pack's rows, and their lengths in tokens
 _TOKENS = [*_INDEX, "input_ids", "labels"]
 
 
@@ -95,6 +98,11 @@ class PackIndex:
         return len(self.row_ids)
 
     @property
+    def num_rows(self) -> int:
+        """Rows in all packs; an epoch sees each once."""
+        return sum(len(row_ids) for row_ids in self.row_ids)
+
+    @property
     def digest(self) -> str:
         """Hash of the rows of each pack and their lengths."""
         return _digest(list(zip(self.row_ids, self.document_lengths, strict=True)))
@@ -134,11 +142,19 @@ def read_index(files: list[str]) -> PackIndex:
     Raises:
         ValueError: there is no pack in them, or a row is in two packs.
     """
-    keys = sorted(key for table in _read(files, _INDEX) for key in _keys(table))
+    return _index(key for table in _read(files, _INDEX) for key in _keys(table))
+
+
+def index_of(packs: Dataset) -> PackIndex:
+    """The same of a data set of PACKS."""
+    tables = packs.select_columns(_INDEX).iter_batches(batch_size=None, batch_format="pyarrow")
+    return _index(key for table in tables for key in _keys(table.filter(_is_packed(table))))
+
+
+def _index(found: Iterable[Key]) -> PackIndex:
+    keys = sorted(found)
     if not keys:
-        raise ValueError(
-            f"train: no pack in {len(files)} files of packed_sequences; every row was quarantined or none was recycled"
-        )
+        raise ValueError("train: no pack in packed_sequences; every row was quarantined or none was recycled")
     ids = Counter(row_id for row_ids, _ in keys for row_id in row_ids)
     twice = [row_id for row_id, count in ids.most_common(1) if count > 1]
     if twice:
@@ -201,11 +217,15 @@ def _supervised(labels: pa.ListScalar) -> int:
     return int(np.count_nonzero(labels.values.to_numpy() != IGNORED))
 
 
-def _keys(table: pa.Table) -> list[tuple[list[str], list[int]]]:
+def _is_packed(table: pa.Table) -> pa.ChunkedArray:
+    return pc.equal(table["outcome"], columns.PACKED)
+
+
+def _keys(table: pa.Table) -> list[Key]:
     return list(zip(table["row_ids"].to_pylist(), table["document_lengths"].to_pylist(), strict=True))
 
 
-def _digest(keys: list[tuple[list[str], list[int]]]) -> str:
+def _digest(keys: list[Key]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for row_ids, lengths in sorted(keys):
         digest.update(f"{row_ids} {lengths}\n".encode())
@@ -217,7 +237,7 @@ def _read(files: list[str], wanted: list[str]) -> Iterator[pa.Table]:
     for file in files:
         for batch in pq.ParquetFile(file, memory_map=True).iter_batches(batch_size=256, columns=wanted):
             table = columns.conform(pa.Table.from_batches([batch]), schema)
-            yield table.filter(pa.compute.equal(table["outcome"], columns.PACKED))
+            yield table.filter(_is_packed(table))
 
 
 def _map_tokens(files: list[str]) -> pa.Table:

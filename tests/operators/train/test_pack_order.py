@@ -89,7 +89,7 @@ def test_other_rows_have_another_digest(tmp_path):
 
 def test_no_pack_is_an_error(tmp_path):
     files = [write_packs(tmp_path / "1.parquet", ["x"], outcome="quarantined:too_long")]
-    with pytest.raises(ValueError, match="train: no pack in 1 files"):
+    with pytest.raises(ValueError, match="train: no pack in packed_sequences"):
         read_index(files)
 
 
