@@ -19,6 +19,7 @@ from flows.graph import (
     RAW_INSTRUCTIONS,
     RECYCLED_INSTRUCTIONS,
     REPORT,
+    SELECTED_INSTRUCTIONS,
     STUDENT,
 )
 from flows.recycle_and_train import GRAPH
@@ -236,3 +237,23 @@ def test_differences_name_what_changed() -> None:
         "an earlier refresh changed",
         "inputs.packed_sequences changed",
     ]
+
+
+def test_teacher_calls_that_failed_make_their_asset_stale_until_they_are_made_again(
+    store: AssetStore, source: Path
+) -> None:
+    drop(source, "a.jsonl", "one")
+    now = look(store, source)
+    finish_all(store, now, "base", {"original": 1})
+    assert not now.is_stale(INSTRUCTION_REFLECTIONS, "base")
+    finish(store, now, INSTRUCTION_REFLECTIONS, "base", metrics={"failed_calls": 3, "retryable_calls": 2})
+    assert now.is_stale(INSTRUCTION_REFLECTIONS, "base")
+    assert now.is_stale(SELECTED_INSTRUCTIONS, "base", planned="base")
+    old = store.manifest(INSTRUCTION_REFLECTIONS, "base")
+    assert old is not None
+    assert differences(old.made_from, now.describe(INSTRUCTION_REFLECTIONS, "base")) == [
+        "teacher calls that failed can be made again"
+    ]
+    finish(store, now, INSTRUCTION_REFLECTIONS, "base", metrics={"failed_calls": 1, "retryable_calls": 0})
+    assert not now.is_stale(INSTRUCTION_REFLECTIONS, "base")
+    assert now.is_stale(SELECTED_INSTRUCTIONS, "base"), "its input was made again"
