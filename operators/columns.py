@@ -79,6 +79,7 @@ RECYCLED = _extend(
     RESPONSE_REFLECTED,
     rifd_selected=_SCORE,
     rifd_better_response=_SCORE,
+    ifd_better_response=_SCORE,
     rifd_unscored=_TEXT,
     final_instruction=_TEXT,
     final_response=_TEXT,

@@ -14,6 +14,10 @@ alone is the same token ids after nothing but the token that the tokenizer itsel
 Alone, the first target token then has no context, or has one that only some students know. It is left out of *both*
 means, so that both are over the same tokens and the ratio compares like with like for every student.
 
+A target of one token, such as the answer "Yes" of a classification, has no other token: there the first one is scored
+in both means, alone after the student's beginning-of-text token, or its end-of-text token where it has no other. Its
+IFD is p(token | nothing) / p(token | instruction).
+
 Why transformers and not vLLM's prompt log-probabilities, which `benchmarks/scoring.py` holds against each other: the
 scores are the same (within 1e-5, relative, on 64 pairs) and vLLM is 1.3 times as fast on a CPU, one thread each (4.2
 against 3.3 pairs/s); it pads nothing. The reasons to stay are not speed: a student need not be a model that
@@ -34,7 +38,8 @@ from operators.student.pool import StudentPoolConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Turn = tuple[str, str]  # what the student is asked, and the text whose likelihood after that is measured
+# What the student is asked, the text whose likelihood after that is measured, and the turns before if there are any.
+Turn = tuple[str, str] | tuple[str, str, str]
 LARGEST_EXPONENT = 700.0  # exp of more overflows a float64
 
 GUESS_REQUEST = (
@@ -54,6 +59,7 @@ class Pair:
     instruction: str
     input: str | None
     response: str
+    turns_before: str = ""  # JSON list of turns, as in columns.RAW
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class StudentScorer:
         from operators.student.nll import longest_context, sum_nll
 
         limit = longest_context(self._model, self._config.max_tokens)
-        spans = [target_spans(self._tokenizer, asked, target, limit) for asked, target in turns]
+        spans = [target_spans(self._tokenizer, turn, limit) for turn in turns]
         found = [span for span in spans if isinstance(span, _Spans)]
         examples = [example for span in found for example in (span.given, span.alone)]
         sums = iter(sum_nll(self._model, examples, self._config.batch_tokens))
@@ -126,8 +132,9 @@ class StudentScorer:
 
 
 def ifd_turn(pair: Pair) -> Turn:
-    """What IFD measures: the response after the instruction with its input."""
-    return user_text(pair.instruction, pair.input), pair.response
+    """What IFD measures: the response after the instruction with its input, and after the dialogue before them."""
+    turn = user_text(pair.instruction, pair.input), pair.response
+    return (*turn, pair.turns_before) if pair.turns_before else turn
 
 
 def reverse_ifd_turn(pair: Pair) -> Turn:
@@ -140,17 +147,18 @@ def guess_request(response: str) -> str:
     return GUESS_REQUEST.format(response=response)
 
 
-def target_spans(tokenizer: "PreTrainedTokenizerBase", asked: str, target: str, max_tokens: int) -> _Spans | str:
-    """Mark the scored tokens of `target` after `asked` and alone, or say why it cannot be scored.
+def target_spans(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> _Spans | str:
+    """Mark the scored tokens of a turn's target after what was asked and alone, or say why it cannot be scored.
 
     Returns:
-        The spans, or a reason: "empty", "over_max_tokens", "too_short" (nothing after the first token), or that of an
+        The spans, or a reason: "empty", "over_max_tokens", "too_short" (no token that could be scored), or that of an
         EncodingError.
     """
+    asked, target, *before = turn
     if not asked.strip() or not target.strip():
         return "empty"
     try:
-        encoded = encode_example(tokenizer, asked, None, target)
+        encoded = encode_example(tokenizer, asked, None, target, *before)
     except EncodingError as error:
         return error.reason
     if len(encoded.input_ids) > max_tokens:
@@ -159,13 +167,16 @@ def target_spans(tokenizer: "PreTrainedTokenizerBase", asked: str, target: str, 
     start = next(place for place, label in enumerate(encoded.labels) if label != IGNORED)
     end = next((place for place in range(start, len(encoded.labels)) if encoded.labels[place] in control), None)
     target_ids = encoded.input_ids[start:end]
-    if len(target_ids) < 2:
+    context, nothing = encoded.input_ids[:start], list(tokenizer("").input_ids)
+    first = 1
+    if len(target_ids) == 1:
+        first, nothing = 0, nothing or _begin_of_text(tokenizer)
+    if len(target_ids) == first or not (first or nothing):
         return "too_short"
-    before = list(tokenizer("").input_ids)
     return _Spans(
-        given=_scored_after(encoded.input_ids[:start], target_ids),
-        alone=_scored_after(before, target_ids),
-        num_scored=len(target_ids) - 1,
+        given=_scored_after(context, target_ids, first),
+        alone=_scored_after(nothing, target_ids, first),
+        num_scored=len(target_ids) - first,
     )
 
 
@@ -177,5 +188,11 @@ def score_of(given: float, alone: float, num_tokens: int) -> Score:
     return Score(nll_given, nll_alone)
 
 
-def _scored_after(context: list[int], target: list[int]) -> Encoded:
-    return Encoded(context + target, [IGNORED] * (len(context) + 1) + target[1:])
+def _scored_after(context: list[int], target: list[int], first: int) -> Encoded:
+    return Encoded(context + target, [IGNORED] * (len(context) + first) + target[first:])
+
+
+def _begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The token after which the student expects any text: its beginning of text, else its end, which divides texts."""
+    ids = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return next(([number] for number in ids if number is not None), [])

@@ -157,4 +157,6 @@ class _ScoringActor:
 
 def _read_known(rows: pa.Table) -> dict[str, Score]:
     records = [record for text in rows[KNOWN].drop_null().to_pylist() for record in json.loads(text)]
-    return {each["score_key"]: Score(each["nll_given"], each["nll_alone"], each["reason"]) for each in records}
+    # Records "too_short" are of a time when no target of one token was scored.
+    kept = [each for each in records if each["reason"] != "too_short"]
+    return {each["score_key"]: Score(each["nll_given"], each["nll_alone"], each["reason"]) for each in kept}

@@ -54,6 +54,12 @@ class SelectConfig(StageConfig):
         description="Keep rows whose better response was not chosen; false drops them, as the paper does.",
     )
 
+    require_final_ifd: bool = Field(
+        True,
+        description="Under policy ifd_rifd, choose a better response only if its own IFD, too, is below 1, as the "
+        "authors' code does.",
+    )
+
     def first_measure(self) -> Measure | None:
         """What the choice of instructions compares; None if nothing."""
         measures: dict[Policy, Measure] = {"ifd": "ifd", "ifd_rifd": "ifd", "perplexity": "perplexity"}
@@ -86,7 +92,7 @@ def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer) -> 
     require_columns("select_instructions", INSTRUCTION_REFLECTED.names, rows.columns() or [])
     names = ("original", "better_instruction")
     measure = config.first_measure()
-    choice = _Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
+    choice = Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
     return _map(rows, choice, scorer)
 
 
@@ -102,14 +108,20 @@ def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dat
         (the better response was chosen), both, or dropped:response_not_reflected if the configuration says so.
         Scores are null under policies none and ifd, and perplexities under policy perplexity.
     Source:
-        arXiv 2402.10110, section 3: argmin of r-IFD, from the student before training.
+        arXiv 2402.10110, section 3: argmin of r-IFD, from the student before training. The second condition, an IFD of
+        the final pair below 1 (`ifd_better_response`), is in the authors' code and not in the text.
     """
     require_columns("select_responses", RESPONSE_REFLECTED.names, rows.columns() or [])
+    return _map(rows, response_choice(config), scorer)
+
+
+def response_choice(config: SelectConfig) -> "Choice":
+    """What the configuration compares in the choice of responses."""
     names = ("selected", "better_response")
     measure = config.second_measure()
     decide = partial(chosen_response, keep_unreflected=config.keep_unreflected_responses)
-    choice = _Choice("select_responses", measure, "rifd", names, RECYCLED, _responses, decide)
-    return _map(rows, choice, scorer)
+    also_ifd = config.require_final_ifd and measure == "rifd"
+    return Choice("select_responses", measure, "rifd", names, RECYCLED, _responses, decide, also_ifd)
 
 
 def new_is_better(measure: Measure | None, old: float | None, new: float | None) -> bool:
@@ -127,6 +139,11 @@ def new_is_better(measure: Measure | None, old: float | None, new: float | None)
     if measure != "perplexity" and new >= 1:
         return False
     return new > old if measure == "ifd" else new < old
+
+
+def is_learnable(ifd: float | None) -> bool:
+    """Whether the instruction makes the answer more likely: an IFD that is finite and below 1."""
+    return ifd is not None and math.isfinite(ifd) and ifd < 1
 
 
 def better_instruction_pair(row: Values) -> tuple[str, str] | None:
@@ -169,7 +186,7 @@ def _selected_reflection(row: Values) -> bool:
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
     """One of the two selections: what is compared, and which columns say so."""
 
     stage: str
@@ -179,42 +196,48 @@ class _Choice:
     schema_out: pa.Schema
     candidates: Callable[[Values], tuple[Pair, Pair | None]]  # of an active row: what is there, what may replace it
     decide: Callable[[Values, Measure | None, float | None, float | None], Values]
+    also_ifd: bool = False  # what replaces must have an IFD below 1 beside
 
 
 def _instructions(row: Values) -> tuple[Pair, Pair | None]:
     better = better_instruction_pair(row)
-    old = Pair(row["instruction"], row["input"], row["response"])
-    return old, Pair(better[0], row["input"], better[1]) if better else None
+    old = Pair(row["instruction"], row["input"], row["response"], row.get("turns_before") or "")
+    return old, replace(old, instruction=better[0], response=better[1]) if better else None
 
 
 def _responses(row: Values) -> tuple[Pair, Pair | None]:
     better = better_response(row)
-    old = Pair(row["selected_instruction"], row["input"], row["selected_response"])
+    old = Pair(row["selected_instruction"], row["input"], row["selected_response"], row.get("turns_before") or "")
     return old, replace(old, response=better) if better else None
 
 
-def _map(rows: Dataset, choice: _Choice, scorer: Scorer) -> Dataset:
+def _map(rows: Dataset, choice: Choice, scorer: Scorer) -> Dataset:
     if choice.measure is None:
         return rows.map_batches(partial(_select_unscored, choice=choice), batch_format="pyarrow", num_cpus=0.5)
     # Perplexities come from the same likelihoods as IFD. What r-IFD asks is never asked for IFD: no use to look there.
     kind = "rifd" if choice.measure == "rifd" else "ifd"
-    return map_with_scores(rows, partial(_select, choice=choice), scorer, kind)
+    return map_with_scores(rows, partial(select_rows, choice=choice), scorer, kind)
 
 
-def _select_unscored(rows: pa.Table, choice: _Choice) -> pa.Table:
-    return _select(rows, None, choice)
+def _select_unscored(rows: pa.Table, choice: Choice) -> pa.Table:
+    return select_rows(rows, None, choice)
 
 
-def _select(rows: pa.Table, scores: Scores | None, choice: _Choice) -> pa.Table:
+def select_rows(rows: pa.Table, scores: Scores | None, choice: Choice) -> pa.Table:
+    """Choose for every active row of one batch; without scores nothing is compared."""
     records = rows.to_pylist()
     active = [row for row in records if row["outcome"] == ACTIVE]
     pairs = [choice.candidates(row) for row in active]
-    for row, (old, new) in zip(active, _scores(scores, choice.measure, active, pairs), strict=True):
+    finals = _final_ifd(scores, active, pairs) if choice.also_ifd else [None] * len(active)
+    for row, (old, new), final in zip(active, _scores(scores, choice.measure, active, pairs), finals, strict=True):
         old_value, new_value = (_value(score, choice.measure) for score in (old, new))
         row |= {
             f"{choice.prefix}_{name}": value for name, value in zip(choice.names, (old_value, new_value), strict=True)
         }
         row |= {f"{choice.prefix}_unscored": _reasons(choice.names, (old, new))}
+        if choice.also_ifd:
+            row["ifd_better_response"] = _value(final, "ifd")
+            new_value = new_value if is_learnable(row["ifd_better_response"]) else None
         row |= choice.decide(row, choice.measure, old_value, new_value)
     report_progress(choice.stage, rows=rows.num_rows)
     return pa.Table.from_pylist(records, schema=choice.schema_out)
@@ -230,6 +253,16 @@ def _scores(
     turns = [(row["row_id"], turn_of(pair)) for row, both in zip(rows, pairs, strict=True) for pair in both if pair]
     found = iter(scores.of(turns))
     return [(next(found), next(found) if new else None) for _, new in pairs]
+
+
+def _final_ifd(
+    scores: Scores | None, rows: Sequence[Values], pairs: Sequence[tuple[Pair, Pair | None]]
+) -> list[Score | None]:
+    """What the student says of the answers that may replace others, given their instructions."""
+    if scores is None:
+        return [None] * len(pairs)
+    found = iter(scores.of([(row["row_id"], ifd_turn(new)) for row, (_, new) in zip(rows, pairs, strict=True) if new]))
+    return [next(found) if new else None for _, new in pairs]
 
 
 def _value(score: Score | None, measure: Measure | None) -> float | None:

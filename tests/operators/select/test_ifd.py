@@ -13,6 +13,7 @@ from operators.select.ifd import (
     ScoreConfig,
     StudentScorer,
     guess_request,
+    ifd_turn,
     score_of,
     target_spans,
 )
@@ -100,7 +101,7 @@ def test_a_fitting_answer_is_easier_than_a_foreign_one(demo_model: str) -> None:
 
 def test_context_and_target_are_told_apart_by_position_even_when_the_texts_are_the_same(tiny_model: str) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    spans = target_spans(tokenizer, "echo echo echo", "echo echo echo", 100)
+    spans = target_spans(tokenizer, ("echo echo echo", "echo echo echo"), 100)
     assert not isinstance(spans, str)
     target = tokenizer("echo echo echo").input_ids
     assert spans.given.input_ids[-len(target) :] == target == spans.alone.input_ids
@@ -112,7 +113,7 @@ def test_both_means_are_over_the_same_tokens_when_the_tokenizer_writes_a_beginni
     tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    plain = target_spans(tokenizer, "Name it.", "Blue as the sky", 100)
+    plain = target_spans(tokenizer, ("Name it.", "Blue as the sky"), 100)
     original = type(tokenizer).__call__
 
     def with_bos(self: Any, text: str, **options: Any) -> Any:
@@ -123,7 +124,7 @@ def test_both_means_are_over_the_same_tokens_when_the_tokenizer_writes_a_beginni
         return encoded
 
     monkeypatch.setattr(type(tokenizer), "__call__", with_bos)
-    spans = target_spans(tokenizer, "Name it.", "Blue as the sky", 100)
+    spans = target_spans(tokenizer, ("Name it.", "Blue as the sky"), 100)
     assert not isinstance(spans, str)
     assert not isinstance(plain, str)
     assert spans.alone.input_ids == [1, *plain.alone.input_ids]
@@ -136,7 +137,6 @@ def test_both_means_are_over_the_same_tokens_when_the_tokenizer_writes_a_beginni
         ("Name it.", "", "empty"),
         ("Name it.", " \n", "empty"),
         ("", "Blue", "empty"),
-        ("Name it.", "Blue", "too_short"),
         ("Name it. " * 100, "Blue as the sky", "over_max_tokens"),
         ("Name it.", "Blue<|im_end|> and more", "special_tokens"),
     ],
@@ -147,6 +147,45 @@ def test_a_pair_that_cannot_be_scored_gets_none_and_a_reason(
     score = StudentScorer(tiny_model, ScoreConfig(max_tokens=100)).ifd([Pair(asked, "", target), PAIRS[0]])
     assert (score[0].ratio, score[0].perplexity, score[0].reason) == (None, None, reason)
     assert score[1].ratio is not None, "the pair beside it is scored all the same"
+
+
+def test_an_answer_of_one_token_is_scored_by_that_token(tiny_model: str) -> None:
+    """IFD is p(token | beginning of text) / p(token | instruction), computed here from the raw logits."""
+    tokenizer, model = load_tokenizer(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    spans = target_spans(tokenizer, ("Is the sky blue?", "Yes"), 100)
+    assert not isinstance(spans, str)
+    assert spans.num_scored == 1
+    assert spans.alone.input_ids == [tokenizer.bos_token_id, *tokenizer("Yes").input_ids]
+    nll = []
+    for example in (spans.given, spans.alone):
+        with torch.no_grad():
+            logits = model(torch.tensor([example.input_ids])).logits[0, -2].double()
+        nll.append(-torch.log_softmax(logits, -1)[example.input_ids[-1]].item())
+    [score] = StudentScorer(tiny_model, ScoreConfig()).ifd([Pair("Is the sky blue?", "", "Yes")])
+    assert score.ratio == pytest.approx(math.exp(nll[0] - nll[1]), rel=1e-4)
+
+
+def test_without_a_token_that_begins_texts_an_answer_of_one_token_has_no_score(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    monkeypatch.setattr(type(tokenizer), "bos_token_id", property(lambda self: None), raising=False)
+    monkeypatch.setattr(type(tokenizer), "eos_token_id", property(lambda self: None), raising=False)
+    assert target_spans(tokenizer, ("Is the sky blue?", "Yes"), 100) == "too_short"
+
+
+def test_the_dialogue_before_is_part_of_the_context(tiny_model: str) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    turns = json.dumps([{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello, Ann."}])
+    plain, after = (
+        target_spans(tokenizer, ifd_turn(Pair("Name it.", "", "Blue as the sky", before)), 200)
+        for before in ("", turns)
+    )
+    assert not isinstance(plain, str)
+    assert not isinstance(after, str)
+    assert len(after.given.input_ids) > len(plain.given.input_ids)
+    assert "Hello, Ann." in tokenizer.decode(after.given.input_ids)
+    assert after.alone == plain.alone
 
 
 @pytest.mark.parametrize(

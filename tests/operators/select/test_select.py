@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -6,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from operators.columns import INSTRUCTION_REFLECTED, RECYCLED, RESPONSE_REFLECTED, SELECTED
-from operators.select.ifd import Pair, ScoreConfig, StudentScorer
+from operators.columns import INSTRUCTION_REFLECTED, RECYCLED, RESPONSE_REFLECTED, SELECTED, conform
+from operators.select.ifd import Pair, Score, ScoreConfig, StudentScorer, Turn, guess_request
 from operators.select.score_store import Scorer
 from operators.select.select import (
     SelectConfig,
@@ -15,9 +16,12 @@ from operators.select.select import (
     better_response,
     chosen_instruction,
     chosen_response,
+    is_learnable,
     new_is_better,
+    response_choice,
     select_instructions,
     select_responses,
+    select_rows,
 )
 
 UNUSABLE = (None, math.nan, math.inf, -math.inf)
@@ -137,6 +141,29 @@ def test_the_outcome_says_which_reflections_were_chosen(
     assert final["final_response"] == ("better answer" if response_won else row["selected_response"])
 
 
+@pytest.mark.parametrize(
+    ("final_ifd", "required", "outcome"),
+    [(0.7, True, "response"), (1.3, True, "original"), (1.0, True, "original"), (1.3, False, "response")],
+)
+def test_a_better_response_must_also_have_an_ifd_below_one(final_ifd: float, required: bool, outcome: str) -> None:
+    asked = guess_request("")[:12]
+
+    class Scores:
+        def of(self, turns: Sequence[tuple[str, Turn]]) -> list[Score]:
+            is_ifd = not turns[0][1][0].startswith(asked)
+            old_and_new = [0.6, 0.4] * len(turns)
+            return [
+                Score(math.log(final_ifd if is_ifd else value), 0.0)
+                for value, _ in zip(old_and_new, turns, strict=False)
+            ]
+
+    table = conform(pa.Table.from_pylist([a_row()]), RESPONSE_REFLECTED)
+    [row] = select_rows(table, Scores(), response_choice(SelectConfig(require_final_ifd=required))).to_pylist()  # type: ignore[arg-type]
+    assert row["outcome"] == outcome
+    assert row["rifd_better_response"] == pytest.approx(0.4)
+    assert row["ifd_better_response"] == (pytest.approx(final_ifd) if required else None)
+
+
 def test_a_reflection_that_repeats_the_original_counts_as_original() -> None:
     same = a_row(better_instruction="old instruction", better_instruction_response="old answer")
     assert chosen_response(same, "rifd", 0.5, 0.6, keep_unreflected=True)["outcome"] == "original"
@@ -237,7 +264,10 @@ def test_responses_are_chosen_by_the_students_scores(
         ratios = [score.ratio for score in StudentScorer(tiny_model, pool).reverse_ifd(pairs)]
         assert [old, new] == pytest.approx(ratios, rel=1e-4)
         left = "original" if keep else "dropped:response_not_reflected"
-        assert row["outcome"] == ("response" if new_is_better("rifd", old, new) else left)
+        final = StudentScorer(tiny_model, pool).ifd([Pair("old instruction", row["input"], "better answer")])[0].ratio
+        assert row["ifd_better_response"] == pytest.approx(final, rel=1e-4)
+        taken = new_is_better("rifd", old, new) and is_learnable(final)
+        assert row["outcome"] == ("response" if taken else left)
     assert rows["unscored"]["rifd_unscored"] == "better_response:over_max_tokens"
     assert rows["unscored"]["outcome"] == ("original" if keep else "dropped:response_not_reflected")
     assert rows["left"]["outcome"] == "quarantined:empty_response"
