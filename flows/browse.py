@@ -44,6 +44,7 @@ from flows.graph import (
     SELECTED_INSTRUCTIONS,
     STUDENT,
 )
+from flows.run import PROMPTS
 from operators.browse.scan import KIND_END, Cursor, Page, Wanted, read_page
 from operators.browse.views import (
     REPLIES_SEARCHED,
@@ -65,7 +66,7 @@ TABLES = (
     *(RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES),
 )
 VALUES = (PUBLISHED_DATASET, STUDENT, EVALUATION, RELEASE)
-PROMPTS = "prompts"  # beside the ledger: what was asked, by the key of the call
+
 ACTIVE_NAME = "active"  # stands for the empty outcome of a row that goes on
 ROWS_PER_PAGE, REPLIES_PER_PAGE = 20, 20
 HOSTS = ["127.0.0.1", "localhost"]

@@ -15,7 +15,7 @@ from operators.evaluate.results import Evaluation, Release
 from operators.report.report import Results
 from operators.report.stages import StageSummary
 
-UNUSED_COLUMNS = "unused_columns"  # of the metrics of raw_instructions: column -> rows in which it is not empty
+UNUSED_COLUMNS = "ignored_columns"  # of the metrics of raw_instructions: column -> rows in which it is not empty
 
 
 def results_of(run: Run, student: Mapping[str, Any], evaluation: Evaluation, release: Release) -> Results:

@@ -33,6 +33,7 @@ from operators.teacher.ledger import Ledger
 from operators.teacher.variants import every_teacher, resolved
 
 MOST_NAMED = 5  # files in a message
+PROMPTS = "prompts"  # beside the ledger: what was asked, by the key of the call
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
 
 
@@ -96,7 +97,7 @@ class Run:
 
     def ledger(self, *, offline: bool = False) -> Ledger:
         """The teacher ledger, with metrics of its own for the asset that asks for it."""
-        return Ledger(f"{self.config.storage}/ledger", self.config.budget, offline=offline)
+        return Ledger(self.path("ledger"), self.config.budget, offline=offline, prompts=self.path(PROMPTS))
 
     def reflection(self) -> Reflection:
         """What a reflection is given; with `--reparse` its ledger makes no call."""

@@ -10,6 +10,7 @@ import ray
 from ray.data import Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 
+from operators.parquet_log import write_whole
 from operators.progress import report_progress
 from operators.teacher.budget import BudgetConfig, Tokens
 from operators.teacher.config import TeacherConfig
@@ -38,6 +39,7 @@ class Asking:
         spent: what the ledger held before.
         answered_before: calls of the stage that it held.
         discount: called with the files of failures that are the teacher's fault and no attempts of their rows.
+        prompts: folder that keeps what was asked, by the key of the call; "" keeps nothing.
     """
 
     stage: str
@@ -48,6 +50,7 @@ class Asking:
     spent: Tokens
     answered_before: int = 0
     discount: Callable[[list[str]], None] | None = None
+    prompts: str = ""
 
     @property
     def engines(self) -> int:
@@ -90,7 +93,13 @@ class Asking:
 
     def _make_calls(self, supervisor: Any) -> None:
         admitted = self.pending.repartition(target_num_rows_per_block=self.teacher.batch_rows).map_batches(
-            partial(_admit, supervisor=supervisor, teacher=self.teacher, priced=self.budget.is_limited()),
+            partial(
+                _admit,
+                supervisor=supervisor,
+                teacher=self.teacher,
+                priced=self.budget.is_limited(),
+                kept_in=self.prompts,
+            ),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,  # it waits more than it works, and must not keep others from bringing calls
@@ -121,8 +130,8 @@ def failures_note(totals: Totals) -> str:
     return f"{totals.failed} of {totals.settled} calls failed: {kinds}"
 
 
-def _admit(calls: pa.Table, supervisor: Any, teacher: TeacherConfig, priced: bool) -> pa.Table:
-    """The calls that may be made, once they may; the rest wait for another run."""
+def _admit(calls: pa.Table, supervisor: Any, teacher: TeacherConfig, priced: bool, kept_in: str) -> pa.Table:
+    """The calls that may be made, once they may; the rest wait for another run. What is asked is kept in a folder."""
     if not calls.num_rows:
         return calls
     limits = calls["max_tokens"].to_pylist()
@@ -130,4 +139,7 @@ def _admit(calls: pa.Table, supervisor: Any, teacher: TeacherConfig, priced: boo
         [num_prompt_tokens(text, teacher) for text in calls["messages"].to_pylist()] if priced else [0] * len(limits)
     )
     most = [Tokens(*pair) for pair in zip(prompts, limits, strict=True)]
-    return calls.slice(0, ray.get(supervisor.admit.remote(calls["call_key"].to_pylist(), most)))
+    admitted = calls.slice(0, ray.get(supervisor.admit.remote(calls["call_key"].to_pylist(), most)))
+    if kept_in and admitted.num_rows:
+        write_whole(kept_in, admitted.select(["call_key", "messages"]))
+    return admitted

@@ -51,15 +51,18 @@ __all__ = ["RECORD", "REPLY_COLUMNS", "Ledger"]
 class Ledger:
     """The store of all teacher calls of one project; `metrics()` tells what this process asked and paid for."""
 
-    def __init__(self, folder: str, budget: BudgetConfig | None = None, *, offline: bool = False) -> None:
+    def __init__(
+        self, folder: str, budget: BudgetConfig | None = None, *, offline: bool = False, prompts: str = ""
+    ) -> None:
         """Open the ledger at an absolute path or a URI; it need not exist.
 
         Args:
             folder: holds a folder a stage.
             budget: what all calls of the ledger together may cost; no limit if None.
             offline: make no call; a reply that is not there is an error.
+            prompts: folder in which the prompts are kept for people to read, a folder a stage; "" keeps none.
         """
-        self._folder, self._offline = folder, offline
+        self._folder, self._offline, self._prompts = folder, offline, prompts
         self.files = ParquetLog(folder)
         self._budget = budget or BudgetConfig()
         self._metrics: dict[str, float] = {}
@@ -175,7 +178,9 @@ class Ledger:
             mine = partial(_calls_of_member, weights=weights, number=number)
             own = pending if len(members) == 1 else pending.map_batches(mine, batch_format="pyarrow", num_cpus=0.25)
             discount = self.files.discount
-            totals = Asking(stage, member.teacher, self._budget, commit, own, spent, num_known, discount).run()
+            prompts = self._prompts and f"{self._prompts}/{stage}"
+            asking = Asking(stage, member.teacher, self._budget, commit, own, spent, num_known, discount, prompts)
+            totals = asking.run()
             made["failed_calls"] += totals.failed
             made["prompt_tokens"] += totals.used.prompt
             made["generated_tokens"] += totals.used.generated

@@ -32,8 +32,8 @@ def finished(storage: Path, refresh: str, metrics: dict[str, Any]) -> None:
 
 def test_unused_columns_are_summed_over_all_refreshes(run: Run, tmp_path: Path) -> None:
     assert unused_columns(run) == {}
-    finished(tmp_path, "a", {"unused_columns": {"context": 3, "system": 1}})
-    finished(tmp_path, "b", {"unused_columns": {"context": 2}})
+    finished(tmp_path, "a", {"ignored_columns": {"context": 3, "system": 1}})
+    finished(tmp_path, "b", {"ignored_columns": {"context": 2}})
     finished(tmp_path, "c", {})
     assert unused_columns(run) == {"context": 5, "system": 1}
 

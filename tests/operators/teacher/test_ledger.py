@@ -51,6 +51,16 @@ class TestAnswer:
         assert all(json.loads(row["reply"])["better_response"] for row in rows.values())
         assert not {"messages", "schema", "max_tokens", "call_key"} & set(rows["a"])
 
+    def test_what_was_asked_is_kept_by_the_key_of_the_call(self, tmp_path: Path) -> None:
+        ledger = Ledger(str(tmp_path / "ledger"), prompts=str(tmp_path / "prompts"))
+        ledger.answer(calls(*"abcdefg", prompt="improve it"), TEACHER, "stage")
+        [kept, stored] = [
+            pa.concat_tables(pq.read_table(file) for file in (tmp_path / name / "stage").glob("*.parquet"))
+            for name in ("prompts", "ledger")
+        ]
+        assert sorted(kept["call_key"].to_pylist()) == sorted(stored["call_key"].to_pylist())
+        assert json.loads(kept["messages"][0].as_py())[0]["content"] == "improve it"
+
     def test_second_run_makes_no_call_and_gives_the_same_replies(self, tmp_path: Path) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage"))
         ledger = Ledger(str(tmp_path))
