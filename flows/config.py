@@ -17,9 +17,9 @@ from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.release import ReleaseConfig
 from operators.models import PACKAGE_PREFIX
 from operators.publish.publish import PublishConfig
+from operators.read.config import ReadConfig
 from operators.read.drop_contaminated import DecontaminateConfig
 from operators.read.drop_near_duplicates import DeduplicateConfig
-from operators.read.read_instructions import ReadConfig
 from operators.reflect.config import ReflectConfig
 from operators.reflect.filter_rewrites import FilterConfig
 from operators.report.report import ReportConfig

@@ -36,7 +36,8 @@ from operators.evaluate.release import release as decide_release
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
 from operators.publish.publish import publish
-from operators.read.drop_contaminated import evaluation_index
+from operators.read.drop_contaminated import drop_contaminated
+from operators.read.read_instructions import count_ignored_columns
 from operators.read.read_refresh import read_refresh
 from operators.reflect.filter_rewrites import filter_rewrites
 from operators.reflect.reflect import reflection_version
@@ -73,10 +74,11 @@ def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Rec
     config, refresh = run.config, context.partition_key
 
     def build() -> Dataset:
-        read = config.source, config.deduplicate, config.decontaminate
-        return read_refresh(run.source(refresh), run.earlier(refresh), *read, run.special_tokens)
+        files, earlier = run.source(refresh), run.earlier(refresh)
+        rows = read_refresh(files, earlier, config.source, config.deduplicate, run.special_tokens)
+        return drop_contaminated(rows, run.build_evaluation_index(rows, refresh))
 
-    return Recipe(build)
+    return Recipe(build, metrics=count_ignored_columns)
 
 
 @dg.asset(partitions_def=REFRESHES, group_name="evaluate", kinds={"ray"}, code_version="1")
@@ -112,10 +114,9 @@ def selected_instructions(
     """The student's choice by IFD: the original pair or the better instruction with its answer."""
 
     def build() -> Dataset:
-        config, earlier = run.config, run.earlier(context.partition_key)
-        index = evaluation_index(instruction_reflections, earlier, config.decontaminate)
-        usable = filter_rewrites(instruction_reflections, INSTRUCTIONS, config.filter, index)
-        return select_instructions(usable, config.select, run.scorer)
+        index = run.evaluation_index(instruction_reflections, context.partition_key)
+        usable = filter_rewrites(instruction_reflections, INSTRUCTIONS, run.config.filter, index)
+        return select_instructions(usable, run.config.select, run.scorer)
 
     return Recipe(build)
 

@@ -24,6 +24,7 @@ from flows.placement import STAGE_OF, demands
 from flows.staleness import Staleness
 from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
+from operators.read.drop_contaminated import EvaluationIndex, evaluation_index
 from operators.reflect.reflect import Reflection
 from operators.report.costs import StageCost, stage_costs
 from operators.select.score_store import Scorer
@@ -132,6 +133,19 @@ class Run:
         """The raw instructions of all refreshes that were first made before this one; None if this is the first."""
         earlier = self.staleness.earlier(refresh)
         return self.store.rows(RAW_INSTRUCTIONS, earlier) if earlier else None
+
+    def evaluation_index(self, rows: Dataset, refresh: str) -> EvaluationIndex:
+        """The index that this run has of a refresh; built from `rows`, its raw instructions, if there is none yet."""
+        return self._indices.get(refresh) or self.build_evaluation_index(rows, refresh)
+
+    def build_evaluation_index(self, rows: Dataset, refresh: str) -> EvaluationIndex:
+        """Build the index of a refresh from `rows`, its raw instructions, and keep it for `evaluation_index`."""
+        self._indices[refresh] = evaluation_index(rows, self.earlier(refresh), self.config.decontaminate)
+        return self._indices[refresh]
+
+    @cached_property
+    def _indices(self) -> dict[str, EvaluationIndex]:
+        return {}
 
     def student_version(self) -> str:
         """Name of the student that the current packs and configuration give."""

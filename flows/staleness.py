@@ -16,7 +16,7 @@ from cluster.storage import AssetStore
 from flows.config import RunConfig
 from flows.graph import CONFIG_KEYS, ONLY_ROWS, RAW_INSTRUCTIONS, Specs
 from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
-from operators.read.source_files import SourceFile, list_source_files
+from operators.read.source_files import ALL_SPLITS, SourceFile, list_source_files
 from operators.stage import StageConfig
 
 RETRIES = "failed_calls_made_again"  # in a description: how often
@@ -40,32 +40,17 @@ class RefreshFile:
     changed: float | None
 
 
-def source_files(path: str, settle_s: float = 0) -> list[RefreshFile]:
-    """All files of the source; one that changed less than `settle_s` ago may still be being copied, and is left out.
+def source_files(path: str, settle_s: float = 0, split: str = ALL_SPLITS) -> list[RefreshFile]:
+    """The files of one split of the source; one that changed less than `settle_s` ago may be half copied and is left out.
 
     Raises:
         ValueError: there is no file that can be read.
     """
     return [
-        RefreshFile(file.path, name_below(path, file.path), _identity(file), _changed(file))
-        for file in list_source_files(path)
+        RefreshFile(file.path, file.name, _identity(file), _changed(file))
+        for file in list_source_files(path, split)
         if _is_settled(file, settle_s)
     ]
-
-
-def name_below(source: str, file: str) -> str:
-    """The name of a file relative to the source: to the folder, to the part before a wildcard, or to its own folder.
-
-    It depends on no other file, so a new folder beside it does not rename it.
-    """
-    path = file.split("?")[0] if "://" in file else file
-    head = source.split("?")[0] if "://" in source else source
-    wildcard = min((head.find(sign) for sign in "*?[" if sign in head), default=-1)
-    if wildcard >= 0:
-        head = head[:wildcard].rpartition("/")[0]
-    head = head.rstrip("/")
-    below = path.removeprefix(head).lstrip("/") if path.startswith(f"{head}/") else ""
-    return below or path.rpartition("/")[2]
 
 
 class Staleness:
@@ -134,7 +119,8 @@ class Staleness:
 
     @cached_property
     def _source_files(self) -> list[RefreshFile]:
-        return source_files(self._config.source.path, self._settle_s)
+        source = self._config.source
+        return source_files(source.path, self._settle_s, source.split)
 
     def _earlier(self, refresh: str | None) -> dict[str, str]:
         """Which rows were seen before depends on the refreshes before: one hash over all of them."""

@@ -1,40 +1,73 @@
-"""Files and folders that appear whole or not at all, on any file system that pyarrow knows."""
+"""Files and folders that appear whole or not at all, on any file system: pyarrow's own, else those of fsspec."""
 
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
 UNFINISHED = ".unfinished"
+OBJECT_STORES = ("s3", "gcs", "abfs")  # show an object only when all of it is there, and rename by copying
 
 
-def put_file(path: str, content: str | bytes) -> None:
+def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path inside it; a relative path is one of this process.
+
+    Raises:
+        ValueError: no file system is known by the scheme of the URI, or a package for it is missing.
+    """
+    if "://" not in path:
+        return fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    try:
+        filesystem, inside = fs.FileSystem.from_uri(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # not one of pyarrow's schemes
+        import fsspec  # type: ignore[import-untyped]  # ships no type information
+
+        try:
+            opened, inside = fsspec.core.url_to_fs(path)
+        except ImportError as error:
+            raise ValueError(f"{path.partition('://')[0]}://: {error}") from None
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(opened))
+    return filesystem, inside
+
+
+def put_file(path: str, content: str | bytes | Callable[[Any], None]) -> None:
     """Write a file whole: readers see what was there before or all of `content`.
 
-    Locally it is written beside, flushed to disk and renamed; on an object store a PUT is atomic.
+    It is written beside under a hidden name, locally flushed to disk, and renamed; on an object store a PUT is atomic.
 
     Args:
-        path: absolute path or URI; its folder need not exist.
-        content: text is written as UTF-8.
+        path: a path or URI; its folder need not exist.
+        content: text is written as UTF-8; a function is handed an open pyarrow stream to write to.
     """
-    filesystem, inside = fs.FileSystem.from_uri(path)
-    raw = content.encode() if isinstance(content, str) else content
-    filesystem.create_dir(inside.rpartition("/")[0])
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        with filesystem.open_output_stream(inside) as stream:
-            stream.write(raw)
+    filesystem, target = open_filesystem(path)
+    if filesystem.type_name in OBJECT_STORES:
+        _write(filesystem, target, content)
         return
-    target = Path(inside)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}{UNFINISHED}")
+    folder, _, name = target.rpartition("/")
+    filesystem.create_dir(folder)
+    beside = f"{folder}/.{name}.{uuid.uuid4().hex}{UNFINISHED}"
     try:
-        with beside.open("wb") as stream:
-            stream.write(raw)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+        _write(filesystem, beside, content)
+        filesystem.move(beside, target)
+    except BaseException:
+        if filesystem.get_file_info(beside).type == fs.FileType.File:
+            filesystem.delete_file(beside)
+        raise
+
+
+def _write(filesystem: fs.FileSystem, path: str, content: str | bytes | Callable[[Any], None]) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        if callable(content):
+            content(stream)
+        else:
+            stream.write(content.encode() if isinstance(content, str) else content)
+    if isinstance(filesystem, fs.LocalFileSystem):  # a name that survives a power cut must have its content
+        with Path(path).open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def swap_folder(filesystem: fs.FileSystem, beside: str, target: str, last: str) -> None:

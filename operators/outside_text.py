@@ -9,6 +9,9 @@ import re
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 without tab and line feed, DEL, C1
+_DAMAGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_INDENTED_LINE = re.compile(r"\n(?:\t|  )[ \t]*\S")
+LEAST_INDENT, ONE_LINE_INDENT = 2, 4  # columns
 _NAMES = {
     "\x00": "null",
     "\x07": "bell",
@@ -27,6 +30,11 @@ def replace_surrogates(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
+def is_damaged(text: str) -> bool:
+    """Whether `text` holds a surrogate or a control character other than tab, line feed and carriage return."""
+    return _DAMAGE.search(text) is not None
+
+
 def control_character(text: str) -> str | None:
     """The name of the first control character, such as `U+000C form feed`; None if there is none.
 
@@ -38,3 +46,21 @@ def control_character(text: str) -> str | None:
         return None
     character = found.group()
     return f"U+{ord(character):04X} {_NAMES.get(character, 'control character')}"
+
+
+def trim(text: str) -> str:
+    """`text` without blank lines around it and without white space around its first and last line.
+
+    The first line keeps its indentation where it is code: the text's only line, indented by at least four columns, or
+    one indented by at least two with another indented line behind it.
+    """
+    inner = text.strip()
+    if text[:1].strip() or not inner:
+        return inner
+    lead = text[: len(text) - len(text.lstrip())]
+    indent = lead.rpartition("\n")[2]
+    if indent.strip(" \t"):  # some other white space, such as a no-break space
+        return inner
+    columns = len(indent.expandtabs(4))
+    is_code = _INDENTED_LINE.search(inner) is not None if "\n" in inner else columns >= ONE_LINE_INDENT
+    return indent + inner if is_code and columns >= LEAST_INDENT else inner

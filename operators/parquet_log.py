@@ -13,6 +13,8 @@ import ray
 from pyarrow import fs
 from ray.data import Dataset
 
+from operators.files import open_filesystem, put_file
+
 COMPACT_ABOVE, FILES_MERGED = 128, 256  # small files of a stage, and those that become one
 LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte has some thousands
 READ_BYTES, READ_FILES = 32 << 20, 128  # at most, by one task
@@ -27,7 +29,7 @@ class ParquetLog:
     """A folder that holds a folder a stage; a path or a URI, which need not exist."""
 
     def __init__(self, folder: str) -> None:
-        self._filesystem, self._root = fs.FileSystem.from_uri(folder)
+        self._filesystem, self._root = open_filesystem(folder)
         self._folder = folder
         self._num_rows: dict[str, int] = {}  # of the files whose footers were read
 
@@ -132,14 +134,9 @@ def write_whole(folder: str, table: pa.Table) -> str:
     Returns:
         its path within the file system of the folder.
     """
-    name = uuid.uuid4().hex
-    filesystem, root = fs.FileSystem.from_uri(folder)
-    filesystem.create_dir(root)
-    unfinished, finished = f"{root}/.{name}.unfinished", f"{root}/{name}.parquet"
-    with filesystem.open_output_stream(unfinished) as stream:
-        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
-    filesystem.move(unfinished, finished)
-    return finished
+    name = f"{uuid.uuid4().hex}.parquet"
+    put_file(f"{folder}/{name}", partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
+    return f"{open_filesystem(folder)[1]}/{name}"
 
 
 def _groups(found: list[fs.FileInfo], most_bytes: int, most_files: int) -> Iterator[list[str]]:
@@ -173,7 +170,7 @@ def _read(
 
 def _merge_files(folder: str, files: list[str]) -> None:
     """Write the records of these files into one, then delete them; cut off in between, some records lie there twice."""
-    filesystem, _ = fs.FileSystem.from_uri(folder)
+    filesystem, _ = open_filesystem(folder)
     write_whole(folder, pa.concat_tables(pq.read_table(file, filesystem=filesystem) for file in files))
     for file in files:
         filesystem.delete_file(file)

@@ -1,16 +1,19 @@
 """Nothing that the student is evaluated on may be learnt: rows and rewrites that repeat an evaluation text are found.
 
-A text is contaminated if more than `max_overlap` of its runs of `ngram_words` words occur in an evaluation text: a
-row held out, in this refresh or another, or a record of the files that the configuration names.
+Evaluation texts are the rows held out, in this refresh or another, and the records of the files that the configuration
+names. A text is contaminated if more than `max_overlap` of its runs of `ngram_words` words occur in evaluation texts,
+or if it holds more than `max_overlap` of the runs of one of them (a question with words before and after it).
 
-The index is one sorted array of 64-bit hashes, 8 bytes an n-gram, built by tasks and shared by all workers of a node
-through Ray's object store: 2 million held-out records of 50 words are 0.8 GB.
+A run that more than `common_rows` rows of the source hold is no evidence for or against: it belongs to a template, such
+as the one instruction of a translation or classification data set, which rows held out share with all others.
+
+The index is a sorted array of 64-bit hashes, with the evaluation text that each is from and a mask of the common ones,
+13 bytes a run, built by tasks and shared by all workers of a node through Ray's object store: 2 million held-out
+records of 50 words are 1.3 GB.
 """
 
-import hashlib
-import re
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,63 +24,96 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators.columns import ACTIVE, HELD_OUT
+from operators.ngrams import Hashes, run_hashes
+from operators.read.dialogues import USER, read_dialogue
+from operators.read.record_fields import NAMES, plain
 from operators.read.record_formats import Record, read_records
 from operators.read.source_files import Piece, list_source_files, plan_pieces
 from operators.stage import StageConfig, require_columns
 
 CONTAMINATED = "dropped:contaminated"
 TEXT_COLUMNS = ("instruction", "input")
-HASH_BYTES = 8
 RANGE_BYTES = 64 << 20
-
-_WORDS = re.compile(r"\w+")
-Hashes = npt.NDArray[np.uint64]
+COUNTED = (ACTIVE, HELD_OUT, CONTAMINATED)  # outcomes of the rows in which common runs are counted: before and after
 
 
 class DecontaminateConfig(StageConfig):
     """Configuration of `drop_contaminated` and of `filter_rewrites`, the section `decontaminate`."""
 
-    held_out: bool = Field(True, description="rows held out for evaluation are evaluation texts")
+    held_out: bool = Field(True, description="Whether the rows held out for evaluation are evaluation texts.")
     files: list[str] = Field(
         [],
-        description="evaluation sets: .json, .jsonl, .parquet, or folders; known by name, so a new set needs a new one",
+        description="Files or folders of evaluation sets, in the formats of source.path; they are known by name, so a "
+        "changed set needs a new name.",
     )
     fields: list[str] = Field(
         ["instruction", "input", "question", "prompt", "problem", "query", "text"],
-        description="of a record of these files, as far as it has them: its text",
+        description="The columns of these files that hold an evaluation text; a dialogue counts by its user's turns.",
     )
-    ngram_words: int = Field(8, ge=1, description="length of a run of words")
-    max_overlap: float = Field(0.5, ge=0, lt=1, description="share of a text's runs that may occur in an evaluation")
+    ngram_words: int = Field(8, ge=1, description="The length of a run, in words.")
+    max_overlap: float = Field(
+        0.5, ge=0, lt=1, description="The share of a text's runs that may occur in evaluation texts."
+    )
+    common_rows: int = Field(
+        5,
+        ge=1,
+        description="A run of words that more rows of the source than this hold belongs to a template and is no "
+        "evidence of contamination.",
+    )
+
+
+class Runs(NamedTuple):
+    """All runs of words of the evaluation texts.
+
+    Attributes:
+        hashes: uint64 [runs], sorted, without repetition.
+        texts: int32 [runs], the number of one evaluation text that holds the run.
+        common: bool [runs], whether so many rows of the source hold it that it is no evidence.
+        lengths: int32 [texts], how many runs of each text are not common.
+    """
+
+    hashes: Hashes
+    texts: npt.NDArray[np.int32]
+    common: npt.NDArray[np.bool_]
+    lengths: npt.NDArray[np.int32]
+
+
+NO_RUNS = Runs(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.bool_), np.empty(0, np.int32))
 
 
 class EvaluationIndex:
-    """The n-grams of all evaluation texts, wherever a worker asks for them."""
+    """The runs of words of all evaluation texts, wherever a worker asks for them."""
 
-    def __init__(self, hashes: Any, ngram_words: int, max_overlap: float) -> None:
-        """Share an index.
-
-        Args:
-            hashes: Ray's reference to a sorted uint64 array without repetition.
-            ngram_words: as it was built.
-            max_overlap: share of a text's n-grams from which it is contaminated, exclusive.
-        """
-        self._hashes, self._ngram_words, self._max_overlap = hashes, ngram_words, max_overlap
+    def __init__(self, runs: Any, config: DecontaminateConfig) -> None:
+        """Share an index: Ray's reference to `Runs`, and the configuration that it was built with."""
+        self._runs, self._config = runs, config
 
     def contaminates(self, texts: list[str]) -> list[bool]:
         """Whether each text repeats an evaluation text."""
-        known: Hashes = ray.get(self._hashes)
-        return [self._overlap(ngram_hashes(text, self._ngram_words), known) > self._max_overlap for text in texts]
+        runs: Runs = ray.get(self._runs)
+        hashed = (run_hashes(text, self._config.ngram_words) for text in texts)
+        return [overlap(found, runs) > self._config.max_overlap for found in hashed]
 
-    @staticmethod
-    def _overlap(found: Hashes, known: Hashes) -> float:
-        if not len(known) or not len(found):
-            return 0.0
-        places = np.minimum(np.searchsorted(known, found), len(known) - 1)
-        return float((known[places] == found).mean())
+
+def overlap(found: Hashes, runs: Runs) -> float:
+    """The larger of two shares, without common runs: of the text's runs that are known, of one text's that are found.
+
+    Args:
+        found: of the text that is judged, as of `run_hashes`.
+        runs: of the evaluation texts.
+    """
+    places, is_known = _look_up(found, runs.hashes)
+    matched = places[is_known]
+    matched = matched[~runs.common[matched]]
+    if not len(matched):
+        return 0.0
+    num_telling = len(found) - int(is_known.sum()) + len(matched)
+    texts, counts = np.unique(runs.texts[np.unique(matched)], return_counts=True)
+    return float(max(len(matched) / num_telling, (counts / runs.lengths[texts]).max()))
 
 
 def evaluation_index(rows: Dataset, others: Dataset | None, config: DecontaminateConfig) -> EvaluationIndex:
-    """Build the index; runs `rows` and `others` once if rows held out are evaluation texts.
+    """Build the index; reads `rows` and `others` twice: what is held out, and in how many rows it occurs.
 
     Columns in:
         instruction, input, outcome.
@@ -85,49 +121,38 @@ def evaluation_index(rows: Dataset, others: Dataset | None, config: Decontaminat
     Raises:
         ValueError: a file of the configuration does not exist.
     """
+    if not config.held_out and not config.files:
+        return EvaluationIndex(ray.put(NO_RUNS), config)
+    texts = [each.select_columns([*TEXT_COLUMNS, "outcome"]) for each in (rows, others) if each is not None]
     hashed = partial(_hash_rows, config=config)
-    parts: list[Dataset] = []
-    if config.held_out:
-        texts = [each.select_columns([*TEXT_COLUMNS, "outcome"]) for each in (rows, others) if each is not None]
-        parts += [each.map_batches(hashed, batch_format="pyarrow", num_cpus=0.25) for each in texts]
+    parts = [each.map_batches(hashed, batch_format="pyarrow", num_cpus=0.25) for each in texts if config.held_out]
     pieces = [piece for path in config.files for piece in _pieces(path)]
     if pieces:
         tasks = ray.data.from_arrow([pa.Table.from_pylist([piece._asdict()]) for piece in pieces])
         read = partial(_hash_files, config=config)
         parts.append(tasks.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0.5))
-    found = [block for part in parts for block in part.to_arrow_refs()]
-    merged = ray.remote(num_cpus=0.25)(_merge).remote(*found)
-    return EvaluationIndex(merged, config.ngram_words, config.max_overlap)
+    known = ray.remote(num_cpus=0.25)(_merge).remote(*(block for part in parts for block in part.to_arrow_refs()))
+    count = partial(_count_rows, known=known, config=config)
+    counted = [each.map_batches(count, batch_size=None, batch_format="pyarrow", num_cpus=0.25) for each in texts]
+    blocks = [block for part in counted for block in part.to_arrow_refs()]
+    return EvaluationIndex(ray.remote(num_cpus=0.25)(_leave_out).remote(known, config.common_rows, *blocks), config)
 
 
-def drop_contaminated(rows: Dataset, others: Dataset | None, config: DecontaminateConfig) -> Dataset:
+def drop_contaminated(rows: Dataset, index: EvaluationIndex) -> Dataset:
     """Give active rows that repeat an evaluation text the outcome `dropped:contaminated`.
 
     Args:
-        rows: columns.RAW; materialised or cheap, since it is read twice.
-        others: columns.RAW of other refreshes, for their rows held out; or None.
-        config: what an evaluation text is.
+        rows: columns.RAW.
+        index: of these rows, `evaluation_index`.
 
     Columns out:
         columns.RAW, as many rows as `rows` has.
     Source:
-        The overlap rule of arXiv 2411.15124, section 3.3 (8-grams, half of a text).
+        The overlap rule of arXiv 2411.15124, section 3.3 (8-grams, half of a text); leaving out common runs is ours.
+        docs/decisions/contamination.md has recall and false positives on template data and planted leaks.
     """
     require_columns("drop_contaminated", [*TEXT_COLUMNS, "outcome"], rows.columns() or [])
-    if not config.held_out and not config.files:
-        return rows
-    index = evaluation_index(rows, others, config)
     return rows.map_batches(partial(_end, index=index), batch_format="pyarrow", num_cpus=0.25)
-
-
-def ngram_hashes(text: str, words: int) -> Hashes:
-    """Hashes of the runs of so many words, in lower case and without punctuation; a shorter text is one run."""
-    found = _WORDS.findall(text.casefold())
-    if not found:
-        return np.empty(0, np.uint64)
-    runs = (" ".join(found[start : start + words]) for start in range(max(1, len(found) - words + 1)))
-    digests = b"".join(hashlib.blake2b(run.encode(), digest_size=HASH_BYTES).digest() for run in runs)
-    return np.frombuffer(digests, np.uint64)
 
 
 def joined(rows: pa.Table, names: tuple[str, ...] = TEXT_COLUMNS) -> list[str]:
@@ -149,27 +174,69 @@ def _hash_rows(rows: pa.Table, config: DecontaminateConfig) -> pa.Table:
 
 
 def _hash_files(pieces: pa.Table, config: DecontaminateConfig) -> pa.Table:
-    wanted = (*config.fields, "messages")
-    records = (record for fields in pieces.to_pylist() for record in read_records(Piece(**fields), wanted))
+    names = {plain(name) for name in (*config.fields, *NAMES["messages"])}
+    read = (Piece(**fields) for fields in pieces.to_pylist())
+    records = (record for piece in read for record in read_records(piece, lambda name: plain(name) in names))
     return _hashed([_text_of(record, config) for record in records], config)
 
 
 def _text_of(record: Record, config: DecontaminateConfig) -> str:
-    values: dict[str, object] = record.value if isinstance(record.value, dict) else {}
-    texts = [values.get(name) for name in config.fields]
-    turns = values.get("messages")
-    for turn in turns if isinstance(turns, list) else []:
-        texts += [turn.get("content")] if isinstance(turn, dict) and turn.get("role") == "user" else []
+    values = {plain(name): value for name, value in record.value.items()} if isinstance(record.value, dict) else {}
+    texts = [values.get(plain(name)) for name in config.fields]
+    for name in NAMES["messages"]:
+        if isinstance(values.get(name), list):
+            texts += [turn.content for turn in read_dialogue(values[name]).turns if turn.role == USER]
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def _hashed(texts: list[str], config: DecontaminateConfig) -> pa.Table:
-    found = [ngram_hashes(text, config.ngram_words) for text in texts]
-    return pa.table({"hash": np.unique(np.concatenate([np.empty(0, np.uint64), *found]))})
+    """`hash` of each run, and in `text` a number of the text that it is from."""
+    found = [np.unique(run_hashes(text, config.ngram_words)) for text in texts]
+    numbers = [np.full(len(hashes), hashes.sum(dtype=np.uint64)) for hashes in found]
+    empty = np.empty(0, np.uint64)
+    return pa.table({"hash": np.concatenate([empty, *found]), "text": np.concatenate([empty, *numbers])})
 
 
-def _merge(*blocks: pa.Table) -> Hashes:
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *(block["hash"].to_numpy() for block in blocks)]))
+def _merge(*blocks: pa.Table) -> Runs:
+    """All runs as if none was common."""
+    blocks = tuple(block for block in blocks if block.num_rows)
+    if not blocks:
+        return NO_RUNS
+    hashes, first = np.unique(np.concatenate([block["hash"].to_numpy() for block in blocks]), return_index=True)
+    numbers = np.concatenate([block["text"].to_numpy() for block in blocks])[first]
+    lengths, texts = np.unique(numbers, return_inverse=True)
+    common = np.zeros(len(hashes), np.bool_)
+    return Runs(hashes, texts.astype(np.int32), common, np.zeros(len(lengths), np.int32))
+
+
+def _look_up(found: Hashes, known: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where each hash would stand among `known`, and whether it does."""
+    if not len(known):
+        return np.zeros(len(found), np.int64), np.zeros(len(found), np.bool_)
+    places = np.minimum(np.searchsorted(known, found), len(known) - 1)
+    return places, known[places] == found
+
+
+def _count_rows(rows: pa.Table, known: Any, config: DecontaminateConfig) -> pa.Table:
+    """In how many rows of the block each known run occurs: `place` among the known ones, `rows`."""
+    hashes = ray.get(known).hashes
+    places = [np.empty(0, np.int64)]
+    for text in joined(rows.filter(pc.is_in(rows["outcome"], pa.array(COUNTED)))):
+        at, is_known = _look_up(run_hashes(text, config.ngram_words), hashes)
+        places.append(np.unique(at[is_known]))
+    found, counts = np.unique(np.concatenate(places), return_counts=True)
+    return pa.table({"place": found, "rows": counts})
+
+
+def _leave_out(runs: Runs, common_rows: int, *blocks: pa.Table) -> Runs:
+    """Mark the runs that more than `common_rows` rows hold, and count for each text the others."""
+    counts = np.zeros(len(runs.hashes), np.int64)
+    for block in blocks:
+        if block.num_rows:
+            counts[block["place"].to_numpy()] += block["rows"].to_numpy()  # a block names each place once
+    common = counts > common_rows
+    lengths = np.bincount(runs.texts[~common], minlength=len(runs.lengths)).astype(np.int32)
+    return runs._replace(common=common, lengths=lengths)
 
 
 def _pieces(path: str) -> list[Piece]:

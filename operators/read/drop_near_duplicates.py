@@ -8,7 +8,6 @@ Cost: about 0.2 ms of CPU a row for the signature, and one shuffle of `bands` (1
 records a row, each with the signature's low bytes, so that a bucket is judged where it lies.
 """
 
-import re
 from functools import lru_cache, partial
 
 import numpy as np
@@ -19,23 +18,31 @@ from ray.data import Dataset
 
 from operators.columns import ACTIVE, RAW
 from operators.join import ROWS_PER_PARTITION, end_rows, group_by_key
+from operators.ngrams import runs, words
 from operators.stage import StageConfig, require_columns
 
 NEAR_DUPLICATE = "dropped:near_duplicate"
 SEED = 1  # of the permutations; a constant of the method, like the hash
 LEADERS = 16  # groups that one bucket can hold; further rows of an overfull bucket stay
 
-_WORDS = re.compile(r"\w+")
 _EARLIER, _NEW = "0", "1"  # before a row's id: decides who stays
 
 
 class DeduplicateConfig(StageConfig):
     """Configuration of `drop_near_duplicates`, the section `deduplicate`."""
 
-    near: bool = Field(True, description="false keeps all but exact duplicates")
-    threshold: float = Field(0.8, gt=0, le=1, description="Jaccard similarity from which two records are the same")
-    shingle_words: int = Field(3, ge=1, description="words of a shingle; fewer find more, and more that differ")
-    num_permutations: int = Field(128, ge=16, le=1024, description="of a signature; more estimate more exactly")
+    near: bool = Field(True, description="Whether near-duplicates are dropped; exact duplicates always are.")
+    threshold: float = Field(
+        0.8, gt=0, le=1, description="The Jaccard similarity of their shingles from which two records are duplicates."
+    )
+    shingle_words: int = Field(
+        3,
+        ge=1,
+        description="The length of a shingle, in words; short ones find more, and more false, duplicates.",
+    )
+    num_permutations: int = Field(
+        128, ge=16, le=1024, description="The permutations of a signature; more permutations, better estimate."
+    )
 
 
 def drop_near_duplicates(rows: Dataset, earlier: Dataset | None, config: DeduplicateConfig) -> Dataset:
@@ -76,11 +83,9 @@ def bands_and_rows(threshold: float, num_permutations: int) -> tuple[int, int]:
     return index.b, index.r
 
 
-def shingles(text: str, words: int) -> list[bytes]:
-    """Runs of so many words, in lower case, without punctuation; a shorter text is one shingle."""
-    found = _WORDS.findall(text.casefold())
-    last = max(1, len(found) - words + 1)
-    return [" ".join(found[start : start + words]).encode() for start in range(last)]
+def shingles(text: str, size: int) -> list[bytes]:
+    """Runs of `size` words; a text without words is one empty shingle."""
+    return [run.encode() for run in runs(words(text), size)] or [b""]
 
 
 def _banded(rows: Dataset, owner: str, config: DeduplicateConfig) -> Dataset:

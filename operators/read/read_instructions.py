@@ -9,26 +9,25 @@ import hashlib
 import itertools
 import json
 import math
-import re
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
-from pydantic import Field
 from ray.data import Dataset
 
 from operators import columns
 from operators.chat_markup import escape
 from operators.join import group_by_key
+from operators.outside_text import replace_surrogates
 from operators.progress import report_progress
-from operators.read.record_formats import Record, read_records, without_surrogates
-from operators.read.source_files import Piece, SourceFile, list_source_files, plan_pieces, shown
-from operators.stage import Operational, StageConfig
-
-__all__ = ["ReadConfig", "SourceFile", "list_source_files", "read_instructions"]
+from operators.read.config import ReadConfig
+from operators.read.dialogues import Exchange, as_json
+from operators.read.read_record import ENCODER, extract, hash_of, row_id_of
+from operators.read.record_fields import extra_json, is_wanted
+from operators.read.record_formats import Record, read_records
+from operators.read.source_files import Piece, plan_pieces, shown
 
 STAGE = "raw_instructions"
 DUPLICATE = "dropped:duplicate"
@@ -37,56 +36,28 @@ ROWS_PER_TABLE = 1_024
 SHUFFLED_BLOCK_BYTES = 4 << 20  # of source per block: small enough that the stages behind run in parallel
 MAX_SHUFFLED_BLOCKS = 4_096
 
-# C0 controls but tab, line feed and carriage return; DEL; lone surrogates, which no UTF-8 file can hold.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 # Where a record stood; dropped again once duplicates are marked.
 _LOCATED = pa.schema([*columns.RAW, pa.field("file", pa.int32()), pa.field("position", pa.int64())])
 
 
-class ReadConfig(StageConfig):
-    """Configuration of `read_instructions`, the section `source`."""
-
-    path: Operational[str] = Field(
-        min_length=1, description="file, folder, glob or URI of .json, .jsonl and .parquet files"
-    )
-    limit: int | None = Field(None, gt=0, description="read only the first records in file order; for trials")
-    max_chars: int = Field(32_000, gt=0, description="longest instruction, input and response together, in characters")
-    held_out_fraction: float = Field(0.02, ge=0, lt=1, description="share of rows kept from teacher and training")
-    split_salt: str = Field("0", description="another salt holds out other rows")
-    system_turn: Literal["quarantine", "prepend"] = Field(
-        "quarantine", description="what to do with a chat that has a system turn; prepend: to the instruction"
-    )
-    range_bytes: Operational[int] = Field(64 << 20, gt=0, description="bytes of source that one task reads")
-
-
-class _Texts(NamedTuple):
-    """What a record says; `reason` is empty if all three texts can be used."""
-
-    instruction: str
-    input: str
-    response: str
-    reason: str = ""
-
-
 def read_instructions(config: ReadConfig, files: list[str], special_tokens: frozenset[str]) -> Dataset:
     """One row per record of `files`; bad records are rows with an outcome, so records in = rows out.
 
-    Reads Alpaca columns (`instruction`, `input`, `output` or `response`) and chat `messages` with one user and one
-    assistant turn. Blank lines are no records. Texts are brought to Unicode NFC and LF line ends and stripped.
+    Which columns are read is in `record_fields`, which forms of dialogues in `dialogues`. Under `turns: every` a
+    dialogue of n pairs is n rows. Blank lines are no records. Texts are brought to Unicode NFC and LF line ends, and
+    trimmed but for the indentation of code.
 
     Columns out: `columns.RAW`. `row_id` is unique: the hash of the canonical texts, or of the place of a row that
     was quarantined or is a copy. `outcome` is one of
         "" (active), `dropped:held_out`, `dropped:duplicate` (not the first of its texts in file order),
-        `quarantined:` + malformed_json, not_an_object, missing_field, non_string_field, empty_instruction,
-        empty_response, too_long, invalid_utf8, control_characters, multi_turn, system_turn, malformed_messages,
-        unreadable_file.
+        `quarantined:` + malformed_json, malformed_csv, not_an_object, second_list, missing_field, non_string_field,
+        empty_instruction, empty_response, too_long, too_deep, invalid_utf8, control_characters, system_turn,
+        malformed_messages, non_text_content, no_plain_answer, unreadable_file.
     A JSON array that breaks midway keeps the rows before the break and adds one malformed_json row for the rest.
 
     Args:
+        config: how records are read.
         files: paths or URIs in the order that decides which copy is the first, as from `list_source_files`.
         special_tokens: of teacher and student; broken up in the texts, which sets `escaped`.
 
@@ -107,77 +78,26 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
     return shuffled.map_batches(_finish, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
 
 
-def row_id_of(instruction: str, input_: str, response: str) -> str:
-    """32 hex digits of the SHA-256 of the canonical texts; neutralising comes later and does not change it."""
-    return _hash([instruction, input_, response])
+def count_ignored_columns(rows: Dataset) -> dict[str, dict[str, int]]:
+    """`ignored_columns`: in how many rows each column of the source is not empty and was not read.
 
-
-def canonical(text: str) -> str:
-    """`text` in NFC, with LF line ends, without white space around it."""
-    if "\r" in text:
-        text = text.replace("\r\n", "\n")
-    return unicodedata.normalize("NFC", text).strip()
-
-
-def extract_texts(record: Record, config: ReadConfig) -> _Texts:
-    """The texts of a record in canonical form, or as far as they are known with the reason against them."""
-    if record.reason:
-        return _Texts(record.raw, "", "", record.reason)
-    if not isinstance(record.value, dict):
-        return _Texts(record.raw or repr(record.value), "", "", "not_an_object")
-    fields: dict[str, object] = record.value
-    texts = _chat_texts(fields["messages"], config) if fields.get("messages") is not None else _alpaca_texts(fields)
-    return texts if texts.reason else _checked(texts, config)
-
-
-def _alpaca_texts(fields: dict[str, object]) -> _Texts:
-    response = fields.get("output")
-    found = (fields.get("instruction"), fields.get("input"), fields.get("response") if response is None else response)
-    texts = _Texts(*(value if isinstance(value, str) else "" if value is None else repr(value) for value in found))
-    if found[0] is None or found[2] is None:
-        return texts._replace(reason="missing_field")
-    if not all(isinstance(value, str) for value in found if value is not None):
-        return texts._replace(reason="non_string_field")
-    return texts
-
-
-def _chat_texts(messages: object, config: ReadConfig) -> _Texts:
-    turns: list[tuple[str, str]] = []
-    for message in messages if isinstance(messages, list) else [None]:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            return _Texts(repr(messages), "", "", "malformed_messages")
-        turns.append((role, content))
-    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
-    roles = [role for role, _ in turns]
-    if not roles or roles != (["user", "assistant"] * len(roles))[: len(roles)] or len(roles) % 2:
-        return _Texts(repr(messages), "", "", "malformed_messages")
-    (_, instruction), (_, response) = turns[:2]
-    if len(roles) > 2:
-        return _Texts(instruction, "", response, "multi_turn")
-    if system.strip() and config.system_turn == "quarantine":
-        return _Texts(instruction, system, response, "system_turn")
-    return _Texts(f"{system}\n\n{instruction}" if system.strip() and instruction.strip() else instruction, "", response)
-
-
-def _checked(texts: _Texts, config: ReadConfig) -> _Texts:
-    found = texts[:3]
-    if sum(map(len, found)) > config.max_chars:
-        return texts._replace(reason="too_long")
-    if any(_CONTROL.search(text) for text in found):
-        return texts._replace(reason="control_characters")
-    clean = _Texts(*map(canonical, found))
-    if not clean.instruction.strip(_INVISIBLE):
-        return clean._replace(reason="empty_instruction")
-    if not clean.response.strip(_INVISIBLE):
-        return clean._replace(reason="empty_response")
-    return clean
+    Columns in:
+        ignored_columns, as of columns.RAW.
+    """
+    counts: Counter[str] = Counter()
+    for batch in rows.select_columns(["ignored_columns"]).iter_batches(batch_size=None, batch_format="pyarrow"):
+        table: pa.Table = batch
+        for each in table["ignored_columns"].value_counts().to_pylist():
+            counts.update(dict.fromkeys(json.loads(each["values"] or "[]"), each["counts"]))
+    return {"ignored_columns": dict(counts.most_common())}
 
 
 def _read_task(task: pa.Table, config: ReadConfig, special_tokens: frozenset[str]) -> Iterator[pa.Table]:
+    wanted = functools.partial(is_wanted, columns=config.columns, pass_through=config.pass_through)
     pieces = [Piece(**fields) for fields in task.to_pylist()]
-    records = ((piece, record) for piece in pieces for record in read_records(piece))
-    rows = (_row(piece, record, config, special_tokens) for piece, record in itertools.islice(records, config.limit))
+    records = ((piece, record) for piece in pieces for record in read_records(piece, wanted))
+    some = itertools.islice(records, config.limit)
+    rows = (row for piece, record in some for row in _rows(piece, record, config, special_tokens))
     for chunk in _chunks(rows, ROWS_PER_TABLE):
         report_progress(STAGE, rows=len(chunk))
         table = pa.table(list(map(list, zip(*chunk, strict=True))), schema=_LOCATED)
@@ -185,30 +105,53 @@ def _read_task(task: pa.Table, config: ReadConfig, special_tokens: frozenset[str
     yield _LOCATED.empty_table()  # a task may meet no record at all, and its block still needs the columns
 
 
-def _row(piece: Piece, record: Record, config: ReadConfig, special_tokens: frozenset[str]) -> tuple[object, ...]:
-    """The values of `_LOCATED`."""
+def _rows(piece: Piece, record: Record, config: ReadConfig, special_tokens: frozenset[str]) -> list[tuple[object, ...]]:
+    """The values of `_LOCATED`, once for each pair that is reflected on."""
+    found = extract(record, config)
     origin = shown(piece.path)
-    texts = extract_texts(record, config)
-    if texts.reason:
-        kept = [without_surrogates(text[:KEPT_CHARS]) for text in texts[:3]]
-        row_id = _hash([origin, record.position, without_surrogates(record.raw) or kept])
-        return (
-            row_id,
-            *kept,
-            "",
-            "",
-            "",
-            "",
-            origin,
-            False,
-            f"quarantined:{texts.reason}",
-            piece.file,
-            record.position,
-        )
-    row_id = row_id_of(*texts[:3])
-    safe = [escape(text, special_tokens) for text in texts[:3]]
-    outcome = columns.HELD_OUT if _is_held_out(row_id, config) else columns.ACTIVE
-    return (row_id, *safe, "", "", "", "", origin, safe != list(texts[:3]), outcome, piece.file, record.position)
+    ignored = replace_surrogates(ENCODER.encode(sorted(found.unread))) if found.unread else ""
+    extra = ""
+    if config.pass_through and isinstance(record.value, dict):
+        extra = extra_json(record.value, config.pass_through)
+    ids = [_id_of(pair, number, record, origin) for number, pair in enumerate(found.exchanges)]
+    # A dialogue is held out as a whole, for its first pair is context of the others.
+    outcome = columns.HELD_OUT if _is_held_out(ids[-1], config) else columns.ACTIVE
+    rows: list[tuple[object, ...]] = []
+    for row_id, pair in zip(ids, found.exchanges, strict=True):
+        if pair.reason:
+            values = (*_kept(pair), "", "", extra, ignored, origin, False, f"quarantined:{pair.reason}")
+        else:
+            safe = _escaped(pair, special_tokens)
+            around = _around(safe)
+            values = (*safe.texts, *around, extra, ignored, origin, safe != pair, outcome)
+        rows.append((row_id, *values, piece.file, record.position))
+    return rows
+
+
+def _around(pair: Exchange) -> tuple[str, str]:
+    return (as_json(pair.before), as_json(pair.after)) if pair.before or pair.after else ("", "")
+
+
+def _kept(pair: Exchange) -> list[str]:
+    return [replace_surrogates(text[:KEPT_CHARS]) for text in pair.texts]
+
+
+def _id_of(pair: Exchange, number: int, record: Record, origin: str) -> str:
+    if not pair.reason:
+        return row_id_of(*pair.texts, *_around(pair))
+    place = [origin, record.position, replace_surrogates(record.raw) or _kept(pair)]
+    return hash_of([*place, number] if number else place)
+
+
+def _escaped(pair: Exchange, special_tokens: frozenset[str]) -> Exchange:
+    texts = [escape(text, special_tokens) for text in pair.texts]
+    if not pair.before and not pair.after:
+        return Exchange(*texts)
+    around = (
+        tuple(turn._replace(content=escape(turn.content, special_tokens)) for turn in turns)
+        for turns in (pair.before, pair.after)
+    )
+    return Exchange(*texts, *around)
 
 
 def _is_held_out(row_id: str, config: ReadConfig) -> bool:
@@ -231,7 +174,7 @@ def _mark_copies(rows: pa.Table) -> pa.Table:
         return rows
     # A copy's id names its place: ids stay unique, so that a later join by row_id cannot multiply rows.
     places = zip(*(copies[name].to_pylist() for name in ("row_id", "origin", "position")), strict=True)
-    new_ids = pa.array([_hash(place) for place in places], pa.string())
+    new_ids = pa.array([hash_of(place) for place in places], pa.string())
     marked = {"row_id": pc.replace_with_mask(ids, is_copy, new_ids)}
     marked["outcome"] = pc.if_else(is_copy, DUPLICATE, rows["outcome"])
     return pa.table([marked.get(name, rows[name]) for name in rows.column_names], schema=rows.schema)
@@ -252,7 +195,3 @@ def _chunks(rows: Iterable[tuple[object, ...]], size: int) -> Iterator[list[tupl
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:32]

@@ -1,11 +1,11 @@
-"""All that happens to the records of a refresh before anything is paid for them, in its order."""
+"""All that happens to the records of a refresh alone: they are read, and those that are there already are marked."""
 
 from ray.data import Dataset
 
-from operators.read.drop_contaminated import DecontaminateConfig, drop_contaminated
+from operators.read.config import ReadConfig
 from operators.read.drop_near_duplicates import DeduplicateConfig, drop_near_duplicates
 from operators.read.drop_seen import drop_seen
-from operators.read.read_instructions import ReadConfig, read_instructions
+from operators.read.read_instructions import read_instructions
 
 
 def read_refresh(
@@ -13,26 +13,23 @@ def read_refresh(
     earlier: Dataset | None,
     source: ReadConfig,
     deduplicate: DeduplicateConfig,
-    decontaminate: DecontaminateConfig,
     special_tokens: frozenset[str],
 ) -> Dataset:
-    """Read the files; give rows that were seen, resemble another or repeat an evaluation text their outcome.
+    """Read the files; give rows that were seen or resemble another their outcome.
 
-    Each step reads its rows more than once, so they are materialised in Ray's object store between the steps, which
-    spills to disk.
+    Each step reads its rows more than once, and so does what comes behind, so they are materialised in Ray's object
+    store, which spills to disk: about 2 KB a row.
 
     Args:
         files: of the refresh, in order.
         earlier: columns.RAW of the refreshes before it; None if it is the first.
         source: how records are read.
         deduplicate: what counts as the same.
-        decontaminate: what an evaluation text is.
         special_tokens: of teacher and student; broken up in the texts.
 
     Columns out:
-        columns.RAW, one row a record.
+        columns.RAW, one row for each row of `read_instructions`.
     """
     rows = read_instructions(source, files, special_tokens).materialize()
     rows = rows if earlier is None else drop_seen(rows, earlier).materialize()
-    rows = drop_near_duplicates(rows, earlier, deduplicate).materialize()
-    return drop_contaminated(rows, earlier, decontaminate)
+    return drop_near_duplicates(rows, earlier, deduplicate).materialize()

@@ -3,22 +3,40 @@
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
-READABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
-_SPLITTABLE_SUFFIXES = (".jsonl", ".parquet")
+from operators.files import open_filesystem
+from operators.read.record import READ_BYTES
+from operators.read.text_streams import LINES, format_of, holds_lines
+
+READABLE = ("csv", "json", "jsonl", "ndjson", "parquet", "tsv", "arrow")
+ALL_SPLITS = "all"
+SPLITS = {
+    "train": "train|training",
+    "validation": "validation|valid|val|dev",
+    "test": "test|testing|eval|evaluation",
+}  # as the `datasets` library tells them from the names of files and folders
+# Files that describe a data set which Hugging Face's libraries wrote.
+METADATA = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
+
 _LISTED_IN_MESSAGE = 5
 _OPEN_COST_BYTES = 1 << 20  # opening a file on an object store takes about as long as reading this much
 
 
 class SourceFile(NamedTuple):
-    """One file of the source; `path` opens with `open_filesystem`, `size` in bytes, `mtime_ns` None if unknown."""
+    """One file of the source.
+
+    Attributes:
+        path: path or URI that `operators.files.open_filesystem` opens.
+        name: path relative to the folder that the source names, so that it does not depend on what else is there.
+        size: bytes.
+        mtime_ns: when it was written, in ns since 1970; None if unknown.
+    """
 
     path: str
+    name: str
     size: int
     mtime_ns: int | None
 
@@ -32,50 +50,63 @@ class Piece(NamedTuple):
     end: int
 
 
-def list_source_files(path: str) -> list[SourceFile]:
-    """The .json, .jsonl and .parquet files that `path` names, sorted by path.
+def list_source_files(path: str, split: str = ALL_SPLITS) -> list[SourceFile]:
+    """The files that `path` names and that can be read, sorted by path.
 
     Args:
-        path: a file, a folder (read recursively), a glob (`*`, `?`, `[...]`, `**`), or a URI of one of these
-            (pyarrow's file systems, else fsspec's; in a URI a `?` begins the file system's options).
-            Below a folder and in a glob, names that begin with `.` or `_` are skipped, as Spark and Hive do: they
-            are files being written.
+        path: a file, a folder (read recursively), a glob (`*`, `?`, `[...]`, `**`), or a URI of one of these, such as
+            `hf://datasets/<owner>/<name>` (pyarrow's file systems, else fsspec's; in a URI a `?` begins the file
+            system's options). Below a folder and in a glob, names that begin with `.` or `_` are skipped, as Spark and
+            Hive do: they are files being written.
+        split: see `of_split`.
 
     Raises:
-        ValueError: nothing is there, or no file of these formats; the message says what was found.
+        ValueError: nothing is there, or no file of a known format, or of this split; the message says what was found.
     """
     filesystem, base, uri = _resolve(path)
     found = list(_walk(filesystem, base))
-    readable = [info for info in found if info.path.lower().endswith(READABLE_SUFFIXES)]
-    others = [info.path for info in found if not info.path.lower().endswith(READABLE_SUFFIXES)]
     if not found:
         raise ValueError(
             f"read_instructions: source.path: {shown(path)!r} matches no file; give a file, folder or glob"
         )
+    readable = [info for info in found if _is_readable(info.base_name)]
+    others = [info.path for info in found if not _is_readable(info.base_name)]
     if not readable:
         raise ValueError(
-            f"read_instructions: source.path: {shown(path)!r} has no .json, .jsonl or .parquet file; "
-            f"found {_some(others)}; convert them to one of these formats"
+            f"read_instructions: source.path: {shown(path)!r} has no file that ends in .{', .'.join(READABLE)}, or in "
+            f"one of these and .gz, .zst or .bz2; found {_some(others)}; convert them"
         )
     if others:
         warnings.warn(f"read_instructions: not read, unknown format: {_some(others)}", stacklevel=2)
     fixed = _fixed_part(base)
-    files = [SourceFile(uri.format(info.path[len(fixed) :]), info.size or 0, info.mtime_ns) for info in readable]
-    return sorted(files)
+    files = [
+        SourceFile(uri.format(info.path[len(fixed) :]), _name(info.path, base), info.size or 0, info.mtime_ns)
+        for info in readable
+    ]
+    return of_split(sorted(files), split)
 
 
-def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or URI, and the path inside it; a relative path is one of this process."""
-    if "://" not in path:
-        return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
-    try:
-        filesystem, inside = pafs.FileSystem.from_uri(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # not one of pyarrow's schemes
-        import fsspec  # type: ignore[import-untyped]  # ships no type information
+def of_split(files: list[SourceFile], split: str) -> list[SourceFile]:
+    """The files of one split, where names of files or folders tell splits: `data/train-00000-of-00002.parquet`.
 
-        opened, inside = fsspec.core.url_to_fs(path)
-        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(opened))
-    return filesystem, inside
+    Args:
+        files: of the source.
+        split: train, validation or test; `all` reads everything. Files that tell no split are always read. A source
+            that has other splits but no train split is read as a whole under `train`, which is the default.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    of_file = {file.path: _split_of(file.name) for file in files}
+    found = {name for name in of_file.values() if name}
+    if split == ALL_SPLITS or (split == "train" and split not in found):
+        return files
+    if split not in found:
+        raise ValueError(
+            f"read_instructions: source.split: no file name of the source tells the split {split!r}, they tell "
+            f"{', '.join(sorted(found)) or 'none'}; name one of these, or all"
+        )
+    return [file for file in files if of_file[file.path] in (split, "")]
 
 
 def plan_pieces(files: Iterable[str], range_bytes: int) -> list[list[Piece]]:
@@ -104,9 +135,38 @@ def _cut(files: list[str], range_bytes: int) -> Iterator[Piece]:
     for number, path in enumerate(files):
         filesystem, inside = open_filesystem(path)
         size = filesystem.get_file_info(inside).size or 0
-        step = range_bytes if path.lower().split("?")[0].endswith(_SPLITTABLE_SUFFIXES) else max(size, 1)
+        step = range_bytes if size > range_bytes and _can_be_cut(filesystem, inside) else max(size, 1)
         for start in range(0, max(size, 1), step):
             yield Piece(number, path, start, min(start + step, size))
+
+
+def _can_be_cut(filesystem: pafs.FileSystem, path: str) -> bool:
+    kind, compression = format_of(path)
+    if compression is not None or kind not in (*LINES, "parquet"):
+        return False
+    if kind == "parquet":
+        return True
+    with filesystem.open_input_stream(path) as stream:
+        return holds_lines(stream.read(READ_BYTES), kind)
+
+
+def _is_readable(name: str) -> bool:
+    return format_of(name)[0] in READABLE and name not in METADATA
+
+
+def _split_of(name: str) -> str:
+    """The split that a path tells, by its innermost part that tells one; "" if none does."""
+    for part in reversed(name.lower().split("/")):
+        for split, words in SPLITS.items():
+            if re.search(rf"(?:^|[-._ 0-9])(?:{words})(?:$|[-._ 0-9])", part):
+                return split
+    return ""
+
+
+def _name(path: str, base: str) -> str:
+    """The path below the folder that the source names; of a single file its name."""
+    folder = base if path != base else base.rpartition("/")[0]
+    return path.removeprefix(_fixed_part(folder)).lstrip("/")
 
 
 def _resolve(path: str) -> tuple[pafs.FileSystem, str, str]:

@@ -23,7 +23,7 @@ from flows.graph import (
     STUDENT,
 )
 from flows.recycle_and_train import GRAPH
-from flows.staleness import Staleness, differences, name_below, source_files
+from flows.staleness import Staleness, differences, source_files
 from operators.stage import StageConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -212,21 +212,6 @@ def test_a_refresh_whose_files_are_gone_stays_as_it_is_and_says_so(store: AssetS
     now = look(AssetStore(str(Path(store.folder("x", None)).parents[1])), source)
     assert now.gone("base") == ["a.jsonl", "b.jsonl"]
     assert not now.is_stale(RAW_INSTRUCTIONS, "base"), "nothing is left to make it from"
-
-
-@pytest.mark.parametrize(
-    ("path", "file", "name"),
-    [
-        ("/data", "/data/2026/a.jsonl", "2026/a.jsonl"),
-        ("/data/", "/data/a.jsonl", "a.jsonl"),
-        ("/data/a.jsonl", "/data/a.jsonl", "a.jsonl"),
-        ("/data/2026-*/a.jsonl", "/data/2026-11/a.jsonl", "2026-11/a.jsonl"),
-        ("/data/**/*.jsonl", "/data/x/y/a.jsonl", "x/y/a.jsonl"),
-        ("s3://bucket/data?region=eu", "s3://bucket/data/x/a.jsonl?region=eu", "x/a.jsonl"),
-    ],
-)
-def test_a_file_is_named_below_the_source(path: str, file: str, name: str) -> None:
-    assert name_below(path, file) == name
 
 
 def test_differences_name_what_changed() -> None:

@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from operators.files import put_file, swap_folder
+from operators.files import open_filesystem, put_file, swap_folder
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -49,3 +51,45 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, old: dict[str, str]
     swap_folder(filesystem, f"{root}beside", f"{root}target", "README.md")
     assert texts(tmp_path / "target") == new
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def read(path: str) -> bytes:
+    filesystem, inside = open_filesystem(path)
+    with filesystem.open_input_stream(inside) as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def test_a_file_system_of_fsspec_is_written_to_as_well() -> None:
+    put_file("memory://put_file/deep/er/a.json", "one")
+    put_file("memory://put_file/deep/er/a.json", b"two, longer")
+    assert read("memory://put_file/deep/er/a.json") == b"two, longer"
+
+
+@pytest.mark.parametrize("place", ["{folder}", "memory://broken"])
+def test_a_function_writes_all_or_nothing(tmp_path: Path, place: str) -> None:
+    folder = place.format(folder=tmp_path)
+    put_file(f"{folder}/a.parquet", lambda stream: pq.write_table(pa.table({"a": [1, 2]}), stream))
+    whole = read(f"{folder}/a.parquet")
+    assert pq.read_table(pa.BufferReader(whole)).to_pydict() == {"a": [1, 2]}
+
+    def fail(stream: pa.NativeFile) -> None:
+        stream.write(b"half")
+        raise RuntimeError("cut off")
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        put_file(f"{folder}/a.parquet", fail)
+    filesystem, inside = open_filesystem(folder)
+    assert [info.base_name for info in filesystem.get_file_info(fs.FileSelector(inside))] == ["a.parquet"]
+    assert read(f"{folder}/a.parquet") == whole
+
+
+def test_a_relative_path_is_one_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put_file("name.txt", "here")
+    assert (tmp_path / "name.txt").read_bytes() == b"here"
+
+
+def test_a_scheme_that_nobody_knows_is_named() -> None:
+    with pytest.raises(ValueError, match="gopher"):
+        open_filesystem("gopher://host/file")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +14,6 @@ from operators.read.drop_contaminated import (
     DecontaminateConfig,
     drop_contaminated,
     evaluation_index,
-    ngram_hashes,
 )
 
 QUESTION = "A train leaves the station at nine and travels north at sixty miles an hour; when does it arrive?"
@@ -36,15 +34,11 @@ def rows(**texts: tuple[str, str]) -> "ray.data.Dataset":
     return ray.data.from_arrow(conform(table, RAW))
 
 
-def outcomes(found: "ray.data.Dataset") -> dict[str, str]:
+def judged(
+    source: "ray.data.Dataset", config: DecontaminateConfig, others: "ray.data.Dataset | None" = None
+) -> dict[str, str]:
+    found = drop_contaminated(source, evaluation_index(source, others, config))
     return {row["row_id"]: row["outcome"] for row in found.take_all()}
-
-
-def test_hashes_see_words_only() -> None:
-    assert np.array_equal(ngram_hashes("The cat -- SAT down!", 2), ngram_hashes("the cat sat down", 2))
-    assert len(ngram_hashes("the cat sat down", 2)) == 3
-    assert len(ngram_hashes("cat", 2)) == 1
-    assert len(ngram_hashes("?!", 2)) == 0
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -57,16 +51,16 @@ class TestDropContaminated:
             d=(HALF, ""),
             e=(QUESTION, "quarantined:too_long"),
         )
-        found = outcomes(drop_contaminated(source, None, DecontaminateConfig()))
+        found = judged(source, DecontaminateConfig())
         expected = {"a": HELD_OUT, "b": CONTAMINATED, "c": "", "d": "", "e": "quarantined:too_long"}
         assert found == expected
-        strict = outcomes(drop_contaminated(source, None, DecontaminateConfig(max_overlap=0.1)))
+        strict = judged(source, DecontaminateConfig(max_overlap=0.1))
         assert strict == expected | {"d": CONTAMINATED}
-        assert outcomes(drop_contaminated(source, None, DecontaminateConfig(held_out=False)))["b"] == ""
+        assert judged(source, DecontaminateConfig(held_out=False))["b"] == ""
 
     def test_rows_held_out_of_another_refresh_count(self) -> None:
-        found = drop_contaminated(rows(a=(QUESTION, "")), rows(z=(QUESTION, HELD_OUT)), DecontaminateConfig())
-        assert outcomes(found) == {"a": CONTAMINATED}
+        found = judged(rows(a=(QUESTION, "")), DecontaminateConfig(), rows(z=(QUESTION, HELD_OUT)))
+        assert found == {"a": CONTAMINATED}
 
     @pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
     def test_files_of_any_format_and_usual_fields_count(self, tmp_path: Path, suffix: str) -> None:
@@ -77,14 +71,14 @@ class TestDropContaminated:
         else:
             file.write_text(json.dumps([record] if suffix == "json" else record))
         config = DecontaminateConfig(held_out=False, files=[str(file)])
-        found = outcomes(drop_contaminated(rows(a=(QUESTION, ""), b=(OTHER, "")), None, config))
+        found = judged(rows(a=(QUESTION, ""), b=(OTHER, "")), config)
         assert found == {"a": CONTAMINATED, "b": ""}
 
     def test_chats_count_by_what_the_user_says(self, tmp_path: Path) -> None:
         turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": OTHER}]
         (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
         config = DecontaminateConfig(held_out=False, files=[str(tmp_path)])
-        found = outcomes(drop_contaminated(rows(a=(QUESTION, ""), b=(OTHER, "")), None, config))
+        found = judged(rows(a=(QUESTION, ""), b=(OTHER, "")), config)
         assert found == {"a": CONTAMINATED, "b": ""}
 
     def test_a_file_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
@@ -96,3 +90,35 @@ class TestDropContaminated:
         assert (
             evaluation_index(rows(a=(OTHER, "")), None, DecontaminateConfig()).contaminates([OTHER, ""]) == [False] * 2
         )
+
+    def test_a_template_that_many_rows_share_is_no_evidence_and_a_leak_inside_it_is_found(self) -> None:
+        template = (
+            "You are a careful translator. Translate the sentence below from English into plain modern French, keep "
+            "its tone and its register, add nothing of your own, and write the translation only, without quotes: "
+        )
+        subjects = ("my cousin", "the baker", "our doctor", "a gardener", "the pilot", "her teacher", "one sailor")
+        acts = ("sold a red bicycle to", "wrote a long letter for", "lost the brass key of", "painted an old boat with")
+        texts = [f"{template}{a} {act} friend number {n}." for n, a in enumerate(subjects) for act in acts]
+        source = {f"r{number}": (text, "") for number, text in enumerate(texts)}
+        leaked = f"{template}In spring nine tired riders crossed the frozen river behind the mill at dawn."
+        source |= {"held": (leaked, HELD_OUT), "leak": (leaked.replace("at dawn", "at dusk"), "")}
+        found = judged(rows(**source), DecontaminateConfig())
+        assert found == {name: outcome for name, (_, outcome) in source.items()} | {"leak": CONTAMINATED}
+        before = judged(rows(**source), DecontaminateConfig(common_rows=10_000))
+        assert list(before.values()).count(CONTAMINATED) > 20  # what happened when every run was evidence
+
+    def test_rows_of_other_refreshes_make_a_template_common_too(self) -> None:
+        template = "Say in one word what feeling the writer of the following review of a hotel has: "
+        new = rows(a=(f"{template}fine beds.", ""), z=(f"{template}cold soup.", HELD_OUT))
+        others = rows(**{f"o{n}": (f"{template}room number {n}.", "") for n in range(20)})
+        assert judged(new, DecontaminateConfig())["a"] == CONTAMINATED
+        assert judged(new, DecontaminateConfig(), others)["a"] == ""
+
+    def test_a_question_with_other_words_around_it_is_found(self) -> None:
+        wrapped = f"My teacher gave me this exercise and I am stuck, so please help: {QUESTION} Thank you very much!"
+        long = f"{OTHER} " * 8
+        found = judged(
+            rows(a=(QUESTION, HELD_OUT), b=(wrapped, ""), c=(f"{long} {QUESTION}", ""), d=(long, "")),
+            DecontaminateConfig(),
+        )
+        assert found == {"a": HELD_OUT, "b": CONTAMINATED, "c": CONTAMINATED, "d": ""}

@@ -2,7 +2,6 @@
 
 import json
 import random
-import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -13,15 +12,10 @@ import ray
 from ray.data import Dataset
 
 from operators import columns
-from operators.read.read_instructions import (
-    ReadConfig,
-    _is_held_out,
-    extract_texts,
-    list_source_files,
-    read_instructions,
-    row_id_of,
-)
-from operators.read.record_formats import Record
+from operators.read.config import ReadConfig
+from operators.read.read_instructions import _is_held_out, count_ignored_columns, read_instructions
+from operators.read.read_record import row_id_of
+from operators.read.source_files import list_source_files
 from tests.operators.read.source_samples import WRITERS, alpaca_like, records_of, write_json, write_jsonl, write_parquet
 
 TOKENS = frozenset({"</s>", "<|im_end|>"})
@@ -80,8 +74,9 @@ HOSTILE: list[tuple[bytes, str]] = [
     (fields(output="a\x00b").encode(), "quarantined:control_characters"),
     (fields(instruction="\x1c").encode(), "quarantined:control_characters"),
     (rb'{"instruction": "lone \ud800", "output": "x"}', "quarantined:control_characters"),
-    (turns("user", "assistant", "user", "assistant").encode(), "quarantined:multi_turn"),
-    (turns("system", "user", "assistant").encode(), "quarantined:system_turn"),
+    (turns("user", "assistant", "user", "assistant").encode(), ""),
+    (turns("system", "user", "assistant").encode(), ""),
+    (turns("user", "user", "assistant").encode(), "quarantined:malformed_messages"),
     (turns("assistant", "user").encode(), "quarantined:malformed_messages"),
     (turns("user").encode(), "quarantined:malformed_messages"),
     (turns().encode(), "quarantined:malformed_messages"),
@@ -137,33 +132,75 @@ def test_unreadable_files_are_rows_that_name_the_file(tmp_path: Path) -> None:
     assert bad == {"empty.parquet", "empty.jsonl", "garbage.parquet", "truncated.parquet"}
 
 
+def as_layouts(record: dict[str, str]) -> dict[str, dict[str, object]]:
+    """One single-turn record without input in the layouts of public data sets."""
+    ask, answer = record["instruction"], record["output"]
+    return {
+        "alpaca": {"instruction": ask, "input": "", "output": answer},
+        "dolly": {"instruction": ask, "context": "", "response": answer},
+        "completion": {"prompt": ask, "completion": answer},
+        "messages": {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]},
+        "sharegpt": {"conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]},
+        "capitals": {"Question": ask, "Answer": answer},
+    }
+
+
 @pytest.mark.usefixtures("local_ray")
-def test_three_formats_and_any_order_give_the_same_ids(tmp_path: Path) -> None:
-    records = alpaca_like(50)
-    ids = []
-    for kind, write in WRITERS.items():
-        shuffled = random.Random(kind).sample(records, len(records))
-        rows = read(write(tmp_path / f"data.{kind}", shuffled), held_out_fraction=0.3)
-        assert {row["outcome"] for row in rows} == {"", columns.HELD_OUT}
-        ids.append([(row["row_id"], row["instruction"], row["outcome"]) for row in rows])
-    assert ids[0] == ids[1] == ids[2]
-    assert len(ids[0]) == 50
+def test_formats_and_layouts_and_any_order_give_the_same_ids(tmp_path: Path) -> None:
+    """All rows lie in one source, so that a row of another id than the same row elsewhere would stay."""
+    records = [record | {"input": ""} for record in alpaca_like(20)]
+    for name, write in WRITERS.items():
+        write(tmp_path / name, random.Random(name).sample(records, len(records)))
+    for layout in as_layouts(records[0]):
+        write_jsonl(tmp_path / f"{layout}.jsonl", [as_layouts(record)[layout] for record in records])  # type: ignore[misc]
+    rows = read(tmp_path, held_out_fraction=0.3)
+    counts = outcomes(rows)
+    assert counts.pop("dropped:duplicate") == 20 * (len(WRITERS) + 6 - 1)
+    assert set(counts) == {"", columns.HELD_OUT}
+    assert counts.total() == 20
 
 
-def test_the_id_is_that_of_the_canonical_texts() -> None:
-    assert row_id_of("a", "", "b") != row_id_of("a", "b", "")
-    assert len(row_id_of("a", "", "b")) == 32
-    record = Record(0, {"instruction": " e\u0301\r\nx ", "output": "y"}, "")
-    texts = extract_texts(record, ReadConfig(path="x"))
-    assert texts.instruction == unicodedata.normalize("NFC", "é\nx")
+@pytest.mark.usefixtures("local_ray")
+def test_dialogues_keep_every_turn_and_columns_are_kept_or_named(tmp_path: Path) -> None:
+    turns_of = [
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Ho"),
+        ("user", "So?"),
+        ("assistant", "<|im_end|>"),
+    ]
+    messages = [{"role": role, "content": content} for role, content in turns_of]
+    dialogue = {"id": 7, "source": "mine", "messages": messages, "tools": []}
+    write_jsonl(tmp_path / "a.jsonl", [dialogue, GOOD | {"id": 8, "category": "fruit"}])  # type: ignore[list-item]
+    settings = {"pass_through": ["id"], "held_out_fraction": 0}
+    by_instruction = {str(row["instruction"]): row for row in read(tmp_path, **settings)}
+    row = by_instruction["So?"]
+    before = json.loads(str(row["turns_before"]))
+    assert [*before, {"role": "user", "content": "So?"}] == messages[:4]
+    assert (row["response"], row["escaped"], row["turns_after"]) == ("<| im_end |>", True, "")
+    assert (row["extra"], row["ignored_columns"]) == ('{"id": 7}', '["source"]')
+    plain = by_instruction["Name a fruit."]
+    assert (plain["turns_before"], plain["extra"], plain["ignored_columns"]) == ("", '{"id": 8}', '["category"]')
+    config = ReadConfig.model_validate({"path": str(tmp_path), **settings})
+    found = read_instructions(config, [str(tmp_path / "a.jsonl")], TOKENS)
+    assert count_ignored_columns(found) == {"ignored_columns": {"source": 1, "category": 1}}
 
 
-def test_a_chat_is_read_like_an_alpaca_record(tmp_path: Path) -> None:
-    chat = {"messages": json.loads(turns("system", "user", "assistant"))["messages"], "instruction": None}
-    prepended = extract_texts(Record(0, chat, ""), ReadConfig(path="x", system_turn="prepend"))
-    assert prepended == ("system says\n\nuser says", "", "assistant says", "")
-    chat["messages"][0]["content"] = " "
-    assert extract_texts(Record(0, chat, ""), ReadConfig(path="x")) == ("user says", "", "assistant says", "")
+@pytest.mark.usefixtures("local_ray")
+def test_every_pair_of_a_dialogue_is_a_row_and_all_are_held_out_together(tmp_path: Path) -> None:
+    dialogues = [
+        {"messages": [{"role": role, "content": f"{role} {n}.{k}"} for k in range(3) for role in ("user", "assistant")]}
+        for n in range(40)
+    ]
+    write_jsonl(tmp_path / "a.jsonl", dialogues)  # type: ignore[arg-type]
+    rows = read(tmp_path, turns="every", held_out_fraction=0.4)
+    assert len({row["row_id"] for row in rows}) == len(rows) == 120
+    of_dialogue: dict[str, set[object]] = {}
+    for row in rows:
+        of_dialogue.setdefault(str(row["instruction"]).partition(".")[0], set()).add(row["outcome"])
+    assert all(len(found) == 1 for found in of_dialogue.values())
+    assert 0 < outcomes(rows)[columns.HELD_OUT] < 120
+    assert outcomes(read(tmp_path, turns="first")) == outcomes(read(tmp_path)) == {"": 40}
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -171,7 +208,7 @@ def test_messages_in_parquet(tmp_path: Path) -> None:
     path = tmp_path / "chat.parquet"
     chats = [json.loads(turns("user", "assistant")), json.loads(turns("user", "assistant", "user", "assistant"))]
     pq.write_table(pa.Table.from_pylist([*chats, {"messages": None}]), path)
-    assert outcomes(read(path)) == {"": 1, "quarantined:multi_turn": 1, "quarantined:missing_field": 1}
+    assert outcomes(read(path)) == {"": 2, "quarantined:missing_field": 1}
 
 
 @pytest.mark.usefixtures("local_ray")

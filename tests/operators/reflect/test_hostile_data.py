@@ -16,7 +16,8 @@ import ray
 
 from operators.chat_markup import special_tokens_of
 from operators.columns import RAW, SELECTED, conform
-from operators.read.read_instructions import ReadConfig, read_instructions
+from operators.read.config import ReadConfig
+from operators.read.read_instructions import read_instructions
 from operators.reflect.config import ReflectConfig
 from operators.reflect.prompts import ReplyFormat, instruction_reflection_prompt, response_reflection_prompt
 from operators.reflect.reflect import Reflecting, Reflection, read_replies

@@ -1,0 +1,189 @@
+"""Dialogues in the forms that people have them, and which pair of a dialogue is reflected on.
+
+A dialogue is a list of turns. The pair is a user's turn and the assistant's answer right behind it; system prompts,
+tool turns and all other turns stand before or after it, word for word.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+Policy = Literal["last", "every", "first"]
+
+USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
+_ROLES = {
+    USER: ("user", "human", "prompter", "instruction", "question"),
+    ASSISTANT: (
+        "assistant",
+        "gpt",
+        "chatgpt",
+        "model",
+        "bot",
+        "bard",
+        "bing",
+        "ai",
+        "answer",
+        "function_call",
+    ),
+    SYSTEM: ("system", "developer"),
+    TOOL: ("tool", "function", "observation", "function_response", "ipython", "tool_response"),
+}
+_ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
+_CALLS = ("function_call",)  # roles of turns in which the assistant calls a tool
+_ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
+_TEXT_KEYS = ("content", "value", "text", "message", "utterance")
+
+
+class Turn(NamedTuple):
+    """One turn; `is_call` if the assistant calls a tool in it and says nothing, or nothing final."""
+
+    role: str
+    content: str
+    is_call: bool = False
+
+
+class Exchange(NamedTuple):
+    """A pair, what stands around it, and in `reason` why it cannot be used; "" if it can."""
+
+    instruction: str
+    input: str
+    response: str
+    before: tuple[Turn, ...] = ()
+    after: tuple[Turn, ...] = ()
+    reason: str = ""
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Instruction, input and response."""
+        return self[:3]
+
+
+class Dialogue(NamedTuple):
+    """The turns of a record, `reason` if they cannot be used, and the keys of its turns that nothing reads."""
+
+    turns: list[Turn]
+    reason: str = ""
+    unread: tuple[str, ...] = ()
+
+
+def read_dialogue(messages: object) -> Dialogue:
+    """The turns of a list of messages: OpenAI's and Hugging Face's chats, ShareGPT's, oasst's, pairs of a dict each.
+
+    Reasons: malformed_messages; non_text_content, for a part of a message that is an image or a sound.
+    """
+    turns: list[Turn] = []
+    unread: dict[str, None] = {}
+    for message in messages if isinstance(messages, list) and messages else [None]:
+        if not isinstance(message, dict):
+            return Dialogue(turns, "malformed_messages")
+        pair = _pair_of(message)
+        if pair is not None:
+            turns += pair
+            continue
+        role = _first(message, _ROLE_KEYS)
+        known = _ROLE_OF.get(role.strip().casefold()) if isinstance(role, str) else None
+        content = _text_of(_first(message, _TEXT_KEYS))
+        calls = message.get("tool_calls") or message.get("function_call")
+        if content is not None and known is not None:
+            text = "\n".join(part for part in (content, _as_json(calls) if calls else "") if part)
+            turns.append(Turn(known, text, bool(calls) or str(role).casefold() in _CALLS))
+        else:
+            has_parts = known is not None and isinstance(_first(message, _TEXT_KEYS), list)
+            return Dialogue(turns, "non_text_content" if has_parts and _is_media(message) else "malformed_messages")
+        used = (*_ROLE_KEYS, *_TEXT_KEYS, "tool_calls", "function_call", "replies")
+        unread |= {key: None for key, value in message.items() if key not in used and value not in (None, "", [], {})}
+    return Dialogue(turns, "" if _alternates(turns) else "malformed_messages", tuple(unread))
+
+
+def tree_path(root: object) -> tuple[list[object], int]:
+    """The messages of the best path through a tree of replies, as oasst has them, and how many others there are.
+
+    At each message the reply of the lowest `rank` is followed; without ranks the first one.
+    """
+    path: list[object] = []
+    others = 0
+    while isinstance(root, dict):
+        path.append(root)
+        replies = [reply for reply in root.get("replies") or [] if isinstance(reply, dict)]
+        ranked = [reply for reply in replies if isinstance(reply.get("rank"), int)]
+        root = min(ranked, key=lambda reply: reply["rank"]) if ranked else next(iter(replies), None)
+        others += sum(_num_messages(reply) for reply in replies if reply is not root)
+    while path and _ROLE_OF.get(str(path[-1].get("role")).casefold()) == USER:  # type: ignore[attr-defined]
+        path.pop()  # a question at the end of the path that nobody answered
+    return path, others
+
+
+def exchanges_of(turns: list[Turn], policy: Policy) -> Iterator[Exchange]:
+    """The pairs of a dialogue that are reflected on; none if no answer of the assistant stands behind a user's turn.
+
+    Args:
+        turns: of a dialogue.
+        policy: last, first: one pair, with all other turns around it; every: each pair, with the turns before it and
+            none after it, so that no answer is trained on twice.
+    """
+    places = [place for place in range(len(turns) - 1) if _is_pair(turns[place], turns[place + 1])]
+    answered = [place for place in places if turns[place].content.strip() and turns[place + 1].content.strip()]
+    places = answered or places
+    if policy != "every":
+        places = places[-1:] if policy == "last" else places[:1]
+    for place in places:
+        after = () if policy == "every" else tuple(turns[place + 2 :])
+        yield Exchange(turns[place].content, "", turns[place + 1].content, tuple(turns[:place]), after)
+
+
+def as_json(turns: Iterable[Turn]) -> str:
+    """A JSON list of objects with role and content; "" if there are no turns."""
+    listed = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return _as_json(listed) if listed else ""
+
+
+def _is_pair(asked: Turn, answer: Turn) -> bool:
+    return asked.role == USER and answer.role == ASSISTANT and not answer.is_call
+
+
+def _alternates(turns: list[Turn]) -> bool:
+    """No two turns of a user, and no two final answers, follow each other; a system prompt comes first."""
+    roles = [turn.role for turn in turns]
+    pairs = itertools.pairwise(turns)
+    doubled = any(a.role == b.role and a.role in (USER, ASSISTANT) and not (a.is_call or b.is_call) for a, b in pairs)
+    return not doubled and SYSTEM not in roles[1:] and USER in roles and ASSISTANT in roles
+
+
+def _pair_of(message: dict[str, object]) -> list[Turn] | None:
+    """The two turns of a dict that has them under their names, such as {"human": ..., "assistant": ...}."""
+    found = {_ROLE_OF.get(key.casefold()): value for key, value in message.items() if isinstance(value, str)}
+    if _first(message, _ROLE_KEYS) is not None or not {USER, ASSISTANT} <= set(found):
+        return None
+    return [Turn(USER, str(found[USER])), Turn(ASSISTANT, str(found[ASSISTANT]))]
+
+
+def _first(message: dict[str, object], keys: tuple[str, ...]) -> object:
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def _text_of(content: object) -> str | None:
+    """A string as it is, the text parts of a list joined; "" for nothing at all, None for what is no text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        return None
+    texts = [part if isinstance(part, str) else part.get("text") for part in content if isinstance(part, str | dict)]
+    if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+        return None
+    return "\n".join(text for text in texts if text)
+
+
+def _is_media(message: dict[str, object]) -> bool:
+    content = _first(message, _TEXT_KEYS)
+    return isinstance(content, list) and any(isinstance(part, dict) and "type" in part for part in content)
+
+
+def _num_messages(root: dict[str, object]) -> int:
+    replies = root.get("replies")
+    below = replies if isinstance(replies, list) else []
+    return 1 + sum(_num_messages(reply) for reply in below if isinstance(reply, dict))
+
+
+def _as_json(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

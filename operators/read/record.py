@@ -1,0 +1,24 @@
+"""What every format gives: a stream of records, defects among them."""
+
+from typing import NamedTuple
+
+MAX_RECORD_BYTES = 16 << 20
+READ_BYTES = 1 << 20
+
+
+class Record(NamedTuple):
+    """What a file holds at `position`, or `reason` why it is no record.
+
+    Attributes:
+        position: byte offset of a line, index of anything else.
+        value: the record; a dict unless the file holds something else.
+        raw: the source text where there is one; with a reason it is what a person should see.
+        reason: "" if `value` can be used.
+        unread: columns that are not empty in this part of a table and were not read.
+    """
+
+    position: int
+    value: object
+    raw: str
+    reason: str = ""
+    unread: tuple[str, ...] = ()

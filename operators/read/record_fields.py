@@ -1,0 +1,243 @@
+"""Which columns of a record are instruction, input and response, by the names that public data sets use.
+
+Names are compared without case. Every column that is not empty is used, passed through, or named as unread.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from operators.outside_text import replace_surrogates
+from operators.read.dialogues import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Dialogue,
+    Exchange,
+    Policy,
+    Turn,
+    exchanges_of,
+    read_dialogue,
+    tree_path,
+)
+
+Field = Literal["messages", "instruction", "input", "response", "system", "history"]
+
+# The first column of a record that is not empty is taken.
+NAMES: dict[Field, tuple[str, ...]] = {
+    "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "chosen"),
+    "instruction": (
+        "instruction",
+        "prompt",
+        "question",
+        "query",
+        "problem",
+    ),  # Alpaca, TRL, GSM8K, MetaMath, Numina
+    "input": ("input", "context"),  # Alpaca, Dolly
+    "response": ("output", "response", "completion", "answer", "solution", "target", "chosen"),
+    "system": ("system", "system_prompt", "system_message"),  # LLaMA-Factory, OpenOrca
+    "history": ("history",),  # LLaMA-Factory: a list of pairs
+}
+
+_NO_INPUT = re.compile(r"""["'(<\[]*\s*(?:no ?input|n/a|nan)\s*[\])>"'.]*""", re.IGNORECASE)
+LONGEST_PLACEHOLDER = 32  # characters
+_NO_RESPONSE = "nan"  # what pandas writes for a missing text
+
+
+PAIR: tuple[Field, ...] = ("instruction", "input", "response")
+_ABSENT: tuple[str, object] = ("", None)
+
+
+class Found(NamedTuple):
+    """What a record holds: the pairs to reflect on, at least one, and the columns that are not empty and not used."""
+
+    exchanges: list[Exchange]
+    unread: list[str]
+
+
+def plain(name: str) -> str:
+    """A column's name without case, and with underscores for spaces and hyphens: `System Prompt` is system_prompt."""
+    return re.sub(r"[\s-]+", "_", name.strip()).casefold()
+
+
+def is_wanted(name: str, columns: Mapping[Field, str], pass_through: Iterable[str]) -> bool:
+    """Whether a column of this name is read."""
+    known = any(plain(name) in names for names in NAMES.values())
+    return known or name in columns.values() or name in pass_through
+
+
+def read_fields(
+    record: Mapping[str, object], columns: Mapping[Field, str], pass_through: Iterable[str], policy: Policy
+) -> Found:
+    """The pairs of a record, or one with the reason why there is none: missing_field, non_string_field,
+    malformed_messages, non_text_content, no_plain_answer (the assistant only calls tools).
+
+    Args:
+        record: a column's name -> its value.
+        columns: a field -> the name of its column, in place of the usual names.
+        pass_through: columns that go on as they are.
+        policy: which pairs of a dialogue.
+    """
+    plain_names, layout = _layout(tuple(record), tuple(columns.items()))
+    if plain_names is not None:
+        texts = [record[name] for name in plain_names]
+        if all(isinstance(text, str) for text in texts):
+            return Found([_without_placeholders(Exchange(*texts))], [])  # type: ignore[arg-type]
+    values = {field: _first(record, names) if names else _ABSENT for field, names in layout.items()}
+    used = {name for name, _ in values.values()}
+    name, messages, others = _messages(values)
+    if messages is not None:
+        dialogue = read_dialogue(messages)
+        used = {name, values["system"][0]}
+        exchanges = _exchanges(dialogue, values["system"][1], policy)
+        others += [f"{name}.{key}" for key in dialogue.unread]
+        if name == values["instruction"][0]:  # a prompt that is a list of messages, and its completion
+            used.add(values["response"][0])
+    else:
+        exchanges = _from_texts(values, policy)
+    kept = used.union(pass_through)
+    unread = [name for name in record if name not in kept and not is_empty(record[name])]
+    return Found(exchanges, [*unread, *others])
+
+
+def extra_json(record: Mapping[str, object], pass_through: Iterable[str]) -> str:
+    """The columns that are passed through as a JSON object; "" if the record has none of them."""
+    kept = {name: _as_plain_json(record[name]) for name in pass_through if name in record}
+    return replace_surrogates(json.dumps(kept, ensure_ascii=False, default=str)) if kept else ""
+
+
+def is_empty(value: object) -> bool:
+    """Whether there is nothing in a column: null, NaN, white space, an empty list or object."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, list | dict | tuple | bytes) and not value)
+
+
+@lru_cache(maxsize=4096)
+def _layout(
+    names: tuple[str, ...], columns: tuple[tuple[Field, str], ...]
+) -> tuple[tuple[str, str, str] | None, Mapping[Field, tuple[str, ...]]]:
+    """Names of a record's columns by field, in order of preference.
+
+    Before them the three names of a record that has exactly instruction, input and response: most have, and are read
+    without looking for anything else.
+    """
+    mapped = dict(columns)
+    of_plain: dict[str, list[str]] = {}
+    for name in names:
+        of_plain.setdefault(plain(name), []).append(name)
+    of: dict[Field, tuple[str, ...]] = {
+        field: (mapped[field],) * (mapped[field] in names)
+        if field in mapped
+        else tuple(name for known in NAMES[field] for name in of_plain.get(known, ()) if name not in mapped.values())
+        for field in NAMES
+    }
+    three = [of[field] for field in PAIR]
+    if len(names) == len(three) == sum(map(len, three)) and all(three):
+        return (three[0][0], three[1][0], three[2][0]), of
+    return None, of
+
+
+def _first(record: Mapping[str, object], names: tuple[str, ...]) -> tuple[str, object]:
+    """Name and value of the first column that is not empty, else of the first."""
+    name = names[0]
+    value = record[name]
+    if len(names) > 1 and is_empty(value):
+        name = next((name for name in names if not is_empty(record[name])), name)
+        value = record[name]
+    return name, None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _messages(values: Mapping[Field, tuple[str, object]]) -> tuple[str, object, list[str]]:
+    """Column and value of a record's dialogue, or None; and what of a tree of replies is not on its best path."""
+    name, value = values["messages"]
+    prompt_name, prompt = values["instruction"]
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a column of CSV
+        value = _parsed(value)
+    if isinstance(value, list) and (value or is_empty(prompt)):
+        return name, value, []
+    if isinstance(prompt, dict) and "replies" in prompt:
+        path, others = tree_path(prompt)
+        return prompt_name, path, [f"{prompt_name}: {others} other replies"] * (others > 0)
+    if isinstance(prompt, list) and prompt and all(isinstance(item, dict) for item in prompt):
+        completion = values["response"][1]
+        ending = completion if isinstance(completion, list) else [{"role": ASSISTANT, "content": completion}]
+        return prompt_name, [*prompt, *ending], []
+    return name, value if is_empty(prompt) else None, []
+
+
+def _parsed(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
+def _exchanges(dialogue: Dialogue, system: object, policy: Policy) -> list[Exchange]:
+    turns, reason = dialogue.turns, dialogue.reason
+    if not reason and isinstance(system, str) and system.strip() and turns[0].role != SYSTEM:
+        turns = [Turn(SYSTEM, system), *turns]
+    found = [] if reason else list(exchanges_of(turns, policy))
+    if found:
+        return found
+    is_asked = any(turn.role == USER for turn in turns)
+    ends_in_calls = is_asked and any(turn.is_call for turn in turns)
+    said = "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    return [Exchange(said, "", "", reason=reason or ("no_plain_answer" if ends_in_calls else "malformed_messages"))]
+
+
+def _from_texts(values: Mapping[Field, tuple[str, object]], policy: Policy) -> list[Exchange]:
+    found = (values["instruction"][1], values["input"][1], values["response"][1])
+    pair = Exchange(*[value if isinstance(value, str) else "" if value is None else repr(value) for value in found])
+    if found[0] is None or found[2] is None:
+        return [pair._replace(reason="missing_field")]
+    if not all(isinstance(value, str | None) for value in found):
+        return [pair._replace(reason="non_string_field")]
+    pair = _without_placeholders(pair)
+    if values["system"] is _ABSENT and values["history"] is _ABSENT:
+        return [pair]
+    before = _context(values["system"][1], values["history"][1])
+    if before is None:
+        return [pair._replace(reason="malformed_messages")]
+    if policy == "last" or len(before) < 2:
+        return [pair._replace(before=tuple(before))]
+    asked = f"{pair.instruction}\n\n{pair.input}" if pair.input.strip() else pair.instruction
+    return list(exchanges_of([*before, Turn(USER, asked), Turn(ASSISTANT, pair.response)], policy))
+
+
+def _without_placeholders(pair: Exchange) -> Exchange:
+    if 0 < len(pair.input) <= LONGEST_PLACEHOLDER and _NO_INPUT.fullmatch(pair.input.strip()):
+        pair = pair._replace(input="")
+    if len(pair.response) <= LONGEST_PLACEHOLDER and pair.response.strip() == _NO_RESPONSE:
+        pair = pair._replace(response="")
+    return pair
+
+
+def _context(system: object, history: object) -> list[Turn] | None:
+    """The system prompt and the earlier turns beside a pair; None if they cannot be read."""
+    if not isinstance(system, str | None) or not isinstance(history, list | str | None):
+        return None
+    turns = [Turn(SYSTEM, system)] if system and system.strip() else []
+    listed = _parsed(history) if isinstance(history, str) and history.strip() else history
+    for item in listed or []:
+        if isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
+            turns += [Turn(USER, item[0]), Turn(ASSISTANT, item[1])]
+        else:
+            dialogue = read_dialogue(listed)
+            return None if dialogue.reason else [*turns[: len(turns) and turns[0].role == SYSTEM], *dialogue.turns]
+    return turns
+
+
+def _as_plain_json(value: object) -> object:
+    """`value` without what JSON has no word for: NaN and infinity become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _as_plain_json(item) for key, item in value.items()}
+    return [_as_plain_json(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,74 @@
+"""A file's records are the same through any cut, and a broken file costs no more than what is broken."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from operators.read import json_records
+from tests.operators.read.source_samples import alpaca_like, records_of
+
+
+@pytest.mark.parametrize("read_bytes", [1, 5, 64])
+def test_a_json_array_is_the_same_through_any_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
+) -> None:
+    monkeypatch.setattr(json_records, "READ_BYTES", read_bytes)
+    path = tmp_path / "data.json"
+    values: list[object] = [*alpaca_like(10), 12345678, "text", None, [1, [2]]]
+    path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    assert [record.value for record in records_of(path)] == values
+
+
+@pytest.mark.parametrize(
+    ("content", "reasons"),
+    [
+        (b"[]", []),
+        (b"[{}, {}", ["", "", "malformed_json"]),
+        (b"[{}, {]", ["", "malformed_json"]),
+        (b"[{} {}]", ["", "malformed_json"]),
+        (b"[{}] tail", ["", "malformed_json"]),
+        (b"[" * 100_000, ["malformed_json"]),
+        (b'[{"a": "\xff"}, {}]', ["invalid_utf8", ""]),
+        (b"\xef\xbb\xbf[{}]", [""]),
+        (b'{"a": 1}\n{"a": \n{"a": 2}\n', ["", "malformed_json", ""]),  # JSONL by another name
+        (b'{\n"a": 1}\n{"a": 2}', ["", ""]),  # objects over several lines
+        (b'{"data": [{}, {}]}', ["", ""]),
+        (b'{"v": 1, "data": [\n{}, {}\n], "n": 2}', ["", ""]),
+        (b'{"data": [{}], "test": [{}, {}]}', ["", "second_list"]),
+        (b'{"data": [{}, {}', ["", "", "malformed_json"]),
+        (b'{"data": [{}]', ["", "malformed_json"]),
+        (b'{"data": [{}]} tail', ["", "malformed_json"]),
+        (b'{"data": []}', []),
+        (b"", ["unreadable_file"]),
+    ],
+)
+def test_a_broken_json_file_keeps_the_rows_before_the_break(tmp_path: Path, content: bytes, reasons: list[str]) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    assert [record.reason for record in records_of(path)] == reasons
+
+
+def test_a_line_longer_than_any_record_is_skipped_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_records, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(json_records, "READ_BYTES", 30)
+    path = tmp_path / "data.jsonl"
+    path.write_text("{}\n" + "x" * 1_000 + "\n{}\n")
+    for range_bytes in (10, 64, 5_000):
+        assert [record.reason for record in records_of(path, range_bytes)] == ["", "too_long", ""]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.ndjson", "data.json"])
+def test_an_array_is_one_record_an_element_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(json.dumps([{"a": 1}, {"a": 2}, {"a": 3}]))
+    assert [record.value for record in records_of(tmp_path / name)] == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+@pytest.mark.parametrize("read_bytes", [40, 64, 1_000])
+def test_an_object_around_records_is_the_same_through_any_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
+) -> None:
+    monkeypatch.setattr(json_records, "READ_BYTES", read_bytes)
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"version": "1", "data": alpaca_like(30)}))
+    assert [record.value for record in records_of(path)] == alpaca_like(30)

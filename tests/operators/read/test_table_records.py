@@ -1,0 +1,63 @@
+"""Rows of tables are records; a broken row, group or file costs no more than itself."""
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from operators.read.record_formats import read_records
+from operators.read.source_files import Piece
+from tests.operators.read.source_samples import alpaca_like, records_of
+
+
+def test_a_damaged_row_group_does_not_cost_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    table = pa.Table.from_pylist(alpaca_like(21))
+    pq.write_table(table, path, row_group_size=7, write_page_checksum=True, compression="zstd")
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[start + 10 : start + 60] = b"\xff" * 50
+    path.write_bytes(content)
+    assert Counter(record.reason for record in records_of(path)) == {"": 14, "unreadable_file": 1}
+
+
+def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    texts = pa.array([b"fine", b"caf\xe9", b"good"]).view(pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
+    pq.write_table(pa.table({"instruction": texts, "output": ["a", "b", "c"]}), path)
+    assert [record.reason for record in records_of(path)] == ["", "invalid_utf8", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "values"),
+    [
+        ("a,b\n1,2\n", [{"a": "1", "b": "2"}]),
+        ("\ufeffa;b\n1;2,5\n", [{"a": "1", "b": "2,5"}]),  # a spreadsheet of a country with decimal commas
+        ('a,b\n"x\n\ny","say ""hi"""\n\n3,4', [{"a": "x\n\ny", "b": 'say "hi"'}, {"a": "3", "b": "4"}]),
+        ("a,b\n1\n2,3\n4,5,6\n", ["malformed_csv", {"a": "2", "b": "3"}, "malformed_csv"]),
+        ("a,b\n", []),
+        ("\n\na\n1\n", [{"a": "1"}]),
+    ],
+)
+def test_delimited_rows_are_dicts_of_text(tmp_path: Path, content: str, values: list[object]) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(content, encoding="utf-8")
+    assert [record.reason or record.value for record in records_of(path)] == values
+
+
+def test_a_csv_row_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"a,b\n1,caf\xe9\n2,3\n")
+    assert [record.reason for record in records_of(path)] == ["invalid_utf8", ""]
+
+
+def test_columns_that_are_not_wanted_are_named_if_they_hold_something(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    columns = {"output": ["a", "b"], "vector": [[1.0], [2.0]], "nothing": pa.nulls(2, pa.string()), "blank": ["", ""]}
+    pq.write_table(pa.table(columns), path)
+    found = list(read_records(Piece(0, str(path), 0, path.stat().st_size), lambda name: name == "output"))
+    assert [record.value for record in found] == [{"output": "a"}, {"output": "b"}]
+    assert {record.unread for record in found} == {("vector",)}
