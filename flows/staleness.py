@@ -41,7 +41,7 @@ class RefreshFile:
 
 
 def source_files(path: str, settle_s: float = 0, split: str = ALL_SPLITS) -> list[RefreshFile]:
-    """The files of one split of the source; one that changed less than `settle_s` ago may be half copied and is left out.
+    """The files of one split of the source; one that changed less than `settle_s` ago may be half copied, and waits.
 
     Raises:
         ValueError: there is no file that can be read.
