@@ -99,7 +99,7 @@ def of_split(files: list[SourceFile], split: str) -> list[SourceFile]:
     """
     of_file = {file.path: _split_of(file.name) for file in files}
     found = {name for name in of_file.values() if name}
-    if split == ALL_SPLITS or (split == "train" and split not in found):
+    if split not in SPLITS or (split == "train" and split not in found):
         return files
     if split not in found:
         raise ValueError(
