@@ -1,4 +1,4 @@
-"""Launches the daemon's runs as Ray jobs `dagster-run-<id>`, and lets runs of the command line be."""
+"""Launches the daemon's runs as Ray jobs `dagster-run-<id>`, and leaves runs of the command line alone."""
 
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus  # what dagster-ray itself builds on

@@ -30,7 +30,7 @@ from cluster.memory import PeakMemory
 
 MARKER, MANIFEST = "_SUCCESS", "manifest.json"
 ASIDE = ".making"  # readers of folders skip names that begin with a dot
-ID_WORDS = 8  # of eight bytes: as much of a row's id as is looked at
+ID_WORDS = 8  # of eight bytes: the part of a row's id that is summed
 REFRESH_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Value = TypeVar("Value", bound=BaseModel)
 

@@ -12,6 +12,7 @@ from flows.graph import (
     EVALUATION,
     INSTRUCTION_REFLECTIONS,
     PACKED_SEQUENCES,
+    RAW_INSTRUCTIONS,
     RECYCLED_INSTRUCTIONS,
     RESPONSE_REFLECTIONS,
     SELECTED_INSTRUCTIONS,
@@ -45,7 +46,12 @@ def preflight(
         holds_lease: this process holds the storage; else another that holds it is worth a warning.
     """
     models = _model_findings(run)
-    found = [*_storage_findings(run, holds_lease), *_source_findings(run, refresh), *_cluster_findings(), *models]
+    found = [
+        *_storage_findings(run, holds_lease),
+        *_source_findings(run, refresh, selected),
+        *_cluster_findings(),
+        *models,
+    ]
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
     if not models and (thorough or _is_needed(run, refresh, NEED_TEACHER, selected)):
@@ -99,13 +105,15 @@ def _cluster_findings() -> list[Finding]:
     return [Finding("cluster", text, fatal=False)]
 
 
-def _source_findings(run: Run, refresh: str) -> list[Finding]:
+def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Finding]:
     try:
         gone = run.staleness.gone(refresh)
         there = run.staleness.files_of(refresh)
     except (ValueError, OSError) as error:
         return [Finding("source.path", str(error))]
-    if not there and not gone and not run.staleness.taken(refresh):
+    if selected and RAW_INSTRUCTIONS not in selected:
+        return []
+    if not there and not run.staleness.taken(refresh):
         return [Finding("source.path", f"{run.config.source.path} has no file that no other refresh has taken")]
     if not there or not gone:
         return []

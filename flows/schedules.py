@@ -134,7 +134,7 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
         """Holds the storage and the connection to Ray while the run goes on."""
         run = _look(config_of_environment(), specs)
         with lease(run.config.storage), connected(), ProgressLines(sys.stderr):
-            require_sound(preflight(run, _refresh_of(context), holds_lease=True))
+            require_sound(preflight(run, *_wanted_of(context), holds_lease=True))
             yield run
 
     return launched_run
@@ -147,10 +147,15 @@ def io_of_run(context: dg.InitResourceContext) -> AssetIO:
     return run.asset_io()
 
 
-def _refresh_of(context: dg.InitResourceContext) -> str:
-    """The refresh of the run that Dagster launched; a run of assets over all refreshes has none, and plans none."""
-    tags = context.run.tags if context.run is not None else {}
-    return str(tags.get(PARTITION_TAG, "base"))
+def _wanted_of(context: dg.InitResourceContext) -> tuple[str, list[str]]:
+    """Refresh and assets of the run that Dagster launched; none stands for all.
+
+    A run of assets over all refreshes has no refresh; the name that it gets here is of no consequence.
+    """
+    if context.run is None:
+        return "base", []
+    chosen = sorted(key.to_user_string() for key in context.run.asset_selection or ())
+    return str(context.run.tags.get(PARTITION_TAG, "base")), chosen
 
 
 def _look(config: RunConfig, specs: Specs) -> Run:

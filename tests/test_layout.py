@@ -28,7 +28,6 @@ TESTED_BY = {
     "operators/read/read_refresh.py": "tests/flows/test_recycle_and_train.py",
     "flows/asset_io.py": "tests/flows/test_recycle_and_train.py",
     "flows/plan_report.py": "tests/flows/test_recycle_and_train.py",
-    "flows/preflight.py": "tests/flows/test_recycle_and_train.py",
     "flows/releases.py": "tests/operators/evaluate/test_release_history.py",
     "flows/run.py": "tests/flows/test_recycle_and_train.py",
     "kernels/hyper_attention/cpu/attention.py": "tests/kernels/hyper_attention/test_api.py",

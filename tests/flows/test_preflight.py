@@ -1,0 +1,97 @@
+"""What can be known before a call is paid is found before, named by its key, and only what is fatal refuses."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from cluster.lease import lease
+from cluster.manifest import Manifest, fingerprint_of
+from flows.config import load_config
+from flows.graph import RAW_INSTRUCTIONS, STUDENT
+from flows.placement import GIB
+from flows.preflight import PreflightError, _source_findings, _storage_findings, require_sound, student_needs
+from flows.recycle_and_train import GRAPH
+from flows.run import Run, open_run
+from operators.stage import Finding
+
+SMOKE = Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml"
+Usage = namedtuple("Usage", "total used free")
+
+
+def look(tmp_path: Path, *overrides: str) -> Run:
+    paths = [f"storage={tmp_path / 'storage'}", f"source.path={tmp_path / 'source'}"]
+    return open_run(load_config(SMOKE, [*paths, *overrides]), GRAPH.specs)
+
+
+def drop(tmp_path: Path, name: str, text: str) -> Path:
+    file = tmp_path / "source" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"instruction": text, "output": text}) + "\n")
+    return file
+
+
+def take(run: Run, refresh: str) -> None:
+    """Leave the raw instructions of a refresh as a finished run leaves them."""
+    made_from = run.staleness.describe(RAW_INSTRUCTIONS, refresh)
+    folder = Path(run.store.folder(RAW_INSTRUCTIONS, refresh))
+    folder.mkdir(parents=True)
+    manifest = Manifest(fingerprint=fingerprint_of(made_from), made_from=made_from, outcomes={"": 1})
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "_SUCCESS").touch()
+
+
+def test_only_fatal_findings_refuse_a_run_and_each_is_one_line() -> None:
+    warning, fatal = Finding("cluster", "is slow", fatal=False), Finding("storage", "is full")
+    require_sound([warning])
+    with pytest.raises(PreflightError, match=r"^storage: is full\nstudent.model: is gone$"):
+        require_sound([fatal, warning, Finding("student.model", "is gone")])
+
+
+def test_a_storage_that_another_run_holds_is_a_warning_and_nothing_is_made_by_looking(tmp_path: Path) -> None:
+    run = look(tmp_path)
+    assert _storage_findings(run, holds_lease=False) == []
+    assert not (tmp_path / "storage").exists()
+    with lease(run.config.storage):
+        [found] = _storage_findings(run, holds_lease=False)
+        assert not found.fatal
+        assert "another run is writing" in found.text
+        assert _storage_findings(run, holds_lease=True) == []
+
+
+def test_a_disk_too_small_for_the_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with (model / "model.safetensors").open("wb") as weights:
+        weights.truncate(2 * GIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(9 * GIB, 8 * GIB, GIB))
+    [found] = _storage_findings(look(tmp_path, f"student.model={model}"), holds_lease=True)
+    assert found.fatal
+    assert "training writes about 2.0 GiB, 1.0 GiB are free at" in found.text
+
+
+def test_a_source_is_judged_by_what_the_refresh_has_and_had(tmp_path: Path) -> None:
+    [found] = _source_findings(look(tmp_path), "base", [])
+    assert found.fatal
+    assert found.key == "source.path"
+    first = drop(tmp_path, "a.jsonl", "one")
+    assert _source_findings(look(tmp_path), "base", []) == []
+    take(look(tmp_path), "base")
+    [found] = _source_findings(look(tmp_path), "second", [])
+    assert "has no file that no other refresh has taken" in found.text
+    assert _source_findings(look(tmp_path), "second", [STUDENT]) == []
+    drop(tmp_path, "b.jsonl", "two")
+    first.unlink()
+    [found] = _source_findings(look(tmp_path), "base", [])
+    assert not found.fatal
+    assert "a.jsonl of refresh base are gone or changed" in found.text
+
+
+def test_the_student_needs_what_training_asks_of_it() -> None:
+    exact, hyper = (load_config(SMOKE, [f"train.attention={name}"]) for name in ("sdpa", "hyper_attention"))
+    assert student_needs(exact).hyper_attention_layers is None
+    assert student_needs(hyper).hyper_attention_layers == "all"
+    assert student_needs(exact).max_tokens == exact.pack.max_tokens
