@@ -7,13 +7,16 @@ It costs about 14 integer operations per element of the embedding output and no 
 Shape letters: B rows, T tokens, D embedding size, N documents.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+Kind = Literal["uniform", "gaussian", "symmetric"]
 _GOLDEN_64 = 0x9E3779B97F4A7C15
 _GOLDEN_32 = 0x9E3779B9
 
@@ -79,9 +82,8 @@ def batch_of_pack(lengths: list[int], uids: list[int], num_tokens: int, epoch: i
 class EmbeddingNoise:
     """The forward hook of `neftune`; call `set_batch` before each training forward pass."""
 
-    def __init__(self, alpha: float, seed: int) -> None:
-        self._alpha = alpha
-        self._seed = seed
+    def __init__(self, alpha: float, seed: int, kind: Kind = "uniform") -> None:
+        self._alpha, self._seed, self._kind = alpha, seed, kind
         self._batch: NoiseBatch | None = None
         self._l2_N: Tensor | None = None
 
@@ -116,7 +118,7 @@ class EmbeddingNoise:
                 f"neftune: set_batch described tokens of shape {seen} against an embedding output of "
                 f"{tuple(output_BTD.shape)}; call set_batch with the same batch before each forward pass"
             )
-        noise_BTD = scaled_noise(self._batch, output_BTD.shape[-1], self._alpha, self._seed)
+        noise_BTD = scaled_noise(self._batch, output_BTD.shape[-1], self._alpha, self._seed, self._kind)
         squares = noise_BTD.square().sum(-1).flatten()
         sums_N = torch.zeros(len(self._batch.lengths), device=squares.device)
         self._l2_N = sums_N.index_add_(0, self._batch.documents.flatten(), squares).sqrt()
@@ -124,7 +126,7 @@ class EmbeddingNoise:
 
 
 @contextmanager
-def neftune(embedding: nn.Module, alpha: float, seed: int) -> Iterator[EmbeddingNoise]:
+def neftune(embedding: nn.Module, alpha: float, seed: int, kind: Kind = "uniform") -> Iterator[EmbeddingNoise]:
     """Add noise to the output of `embedding` inside the context, in training mode with gradients only.
 
     X' = emb(X) + alpha / sqrt(L * D) * eps, eps ~ U(-1, 1), where L is the length of the token's own document. Prompt
@@ -138,6 +140,8 @@ def neftune(embedding: nn.Module, alpha: float, seed: int) -> Iterator[Embedding
             that multiply embeddings by a constant, Granite and Gemma, see it relative to that constant.)
         alpha: strength; 5 to 15 in the paper; 0 registers no hook at all.
         seed: with the batch's epoch, uids and positions it determines the noise.
+        kind: distribution of eps. "uniform" is the paper's. "gaussian" and "symmetric" (plus or minus one amount, as in
+            arXiv:2312.01523, without its second forward pass) have the same variance, so that alpha means the same.
 
     Yields:
         The hook, for `set_batch` and `l2_per_document`.
@@ -152,7 +156,7 @@ def neftune(embedding: nn.Module, alpha: float, seed: int) -> Iterator[Embedding
         raise ValueError(f"neftune: alpha is {alpha}, below 0; use 0 to switch the noise off")
     if any(isinstance(hook, EmbeddingNoise) for hook in embedding._forward_hooks.values()):
         raise ValueError("neftune: this embedding is noised already; leave the first context before the second")
-    noise = EmbeddingNoise(alpha, seed)
+    noise = EmbeddingNoise(alpha, seed, kind)
     handle = embedding.register_forward_hook(noise) if alpha else None
     try:
         yield noise
@@ -161,7 +165,7 @@ def neftune(embedding: nn.Module, alpha: float, seed: int) -> Iterator[Embedding
             handle.remove()
 
 
-def scaled_noise(batch: NoiseBatch, dimensions: int, alpha: float, seed: int) -> Tensor:
+def scaled_noise(batch: NoiseBatch, dimensions: int, alpha: float, seed: int, kind: Kind = "uniform") -> Tensor:
     """The noise itself, [B, T, D] in fp32; zero on padding and on dummies."""
     lengths_BT = batch.lengths[batch.documents].masked_fill(batch.padding, 0)
     # L * D in int64 and the root in fp32: in half precision the product overflows at 65504 and the noise vanishes.
@@ -173,7 +177,16 @@ def scaled_noise(batch: NoiseBatch, dimensions: int, alpha: float, seed: int) ->
     hash_BTD = _mix_32(hash_BTD ^ _low_word(key_BT >> 32)[..., None])
     # 24 bits, centred: exact in fp32, symmetric about zero, never quite -1 or 1.
     uniform_BTD = ((hash_BTD >> 8).float() + 0.5) * 2.0**-23
-    return uniform_BTD * scale_BT[..., None]
+    return _shaped(uniform_BTD, kind) * scale_BT[..., None]
+
+
+def _shaped(uniform_BTD: Tensor, kind: Kind) -> Tensor:
+    """The same draws in another distribution of mean 0 and variance 1/3."""
+    if kind == "gaussian":
+        return torch.erfinv(uniform_BTD) * math.sqrt(2 / 3)
+    if kind == "symmetric":
+        return torch.sign(uniform_BTD) * math.sqrt(1 / 3)
+    return uniform_BTD
 
 
 def _splitmix(seed: int, epoch: int) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # torch is seconds to import
     from kernels.hyper_attention import HyperAttentionConfig
 
 _BUCKET_ELEMENTS, _BUCKET_ELEMENTS_ON_CPUS = 50_000_000, 10_000_000
+_WSD_DECAY = 0.2  # share of the steps after the warm-up in which a warm-up-stable-decay schedule falls to zero
 
 
 class TrainConfig(StageConfig):
@@ -47,7 +48,11 @@ class TrainConfig(StageConfig):
         ge=0,
         description="Tokens of one optimizer step over all workers, as nearly as whole packs allow; 0 counts packs.",
     )
-    learning_rate: float = Field(default=2e-5, gt=0, description="Peak learning rate of the schedule.")
+    learning_rate: float = Field(default=2e-5, gt=0, description="The learning rate that the warm-up ends with.")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine",
+        description="How the rate falls after the warm-up; wsd stays level and falls linearly over the last fifth.",
+    )
     warmup_fraction: float = Field(
         default=0.03, ge=0, lt=1, description="Fraction of the steps that is linear warm-up."
     )
@@ -62,6 +67,10 @@ class TrainConfig(StageConfig):
         default=False, description="Recompute activations in the backward pass instead of storing them."
     )
     neftune_alpha: float = Field(default=5.0, ge=0, description="Alpha of NEFTune's noise; 0 switches the noise off.")
+    neftune_noise: Literal["uniform", "gaussian", "symmetric"] = Field(
+        default="uniform",
+        description="Distribution of the noise; all three have the variance of the paper's uniform one.",
+    )
     attention: Literal["sdpa", "hyper_attention"] = Field(
         default="sdpa", description="Attention of the student during training; sdpa is exact."
     )
@@ -125,12 +134,21 @@ class TrainConfig(StageConfig):
         return self.max_steps or self.epochs * steps_per_epoch
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Linear warm-up, then a half cosine to zero; `step` counts from 0 and its rate is never zero."""
+        """Linear warm-up, then the schedule; `step` counts from 0 and its rate is never zero."""
         warmup = math.ceil(self.warmup_fraction * total_steps)
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, total_steps - warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        match self.schedule:
+            case "cosine":
+                share = 0.5 * (1 + math.cos(math.pi * progress))
+            case "linear":
+                share = 1 - progress
+            case "wsd":
+                share = min(1.0, (1 - progress) / _WSD_DECAY)
+            case "constant":
+                share = 1.0
+        return self.learning_rate * share
 
     def run_identity(self, digest: str, student: str) -> str:
         """Hash of everything that determines the trained weights, up to rounding.

@@ -221,7 +221,8 @@ def _loaded(job: TrainJob) -> Iterator[tuple[Any, EmbeddingNoise]]:
     # While this object lives, from_pretrained shards as it loads; without it every ZeRO-3 worker holds a full copy.
     sharding = HfDeepSpeedConfig(settings) if job.config.sharding == 3 else None
     model = load_student(job.student, job.config)
-    noise_on = neftune(model.get_input_embeddings(), job.config.neftune_alpha, job.config.seed)
+    config = job.config
+    noise_on = neftune(model.get_input_embeddings(), config.neftune_alpha, config.seed, config.neftune_noise)
     with configured_attention(model, job.config), noise_on as noise:
         engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
         yield engine, noise

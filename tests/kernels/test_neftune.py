@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers.integrations.neftune import neftune_post_forward_hook
 
-from kernels.neftune import batch_of_pack, neftune, scaled_noise
+from kernels.neftune import NoiseBatch, batch_of_pack, neftune, scaled_noise
 
 ALPHA, D = 5.0, 576
 LENGTHS, UIDS = [3, 130, 500, 64], [11, -(2**63), 2**62 + 5, 7]
@@ -105,6 +106,73 @@ def test_negative_alpha_and_a_wrong_pack_are_refused(embedding):
         pass
     with pytest.raises(ValueError, match="12 tokens"):
         batch_of_pack([12], [1], 11, epoch=0)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "gaussian", "symmetric"])
+def test_every_kind_of_noise_has_the_norm_of_the_paper_s(kind):
+    batch = batch_of_pack(LENGTHS, UIDS, 700, 0)
+    noise = scaled_noise(batch, D, ALPHA, 0, kind)[0]
+    for part in noise.split([*LENGTHS, 3])[:-1]:
+        assert part.norm().item() == pytest.approx(ALPHA / math.sqrt(3), rel=0.04)
+    assert not noise[sum(LENGTHS) :].any()
+    unit = scaled_noise(batch_of_pack([4096], [1], 4096, 0), D, ALPHA, 0, kind)[0] * math.sqrt(4096 * D) / ALPHA
+    assert unit.mean().abs() < 2e-3
+    assert torch.isfinite(unit).all()
+    fourth = {"uniform": 9 / 5, "gaussian": 3.0, "symmetric": 1.0}[kind]  # kurtosis
+    assert (unit**4).mean() / unit.square().mean() ** 2 == pytest.approx(fourth, rel=0.02)
+
+
+class Padded:
+    """Four rows of 11, 10, 7 and 4 tokens, as people batch them: padded to the longest."""
+
+    lengths = (11, 10, 7, 4)
+
+    @classmethod
+    def batch(cls):
+        tokens = max(cls.lengths)
+        position = torch.arange(tokens)[None].expand(len(cls.lengths), tokens)
+        lengths = torch.tensor(cls.lengths)
+        rows = torch.arange(len(cls.lengths))[:, None].expand_as(position)
+        padding = position >= lengths[:, None]
+        return NoiseBatch(rows, position, lengths, rows[:, 0].clone(), padding, epoch=0, num_documents=4)
+
+
+def mean_norms(embedding, tokens, spans, draws=50):
+    """Mean norm of the noise over each span (row, begin, end)."""
+    sums = torch.zeros(len(spans))
+    for _ in range(draws):
+        noise = embedding(tokens) - embedding.weight[tokens]
+        sums += torch.stack([noise[row, begin:end].norm() for row, begin, end in spans]).detach()
+    return (sums / draws).tolist()
+
+
+def test_transformers_hook_weakens_the_noise_of_short_rows_and_ours_does_not(embedding):
+    tokens, expected = torch.zeros(4, 11, dtype=torch.long), ALPHA / math.sqrt(3)
+    spans = [(row, 0, length) for row, length in enumerate(Padded.lengths)]
+    torch.manual_seed(0)
+    embedding.neftune_noise_alpha = ALPHA
+    theirs = embedding.register_forward_hook(neftune_post_forward_hook)
+    norms = mean_norms(embedding, tokens, spans)
+    assert norms == pytest.approx([expected * math.sqrt(length / 11) for length in Padded.lengths], rel=0.02)
+    theirs.remove()
+    with neftune(embedding, ALPHA, seed=0) as noise:
+        noise.set_batch(Padded.batch())
+        assert mean_norms(embedding, tokens, spans, draws=1) == pytest.approx([expected] * 4, rel=0.03)
+
+
+def test_transformers_hook_takes_a_pack_for_one_document_and_ours_does_not(embedding):
+    tokens, expected = torch.zeros(1, 700, dtype=torch.long), ALPHA / math.sqrt(3)
+    ends = [sum(LENGTHS[: at + 1]) for at in range(len(LENGTHS))]
+    spans = [(0, end - length, end) for end, length in zip(ends, LENGTHS, strict=True)]
+    torch.manual_seed(0)
+    embedding.neftune_noise_alpha = ALPHA
+    theirs = embedding.register_forward_hook(neftune_post_forward_hook)
+    norms = mean_norms(embedding, tokens, spans, draws=5)
+    assert norms == pytest.approx([expected * math.sqrt(length / 700) for length in LENGTHS], rel=0.03)
+    theirs.remove()
+    with neftune(embedding, ALPHA, seed=0) as noise:
+        noise.set_batch(batch_of_pack(LENGTHS, UIDS, 700, epoch=0))
+        assert mean_norms(embedding, tokens, spans, draws=1) == pytest.approx([expected] * 4, rel=0.04)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -16,6 +16,19 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert config.learning_rate_at(0, 1) > 0
 
 
+@pytest.mark.parametrize(
+    ("schedule", "middle", "late"),
+    [("cosine", 0.5, 0.0245), ("linear", 0.5, 0.1), ("wsd", 1.0, 0.5), ("constant", 1.0, 1.0)],
+)
+def test_each_schedule_falls_as_it_says(schedule, middle, late):
+    config = TrainConfig(learning_rate=1.0, warmup_fraction=0, schedule=schedule)
+    rates = [config.learning_rate_at(step, 1000) for step in range(1000)]
+    assert rates[500] == pytest.approx(middle)
+    assert rates[900] == pytest.approx(late, rel=0.01)
+    assert min(rates) > 0
+    assert rates == sorted(rates, reverse=True)
+
+
 def test_resources_do_not_change_the_identity_but_the_recipe_does():
     base = TrainConfig().run_identity("digest", "student")
     assert TrainConfig(num_workers=7, zero_stage=3).run_identity("digest", "student") == base
