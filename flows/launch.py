@@ -25,6 +25,7 @@ from flows.config import ConfigError, default_config, load_config
 from flows.graph import REPORT, Graph
 from flows.plan_report import print_plan
 from flows.preflight import PreflightError, preflight, require_sound
+from flows.results import UNUSED_COLUMNS
 from flows.run import Run, open_run
 from flows.steps import print_step
 from operators.models import ModelNotFoundError
@@ -186,6 +187,8 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
         return FAILED
     report = run.store.manifest(REPORT)
     if report is not None and report.value is not None:
+        conclusion = report.value["figures"].get("conclusion")
+        out.write(f"{conclusion['gained']}\n" if conclusion else "")
         out.write(f"report: {report.value['html']}\n")
     return DONE
 
@@ -203,6 +206,12 @@ def _tell_what_was_made(run: Run, terminal: Terminal) -> None:
         failed, again = (manifest.metrics.get(name, 0) for name in ("failed_calls", "retryable_calls"))
         if failed:
             err.write(f"{asset}: {failed} teacher calls failed; the next run makes {again} of them again\n")
+        ignored = manifest.metrics.get(UNUSED_COLUMNS)
+        if isinstance(ignored, dict) and ignored:
+            named = ", ".join(f"{name} ({number} rows)" for name, number in ignored.items())
+            err.write(
+                f"{asset}: nothing reads these columns of the source: {named}; see source.columns, pass_through\n"
+            )
 
 
 def root_cause(error: object) -> str:

@@ -2,14 +2,21 @@
 
 import argparse
 import errno
+import io
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.files import explained
-from flows.config import ConfigError
-from flows.launch import SHOWN_CHARS, _parse, _selection, root_cause
+from cluster.manifest import Manifest
+from flows.config import ConfigError, load_config
+from flows.launch import SHOWN_CHARS, _parse, _selection, _tell_what_was_made, root_cause
 from flows.recycle_and_train import GRAPH
+from flows.run import open_run
+
+SMOKE = Path(__file__).resolve().parents[2] / "configs/smoke.yaml"
 
 
 @dataclass
@@ -85,3 +92,17 @@ def test_plan_and_doctor_exclude_each_other(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         _parse(["--plan", "--doctor"])
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_columns_of_the_source_that_nothing_reads_are_named_at_the_end(tmp_path: Path) -> None:
+    run = open_run(load_config(SMOKE, [f"storage={tmp_path}"]), GRAPH.specs)
+    folder = tmp_path / "assets" / "raw_instructions" / "refresh=a"
+    folder.mkdir(parents=True)
+    metrics: Any = {"ignored_columns": {"context": 7, "system": 1}}
+    manifest = Manifest(fingerprint="x", made_from={}, rows=0, metrics=metrics)
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "_SUCCESS").touch()
+    run.store.made.add(("raw_instructions", "a"))
+    out, err = io.StringIO(), io.StringIO()
+    _tell_what_was_made(run, (out, err))
+    assert "nothing reads these columns of the source: context (7 rows), system (1 rows)" in err.getvalue()
