@@ -67,8 +67,11 @@ class ReflectConfig(StageConfig):
     )
     instructions: PromptConfig = PromptConfig()
     responses: PromptConfig = PromptConfig()
-    form: ReplyFormat = Field("json", description="json: structured output; delimited: headings, as in the papers")
-    max_tokens: int = Field(1024, ge=16, description="of one reply")
+    form: ReplyFormat = Field(
+        "json",
+        description="Format of the replies: json is structured output, delimited is headings as in the papers.",
+    )
+    max_tokens: int = Field(1024, ge=16, description="Length of the longest reply, in tokens.")
     critique_chars: int = Field(
         400,
         ge=20,
@@ -77,8 +80,10 @@ class ReflectConfig(StageConfig):
     text_chars: int = Field(
         8000, ge=20, description="Longest rewritten text, in characters; a reply with a longer one is refused."
     )
-    repair: bool = Field(True, description="one more turn for a reply that cannot be read")
-    repair_chars: int = Field(4000, ge=0, description="of the unreadable reply, shown to the teacher again")
+    repair: bool = Field(True, description="Give the teacher one more turn if its reply cannot be read.")
+    repair_chars: int = Field(
+        4000, ge=0, description="Longest part of an unreadable reply that is shown to the teacher again, in characters."
+    )
 
     def prompts_of(self, part: Literal["instructions", "responses"]) -> PromptConfig:
         """What the configuration says of one of the two reflections."""

@@ -55,18 +55,31 @@ class FilterConfig(StageConfig):
     unchanged: bool = Field(
         True, description="Whether a rewrite that says the same as the original is refused; in code every sign counts."
     )
-    min_chars: int = Field(1, ge=1, description="shortest rewritten text")
-    max_chars: int = Field(16_000, ge=1, description="longest rewritten text")
+    min_chars: int = Field(
+        1, ge=1, description="Length of the shortest rewritten text that is accepted, in characters."
+    )
+    max_chars: int = Field(
+        16_000, ge=1, description="Length of the longest rewritten text that is accepted, in characters."
+    )
     min_share: float = Field(
-        0.1, ge=0, description="shortest rewritten response, as a share of the original's words; 0 allows any"
+        0.1,
+        ge=0,
+        description="Smallest length of a rewritten response, as a fraction of the original's words; 0 allows any.",
     )
-    echo: bool = Field(True, description="refuse a response that only repeats words of what was asked")
+    echo: bool = Field(True, description="Refuse a response that only repeats words of the instruction.")
     max_repetition: float = Field(
-        0.5, gt=0, le=1, description="share of a text's runs of four words that repeat an earlier one; 1 allows any"
+        0.5,
+        gt=0,
+        le=1,
+        description="Largest fraction of a text's runs of four words that may repeat an earlier run; 1 allows any.",
     )
-    language_drift: bool = Field(True, description="refuse a rewrite that is surely in another language")
-    leaked_markup: bool = Field(True, description="refuse a rewrite that holds pieces of the prompt's form")
-    refusal: bool = Field(True, description="refuse an answer that declines where the original did not")
+    language_drift: bool = Field(
+        True, description="Refuse a rewrite whose language is certainly another than the original's."
+    )
+    leaked_markup: bool = Field(
+        True, description="Refuse a rewrite that contains markers of the prompt's reply format."
+    )
+    refusal: bool = Field(True, description="Refuse an answer that declines to answer if the original did answer.")
     unfinished: bool = Field(
         True, description="Whether a rewrite that breaks off in a sentence is refused where the original did not."
     )

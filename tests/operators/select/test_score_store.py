@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from operators.select.select import SelectConfig, select_instructions
 
 POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # of two: the shuffle finds no room beside it
 BLUE = "Blue as the sky"
+Mapped = Callable[..., "ray.data.Dataset"]
 
 
 def named(count: int, start: int = 0) -> "ray.data.Dataset":
@@ -33,9 +35,9 @@ def note_ratio(rows: pa.Table, scores: Scores) -> pa.Table:
     return rows.append_column("ratio", pa.array([score.ratio for score in scores.of(turns)], pa.float64()))
 
 
-def ratios(rows: "ray.data.Dataset", student: str, folder: Path) -> dict[str, float]:
+def ratios(rows: "ray.data.Dataset", student: str, folder: Path, mapped: Mapped = map_with_scores) -> dict[str, float]:
     scorer = Scorer(student, POOL, str(folder))
-    scored = map_with_scores(rows, note_ratio, scorer, "ifd").materialize()  # asked for columns, it runs
+    scored = mapped(rows, note_ratio, scorer, "ifd").materialize()  # asked for columns, it runs
     assert scored.columns() == [*rows.columns(), "ratio"]
     return {row["row_id"]: row["ratio"] for row in scored.take_all()}
 
@@ -72,36 +74,35 @@ def test_actors_score_every_row_as_one_scorer_does_and_a_second_run_scores_none(
     assert set(records(tmp_path).values()) == {1}
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_only_new_rows_are_scored_and_rows_that_left_do_no_harm(tiny_model: str, tmp_path: Path) -> None:
-    first = ratios(named(5), tiny_model, tmp_path)
-    more = ratios(named(5, start=3), tiny_model, tmp_path)
+def test_only_new_rows_are_scored_and_rows_that_left_do_no_harm(
+    tiny_model: str, tmp_path: Path, map_here: Mapped
+) -> None:
+    first = ratios(named(5), tiny_model, tmp_path, map_here)
+    more = ratios(named(5, start=3), tiny_model, tmp_path, map_here)
     assert set(more) == {f"r{number}" for number in range(3, 8)}
     assert {name: more[name] for name in ("r3", "r4")} == {name: first[name] for name in ("r3", "r4")}
     assert records(tmp_path).total() == 8
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_known_scores_need_no_student(tiny_model: str, tmp_path: Path) -> None:
-    first = ratios(named(3), tiny_model, tmp_path)
+def test_known_scores_need_no_student(tiny_model: str, tmp_path: Path, map_here: Mapped) -> None:
+    first = ratios(named(3), tiny_model, tmp_path, map_here)
     weights = Path(tiny_model) / "model.safetensors"
     stored = weights.read_bytes()
     try:  # a file of the same size and time that nobody can load
         stat = weights.stat()
         weights.write_bytes(bytes(len(stored)))
         os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        assert ratios(named(3), tiny_model, tmp_path) == first
+        assert ratios(named(3), tiny_model, tmp_path, map_here) == first
     finally:
         weights.write_bytes(stored)
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_another_student_scores_anew_even_if_its_files_have_the_same_sizes(
-    tiny_model: str, brother: str, tmp_path: Path
+    tiny_model: str, brother: str, tmp_path: Path, map_here: Mapped
 ) -> None:
     sizes = {(Path(model) / "model.safetensors").stat().st_size for model in (tiny_model, brother)}
     assert len(sizes) == 1
-    first, second = (ratios(named(2), model, tmp_path) for model in (tiny_model, brother))
+    first, second = (ratios(named(2), model, tmp_path, map_here) for model in (tiny_model, brother))
     assert all(first[name] != pytest.approx(second[name], rel=1e-6) for name in first)
     assert len(list((tmp_path / "ifd").iterdir())) == 2
 
@@ -115,7 +116,7 @@ def reflected(schema: pa.Schema) -> "ray.data.Dataset":
     return ray.data.from_arrow(pa.Table.from_pylist([row], schema=schema))
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("map_here")
 def test_a_changed_policy_scores_nothing_that_the_one_before_had_scored(tiny_model: str, tmp_path: Path) -> None:
     for policy in ("ifd", "ifd_rifd", "perplexity"):
         rows = select_instructions(

@@ -222,10 +222,9 @@ def test_policy_none_takes_every_parsed_reflection_and_loads_no_model(local_ray:
     assert rows["left"]["final_response"] is None
 
 
+@pytest.mark.usefixtures("map_here")
 @pytest.mark.parametrize("policy", ["ifd", "ifd_rifd", "perplexity"])
-def test_instructions_are_chosen_by_the_students_scores(
-    tiny_model: str, local_ray: None, tmp_path: Path, policy: Any
-) -> None:
+def test_instructions_are_chosen_by_the_students_scores(tiny_model: str, tmp_path: Path, policy: Any) -> None:
     config = SelectConfig(policy=policy)
     pool = POOL.model_copy(update={"max_tokens": 300})
     rows = by_id(select_instructions(dataset(INSTRUCTION_REFLECTED), config, Scorer(tiny_model, pool, str(tmp_path))))
@@ -250,10 +249,12 @@ def test_instructions_are_chosen_by_the_students_scores(
     assert rows["left"]["outcome"] == "quarantined:empty_response"
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("keep", [pytest.param(True, id="real actors"), False])
 def test_responses_are_chosen_by_the_students_scores(
-    tiny_model: str, local_ray: None, tmp_path: Path, keep: bool
+    tiny_model: str, local_ray: None, tmp_path: Path, keep: bool, request: pytest.FixtureRequest
 ) -> None:
+    if not keep:
+        request.getfixturevalue("map_here")
     config = SelectConfig(keep_unreflected_responses=keep)
     pool = POOL.model_copy(update={"max_tokens": 300})
     rows = by_id(select_responses(dataset(RESPONSE_REFLECTED), config, Scorer(tiny_model, pool, str(tmp_path))))

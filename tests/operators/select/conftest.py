@@ -1,0 +1,28 @@
+"""The pool's one actor in the process of the test: decisions and store are the same, and no process is started."""
+
+import hashlib
+from collections.abc import Callable
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.data import Dataset
+
+from operators.models import model_revision
+from operators.parquet_log import ParquetLog
+from operators.select.score_store import Decide, Scorer, _ScoringActor, _with_known
+
+
+@pytest.fixture
+def map_here(monkeypatch: pytest.MonkeyPatch, local_ray: None) -> Callable[[Dataset, Decide, Scorer, str], Dataset]:
+    """`map_with_scores` without a pool; `select_instructions` and `select_responses` use it too."""
+
+    def map_with_scores(rows: Dataset, decide: Decide, scorer: Scorer, kind: str) -> Dataset:
+        folder = f"{scorer.folder}/{kind}"
+        name = hashlib.sha256(model_revision(scorer.student).encode()).hexdigest()[:16]
+        known = _with_known(rows, ParquetLog(folder), name)
+        actor = _ScoringActor(decide, scorer.student, scorer.config, f"{folder}/{name}")
+        return ray.data.from_arrow(actor(pa.concat_tables(ray.get(known.to_arrow_refs()))))
+
+    monkeypatch.setattr("operators.select.select.map_with_scores", map_with_scores)
+    return map_with_scores
