@@ -47,16 +47,21 @@ class PooledEngine:
     async def _started(self) -> Any:
         async with self._starting:
             if self._engine is None:
-                self._engine = await self._start()
+                await asyncio.to_thread(self.start)
             return self._engine
 
-    async def _start(self) -> Any:
+    def start(self) -> None:
+        """Lease an engine and block until it can answer.
+
+        Raises:
+            RuntimeError: it does not start; the stage is closed.
+        """
         reason = ""
         for _ in range(START_ATTEMPTS):
-            engine = await self._pool.lease.remote(self._broken)
+            engine = ray.get(self._pool.lease.remote(self._broken))
             self._broken = engine
             try:
-                await engine.wait_until_ready.remote(self._teacher.first_token_timeout_s)
+                ray.get(engine.wait_until_ready.remote(self._teacher.first_token_timeout_s))
             except ray.exceptions.RayTaskError as error:
                 reason = str(error.cause)
                 break
@@ -65,11 +70,11 @@ class PooledEngine:
                 if "creation task" in str(error) or "__init__" in str(error):
                     break  # it raised while it loaded: a second engine would, too
             else:
-                self._broken = None
-                return engine
+                self._engine, self._broken = engine, None
+                return
         reason = f"the engine does not start: {reason}; look into its log"
         if self._supervisor is not None:
-            await self._supervisor.close.remote(reason)
+            ray.get(self._supervisor.close.remote(reason))
         raise RuntimeError(reason)
 
 
@@ -77,7 +82,7 @@ class Caller:
     """Ray Data actor, asynchronous: its batches overlap."""
 
     def __init__(self, teacher: TeacherConfig, pool: Any, store: Store | None) -> None:
-        """Start; the engine is asked for with the first call.
+        """Return when the engine can answer: an actor that waits for one is given no calls by Ray Data.
 
         Args:
             teacher: who answers.
@@ -90,6 +95,7 @@ class Caller:
             self._answer = OpenAIEndpoint(teacher).answer
         else:
             engine = PooledEngine(pool, self._supervisor, teacher)
+            engine.start()
             self._answer = Turns(engine.answer, self._judge_death).reply
         self._journal = Journal(store.keep, teacher.batch_rows, teacher.commit_seconds) if store else None
 

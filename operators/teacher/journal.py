@@ -62,8 +62,13 @@ class Journal:
         """Return when everything that was added before is stored."""
         async with self._writing:
             replies, self._waiting = self._waiting, []
-            if replies:
+            if not replies:
+                return
+            try:
                 await asyncio.to_thread(self._keep, replies)
+            except BaseException:  # whoever flushes next tries again, and fails where somebody sees it
+                self._waiting = replies + self._waiting
+                raise
 
     async def _flush_later(self) -> None:
         await asyncio.sleep(self._most_seconds)

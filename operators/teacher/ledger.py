@@ -49,7 +49,7 @@ __all__ = ["RECORD", "REPLY_COLUMNS", "Ledger"]
 
 
 class Ledger:
-    """The store of all teacher calls of one project; `metrics()` tells what this process asked and paid for."""
+    """The store of all teacher calls of one project; `metrics()` tells what this process asked and what it cost."""
 
     def __init__(
         self, folder: str, budget: BudgetConfig | None = None, *, offline: bool = False, prompts: str = ""
@@ -75,7 +75,7 @@ class Ledger:
         return self._metrics | {"cost": self._budget.cost(used)}
 
     def tokens(self, *stages: str) -> Tokens:
-        """What these stages have paid for so far; all of them if none is named. Reads two columns on the driver."""
+        """The tokens of these stages so far; all of them if none is named. Reads two columns on the driver."""
         spent, columns = Tokens(), ["prompt_tokens", "generated_tokens"]
         for stage in stages or self.files.stages():
             for batch in self.files.batches(stage, columns):

@@ -1,6 +1,7 @@
 """The actor that makes calls, with engines that hang, do not load or die, without Ray."""
 
 import asyncio
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -16,16 +17,33 @@ CALL = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tok
 
 
 class Method:
-    """Stands for a method of an actor: `.remote()` gives something to await."""
+    """Stands for a method of an actor: `.remote()` gives something to await, or for `ray.get`."""
 
     def __init__(self, result: Any) -> None:
         self.result, self.seen = result, []
 
-    async def remote(self, *arguments: Any) -> Any:
+    def remote(self, *arguments: Any) -> Any:
         self.seen.append(arguments)
-        if isinstance(self.result, Exception):
-            raise self.result
-        return self.result(*arguments) if callable(self.result) else self.result
+        return Result(self.result(*arguments) if callable(self.result) else self.result)
+
+
+class Result:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def get(self) -> Any:
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+    def __await__(self) -> Generator[None, None, Any]:
+        yield from asyncio.sleep(0).__await__()
+        return self.get()
+
+
+@pytest.fixture(autouse=True)
+def get_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("operators.teacher.caller.ray.get", Result.get)
 
 
 class Engine:

@@ -49,6 +49,27 @@ def test_a_full_batch_is_stored_at_once() -> None:
     assert stored == [3, 3, 1]
 
 
+def test_a_disk_that_is_full_is_told_to_the_next_who_flushes_and_loses_nothing() -> None:
+    stored: list[str] = []
+    full = [True]
+
+    def keep(replies: list[dict[str, Any]]) -> None:
+        if full.pop() if full else False:
+            raise OSError("no space left")
+        stored.extend(one["call_key"] for one in replies)
+
+    async def story() -> None:
+        journal = Journal(keep, most_rows=100, most_seconds=1000)
+        await journal.add(reply("a"))
+        with pytest.raises(OSError, match="no space left"):
+            await journal.flush()
+        await journal.add(reply("b"))
+        await journal.flush()
+
+    asyncio.run(story())
+    assert stored == ["a", "b"]
+
+
 class Supervisor:
     def __init__(self) -> None:
         self.settle = self
