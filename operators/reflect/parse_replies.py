@@ -5,7 +5,7 @@ else is refused: the row then gets one more turn, or keeps its original, and the
 in the ledger, so that a better parser costs no call.
 """
 
-from operators.outside_text import control_character
+from operators.outside_text import control_character, replace_surrogates
 from operators.reflect.prompts import ReplyFormat
 from operators.reflect.refusals import REFUSAL
 from operators.reflect.reply_headings import read_headings
@@ -76,8 +76,8 @@ def _parse(
 
 
 def _shown(said: str, limit: int | None) -> str:
-    """What was said about one criterion, for people to read: no control characters, and not too long."""
-    text = said.strip()
+    """What was said about one criterion, for people to read: storable, no control characters, and not too long."""
+    text = replace_surrogates(said).strip()
     if is_placeholder(text) and text.casefold().rstrip(".") not in ("none", "n/a", "na"):
         return ""
     while control_character(text):

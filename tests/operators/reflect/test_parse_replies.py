@@ -115,3 +115,11 @@ def test_a_long_reply_of_one_piece_takes_no_time(piece: str) -> None:
 
 def test_every_reason_can_be_told_to_the_teacher() -> None:
     assert all(REPAIRABLE.values())
+
+
+def test_half_an_emoji_is_replaced_in_texts_and_critique() -> None:
+    values = dict.fromkeys([*RESPONSE_CRITERIA, *RESPONSE_SECTIONS], "\ud83d A clear text about the subject.")
+    parsed = parse_reply(json.dumps(values), "stop", "json", RESPONSE_CRITERIA, RESPONSE_SECTIONS)
+    assert isinstance(parsed, Parsed)
+    for text in (*parsed.texts.values(), *parsed.critique.values()):
+        assert text.encode().decode() == "\ufffd A clear text about the subject."
