@@ -23,6 +23,13 @@ def test_every_key_has_a_text() -> None:
     assert [f"{section}.{key.name}" for section, model in sections() for key in keys_of(model) if not key.text] == []
 
 
+def test_every_text_is_a_sentence() -> None:
+    texts = [(f"{section}.{key.name}", key.text) for section, model in sections() for key in keys_of(model)]
+    assert [
+        key for key, text in texts if not (text.endswith(".") and (text[0].isupper() or text[0] in "`0123456789"))
+    ] == []
+
+
 def test_every_key_stands_on_the_page_once() -> None:
     rows = [line for line in page().splitlines() if line.startswith("| `")]
     assert len(rows) == sum(1 for _, model in sections() for _ in keys_of(model)) > 120
