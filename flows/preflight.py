@@ -21,6 +21,7 @@ from flows.graph import (
 from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
 from flows.run import MOST_NAMED, Run
 from operators.models import ModelNotFoundError
+from operators.read.doctor import examine_source
 from operators.stage import Finding
 from operators.student.doctor import StudentNeeds, examine_student
 from operators.teacher.doctor import check_teacher
@@ -115,11 +116,12 @@ def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Fi
         return []
     if not there and not run.staleness.taken(refresh):
         return [Finding("source.path", f"{run.config.source.path} has no file that no other refresh has taken")]
+    found = examine_source(run.config.source, [file.path for file in there])
     if not there or not gone:
-        return []
+        return found
     named = ", ".join(gone[:MOST_NAMED])
     text = f"{named} of refresh {refresh} are gone or changed; rows that only they held leave the data in this run"
-    return [Finding("source.path", text, fatal=False)]
+    return [*found, Finding("source.path", text, fatal=False)]
 
 
 def _model_findings(run: Run) -> list[Finding]:

@@ -103,6 +103,13 @@ def read_fields(
     return Found(exchanges, [*unread, *others])
 
 
+def missing_fields(record: Mapping[str, object], columns: Mapping[Field, str]) -> list[Field]:
+    """Which of instruction and response a record has no column for, or nothing in it."""
+    _, layout = _layout(tuple(record), tuple(columns.items()))
+    needed: tuple[Field, ...] = ("instruction", "response")
+    return [field for field in needed if not layout[field] or is_empty(_first(record, layout[field])[1])]
+
+
 def extra_json(record: Mapping[str, object], pass_through: Iterable[str]) -> str:
     """The columns that are passed through as a JSON object; "" if the record has none of them."""
     kept = {name: _as_plain_json(record[name]) for name in pass_through if name in record}

@@ -1,0 +1,71 @@
+"""Looks at the first records of the source before anything is paid: whether they can be used, and what is not read."""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+from operators.files import open_filesystem
+from operators.read.config import ReadConfig
+from operators.read.read_record import extract
+from operators.read.record import Record
+from operators.read.record_fields import missing_fields
+from operators.read.record_formats import read_records
+from operators.read.source_files import Piece, shown
+from operators.stage import Finding
+
+FILES, RECORDS = 8, 20  # looked at
+MOST_NAMED = 12  # columns in one message
+
+
+def examine_source(config: ReadConfig, files: Sequence[str]) -> list[Finding]:
+    """What is wrong with the first records of the first files.
+
+    A file without a usable record is a warning that names the missing field and the columns that are there; it is fatal
+    if all files that were looked at are so. Columns that hold something and are not read are a warning.
+
+    Args:
+        config: how the source is read.
+        files: paths or URIs, as of `list_source_files`.
+    """
+    found: list[Finding] = []
+    unread: Counter[str] = Counter()
+    num_unusable = 0
+    for path in files[:FILES]:
+        records = _first_records(path)
+        pairs = [(record, extract(record, config)) for record in records]
+        unread.update(name for _, each in pairs for name in each.unread)
+        if records and all(each.exchanges[-1].reason for _, each in pairs):
+            num_unusable += 1
+            reasons = Counter(each.exchanges[-1].reason for _, each in pairs)
+            found.append(Finding("source.path", _why(path, records, reasons, config), fatal=False))
+    if found and num_unusable == len(files[:FILES]):
+        return [Finding(each.key, each.text) for each in found]
+    if unread:
+        text = f"columns that hold something and are not read: {_named(unread)}; keep them by source.pass_through"
+        found.append(Finding("source.columns", text, fatal=False))
+    return found
+
+
+def _first_records(path: str) -> list[Record]:
+    filesystem, inside = open_filesystem(path)
+    size = filesystem.get_file_info(inside).size or 0
+    return list(itertools.islice(read_records(Piece(0, path, 0, size)), RECORDS))
+
+
+def _why(path: str, records: Sequence[Record], reasons: Counter[str], config: ReadConfig) -> str:
+    counted = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    text = f"{shown(path)}: none of the first {len(records)} records can be used: {counted}"
+    objects = [record.value for record in records if isinstance(record.value, dict)]
+    if "missing_field" not in reasons or not objects:
+        return text
+    missing = dict.fromkeys(field for value in objects for field in missing_fields(value, config.columns))
+    columns = dict.fromkeys(name for value in objects for name in value)
+    return (
+        f"{text}; missing: {', '.join(missing)}; the columns are {_named(columns)}; "
+        f"say which is which by source.columns={{{next(iter(missing), 'response')}: <column>}}"
+    )
+
+
+def _named(names: Counter[str] | dict[str, None]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(list(names)[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
