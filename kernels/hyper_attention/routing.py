@@ -111,7 +111,8 @@ def _source(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) ->
     row, card = _row(q, k, causal, config), _card(q.device)
     known = "measured " + row.measured if row.measured else "expected, not measured"
     like = "" if row.architecture == card else f" of {row.architecture}, the longest known, since {card} has none"
-    return f"the crossover {row.tokens}{like} ({row.kind}, d = {row.head_size}; {known})"
+    sizes = f"{row.kind}, d = {row.head_size}, {row.group} query heads a key head"
+    return f"the crossover {row.tokens}{like} ({sizes}; {known})"
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:

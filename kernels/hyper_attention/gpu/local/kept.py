@@ -35,8 +35,8 @@ class Sizes:
 
     @property
     def exact_limit(self) -> int:
-        """Documents of at most so many tokens are exact."""
-        return max(self.config.exact_limit, tiles.TILE)
+        """Documents of at most so many tokens are exact; 32 bits."""
+        return min(max(self.config.exact_limit, tiles.TILE), (1 << 31) - 2)
 
     @property
     def exact(self) -> bool:

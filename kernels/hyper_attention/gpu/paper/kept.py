@@ -34,12 +34,17 @@ class Sizes:
     piece: int = PIECE
 
     @property
+    def exact_limit(self) -> int:
+        """Documents of at most so many tokens are exact; 32 bits."""
+        return min(self.config.exact_limit, (1 << 31) - 2)
+
+    @property
     def L(self) -> int:
         """Levels."""
-        S, config = int(self.S), self.config
-        if config.exact_limit >= S:
+        S = int(self.S)
+        if self.exact_limit >= S:
             return 0
-        return ((S - 1) // config.leaf).bit_length() if self.causal else 1
+        return ((S - 1) // self.config.leaf).bit_length() if self.causal else 1
 
     @property
     def leaf(self) -> int:
@@ -60,7 +65,7 @@ class Sizes:
         """Slots of segments at a level."""
         h = self.leaf << level
         if not self.causal:
-            return -(-self.S // (self.config.exact_limit + 1)) if self.packed else 1
+            return -(-self.S // (self.exact_limit + 1)) if self.packed else 1
         return -(-self.S // h) if self.packed else -(-self.S // h) // 2
 
     def rows(self, queries: bool) -> int:
