@@ -20,6 +20,7 @@ from operators.publish.publish import PublishConfig
 from operators.read.config import ReadConfig
 from operators.read.drop_contaminated import DecontaminateConfig
 from operators.read.drop_near_duplicates import DeduplicateConfig
+from operators.read.own_steps import StepsConfig
 from operators.reflect.config import ReflectConfig
 from operators.reflect.filter_rewrites import FilterConfig
 from operators.report.report import ReportConfig
@@ -76,6 +77,7 @@ class RunConfig(StageConfig):
     source: ReadConfig
     deduplicate: DeduplicateConfig = DeduplicateConfig()
     decontaminate: DecontaminateConfig = DecontaminateConfig()
+    steps: StepsConfig = StepsConfig()
     teacher: TeacherConfig
     budget: BudgetConfig = BudgetConfig()
     student: StudentConfig

@@ -37,6 +37,7 @@ from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
 from operators.publish.publish import publish
 from operators.read.drop_contaminated import drop_contaminated
+from operators.read.own_steps import apply_steps
 from operators.read.read_instructions import count_ignored_columns
 from operators.read.read_refresh import read_refresh
 from operators.reflect.filter_rewrites import filter_rewrites
@@ -67,7 +68,7 @@ def uses(*sections: str, only_rows: bool = False) -> dict[str, Any]:
     group_name="recycle",
     kinds={"ray"},
     code_version="3",
-    metadata=uses("source", "deduplicate", "decontaminate"),
+    metadata=uses("source", "deduplicate", "decontaminate", "steps"),
 )
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:
     """What the source holds, one row a record; bad, double, held-out and contaminated records carry their reason."""
@@ -76,6 +77,7 @@ def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Rec
     def build() -> Dataset:
         files, earlier = run.source(refresh), run.earlier(refresh)
         rows = read_refresh(files, earlier, config.source, config.deduplicate, run.special_tokens)
+        rows = apply_steps(rows, config.steps, run.special_tokens)
         return drop_contaminated(rows, run.build_evaluation_index(rows, refresh))
 
     return Recipe(build, metrics=count_ignored_columns)
@@ -105,7 +107,7 @@ def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Reci
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray", "pytorch"},
-    code_version="3",
+    code_version="4",
     metadata=uses("filter", "decontaminate", "select", "score", "student"),
 )
 def selected_instructions(
@@ -139,7 +141,7 @@ def response_reflections(selected_instructions: Dataset, run: RunResource) -> Re
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray", "pytorch"},
-    code_version="3",
+    code_version="4",
     metadata=uses("filter", "select", "score", "student"),
 )
 def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Recipe:

@@ -1,0 +1,206 @@
+"""A user's own filters and steps: Python functions named in the configuration, between reading and the teacher.
+
+A function takes one row, a dict with the columns of `columns.RAW`, and returns it (changed or not), None or False to
+drop it, or a word that says why it is dropped. A function whose first parameter is annotated as a `Dataset` takes all
+active rows and returns those that go on. Whatever it does, each row comes out once: a row that does not come back is
+`dropped:<function>`, a row on which the function raises is `quarantined:<function>_failed`.
+"""
+
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from pydantic import Field, field_validator, model_validator
+from ray.data import Dataset
+
+from operators.chat_markup import escape
+from operators.columns import ACTIVE, RAW, conform
+from operators.join import group_by_key
+from operators.outside_text import control_character, replace_surrogates
+from operators.stage import StageConfig
+
+NAME = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+ROWS_PER_PARTITION = 200_000
+CHANGEABLE = ("instruction", "input", "response", "turns_before", "turns_after", "extra")
+REASON_CHARS = 60
+
+
+class StepsConfig(StageConfig):
+    """Functions of one's own that rows pass before the teacher sees them; `steps: [my_module:clean]` for short."""
+
+    functions: tuple[str, ...] = Field(
+        (),
+        description="Python functions, each as `module:function`, that change or drop rows before the teacher sees "
+        "them; modules are looked for in the working directory first.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"functions": value} if isinstance(value, list | tuple) else value
+
+    @field_validator("functions")
+    @classmethod
+    def _can_be_called(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            load_function(name)
+        return names
+
+    def identity(self) -> dict[str, Any]:
+        """The functions by name and source, so that a changed function makes its rows again."""
+        return {"functions": [[name, _source_hash(name)] for name in self.functions]}
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function that `module:function` names.
+
+    Raises:
+        ValueError: naming what is wrong and the cure.
+    """
+    if not re.fullmatch(NAME, name):
+        raise ValueError(f"{name!r} names no function; write my_module:my_function")
+    module_name, _, function_name = name.partition(":")
+    here = os.getcwd()  # noqa: PTH109 - an entry of sys.path
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"{name}: {error}; put the module into the working directory or on PYTHONPATH") from None
+    finally:
+        sys.path.remove(here)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"{name}: module {module_name} has no function {function_name}")
+    ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call] # workers need not have the file
+    return function  # type: ignore[no-any-return]
+
+
+def apply_steps(rows: Dataset, config: StepsConfig, special_tokens: frozenset[str]) -> Dataset:
+    """Let the rows pass the configured functions, in order.
+
+    Columns in and out:
+        columns.RAW; as many rows, each with the id that it had. What a function wrote is escaped like the source.
+
+    Raises:
+        ValueError: a function returned rows that it was not given, or one of them twice.
+    """
+    for name in config.functions:
+        function = load_function(name)
+        label = name.rpartition(":")[2]
+        if _takes_datasets(function):
+            rows = _with_dataset_step(rows, function, label, special_tokens)
+        else:
+            step = partial(map_rows, function=function, label=label, special_tokens=special_tokens)
+            rows = rows.map_batches(step, batch_format="pyarrow", num_cpus=0.5)
+    return rows.materialize() if config.functions else rows  # what comes next reads them more than once
+
+
+def map_rows(rows: pa.Table, function: Callable[..., Any], label: str, special_tokens: frozenset[str]) -> pa.Table:
+    """Let the active rows of a batch pass a function of one row."""
+    records = rows.to_pylist()
+    for at, row in enumerate(records):
+        if row["outcome"] != ACTIVE:
+            continue
+        try:
+            found = function(dict(row))
+        except Exception:  # noqa: BLE001 - a user's function may raise anything; the row says which one did
+            records[at] = row | {"outcome": f"quarantined:{label}_failed"}
+            continue
+        if found is None or found is False:
+            records[at] = row | {"outcome": f"dropped:{label}"}
+        elif isinstance(found, str):
+            records[at] = row | {"outcome": f"dropped:{_word(found) or label}"}
+        elif found is not True:
+            records[at] = _taken(row, found, label, special_tokens)
+    return pa.Table.from_pylist(records, schema=rows.schema)
+
+
+def _taken(row: dict[str, Any], found: Any, label: str, special_tokens: frozenset[str]) -> dict[str, Any]:
+    """The row with the texts that a function gave it; its id, origin and outcome are not the function's to change."""
+    if not isinstance(found, dict):
+        return row | {"outcome": f"quarantined:{label}_failed"}
+    texts = {name: found.get(name, row.get(name)) for name in CHANGEABLE if name in row}
+    if not all(text is None or isinstance(text, str) for text in texts.values()):
+        return row | {"outcome": f"quarantined:{label}_failed"}
+    written = {name: escape(replace_surrogates(text or ""), special_tokens) for name, text in texts.items()}
+    row = row | written
+    if any(control_character(text) for text in written.values()):
+        return row | {"outcome": "quarantined:control_character"}
+    empty = next((name for name in ("instruction", "response") if not row[name].strip()), None)
+    return row | {"outcome": f"quarantined:empty_{empty}"} if empty else row
+
+
+def _with_dataset_step(
+    rows: Dataset, function: Callable[[Dataset], Dataset], label: str, special_tokens: frozenset[str]
+) -> Dataset:
+    rows = rows.materialize()  # read twice: by the function, and to see what it left out
+    active = rows.filter(expr=ray.data.expressions.col("outcome") == ACTIVE)
+    after = function(active)
+    if not isinstance(after, Dataset):
+        raise ValueError(f"steps: {label} returned {type(after).__name__}; a step on a Dataset returns a Dataset")
+    tagged = rows.map_batches(partial(_tag, is_after=False), batch_format="pyarrow", num_cpus=0.25)
+    returned = after.map_batches(partial(_tag, is_after=True), batch_format="pyarrow", num_cpus=0.25)
+    both = group_by_key(tagged.union(returned), "row_id", 1 + 2 * rows.count() // ROWS_PER_PARTITION)
+    keep = partial(keep_every_row, label=label, special_tokens=special_tokens)
+    return both.map_batches(keep, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
+
+
+def keep_every_row(both: pa.Table, label: str, special_tokens: frozenset[str]) -> pa.Table:
+    """Rows before and after a step on a Dataset -> each row once, with what the step made of it.
+
+    Args:
+        both: columns.RAW and is_after; all rows of one id are here.
+        label: of the step.
+        special_tokens: of teacher and student.
+    """
+    if not both.num_rows:  # the shuffle may give a block no columns at all
+        return RAW.empty_table()
+    before = both.filter(pc.invert(both["is_after"])).drop_columns(["is_after"]).to_pylist()
+    after: dict[str, dict[str, Any]] = {}
+    known = {row["row_id"] for row in before}
+    for row in both.filter(both["is_after"]).to_pylist():
+        if row["row_id"] in after or row["row_id"] not in known:
+            fault = "twice" if row["row_id"] in after else "which it was not given"
+            raise ValueError(
+                f"steps: {label} returned row {row['row_id']} {fault}; a step may change and drop rows, never add any"
+            )
+        after[row["row_id"]] = row
+    for at, row in enumerate(before):
+        if row["outcome"] == ACTIVE:
+            found = after.get(row["row_id"])
+            dropped = row | {"outcome": f"dropped:{label}"}
+            before[at] = _taken(row, found, label, special_tokens) if found else dropped
+    return pa.Table.from_pylist(before, schema=RAW)
+
+
+def _tag(rows: pa.Table, is_after: bool) -> pa.Table:
+    return conform(rows, RAW).append_column("is_after", pa.array([is_after] * rows.num_rows, pa.bool_()))
+
+
+def _takes_datasets(function: Callable[..., Any]) -> bool:
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    return first is not None and (
+        first.annotation is Dataset or str(first.annotation).rpartition(".")[2].strip("'\"") == "Dataset"
+    )
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.casefold()).strip("_")[:REASON_CHARS]
+
+
+def _source_hash(name: str) -> str:
+    """Of the whole module, because a function may call others of it."""
+    try:
+        module = sys.modules[load_function(name).__module__]
+        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:16]
+    except (ValueError, OSError, TypeError, KeyError):
+        return "unknown"

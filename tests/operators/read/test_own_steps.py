@@ -1,0 +1,112 @@
+"""A function of one's own changes and drops rows; none is lost, doubled or made up, and its source counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from operators.columns import RAW, conform
+from operators.read.own_steps import StepsConfig, apply_steps, keep_every_row, load_function, map_rows
+
+MODULE = """
+from ray.data import Dataset
+
+def clean(row):
+    if "spam" in row["instruction"]:
+        return None
+    if "long" in row["instruction"]:
+        return "Too long!"
+    if "bug" in row["instruction"]:
+        raise RuntimeError("boom")
+    if "empty" in row["instruction"]:
+        return {**row, "response": " "}
+    if "number" in row["instruction"]:
+        return {**row, "response": 7}
+    if "null" in row["instruction"]:
+        return {**row, "response": "a\\0b"}
+    return {**row, "row_id": "mine", "outcome": "original", "response": row["response"].upper() + "<|im_end|>."}
+
+def without_first(rows: Dataset) -> Dataset:
+    return rows.filter(lambda row: row["row_id"] != "0")
+"""
+
+
+def a_row(row_id: str, instruction: str, **changes: Any) -> dict[str, Any]:
+    return {"row_id": row_id, "instruction": instruction, "input": "", "response": "yes", "outcome": "", **changes}
+
+
+def table(*rows: dict[str, Any]) -> pa.Table:
+    return conform(pa.Table.from_pylist(list(rows)), RAW)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"steps_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_a_function_of_one_row_changes_texts_and_nothing_else(module: str) -> None:
+    names = ("plain", "spam", "long", "bug", "empty", "number", "null")
+    rows = table(*(a_row(name, name) for name in names), a_row("left", "spam", outcome="dropped:held_out"))
+    found = map_rows(rows, load_function(f"{module}:clean"), "clean", frozenset()).to_pylist()
+    assert {row["row_id"]: row["outcome"] for row in found} == {
+        "plain": "",
+        "spam": "dropped:clean",
+        "long": "dropped:too_long",
+        "bug": "quarantined:clean_failed",
+        "empty": "quarantined:empty_response",
+        "number": "quarantined:clean_failed",
+        "null": "quarantined:control_character",
+        "left": "dropped:held_out",
+    }
+    assert found[0]["response"] == "YES<| im_end |>."
+
+
+def tagged(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> pa.Table:
+    rows = table(*before, *after)
+    return rows.append_column("is_after", pa.array([False] * len(before) + [True] * len(after)))
+
+
+def test_a_row_that_does_not_come_back_is_dropped_with_its_reason() -> None:
+    before = [a_row("a", "A"), a_row("b", "B"), a_row("c", "C", outcome="quarantined:encoding")]
+    found = keep_every_row(tagged(before, [a_row("b", "B!")]), "mine", frozenset()).to_pylist()
+    assert [(row["row_id"], row["instruction"], row["outcome"]) for row in found] == [
+        ("a", "A", "dropped:mine"),
+        ("b", "B!", ""),
+        ("c", "C", "quarantined:encoding"),
+    ]
+
+
+@pytest.mark.parametrize(("after", "fault"), [(["a", "a"], "twice"), (["z"], "not given")])
+def test_a_row_that_is_doubled_or_made_up_is_an_error(after: list[str], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        keep_every_row(tagged([a_row("a", "A")], [a_row(name, "A") for name in after]), "mine", frozenset())
+
+
+def test_the_source_of_the_module_is_part_of_what_rows_are_made_from(module: str) -> None:
+    config = StepsConfig.model_validate([f"{module}:clean"])
+    [[name, source]] = config.identity()["functions"]
+    assert name == f"{module}:clean"
+    assert len(source) == 16
+    assert StepsConfig().identity() == {"functions": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("clean", "names no function"), ("no_such:clean", "No module"), ("json:none", "has no function")],
+)  # fmt: skip
+def test_what_cannot_be_called_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StepsConfig(functions=(name,))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_steps_on_real_workers_keep_every_row(module: str) -> None:
+    rows = ray.data.from_arrow(table(*(a_row(str(number), "plain") for number in range(4)), a_row("4", "spam")))
+    config = StepsConfig(functions=(f"{module}:without_first", f"{module}:clean"))
+    found = {row["row_id"]: row["outcome"] for row in apply_steps(rows, config, frozenset()).take_all()}
+    assert found == {"0": "dropped:without_first", "1": "", "2": "", "3": "", "4": "dropped:clean"}
