@@ -152,21 +152,13 @@ class ReleaseHistory:
 
     def is_rolled_back(self, version: str) -> bool:
         """Whether a person took this version back; the last decision that released it or replaced it counts."""
-        taken_back = False
-        for decision in self.decisions():
-            if decision.event == "rolled_back" and decision.previous == version:
-                taken_back = True
-            elif decision.event != "refused" and decision.version == version:
-                taken_back = False
-        return taken_back
+        return version in _taken_back(self.decisions())
 
     def best(self) -> Decision | None:
         """The released student whose loss lies farthest below its base model's; one that was taken back is none."""
-        released = [
-            decision
-            for decision in self.decisions()
-            if decision.event != "refused" and not self.is_rolled_back(decision.version)
-        ]
+        decisions = self.decisions()
+        taken_back = _taken_back(decisions)
+        released = (one for one in decisions if one.event != "refused" and one.version not in taken_back)
         return min(released, key=_distance, default=None)
 
     def _read(self, path: str) -> Any:
@@ -175,6 +167,16 @@ class ReleaseHistory:
                 return json.loads(stream.read())
             except ValueError:
                 return None
+
+
+def _taken_back(decisions: list[Decision]) -> set[str]:
+    versions: set[str] = set()
+    for decision in decisions:
+        if decision.event == "rolled_back" and decision.previous:
+            versions.add(decision.previous)
+        if decision.event != "refused":
+            versions.discard(decision.version)
+    return versions
 
 
 def _distance(decision: Decision) -> float:
