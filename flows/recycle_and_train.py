@@ -208,7 +208,7 @@ def release(evaluation: Evaluation, student: TrainResult, run: RunResource) -> R
     return Recipe(partial(decide_release, evaluation, student.version, history, run.config.release))
 
 
-@dg.asset(group_name="evaluate", kinds={"html"}, code_version="1", metadata=uses("name", "report"))
+@dg.asset(group_name="evaluate", kinds={"html"}, code_version="2", metadata=uses("name", "report"))
 def report(
     recycled_instructions: Dataset,
     packed_sequences: Dataset,
