@@ -40,6 +40,9 @@ BENCHMARKS = (
         ("--sizes", "4096", "--rounds", "1", "--repeats", "2", "--output", "runs/bench"),
         "speed and memory of HyperAttention",
     ),
+    Benchmark(
+        "training", ("--tokens", "256", "--packs", "1", "--steps", "3"), "a training step against a plain torch loop"
+    ),
     Benchmark("long_training", ("step", "--tokens", "2048", "--window", "512"), "a training step, exact and Hyper"),
     Benchmark(
         "perplexity", ("--only", "exact", "window=1024", "--texts", "argparse"), "perplexity under HyperAttention"
@@ -48,7 +51,7 @@ BENCHMARKS = (
     Benchmark("ingredients", ("--layers", "20", "--rows", "16"), "what each part of the estimator is worth"),
     Benchmark(
         "aot_report",
-        ("--targets", "sm_90", "--sizes", "64", "--modes", "causal_local", "--json"),
+        ("--targets", "sm_90", "--sizes", "64", "--kinds", "nominated"),
         "Triton kernels, compiled ahead of time",
     ),
     Benchmark("roofline", (), "floor times on GPUs, counted"),
@@ -57,6 +60,8 @@ BENCHMARKS = (
 NOT_RUN = {
     "run_all": "this file",
     "language_model": "imported by others",
+    "gpu": "needs a GPU",
+    "gpu_cases": "imported by gpu.py",
     "teacher_distilabel": "needs a Python with distilabel; set DISTILABEL_PYTHON and run teacher.py",
 }
 

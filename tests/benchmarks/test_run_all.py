@@ -43,3 +43,10 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
     )
     assert ended.returncode == 2
     assert "no such benchmark: speed; there are reflection" in ended.stderr
+
+
+def test_every_option_of_the_list_is_known_to_its_script(run_all) -> None:
+    for benchmark in run_all.BENCHMARKS:
+        script = (BENCHMARKS / f"{benchmark.script}.py").read_text()
+        options = [argument for argument in benchmark.arguments if argument.startswith("--")]
+        assert [option for option in options if f'"{option}"' not in script] == [], benchmark.script
