@@ -1,8 +1,10 @@
 """What is admitted of a block of calls, and how a stage's failures are told."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from operators.teacher import dispatch
@@ -33,16 +35,20 @@ def calls(count: int) -> pa.Table:
 
 
 @pytest.mark.parametrize(("priced", "prompt"), [(True, 74), (False, 0)])  # ten bytes and the template
-def test_a_block_is_cut_to_what_is_admitted(monkeypatch: pytest.MonkeyPatch, priced: bool, prompt: int) -> None:
+def test_a_block_is_cut_to_what_is_admitted_and_only_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, priced: bool, prompt: int
+) -> None:
     monkeypatch.setattr(dispatch.ray, "get", lambda value: value)
     supervisor: Any = Supervisor()
-    admitted = dispatch._admit(calls(5), supervisor, TEACHER, priced)
+    admitted = dispatch._admit(calls(5), supervisor, TEACHER, priced, str(tmp_path / "prompts"))
     assert admitted["call_key"].to_pylist() == ["0", "1"]
     assert supervisor.asked == [(["0", "1", "2", "3", "4"], [Tokens(prompt, 8)] * 5)]
+    [file] = (tmp_path / "prompts").glob("*.parquet")
+    assert pq.read_table(file)["call_key"].to_pylist() == ["0", "1"]
 
 
 def test_an_empty_block_asks_nobody() -> None:
-    assert dispatch._admit(CALLS.empty_table(), None, TEACHER, True).num_rows == 0
+    assert dispatch._admit(CALLS.empty_table(), None, TEACHER, True, "").num_rows == 0
 
 
 def test_failures_are_told_with_their_words_the_most_frequent_first() -> None:
