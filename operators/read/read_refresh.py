@@ -32,4 +32,5 @@ def read_refresh(
     """
     rows = read_instructions(source, files, special_tokens).materialize()
     rows = rows if earlier is None else drop_seen(rows, earlier).materialize()
-    return drop_near_duplicates(rows, earlier, deduplicate).materialize()
+    marked: Dataset = drop_near_duplicates(rows, earlier, deduplicate).materialize()
+    return marked
