@@ -149,7 +149,7 @@ def drop_contaminated(rows: Dataset, index: EvaluationIndex) -> Dataset:
         columns.RAW, as many rows as `rows` has.
     Source:
         The overlap rule of arXiv 2411.15124, section 3.3 (8-grams, half of a text); leaving out common runs is ours.
-        docs/decisions/contamination.md has recall and false positives on template data and planted leaks.
+        docs/decisions/0010 has recall and false positives on template data and planted leaks.
     """
     require_columns("drop_contaminated", [*TEXT_COLUMNS, "outcome"], rows.columns() or [])
     return rows.map_batches(partial(_end, index=index), batch_format="pyarrow", num_cpus=0.25)
