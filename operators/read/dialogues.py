@@ -91,7 +91,7 @@ def read_dialogue(messages: object) -> Dialogue:
         else:
             has_parts = known is not None and isinstance(_first(message, _TEXT_KEYS), list)
             return Dialogue(turns, "non_text_content" if has_parts and _is_media(message) else "malformed_messages")
-        used = (*_ROLE_KEYS, *_TEXT_KEYS, "tool_calls", "function_call", "replies")
+        used = (*_ROLE_KEYS, *_TEXT_KEYS, "tool_calls", "function_call", "replies", "rank")
         unread |= {key: None for key, value in message.items() if key not in used and value not in (None, "", [], {})}
     return Dialogue(turns, "" if _alternates(turns) else "malformed_messages", tuple(unread))
 

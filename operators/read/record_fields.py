@@ -201,7 +201,8 @@ def _exchanges(dialogue: Dialogue, system: object, policy: Policy) -> list[Excha
 
 def _from_texts(values: Mapping[Field, tuple[str, object]], policy: Policy) -> list[Exchange]:
     found = (values["instruction"][1], values["input"][1], values["response"][1])
-    pair = Exchange(*[value if isinstance(value, str) else "" if value is None else repr(value) for value in found])
+    instruction, given, response = (_shown(value) for value in found)
+    pair = Exchange(instruction, given, response)
     if found[0] is None or found[2] is None:
         return [pair._replace(reason="missing_field")]
     if not all(isinstance(value, str | None) for value in found):
@@ -218,6 +219,10 @@ def _from_texts(values: Mapping[Field, tuple[str, object]], policy: Policy) -> l
     return list(exchanges_of([*before, Turn(USER, asked), Turn(ASSISTANT, pair.response)], policy))
 
 
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else "" if value is None else repr(value)
+
+
 def _without_placeholders(pair: Exchange) -> Exchange:
     if 0 < len(pair.input) <= LONGEST_PLACEHOLDER and _NO_INPUT.fullmatch(pair.input.strip()):
         pair = pair._replace(input="")
@@ -231,8 +236,12 @@ def _context(system: object, history: object) -> list[Turn] | None:
     if not isinstance(system, str | None) or not isinstance(history, list | str | None):
         return None
     turns = [Turn(SYSTEM, system)] if system and system.strip() else []
-    listed = _parsed(history) if isinstance(history, str) and history.strip() else history
-    for item in listed or []:
+    listed = _parsed(history) if isinstance(history, str) else history
+    if is_empty(listed):
+        return turns
+    if not isinstance(listed, list):
+        return None
+    for item in listed:
         if isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
             turns += [Turn(USER, item[0]), Turn(ASSISTANT, item[1])]
         else:

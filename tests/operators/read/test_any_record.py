@@ -15,7 +15,8 @@ from operators.read.record_formats import read_records
 from operators.read.source_files import READABLE, Piece, plan_pieces
 
 TEXT = st.text(st.characters(exclude_categories=()) | st.sampled_from("\ud83d\x00\x0c\r\x92"), max_size=12)
-LEAF = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
+JSON_TEXT = st.sampled_from(["7", "[]", "[7]", '{"a": 1}', '[["a", "b"]]', '[{"role": "user"}]', "null", "nan"])
+LEAF = JSON_TEXT | st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 ROLE = st.sampled_from(["user", "assistant", "system", "tool", "human", "gpt", "narrator"]) | LEAF
 MESSAGE = st.dictionaries(st.sampled_from(["role", "from", "content", "value", "tool_calls", "replies", "rank"]), ROLE)
 VALUE = st.recursive(LEAF | st.lists(MESSAGE, max_size=5), lambda inner: st.lists(inner, max_size=3), max_leaves=6)

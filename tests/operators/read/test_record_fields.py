@@ -127,6 +127,8 @@ def test_a_response_that_pandas_wrote_for_nothing_is_empty() -> None:
         ({"output": ANSWER, "ask": ASK}, "missing_field"),
         ({"instruction": 7, "output": ANSWER}, "non_string_field"),
         ({"instruction": ASK, "output": ANSWER, "history": "none"}, "malformed_messages"),
+        ({"instruction": ASK, "output": ANSWER, "history": "7"}, "malformed_messages"),
+        ({"instruction": ASK, "output": ANSWER, "history": [7]}, "malformed_messages"),
         ({"instruction": ASK, "output": ANSWER, "system": 3}, "malformed_messages"),
         ({"messages": "hello"}, "malformed_messages"),
         ({"messages": []}, "malformed_messages"),
