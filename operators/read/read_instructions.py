@@ -144,14 +144,14 @@ def _id_of(pair: Exchange, number: int, record: Record, origin: str) -> str:
 
 
 def _escaped(pair: Exchange, special_tokens: frozenset[str]) -> Exchange:
-    texts = [escape(text, special_tokens) for text in pair.texts]
+    instruction, given, response = [escape(text, special_tokens) for text in pair.texts]
     if not pair.before and not pair.after:
-        return Exchange(*texts)
-    around = (
+        return Exchange(instruction, given, response)
+    before, after = (
         tuple(turn._replace(content=escape(turn.content, special_tokens)) for turn in turns)
         for turns in (pair.before, pair.after)
     )
-    return Exchange(*texts, *around)
+    return Exchange(instruction, given, response, before, after)
 
 
 def _is_held_out(row_id: str, config: ReadConfig) -> bool:
