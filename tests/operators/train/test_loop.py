@@ -1,0 +1,67 @@
+"""Which errors end a training for good. The curve on real workers is in test_train.py."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from operators.train.config import TrainConfig
+from operators.train.export import ExportError
+from operators.train.loop import FAILED, NotFiniteError, TrainJob, read_failure, train_worker, would_repeat
+    FAILED,
+    NotFiniteError,
+    Trainer,
+    TrainJob,
+    _loaded,
+    _prepare_process,
+    read_failure,
+    train_worker,
+    would_repeat,
+)
+from operators.train.pack_order import read_index
+
+CONFIG = TrainConfig(max_steps=3, examples_per_step=9, learning_rate=1e-3, precision="fp32", threads_per_worker=1)
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model, packs_file, tmp_path_factory):
+    digest = read_index([packs_file]).digest
+    return TrainJob(CONFIG, tiny_model, str(tmp_path_factory.mktemp("loop")), [packs_file], digest, "identity")
+
+
+@pytest.mark.parametrize(
+    ("error", "repeats"),
+    [
+        (NotFiniteError("nan"), True),
+        (ExportError("disk"), True),
+        (ValueError("wrong model"), True),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("Connection closed by peer"), False),
+        (ConnectionError("reset"), False),
+        (OSError("stale file handle"), False),
+    ],
+)
+def test_only_errors_that_would_end_the_same_way_end_a_run(error, repeats):
+    assert would_repeat(error) is repeats
+
+
+def test_a_failure_that_would_repeat_is_not_tried_again(job, tmp_path, monkeypatch):
+    tried = []
+
+    def fail(_):
+        tried.append(1)
+        raise NotFiniteError("train: loss at step 3 is nan")
+
+    monkeypatch.setattr("operators.train.loop._train", fail)
+    here = replace(job, folder=str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(NotFiniteError):
+        train_worker({"job": here})
+    train_worker({"job": here})  # as Ray Train would restart it
+    assert tried == [1]
+    assert read_failure(tmp_path) == "train: loss at step 3 is nan"
+    (tmp_path / "checkpoints" / FAILED).unlink()
+    with pytest.raises(NotFiniteError):
+        train_worker({"job": here})
