@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +148,7 @@ def read_index(files: list[str]) -> PackIndex:
 
 def index_of(packs: Dataset) -> PackIndex:
     """The same of a data set of PACKS."""
-    tables = packs.select_columns(_INDEX).iter_batches(batch_size=None, batch_format="pyarrow")
+    tables: Iterable[Any] = packs.select_columns(_INDEX).iter_batches(batch_size=None, batch_format="pyarrow")
     return _index(key for table in tables for key in _keys(table.filter(_is_packed(table))))
 
 
