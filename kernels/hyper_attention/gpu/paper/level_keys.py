@@ -87,7 +87,7 @@ def draw_gradient_kernel(
         base = (batch * heads * groups + head) * T
         plane = (level.to(tl.int64) * batches + batch) * heads * groups + head
         for run in range(low, high):
-            begin = block_start(run, keys, count, SIZE)
+            begin = block_start(low * 0 + run, keys, count, SIZE)  # the interpreter counts in Python numbers
             reads = there & ((rank < begin).to(tl.int32) + behind == 1)
             last = tl.minimum((run + 1) * SIZE, count)
             for i in range(run * SIZE, last, BM):
@@ -145,7 +145,7 @@ def level_key_gradient_kernel(
         base = (batch * heads * groups + head) * T
         plane = (level.to(tl.int64) * batches + batch) * heads * groups + head
         for run in range(low, high):
-            begin = block_start(run, keys, count, SIZE)
+            begin = block_start(low * 0 + run, keys, count, SIZE)  # the interpreter counts in Python numbers
             reads = (place >= begin) & (place < begin + width)
             last = tl.minimum((run + 1) * SIZE, count)
             for i in range(run * SIZE, last, BM):
