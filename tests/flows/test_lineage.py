@@ -22,7 +22,7 @@ def test_it_names_version_models_and_prompts_word_for_word(
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
     settings = [f"storage={tmp_path}", f"student.model={tiny_model}"]
     run = open_run(load_config(REPOSITORY / "configs" / "smoke.yaml", settings), GRAPH.specs)
-    lineage = lineage_of(run, GRAPH.specs)
+    lineage = lineage_of(run)
     assert lineage["version"] == VERSION
     assert lineage["student"]["model"] == tiny_model
     assert lineage["prompts"].keys() == {"reflect_instructions", "reflect_responses"}

@@ -248,14 +248,22 @@ class TestExitCodes:
         assert flow("source.path=/nowhere.jsonl")[0] == 2
         assert "source.path" in last_line(capsys)
 
-    def test_a_source_that_no_row_survives_is_two(
+    def test_a_source_that_no_record_of_can_be_used_is_two(
         self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "bad.jsonl").write_text('{"instruction": "", "output": "x"}\nnot json\n')
         assert flow(f"source.path={tmp_path}/bad.jsonl")[0] == 2
         message = last_line(capsys)
+        assert "none of the first 2 records can be used: empty_instruction 1, malformed_json 1" in message
+
+    def test_a_source_that_no_row_survives_is_two(
+        self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
+        assert flow(source, "source.held_out_fraction=0.999999")[0] == 2
+        message = last_line(capsys)
         assert "raw_instructions: no row of" in message
-        assert "1 quarantined:empty_instruction, 1 quarantined:malformed_json" in message
+        assert "4 dropped:held_out" in message
 
     def test_a_row_that_vanished_is_three(self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
