@@ -61,7 +61,7 @@ def test_all_code_and_data_of_the_project_come_from_the_wheel(installed: Path, t
 from importlib.metadata import files
 from pathlib import Path
 import cluster, flows, kernels, operators
-import kernels.hyper_attention.gpu.forward, operators.report.report
+import kernels.hyper_attention.gpu.local.forward, operators.report.report
 print(*(Path(package.__file__).parent.parent for package in (cluster, flows, kernels, operators)))
 print(*sorted(str(file) for file in files("recycle-and-train")))
 """
