@@ -74,7 +74,7 @@ def test_each_change_costs_what_depends_on_it(tmp_path: Path, tiny_model: str) -
     copy.run("--select", UP_TO)
     assert copy.paid("instruction_reflections") == copy.paid("response_reflections") == (ROWS, 0)
 
-    copy.replace("operators/reflect/prompts.py", "Then write a better answer", "Then write a superior answer")
+    copy.replace("operators/reflect/prompts.py", "correct, complete, to the point.", "correct, complete, and short.")
     plan = copy.run("--plan")
     assert "cached" in line_of(plan, "instruction_reflections")
     assert "stale: code prompt" in line_of(plan, "response_reflections")
@@ -84,7 +84,7 @@ def test_each_change_costs_what_depends_on_it(tmp_path: Path, tiny_model: str) -
     assert "made instruction_reflections" not in printed
     assert copy.paid("response_reflections") == (ROWS, 0)
 
-    copy.replace("operators/reflect/parse_replies.py", "Strict on purpose.", "Strict, and on purpose.")
+    copy.replace("operators/reflect/parse_replies.py", "What has exactly one reading", "What has only one reading")
     copy.write_rows(ROWS + 1)
     plan = copy.run("--plan")
     assert "parser" in line_of(plan, "instruction_reflections")
