@@ -12,21 +12,20 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from kernels.neftune import EmbeddingNoise, batch_of_pack, neftune
 from operators.student.encode import load_tokenizer
-from operators.student.hyper_layers import hyper_attention_layers
 from operators.student.packed_attention import attention_in_use
 from operators.student.packed_loss import load_trainable, summed_loss
+from operators.train.attention import configured_attention, count_hyper_layers, hyper_attention_routes
 from operators.train.checkpoint import CheckpointSpec, restore, save_checkpoint, write_json
 from operators.train.config import TrainConfig
 from operators.train.export import ExportError, export_student
@@ -177,7 +176,7 @@ def _train(job: TrainJob) -> None:
     if store.digest != job.digest:
         raise ValueError(f"train: packs have digest {store.digest}, the driver read {job.digest}; pack again")
     folder = Path(job.folder)
-    hyper_layers = _count_hyper_layers(job)
+    hyper_layers = count_hyper_layers(job.student, job.config)
     with _loaded(job) as (engine, noise):
         trainer = Trainer(job, engine, noise, store)
         start, problems = restore(engine, folder / CHECKPOINTS, job.spec)
@@ -197,6 +196,7 @@ def _train(job: TrainJob) -> None:
                 save_checkpoint(engine, folder / CHECKPOINTS, trainer.total_steps, job.spec)
             raise
         notes = problems + ([f"generation config exported with {changed}"] if changed else [])
+        notes += hyper_attention_routes(engine.module, job.config, store.document_lengths)
         _write_summary(job, folder, attention_in_use(engine.module), hyper_layers, notes)
 
 
@@ -228,33 +228,6 @@ def _loaded(job: TrainJob) -> Iterator[tuple[Any, EmbeddingNoise]]:
         yield engine, noise
         engine.destroy()
     del sharding
-
-
-def _count_hyper_layers(job: TrainJob) -> int:
-    """How many layers will use HyperAttention; 0 without it.
-
-    Raises:
-        ValueError: it is configured, and no layer can.
-    """
-    if job.config.attention != "hyper_attention":
-        return 0
-    config = AutoConfig.from_pretrained(job.student, trust_remote_code=False)
-    _, used = hyper_attention_layers(config, job.config.hyper_attention_layers)
-    if not used:
-        raise ValueError(
-            f"train: train.attention: hyper_attention, but 0 of {config.get_text_config().num_hidden_layers} layers of "
-            f"{job.student} can use it (they have a sliding or chunked window); use train.attention: sdpa"
-        )
-    return len(used)
-
-
-def configured_attention(model: Any, config: TrainConfig) -> AbstractContextManager[object]:
-    """Inside the context the model attends as the configuration says; documents of a pack stay apart either way."""
-    if config.attention == "sdpa":
-        return nullcontext()
-    from kernels.hyper_attention.huggingface import patched_attention
-
-    return patched_attention(model, config.hyper_attention_config(), config.hyper_attention_layers)
 
 
 def _prepare_process(config: TrainConfig) -> None:

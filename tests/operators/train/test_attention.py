@@ -6,7 +6,8 @@ import torch
 from pydantic import ValidationError
 
 from operators.student.packed_loss import Pack, summed_loss
-from operators.train.loop import configured_attention, load_student
+from operators.train.attention import configured_attention, hyper_attention_routes
+from operators.train.loop import load_student
 from operators.train.train import TrainConfig, train
 
 EXACT = TrainConfig(precision="fp32", max_steps=4, packs_per_step=4, learning_rate=1e-3, num_workers=1)
@@ -76,3 +77,13 @@ def test_workers_train_with_it_as_the_configuration_says(packs_file, tiny_model,
     manifest = train(packs, config, tiny_model, str(tmp_path))
     assert manifest.attention == "hyper_attention"
     assert manifest.last_loss < manifest.first_loss
+
+
+def test_the_report_says_where_hyper_attention_is_exact(tiny_model):
+    model = load_student(tiny_model, EXACT)
+    assert hyper_attention_routes(model, EXACT, [LENGTHS]) == []
+    [exact] = hyper_attention_routes(model, hyper(exact_below=4096), [LENGTHS, [20]])
+    assert exact.startswith("HyperAttention: the longest document has 700 tokens and takes the path ")
+    assert "S = 700 is at most exact_below = 4096" in exact
+    [estimated] = hyper_attention_routes(model, hyper(**SMALL), [LENGTHS])
+    assert "takes the path hyper_attention: S = 700 is above exact_below = 0" in estimated

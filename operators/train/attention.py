@@ -1,0 +1,65 @@
+"""HyperAttention in training: which layers use it, and which path its documents really take."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from operators.student.hyper_layers import hyper_attention_layers
+from operators.train.config import TrainConfig
+
+
+def count_hyper_layers(student: str, config: TrainConfig) -> int:
+    """How many layers will use HyperAttention; 0 without it.
+
+    Raises:
+        ValueError: it is configured, and no layer can.
+    """
+    if config.attention != "hyper_attention":
+        return 0
+    model = AutoConfig.from_pretrained(student, trust_remote_code=False)
+    _, used = hyper_attention_layers(model, config.hyper_attention_layers)
+    if not used:
+        raise ValueError(
+            f"train: train.attention: hyper_attention, but 0 of {model.get_text_config().num_hidden_layers} layers of "
+            f"{student} can use it (they have a sliding or chunked window); use train.attention: sdpa"
+        )
+    return len(used)
+
+
+def configured_attention(model: Any, config: TrainConfig) -> AbstractContextManager[object]:
+    """Inside the context the model attends as the configuration says; documents of a pack stay apart either way."""
+    if config.attention == "sdpa":
+        return nullcontext()
+    from kernels.hyper_attention.huggingface import patched_attention
+
+    return patched_attention(model, config.hyper_attention_config(), config.hyper_attention_layers)
+
+
+def hyper_attention_routes(model: Any, config: TrainConfig, document_lengths: Iterable[Sequence[int]]) -> list[str]:
+    """What HyperAttention does with the longest document on the model's device: it may well be exact attention.
+
+    Args:
+        model: the student.
+        config: of the training.
+        document_lengths: tokens of each document, by pack.
+
+    Returns:
+        One sentence for the report; none without HyperAttention.
+    """
+    if config.attention != "hyper_attention":
+        return []
+    from kernels.hyper_attention import explain
+
+    longest = max(length for lengths in document_lengths for length in lengths)
+    text = model.config.get_text_config()
+    heads = text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    parameter = next(model.parameters())
+    empty = torch.empty((1, 1, 1, 1), device=parameter.device, dtype=parameter.dtype)  # its values play no part
+    q, k = (empty.expand(1, number, longest, size) for number in (heads, key_heads))
+    route = explain(q, k, True, config=config.hyper_attention_config(), packed=True)
+    return [f"HyperAttention: the longest document has {longest} tokens and takes the path {route}"]
