@@ -5,17 +5,20 @@ else is refused: the row then gets one more turn, or keeps its original, and the
 in the ledger, so that a better parser costs no call.
 """
 
+import re
+
 from operators.outside_text import control_character, replace_surrogates
 from operators.reflect.prompts import ReplyFormat
 from operators.reflect.refusals import REFUSAL
 from operators.reflect.reply_headings import read_headings
 from operators.reflect.reply_json import read_json
-from operators.reflect.reply_parts import Parsed, Rejected
+from operators.reflect.reply_parts import Parsed, Rejected, section_named
 from operators.reflect.rewrite_text import clean_reply, clean_rewrite, is_placeholder
 
 __all__ = ["Parsed", "Rejected", "parse_reply"]
 
 NOT_THERE = ("no_json", "missing_section")  # reasons to look for the other form
+_MEMBER = re.compile(r"^[ \t]*[\"'“”](\w{1,60})[\"'“”][ \t]*:", re.MULTILINE)
 
 
 def parse_reply(
@@ -64,6 +67,9 @@ def _parse(
     text: str, finish_reason: str | None, form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]
 ) -> Parsed | Rejected:
     as_json = read_json(text, criteria, sections) if form == "json" or "{" in text else Rejected("no_json")
+    # The source of an object that is no JSON, by a comment or a bare quote, has no headings: its keys look like some.
+    if not isinstance(as_json, Parsed) and any(section_named(name, sections) for name in _MEMBER.findall(text)):
+        return as_json if form == "json" else Rejected("missing_section")
     if form == "json":
         if as_json != Rejected("no_json"):
             return as_json

@@ -9,26 +9,35 @@ _NOT = (
 _TURNS = (
     r"believe|wait|help but|stop|thank|remember|imagine|emphasi[sz]e|stress|express|get enough|say enough|live|sleep"
 )
-_FOR_PEOPLE = r"(?: (?:to hear|to learn|for your|for the|for my|for our|about|that (?:you|your)|if (?:i|we)))"
+_SERVE = r"(?:help|assist|provide|fulfil|comply|answer|create|write|generate|support|do (?:that|this))l?"
+_FOR_PEOPLE = (
+    r"(?: (?:to hear|to learn|to announce|for your|for the|for my|for our|about|"
+    r"that (?:you|your)|(?:that )?i (?:missed|was|forgot|hurt|let|did)|if (?:i|we)))"
+)
 _ENGLISH = (
     rf"(?:i(?:['’]m| am)|we(?:['’]re| are)) (?:so |very |really |truly |deeply |terribly )?sorry\b(?!{_FOR_PEOPLE}\b)",
     rf"(?:i(?:['’]m| am)|we(?:['’]re| are)) (?:so |very |really )?(?:sorry|afraid)\b.{{0,120}}?\b{_NOT}\b",
     r"(?:i(?:['’]m| am)|we(?:['’]re| are)) (?:unable|not (?:able|allowed|permitted|comfortable|programmed))\b",
-    rf"(?:i|we) can(?:no|['’]|\s*no)t\b(?! (?:{_TURNS})\b)",
+    rf"i can(?:no|['’]|\s*no)t\b(?! (?:{_TURNS})\b)",
+    rf"we can(?:no|['’]|\s*no)t {_SERVE}\b",
+    r"(?:thank you|thanks|i (?:understand|appreciate)|i(?:['’]d| would) (?:be (?:happy|glad)|love|like) to)\b"
+    rf"[^.\n]{{0,100}}?\bbut (?:unfortunately,? )?i(?: |(?=['’])){_NOT} {_SERVE}\b",
     r"(?:i|we) (?:won['’]t|will not|would not|wouldn['’]t) (?:be able|provide|help|assist|answer|write|create)\b",
-    r"i (?:must|have to|need to|will have to) (?:respectfully |politely )?(?:decline|refuse)\b",
+    r"i (?:must|have to|need to|will have to) (?:respectfully |politely )?(?:decline|refuse)\b"
+    r"(?! (?:the|your|this) (?:\w+ )?(?:invitation|offer|position)\b)",
     r"i (?:respectfully |politely )?(?:decline|refuse) to\b",
     r"i (?:do not|don['’]t) (?:feel comfortable|have (?:the ability|the capability|the means|access|enough information|"
     r"personal|real-time|sufficient))\b",
     r"(?:so )?sorry\b[,:;.!\-– ]+(?:but|i|we|this|that|no|there|as)\b",
     r"(?:my )?(?:sincere )?apologies\b[,:;.!\-– ]+(?:but|i|as)\b",
     r"i (?:sincerely |must |do )?apologi[sz]e\b"
-    r"(?! (?:for (?:the|my|our|any (?:inconvenience|delay|trouble))|to (?:you|your))\b)",
+    r"(?! (?:for (?:the|my|our|any (?:inconvenience|delay|trouble)|missing|being|having|forgetting)|"
+    r"to (?:you|your))\b)",
     rf"i (?:sincerely |must |do )?apologi[sz]e\b.{{0,120}}?\b{_NOT}\b",
     r"(?:unfortunately|regrettably|regretfully)\b[, ]+(?:i|we|as an? \w+)\b"
     rf".{{0,60}}?(?:{_NOT}|do not have|don['’]t have)\b",
-    rf"i regret\b.{{0,60}}?\b{_NOT}\b",
-    r"as an? (?:ai|a\.i\.|artificial|(?:large )?language model|virtual assistant)\b",
+    rf"i regret\b.{{0,60}}?\b{_NOT}\b(?! (?:attend|join|come|be there|make it)\b)",
+    r"as an? (?:responsible |helpful )?(?:ai|a\.i\.|artificial|(?:large )?language model|virtual assistant)\b",
     r"(?:i(?:['’]m| am) )(?:just |only )?an? (?:ai\b|artificial|(?:large )?language model)",
     r"it (?:is|['’]s|would be) (?:impossible|inappropriate|unethical|not (?:possible|appropriate|ethical)) for me to\b",
     r"(?:this|your|the) (?:request|prompt|instruction) (?:violates|goes against|is against|is inappropriate)\b",

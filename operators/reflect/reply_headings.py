@@ -23,10 +23,15 @@ _PLAIN = re.compile(
     rf"(?P<name>[^\W\d_][\w /&'’,-]{{0,80}}?)(?P<bold>{_CLOSING}?)\s*(?:\([^()]{{0,60}}\)\s*)?{_CLOSING}?"
     rf"(?:(?P<mark>[:：]|\s?[-–—](?=\s)){_CLOSING}?|(?<=[*_`\"”])(?=\s)|$)"
 )
-_END = re.compile(r"\\?[<\[【［]\s*/?\s*end(?: of \w+)?\s*\\?[>\]】］][*_`.:]*[ \t]*$", re.IGNORECASE | re.MULTILINE)
+# "[End of scene]" is a line of a play.
+_END_NAME = (
+    r"\\?[<\[【［]\s*/?\s*end(?: of (?:the )?(?:\w+ )?(?:answer|response|reply|instruction|critique))?\s*\\?[>\]】］]"
+)
+_END = re.compile(rf"{_END_NAME}[*_`.:]*[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _END_LINE = re.compile(rf"^[ \t>#*_`]*{_END.pattern}", re.IGNORECASE | re.MULTILINE)
-_ENDED = re.compile(r"[ \t>#*_`]*\\?[<\[【［]\s*/?\s*end(?: of \w+)?\s*\\?[>\]】］][*_`.:]*\s*\Z", re.IGNORECASE)
-_PLAIN_END = re.compile(r"\n[ \t]*[*_#]*[ \t]*end[*_.]*\s*\Z", re.IGNORECASE)
+_ENDED = re.compile(rf"[ \t>#*_`]*{_END_NAME}[*_`.:]*\s*\Z", re.IGNORECASE)
+# Not the `end` of Ruby or the END of SQL, which no finished sentence stands before.
+_PLAIN_END = re.compile(r"\n[ \t]*(?:[*_#]+[ \t]*(?i:end)[*_.]*|End[*_.]*|(?<=[.!?…。！？\n]\n)END\.?)\s*\Z")
 _FINISHED = re.compile(r"[.!?:…。！？।؟)\]}>|`\"'”’»*;]\s*\Z")
 _CRITIQUE = frozenset({"critique", "critiques", "criticism"})
 
@@ -48,7 +53,9 @@ def read_headings(
     """Read the sections of `reply`; their texts are not cleaned yet."""
     every = list(_labels(reply))
     labels = [label for label in every if not label.name.startswith("/")]
-    closed = {label.name.strip("/ "): label.start for label in every if label.name.startswith("/")}
+    tags = ((label.name.strip("/ "), label.start) for label in every if label.name.startswith("/"))
+    # Any other closing tag is part of a text, as in HTML.
+    closed = {name: start for name, start in tags if name.casefold() in _CRITIQUE or section_named(name, sections)}
     critique = _only([label for label in labels if label.name.casefold() in _CRITIQUE])
     if critique == Rejected("missing_section"):  # what stands before the first section is the critique
         critique = _Label("", 0, 0, 0, is_bare=False)

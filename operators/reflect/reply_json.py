@@ -21,7 +21,8 @@ LONGEST_ODD_REPLY = 100_000  # characters; in a longer one only JSON is looked f
 DEEPEST = 4  # levels of objects in which parts are looked for
 
 _OBJECT = re.compile(r"\{\s*[\"'“”]")
-_TOKEN = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)|[\"$]|,(?=\s*[}\]])", re.DOTALL)
+_TOKEN = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)|\"|\$\$?|,(?=\s*[}\]])", re.DOTALL)
+_CLOSES_MATH = re.compile(r"(?:[^\"\\]|\\(?!n\\n).)*?\$", re.DOTALL)  # a price has no second dollar sign behind it
 _LETTERS = re.compile(r"[A-Za-z]+")
 # Commands whose rest is no word, so that `\theta` is never a tab and "heta".
 _SURELY_LATEX = re.compile(
@@ -65,9 +66,10 @@ def mended(text: str) -> str:
             in_string, math = not in_string, False
         elif found == ",":
             return found if in_string else ""
-        elif found == "$":
-            math = not math
+        elif found[0] == "$":
+            math = not math and bool(_CLOSES_MATH.match(text, match.end()))
         elif in_string and len(found) == 2:
+            math = found[1] in "([" or (math and found[1] not in ")]")
             return _restored(found[1], text, match.end(), math)
         return found
 

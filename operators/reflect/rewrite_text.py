@@ -15,10 +15,10 @@ LONGEST_LABEL = 120  # characters of a line that is looked at for a name
 LAST_CHARS = 80  # in which an end or a control token is looked for
 
 _THINKING = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)"
-_THOUGHT = re.compile(rf"\s*[<\[]({_THINKING})[>\]].*?[<\[]/\1[>\]]", re.DOTALL | re.IGNORECASE)
-_THINK_TAG = re.compile(r"</?(?:think|thinking|thought|thoughts|scratchpad)>|\[/?THINK\]", re.IGNORECASE)
-_THINK_OPENS = re.compile(r"\s*(?:<(?:think|thinking|thought|thoughts|scratchpad)>|\[THINK\])", re.IGNORECASE)
-_THINK_CLOSES = re.compile(r"</(?:think|thinking|thought|thoughts|scratchpad)>|\[/THINK\]", re.IGNORECASE)
+_THOUGHT = re.compile(rf"\s*[<\[◁]({_THINKING})[>\]▷].*?[<\[◁]/\1[>\]▷]", re.DOTALL | re.IGNORECASE)
+_THINK_TAG = re.compile(r"</?(?:think|thinking|thought|thoughts|scratchpad)>|\[/?THINK\]|◁/?think▷", re.IGNORECASE)
+_THINK_OPENS = re.compile(r"\s*(?:<(?:think|thinking|thought|thoughts|scratchpad)>|\[THINK\]|◁think▷)", re.IGNORECASE)
+_THINK_CLOSES = re.compile(r"</(?:think|thinking|thought|thoughts|scratchpad)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 _INVISIBLE = "\ufeff\u200b\u200e\u200f\u2060"
 _RULE = re.compile(r"\s*(?:-{3,}|\*{3,}|={3,})?\s*")  # a line of Markdown between parts, or an empty one
 
@@ -27,13 +27,22 @@ _NOUN = r"(?:answer|response|reply|instruction|prompt|rewrite|rewriting)"
 _VERSION = rf"version(?: of (?:the|your|this) (?:original )?{_NOUN})?"
 _ABOUT = rf"(?:\w+,? ){{0,5}}{_FRESH},?(?: \w+,?){{0,4}}? (?:{_NOUN}\b[^\n:.]{{0,60}}|{_VERSION})"
 _OPENER = r"(?:(?:sure|certainly|of course|absolutely|okay|ok|great|understood)\b[ \t]*(?:thing)?[!,.:]*\s*)?"
+_ON_CRITIQUE = (
+    r"(?:(?:based on|given|considering|following|with|after) (?:the|this|my|your)(?: above)? "
+    r"(?:critique|criticism|feedback|evaluation|assessment)\b[^\n:,]{0,40},\s*)?"
+)
 _PREAMBLE = re.compile(
-    rf"\A\W{{0,4}}{_OPENER}(?:"
+    rf"\A\W{{0,4}}{_OPENER}{_ON_CRITIQUE}(?:"
     rf"(?:here(?:['’]s| is| are| comes)|below is|this is|the following is) {_ABOUT}"
     r"\W{0,3}(?::|\.?[ \t]*\n|[.!](?=\s))"
-    r"|(?:i(?:['’]ve| have|['’]ll| will)? (?:now )?(?:rewrite|rewrote|rewritten|revise|revised|improve|improved))\b"
+    rf"|(?:let me (?:now )?(?:rewrite|revise|improve) (?:the|this|your|my) (?:original )?{_NOUN}\b|"
+    r"i(?:['’]ve| have|['’]ll| will)? (?:now )?(?:rewrite|rewrote|rewritten|revise|revised|improve|improved)\b)"
     r"[^\n:]{0,80}:"
-    rf"|(?:the|a|my|an) {_FRESH} {_NOUN} (?:is|would be|could be|might be)\b[^\n:.]{{0,40}}:"
+    rf"|(?:the|a|my|an) (?:{_FRESH}|more \w+(?:,? (?:and )?(?:more )?\w+){{0,2}}) {_NOUN} "
+    r"(?:is|would be|could be|might be)\b[^\n:.]{0,40}:"
+    rf"|let me (?:now )?(?:provide|give|offer|write) (?:you )?(?:with )?{_ABOUT}\W{{0,3}}:"
+    rf"|here(?:['’]s| is) the {_NOUN},? {_FRESH}\b[^\n:]{{0,60}}:"
+    rf"|{_FRESH} version\W{{0,3}}:"
     r")[\s*_]*",
     re.IGNORECASE,
 )
@@ -42,26 +51,46 @@ _LABEL = re.compile(
     r"[*_`\"”]*[ \t]*(?P<mark>[:：]|[-–—](?=\s)|(?=\n))[ \t]*[*_]*[ \t]*\n?"
 )
 _BARE_HEADING = re.compile(r"\A[ \t]*[*_#\[]*(?:Better|New|Improved|Revised) (?:Answer|Response|Instruction)\b")
+_YAML_BLOCK = re.compile(r"[|>][-+]?[ \t]*\n[ \t]")
 _CONTROL_TOKEN = re.compile(r"(?:<[|｜][^<>|｜\n]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)\Z")
 _LAST_END = re.compile(r"\s*(?:\*\*|__)?[<\[【［]\s*/?\s*end\s*[>\]】］](?:\*\*|__)?[.\s]*\Z", re.IGNORECASE)
 # A paragraph that speaks of the text as an answer that was improved.
 _ITSELF = re.compile(
-    rf"\b(?:the|this|my|your|above) (?:{_FRESH}|original|previous) (?:{_NOUN})\b|\b(?:critique|criticism)\b|"
+    rf"\b(?:the|this|my|your|above) (?:{_FRESH}|original|previous) (?:{_NOUN})\b|"
+    r"\b(?:the|this|your|above) (?:critique|criticism)s?\b(?! (?:of|should|must|has)\b)|"
+    rf"\b(?:by|with) (?:making )?these (?:changes|improvements), the {_NOUN}\b|"
+    rf"\blet me know if\b.{{0,60}}\bthis {_NOUN}\b|"
     rf"\bthis (?:{_NOUN}|version|revision) (?:is|now|has|was|provides?|gives?|addresses|improves?|includes?|adds?|"
     r"corrects?|removes?|offers?|maintains?|keeps?|makes?|clarifies|avoids?|should)\b",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(
     r"\bi(?:['’]ve| have)? (?:have )?(?:also )?(?:rewritten|rewrote|revised|improved|changed|corrected|"
-    r"removed|added|kept|expanded|clarified|shortened|simplified|fixed|made|included|tried)\b|"
-    r"\b(?:answer|response|instruction|rewrite|rewriting|rewritten|revised|criteria|criterion)\b",
+    r"removed|added|kept|expanded|clarified|shortened|simplified|fixed|made|included|tried)\b",
     re.IGNORECASE,
+)
+_NAMES_IT = re.compile(
+    r"\b(?:answer|response|instruction|rewrite|rewriting|rewritten|revised|criteria|criterion)\b", re.IGNORECASE
+)
+# "Your response should have 200 words" is part of an instruction.
+_ASKS = re.compile(
+    r"\b(?:should|must|may|can|cannot|need|needs|ensure|make sure|please|do not|don['’]t)\b", re.IGNORECASE
 )
 _NOTE = re.compile(r"\n\s*(?P<note>[(\[（【*_]*(?:please )?note\b.*)\Z", re.IGNORECASE | re.DOTALL)
 _REMARK = re.compile(
-    r"\A\W*(?:critique|criticism|explanation|explanation of (?:the )?changes|rationale|justification|changes|"
-    r"changes made|improvements|improvements made|reason|reasoning|why this is better|what changed|comment|comments|"
-    r"note|notes)\W{0,4}[:：]",
+    r"\A\W*(?:critique|criticism|changes|improvements|comment|comments|note|notes)\W{0,4}[:：]", re.IGNORECASE
+)
+_TOPIC = re.compile(r"\A\s*this (answer|response|instruction|prompt|reply) (?:is|has|was)\b", re.IGNORECASE)
+_PRAISE = re.compile(
+    rf"\b(?:{_FRESH}|more|clear\w*|accura\w*|concise|complete|helpful|relevant|detail\w*|original|previous|now|directly|"
+    r"critique|criteria|criterion|addresse[sd])\b",
+    re.IGNORECASE,
+)
+# What explains an answer may name it: "Explanation: the answer is B because".
+_EXPLANATION = re.compile(r"\A\W*(?:explanation|rationale|justification|reason|reasoning)\W{0,4}[:：]", re.IGNORECASE)
+_SURELY_REMARK = re.compile(
+    r"\A\W*(?:explanation of (?:the )?changes|(?:changes|improvements) made|why this is better|what changed)"
+    r"\W{0,4}[:：]",
     re.IGNORECASE,
 )
 _CRITIQUE_LINE = re.compile(
@@ -90,9 +119,11 @@ _LATEX_N = (
 _LITERAL_LINE_END = re.compile(rf"(?<!\\)\\n(?!(?:{_LATEX_N})(?![A-Za-z]))")
 _QUOTED = re.compile(
     r"```.*?```|`[^`\n]*`|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|\$[^$\n]*\$|"
-    r" \\n(?=[ ,.;)]|$)|\(\\n\)|[A-Za-z]:\\\S*",
+    r"(?:\A| )\\n(?=[ ,.;)]|$)|\(\\n\)|[A-Za-z]:\\\S*",
     re.DOTALL,
 )
+_PATTERN = re.compile(r"\\[dwsDWS](?![A-Za-z])|\\n\||\|\\n")  # a regular expression, in which `\n` stays
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\n[a-z_][\w-]*:(?:[ \t].*)?\n(?:.*\n)*?---[ \t]*(?:\n|\Z)")
 _CODE = re.compile(r"[=(){};<>\[\]]|:\s*$|\b(?:return|def|if|else|for|while|import|pass|print)\b")
 
 
@@ -147,6 +178,8 @@ def is_placeholder(text: str) -> bool:
 
 def _trim(text: str) -> str:
     """Without empty lines and rules at the edges; the first line of code keeps its indentation."""
+    if _FRONT_MATTER.match(text):
+        return text.strip(_INVISIBLE + " \t\n")
     lines = text.strip(_INVISIBLE).split("\n")
     kept = [number for number, line in enumerate(lines) if not _RULE.fullmatch(line)]
     if not kept:
@@ -162,6 +195,8 @@ def _trim(text: str) -> str:
 def _without_control_tokens(text: str) -> str:
     text = text.rstrip()
     while found := _CONTROL_TOKEN.search(text, max(0, len(text) - LAST_CHARS)):
+        if found.group() == "</s>" and "<s>" in text:  # struck out, in HTML
+            break
         text = text[: found.start()].rstrip()
     return text
 
@@ -196,7 +231,7 @@ def _with_line_ends(text: str) -> str | Rejected:
     bare = _QUOTED.sub("", text) if "\\n" in text else ""
     if not _LITERAL_LINE_END.search(bare):
         return text
-    if "\n" in text:
+    if "\n" in text or _PATTERN.search(text):
         return Rejected("literal_line_ends")
     return _trim(_unescape(text))
 
@@ -211,7 +246,8 @@ def _dirt(text: str, sections: dict[str, str], criteria: dict[str, str]) -> str:
     lines = text.split("\n")
     bracketed = [found[1] for line in lines if len(line) < LONGEST_LABEL and (found := _BRACKETED_LINE.match(line))]
     if (
-        _BARE_HEADING.match(text)
+        _YAML_BLOCK.match(text)
+        or _BARE_HEADING.match(text)
         or _CRITIQUE_LINE.search(text)
         or any(section_named(name, sections) for name in bracketed)
     ):
@@ -221,7 +257,7 @@ def _dirt(text: str, sections: dict[str, str], criteria: dict[str, str]) -> str:
     if len(_criteria_of(lines, criteria)) > 1:
         return "critique_in_text"
     *before, last = text.split("\n\n") if "\n\n" in text else lines
-    if before and _is_remark(last, criteria):
+    if before and _is_remark(last, criteria) and not _has_topic(last, before):
         return "remark_in_text"
     return ""
 
@@ -236,6 +272,24 @@ def _is_remark(paragraph: str, criteria: dict[str, str]) -> bool:
     """A last paragraph that begins by speaking of the answer that it is in, or a note in brackets."""
     if len(paragraph) > LONGEST_REMARK or "```" in paragraph:
         return False
-    about = _ITSELF.search(paragraph) or _CHANGED.search(paragraph)
+    if _ITSELF.search(paragraph[:60]) or _SURELY_REMARK.match(paragraph) or _BRACKETED_NOTE.fullmatch(paragraph):
+        return True
+    if _EXPLANATION.match(paragraph):
+        return bool(_ITSELF.search(paragraph) or _CHANGED.search(paragraph))
     labelled = _REMARK.match(paragraph) or _criteria_of([paragraph.partition("\n")[0]], criteria)
-    return bool(_ITSELF.search(paragraph[:60]) or (labelled and about) or _BRACKETED_NOTE.fullmatch(paragraph))
+    return bool(labelled) and _speaks_of_itself(paragraph)
+
+
+def _has_topic(paragraph: str, before: list[str]) -> bool:
+    """Whether "This response is called ..." goes on with a response that the text is about, and praises nothing."""
+    topic = _TOPIC.match(paragraph)
+    if topic is None or _PRAISE.search(paragraph):
+        return False
+    return any(re.search(rf"\b{topic[1]}\b", part, re.IGNORECASE) for part in before)
+
+
+def _speaks_of_itself(remark: str) -> bool:
+    """Whether a remark is about the rewriting, not about what the text is about."""
+    if _ITSELF.search(remark) or _CHANGED.search(remark):
+        return True
+    return bool(_NAMES_IT.search(remark)) and not _ASKS.search(remark)

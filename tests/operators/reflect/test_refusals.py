@@ -33,6 +33,12 @@ REFUSALS = [
     "It is not appropriate for me to answer this.",
     "This request violates the guidelines.",
     "**I'm sorry, but no.**",
+    "I'd be happy to help, but I can't provide medical advice.",
+    "I understand your request, but I cannot help with it.",
+    "We cannot assist with this.",
+    "I apologize for not being able to help.",
+    "I'm sorry that I can't help.",
+    "As a responsible AI, I will not.",
     "很抱歉，我无法回答这个问题。",
     "作为一个AI，我没有感情。",
     "申し訳ありませんが、お手伝いできません。",
@@ -53,6 +59,15 @@ ANSWERS = [
     "It is not possible to divide by zero.",
     "The request was denied.",
     "I will not forget this summer.",
+    "We can't change the past, but we can shape the future.",
+    "I'm so sorry I missed your birthday party.",
+    "I'm sorry that I was late yesterday.",
+    "We are sorry to announce the closing of our shop.",
+    "I apologize for missing the deadline.",
+    "I must decline your kind invitation.",
+    "I regret that I cannot attend the dinner on Friday.",
+    "Thank you for the offer, but I cannot accept it.",
+    "As an early AI researcher, she wrote programs that play chess.",
 ]
 
 

@@ -35,6 +35,7 @@ READ = {
     "end in bold without brackets": delimited(end="\n**End**"),
     "end as a heading": delimited(end="\n## End"),
     "end without brackets": delimited(end="\nEnd"),
+    "end in capitals without brackets": delimited(end="\n\nEND"),
     "closing tag": delimited(end="\n[/End]"),
     "end of what": delimited(end="\n[End of Answer]"),
     "nothing after a whole sentence": delimited(end=""),
@@ -129,6 +130,13 @@ REFUSED = {
     "a refusal of another kind": ("I'm unable to help with this request.", "refusal"),
     "the critique again behind the answer": (delimited(f"Paris.\n\n{CRITIQUE}"), "critique_in_text"),
     "a heading of the critique behind the answer": (delimited("Paris.\n\nCritique:\nIt is right now."), "form_in_text"),
+    "a last line of Ruby and no end": (delimited("def f\n  puts 1\nend", end=""), "missing_section"),
+    "a last line of SQL and no end": (delimited("CASE WHEN a\n  THEN 1\nEND", end=""), "missing_section"),
+    "an end of thoughts in the answer": (delimited("Paris or Lyon?\n</think>\nParis."), "thoughts_in_text"),
+    "broken JSON in lines": (
+        "{\n" + "".join(f'  "{name}": "fine",\n' for name in RESPONSE_CRITERIA) + '  "better_response": "Say "hi"."\n}',
+        "missing_section",
+    ),
     "a fence that is not closed": (delimited("```python\nprint(1)"), "open_fence"),
 }
 
@@ -164,6 +172,14 @@ def test_a_reply_cut_off_by_the_limit_is_told_apart() -> None:
         "[1, 2, 3]",
         "None",
         "巴黎是法国的首都。",
+        "<html>\n<body>\n<p>Hi</p>\n</body>\n</html>",
+        "Use this:\n\n<ul>\n<li>a</li>\n</ul>\n\nIt makes a list.",
+        "<quiz>\n<answer>\n2\n</answer>\n</quiz>",
+        "BEN\nHere.\n\n[End of scene]",
+        "def hello\n  puts 1\nend",
+        "SELECT CASE\n  WHEN a THEN 1\nEND",
+        "B\n\nExplanation: The correct answer is B because water boils at 100 degrees.",
+        "<p>Now $15, not <s>$20</s>",
     ],
 )  # fmt: skip
 def test_an_answer_comes_back_letter_for_letter(answer: str) -> None:

@@ -50,12 +50,34 @@ def test_short_answers_are_no_placeholders(text: str) -> None:
         ("Here are three new ideas:\n1. Walk.", "Here are three new ideas:\n1. Walk."),
         ("Sure! Here is how to do it:\n1. Walk.", "Sure! Here is how to do it:\n1. Walk."),
         ("Paris.\r\n\r\nIt is large.", "Paris.\n\nIt is large."),
+        ("Explain tides.\n\nNote: Your response should be short.", "Explain tides.\n\nNote: Your response should be short."),
+        ("Read the essay.\n\nThen write a critique of it.", "Read the essay.\n\nThen write a critique of it."),
+        ("A. The answer.\n\nReason: The response was angry.", "A. The answer.\n\nReason: The response was angry."),
+        ("Stress begins a response.\n\nThis response is called fight or flight.",
+         "Stress begins a response.\n\nThis response is called fight or flight."),
+        ("---\ntitle: Hello\n---\n\nBody.", "---\ntitle: Hello\n---\n\nBody."),
+        ("\\n is the character of a new line.", "\\n is the character of a new line."),
+        ("Let me rewrite the stars: they fall.", "Let me rewrite the stars: they fall."),
         ("Paris.\n\n**Note:** I corrected the answer.", "Paris."),
         ("Dear Sir,\n\nI have made the changes.\n\nYours, Ann", "Dear Sir,\n\nI have made the changes.\n\nYours, Ann"),
     ],
 )  # fmt: skip
 def test_what_is_around_a_text_is_taken_off(text: str, cleaned: str) -> None:
     assert clean(text) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (r"^(\w+)\n(\d+)$", "literal_line_ends"),
+        (r"Use \r\n|\n to match both.", "literal_line_ends"),
+        ("A better answer to stress is sleep.\n\nThis answer is more accurate.", "remark_in_text"),
+        ("B\n\nExplanation: I changed the answer to B.", "remark_in_text"),
+        ("Paris.\n\nNote: The answer has two parts now.", "remark_in_text"),
+    ],
+)
+def test_what_may_be_part_of_a_text_and_may_not_is_refused(text: str, reason: str) -> None:
+    assert clean(text) == Rejected(reason)
 
 
 def test_thoughts_before_a_reply_are_taken_off_and_endless_ones_refused() -> None:
