@@ -1,4 +1,4 @@
-"""A local web page over a storage, also while a run goes on: `recycle-and-train browse STORAGE`.
+"""A local web page that shows a storage, also during a run: `recycle-and-train browse STORAGE`.
 
 It pages through the rows of every finished stage and through the teacher's raw replies as they are stored, with filters
 and a search. Read only, on 127.0.0.1 only, without scripts; nothing is loaded but what a page shows.
@@ -60,7 +60,7 @@ from operators.parquet_log import ParquetLog
 from operators.report.costs import stage_costs
 from operators.teacher.budget import BudgetConfig, Tokens
 
-DONE, UNUSABLE = 0, 2
+DONE, FAILED, UNUSABLE = 0, 1, 2
 TABLES = (
     *(RAW_INSTRUCTIONS, HELD_OUT, INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS),
     *(RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES),
@@ -80,7 +80,7 @@ HEADERS = {
 
 
 def browse(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Serve the pages until Ctrl-C; 2 if there is no such storage or the configuration is of no use."""
+    """Serve the pages until Ctrl-C; 1 if the port is taken, 2 if the storage or the configuration cannot be used."""
     parser = argparse.ArgumentParser(prog="recycle-and-train browse", description="Look into a storage, read only.")
     parser.add_argument("storage", nargs="?", help="folder or URI; without it, --config names the storage")
     parser.add_argument("--config", type=Path, help="YAML file of the run; its prices give the cost of every call")
@@ -93,12 +93,16 @@ def browse(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stde
             raise ConfigError("browse: name a storage, or a configuration with --config")
         pages = Pages(anchor(storage), config.budget if config else BudgetConfig())
         if not pages.exists():
-            raise ConfigError(f"browse: {pages.storage}: no such storage; a run makes it")
+            raise ConfigError(f"browse: {pages.storage}: no such storage; a run creates it")
     except (ConfigError, ValueError, OSError) as error:
         err.write(f"{error}\n")
         return UNUSABLE
     server = uvicorn.Server(uvicorn.Config(application(pages), port=arguments.port, log_level="warning"))
-    listening = socket.create_server(("127.0.0.1", arguments.port))
+    try:
+        listening = socket.create_server(("127.0.0.1", arguments.port))
+    except OSError as error:
+        err.write(f"browse: --port {arguments.port}: {error.strerror}; give another port, or 0 for a free one\n")
+        return FAILED
     out.write(f"http://127.0.0.1:{listening.getsockname()[1]}\nCtrl-C ends it\n")
     out.flush()
     with suppress(KeyboardInterrupt):

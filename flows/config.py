@@ -128,13 +128,15 @@ def load_config(path: Path, overrides: list[str]) -> RunConfig:
     Relative source and model paths are taken from the working directory; `storage` is left to `cluster.runtime.anchor`.
 
     Raises:
-        ConfigError: the file is missing or no YAML, an override is malformed, or a value is not allowed.
+        ConfigError: the file cannot be read or is no YAML, an override is malformed, or a value is not allowed.
     """
     path = _shipped(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `ls configs` shows what there is") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -158,7 +160,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(below, dict):
             raise ConfigError(f"{override!r}: {section} is a value, not a section")
         values = below
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -58,7 +58,7 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
             run = open_run(load_config(arguments.config, arguments.override), graph.specs, reparse=arguments.reparse)
             storage = run.config.storage
             if terminal is None:
-                log = Path(run.local("logs")) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
+                log = Path(run.path("logs")) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
                 out, err = stack.enter_context(quiet_terminal(log))
                 out.write(f"storage: {run.config.storage}\nlog: {log}\n")
             return _run(graph, run, arguments, selected, stack, (out, err))
@@ -85,6 +85,8 @@ def _run(
     terminal: Terminal,
 ) -> int:
     out, _ = terminal
+    if arguments.canary < 0:
+        raise ConfigError(f"--canary: {arguments.canary}: give a number of calls, 1 or more")
     if arguments.canary and not arguments.plan:
         raise ConfigError("--canary: only with --plan; a run makes all its calls")
     looks_only = arguments.plan or arguments.doctor or arguments.step is not None

@@ -7,6 +7,7 @@ recycle-and-train rollback STORAGE VERSION
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from cluster.lease import StorageBusyError, lease
@@ -44,12 +45,17 @@ def rivals(history: ReleaseHistory, version: str) -> list[Rival]:
     ]
 
 
-def show_releases(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
-    """Print every decision of a storage, the oldest first; the released student is marked."""
+def show_releases(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+    """Print every decision of a storage, the oldest first, and mark the released student; 2 if it cannot be read."""
     parser = argparse.ArgumentParser(prog="recycle-and-train releases", description="List the releases of a storage.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
-    history = ReleaseHistory(anchor(parser.parse_args(argv).storage))
-    current, decisions = history.current(), history.decisions()
+    storage = parser.parse_args(argv).storage
+    try:
+        history = ReleaseHistory(_existing(storage))
+        current, decisions = history.current(), history.decisions()
+    except ValueError as error:
+        err.write(f"{error}\n")
+        return UNUSABLE
     for decision in decisions:
         mark = "*" if current and decision.version == current.version and decision.event != "refused" else " "
         out.write(f"{mark} {_line(decision)}\n")
@@ -64,8 +70,8 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     parser.add_argument("version", help="as `recycle-and-train releases` lists it")
     arguments = parser.parse_args(argv)
-    storage = anchor(arguments.storage)
     try:
+        storage = _existing(arguments.storage)
         with lease(storage):
             decision = ReleaseHistory(storage).roll_back(arguments.version)
     except StorageBusyError as error:
@@ -78,6 +84,18 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
         f"released: {decision.version}, in place of {decision.previous}; the latter does not come back by itself\n"
     )
     return DONE
+
+
+def _existing(storage: str) -> str:
+    """The absolute path of a storage that is there.
+
+    Raises:
+        ValueError: it is not there, or its path cannot be used.
+    """
+    folder = anchor(storage)
+    if not Path(folder).is_dir():
+        raise ValueError(f"storage: {folder}: no such folder; a run creates it")
+    return folder
 
 
 def _line(decision: Decision) -> str:

@@ -38,7 +38,7 @@ class ParquetLog:
         return [info.path for info in self._found(stage)]
 
     def read(self, stage: str, columns: list[str]) -> Dataset | None:
-        """All committed records of a stage, lazily; None if there are none. Unfinished files are not looked at."""
+        """All committed records of a stage, lazily; None if there are none. Unfinished files are ignored."""
         found = self._found(stage)
         return self._records(found, columns, None) if found else None
 
@@ -60,7 +60,7 @@ class ParquetLog:
         """How many records a stage has, by the footers of its files; each is read once."""
         found = self.of(stage)
         self._read_footers(found)
-        return sum(self._num_rows[file] for file in found)
+        return sum(self._num_rows.get(file, 0) for file in found)  # 0: broken, which the reader of its rows reports
 
     def stages(self) -> list[str]:
         """Names of all stages that have a folder."""
@@ -93,7 +93,7 @@ class ParquetLog:
         return len(broken)
 
     def discount(self, files: Collection[str]) -> None:
-        """Rename these files of `write_whole`, so that their records do not count; they can be looked at."""
+        """Rename these files of `write_whole`, so that their records do not count; a person can still read them."""
         for file in files:
             self._filesystem.move(file, f"{file}{DISCOUNTED}")
 

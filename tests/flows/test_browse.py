@@ -1,7 +1,9 @@
 """The browse pages over a storage on disk: by a client of the application, and in a real browser."""
 
+import io
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from cluster.manifest import Manifest
-from flows.browse import Pages, application
+from flows.browse import Pages, application, browse
 from operators.columns import RECYCLED
 from operators.parquet_log import write_whole
 from operators.teacher.budget import BudgetConfig
@@ -82,6 +84,25 @@ def pages_of(client: TestClient, address: str) -> Iterator[str]:
         html = client.get(address).text
         yield html
         address = html.split('rel="next" href="')[1].split('"')[0].replace("&amp;", "&") if 'rel="next"' in html else ""
+
+
+def test_a_port_that_is_taken_is_one_line(storage: Path) -> None:
+    err = io.StringIO()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert browse([str(storage), "--port", port], io.StringIO(), err) == 1
+    [line] = err.getvalue().splitlines()
+    assert line.startswith(f"browse: --port {port}: ")
+
+
+def test_a_file_of_replies_that_was_cut_off_is_named_and_breaks_no_other_page(
+    client: TestClient, storage: Path
+) -> None:
+    (storage / "ledger" / "reflect_instructions" / "cut.parquet").write_bytes(b"PAR1")
+    found = client.get("/replies/reflect_instructions")
+    assert found.status_code == 503
+    assert "cannot be read" in found.text
+    assert client.get("/rows/recycled_instructions?refresh=2026-11-22").status_code == 200
 
 
 def test_the_overview_counts_rows_and_calls(client: TestClient) -> None:

@@ -40,6 +40,7 @@ def test_overrides_are_applied_and_typed() -> None:
         ("teacher.backend=gpt", r"smoke.yaml: teacher.backend: 'gpt' is not one of vllm, openai, scripted"),
         ("select.policy=best", r"smoke.yaml: select.policy: 'best' is not one of .*ifd_rifd"),
         ("teacher.max_model_len=1000", r"reflect.max_tokens: 1024 leaves no room for a prompt"),
+        ("train.max_steps=[1", r"'train.max_steps=\[1': the value is not YAML: "),
         ("train", r"'train': an override has the form dotted.key=value"),
         ("name.first=x", r"'name.first=x': name is a value, not a section"),
     ],
@@ -58,6 +59,11 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, m
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "x.yaml", [])
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{tmp_path}: cannot be read: Is a directory"):
+        load_config(tmp_path, [])
 
 
 def test_a_missing_file_is_named() -> None:

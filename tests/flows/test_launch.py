@@ -12,7 +12,7 @@ import pytest
 from cluster.files import explained
 from cluster.manifest import Manifest
 from flows.config import ConfigError, load_config
-from flows.launch import SHOWN_CHARS, _parse, _selection, _tell_what_was_made, root_cause
+from flows.launch import SHOWN_CHARS, _parse, _selection, _tell_what_was_made, root_cause, run_flow
 from flows.recycle_and_train import GRAPH
 from flows.run import open_run
 
@@ -86,6 +86,13 @@ def test_a_selection_is_checked_against_the_graph() -> None:
 def test_a_key_that_names_no_refresh_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=r"--refresh: .* is no key"):
         select("--refresh", key)
+
+
+def test_a_negative_number_of_canary_calls_is_refused(tmp_path: Path) -> None:
+    err = io.StringIO()
+    arguments = ["--config", str(SMOKE), f"storage={tmp_path}", "--plan", "--canary", "-3"]
+    assert run_flow(GRAPH, arguments, (io.StringIO(), err)) == 2
+    assert err.getvalue() == "--canary: -3: give a number of calls, 1 or more\n"
 
 
 def test_plan_and_doctor_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:

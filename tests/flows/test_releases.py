@@ -41,6 +41,23 @@ def test_a_storage_without_releases_says_so(tmp_path: Path) -> None:
     assert out.getvalue() == "released: nothing yet\n"
 
 
+@pytest.mark.parametrize(("name", "message"), [("no_such", "no such folder"), ("s3://bucket/runs", "object store")])
+def test_a_storage_that_is_not_there_is_one_line_and_is_not_created(tmp_path: Path, name: str, message: str) -> None:
+    storage = name if "://" in name else str(tmp_path / name)
+    out, err = io.StringIO(), io.StringIO()
+    assert show_releases([storage], out, err) == 2
+    assert roll_back([storage, "v1"], out, err) == 2
+    assert [message in line for line in err.getvalue().splitlines()] == [True, True]
+    assert not (tmp_path / name).exists()
+
+
+def test_a_broken_pointer_is_one_line(storage: str) -> None:
+    (Path(storage) / "released.json").write_text("{}")
+    err = io.StringIO()
+    assert show_releases([storage], io.StringIO(), err) == 2
+    assert "holds no release record" in err.getvalue()
+
+
 def test_a_rollback_is_one_command_and_is_recorded(storage: str) -> None:
     out, err = io.StringIO(), io.StringIO()
     assert roll_back([storage, "v1"], out, err) == 0
