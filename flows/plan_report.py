@@ -1,5 +1,6 @@
 """The `--plan` report: what a run would make and why, what it would ask of the teacher, and what it would need."""
 
+from contextlib import suppress
 from typing import TextIO
 
 from ray.data import Dataset
@@ -9,6 +10,7 @@ from flows.graph import RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS
 from flows.placement import demands
 from flows.run import Run
 from flows.staleness import differences
+from operators.models import ModelNotFoundError
 from operators.read.read_instructions import read_instructions
 from operators.reflect import reflect_instructions, reflect_responses
 from operators.reflect.reflect import Reflecting, reflection_calls
@@ -32,8 +34,8 @@ def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, 
         partition = refresh if spec.partitions_def is not None else None
         out.write(f"  {asset:<26}{_state(run, asset, partition, refresh)}\n")
     if not any(finding.key.startswith("source") and finding.fatal for finding in findings):
-        for line in _teacher_work(run, refresh, 0 if refused else canary):
-            out.write(f"  {line}\n")
+        with suppress(ModelNotFoundError):  # a finding says so
+            out.writelines(f"  {line}\n" for line in _teacher_work(run, refresh, 0 if refused else canary))
     nodes = cluster_nodes()
     have = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
     for demand in demands(run.config):

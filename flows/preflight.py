@@ -116,12 +116,19 @@ def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Fi
         return []
     if not there and not run.staleness.taken(refresh):
         return [Finding("source.path", f"{run.config.source.path} has no file that no other refresh has taken")]
+    if not there and run.staleness.is_stale(RAW_INSTRUCTIONS, refresh, refresh):
+        text = f"refresh {refresh} must be made again, but its files are gone or changed: {_named(gone)}; restore them"
+        return [Finding("source.path", text)]
     found = examine_source(run.config.source, [file.path for file in there])
     if not there or not gone:
         return found
-    named = ", ".join(gone[:MOST_NAMED])
-    text = f"{named} of refresh {refresh} are gone or changed; rows that only they held leave the data in this run"
+    lost = "rows that only they held leave the data in this run"
+    text = f"{_named(gone)} of refresh {refresh} are gone or changed; {lost}"
     return [*found, Finding("source.path", text, fatal=False)]
+
+
+def _named(files: Sequence[str]) -> str:
+    return ", ".join(files[:MOST_NAMED])
 
 
 def _model_findings(run: Run) -> list[Finding]:

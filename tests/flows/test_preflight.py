@@ -90,6 +90,18 @@ def test_a_source_is_judged_by_what_the_refresh_has_and_had(tmp_path: Path) -> N
     assert "a.jsonl of refresh base are gone or changed" in found.text
 
 
+def test_a_refresh_that_must_be_made_again_needs_its_files(tmp_path: Path) -> None:
+    file = drop(tmp_path, "a.jsonl", "one")
+    take(look(tmp_path), "base")
+    file.rename(tmp_path / "elsewhere.jsonl")
+    drop(tmp_path, "b.jsonl", "two")
+    take(look(tmp_path), "second")
+    assert all(not finding.fatal for finding in _source_findings(look(tmp_path), "base", []))
+    [found] = _source_findings(look(tmp_path, "source.max_chars=99"), "base", [])
+    assert found.fatal
+    assert "must be made again, but its files are gone or changed: a.jsonl" in found.text
+
+
 def test_the_student_needs_what_training_asks_of_it() -> None:
     exact, hyper = (load_config(SMOKE, [f"train.attention={name}"]) for name in ("sdpa", "hyper_attention"))
     assert student_needs(exact).hyper_attention_layers is None
