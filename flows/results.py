@@ -45,17 +45,21 @@ def unused_columns(run: Run) -> dict[str, int]:
 def stage_summaries(run: Run) -> list[StageSummary]:
     """Each finished asset in the order of the graph, summed over the refreshes that were recycled."""
     recycled = run.store.refreshes(RECYCLED_INSTRUCTIONS)
-    summaries = []
-    for asset in run.specs:
+    summaries: dict[str, StageSummary] = {}
+    for asset, spec in run.specs.items():
         refreshes: list[str | None] = [*recycled] if run.store.refreshes(asset) else [None]
         manifests = [manifest for key in refreshes if (manifest := run.store.manifest(asset, key))]
         if manifests:
             cached = not run.store.made & {(asset, key) for key in refreshes}
-            summaries.append(_summary(asset, manifests, cached=cached))
-    return summaries
+            parents = [dep.asset_key.to_user_string() for dep in spec.deps]
+            read = [summaries[name].rows_out for name in parents if name in summaries]
+            counted = [rows for rows in read if rows is not None]
+            rows_in = sum(counted) if counted else None
+            summaries[asset] = _summary(asset, manifests, rows_in, cached=cached)
+    return list(summaries.values())
 
 
-def _summary(asset: str, manifests: list[Manifest], *, cached: bool) -> StageSummary:
+def _summary(asset: str, manifests: list[Manifest], rows_in: int | None, *, cached: bool) -> StageSummary:
     outcomes: Counter[str] = Counter()
     metrics: Counter[str] = Counter()
     for manifest in manifests:
@@ -66,6 +70,7 @@ def _summary(asset: str, manifests: list[Manifest], *, cached: bool) -> StageSum
     return StageSummary(
         asset=asset,
         seconds=seconds,
+        rows_in=rows_in,
         rows_out=sum(manifest.rows or 0 for manifest in manifests) if has_rows else None,
         outcomes=dict(outcomes),
         cached=cached,

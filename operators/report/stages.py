@@ -11,7 +11,7 @@ class StageSummary(BaseModel):
     Attributes:
         asset: its name.
         seconds: that making it took; None if unknown.
-        rows_in: rows that it read; None if unknown.
+        rows_in: rows of the assets that it reads; None if none of them holds rows.
         rows_out: rows that it holds; None if it holds a value.
         outcomes: rows by outcome.
         cached: it was found, not made by this run.
