@@ -5,7 +5,7 @@
                                [--refresh KEY]
 
 The whole system is the graph in this file: each asset names its inputs and calls one operator. An asset returns a
-plan; the store carries it out only if code, configuration or inputs have changed since it was last made.
+recipe; the store carries it out only if code, configuration or inputs have changed since it was last made.
 """
 # No `from __future__ import annotations` here: Dagster reads the annotations.
 
@@ -208,7 +208,7 @@ def release(evaluation: Evaluation, student: TrainResult, run: RunResource) -> R
     return Recipe(partial(decide_release, evaluation, student.version, history, run.config.release))
 
 
-@dg.asset(group_name="evaluate", kinds={"html"}, code_version="2", metadata=uses("name", "report"))
+@dg.asset(group_name="evaluate", kinds={"html"}, code_version="2", metadata=uses("name", "report", "budget"))
 def report(
     recycled_instructions: Dataset,
     packed_sequences: Dataset,

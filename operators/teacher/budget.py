@@ -22,12 +22,8 @@ class BudgetConfig(StageConfig):
         gt=0,
         description="Most money that all calls of this storage may cost, in your currency; null: no limit.",
     )
-    prompt_price: Operational[float] = Field(
-        0.0, ge=0, description="Price of a million prompt tokens, in your currency."
-    )
-    generated_price: Operational[float] = Field(
-        0.0, ge=0, description="Price of a million generated tokens, in your currency."
-    )
+    prompt_price: float = Field(0.0, ge=0, description="Price of a million prompt tokens, in your currency.")
+    generated_price: float = Field(0.0, ge=0, description="Price of a million generated tokens, in your currency.")
 
     def is_limited(self) -> bool:
         """Whether there is any limit to keep."""
