@@ -14,7 +14,8 @@ from operators.reflect.reflect_responses import ABOUT as RESPONSES
 
 VERSION = "0.1.0"  # of the project: pyproject.toml reads it here, since uploaded code has no package metadata
 REFLECTIONS = (INSTRUCTIONS, RESPONSES)
-SHAPING = ("source", "deduplicate", "decontaminate", "reflect", "filter", "select", "score")  # sections that shape rows
+# Sections of the configuration that shape rows.
+SHAPING = ("source", "deduplicate", "decontaminate", "steps", "reflect", "filter", "select", "score")
 
 
 def lineage_of(run: Run) -> dict[str, Any]:

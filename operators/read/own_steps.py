@@ -23,15 +23,17 @@ from pydantic import Field, field_validator, model_validator
 from ray.data import Dataset
 
 from operators.chat_markup import escape
-from operators.columns import ACTIVE, RAW, conform
-from operators.join import group_by_key
+from operators.columns import ACTIVE, HELD_OUT, RAW, conform
+from operators.join import ROWS_PER_PARTITION, group_by_key
 from operators.outside_text import control_character, replace_surrogates
+from operators.read.drop_seen import SEEN
+from operators.read.read_instructions import DUPLICATE
 from operators.stage import StageConfig
 
 NAME = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
-ROWS_PER_PARTITION = 200_000
 CHANGEABLE = ("instruction", "input", "response", "turns_before", "turns_after", "extra")
 REASON_CHARS = 60
+RESERVED = frozenset({HELD_OUT, SEEN, DUPLICATE})  # outcomes that mean more than that a row was dropped
 
 
 class StepsConfig(StageConfig):
@@ -116,9 +118,9 @@ def map_rows(rows: pa.Table, function: Callable[..., Any], label: str, special_t
             records[at] = row | {"outcome": f"quarantined:{label}_failed"}
             continue
         if found is None or found is False:
-            records[at] = row | {"outcome": f"dropped:{label}"}
+            records[at] = row | {"outcome": _dropped(label)}
         elif isinstance(found, str):
-            records[at] = row | {"outcome": f"dropped:{_word(found) or label}"}
+            records[at] = row | {"outcome": _dropped(_word(found) or label)}
         elif found is not True:
             records[at] = _taken(row, found, label, special_tokens)
     return pa.Table.from_pylist(records, schema=rows.schema)
@@ -177,7 +179,7 @@ def keep_every_row(both: pa.Table, label: str, special_tokens: frozenset[str]) -
     for at, row in enumerate(before):
         if row["outcome"] == ACTIVE:
             found = after.get(row["row_id"])
-            dropped = row | {"outcome": f"dropped:{label}"}
+            dropped = row | {"outcome": _dropped(label)}
             before[at] = _taken(row, found, label, special_tokens) if found else dropped
     return pa.Table.from_pylist(before, schema=RAW)
 
@@ -191,6 +193,11 @@ def _takes_datasets(function: Callable[..., Any]) -> bool:
     return first is not None and (
         first.annotation is Dataset or str(first.annotation).rpartition(".")[2].strip("'\"") == "Dataset"
     )
+
+
+def _dropped(reason: str) -> str:
+    outcome = f"dropped:{reason}"
+    return f"dropped:step_{reason}" if outcome in RESERVED else outcome
 
 
 def _word(text: str) -> str:

@@ -26,6 +26,7 @@ def test_it_names_version_models_and_prompts_word_for_word(
     assert lineage["version"] == VERSION
     assert lineage["student"]["model"] == tiny_model
     assert lineage["prompts"].keys() == {"reflect_instructions", "reflect_responses"}
+    assert "steps" in lineage["configuration"]
     for prompt in lineage["prompts"].values():
         assert prompt["sha256"] == hashlib.sha256(prompt["text"].encode()).hexdigest()
         assert "<instruction>" in prompt["text"]

@@ -66,6 +66,12 @@ def test_a_function_of_one_row_changes_texts_and_nothing_else(module: str) -> No
     assert found[0]["response"] == "YES<| im_end |>."
 
 
+@pytest.mark.parametrize("reason", ["held out", "duplicate", "seen in earlier refresh"])
+def test_a_reason_that_has_a_meaning_of_its_own_is_told_apart(reason: str) -> None:
+    [row] = map_rows(table(a_row("a", "A")), lambda _: reason, "mine", frozenset()).to_pylist()
+    assert row["outcome"] == f"dropped:step_{reason.replace(' ', '_')}"
+
+
 def tagged(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> pa.Table:
     rows = table(*before, *after)
     return rows.append_column("is_after", pa.array([False] * len(before) + [True] * len(after)))
