@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import ray
 from pyarrow import fs
@@ -151,16 +150,10 @@ class Run:
         """Name of the student that the current packs and configuration give."""
         return self.staleness.fingerprint(STUDENT)
 
-    def local(self, name: str) -> str:
-        """A folder on this machine for what cannot live in an object store: Dagster's SQLite, logs."""
-        if "://" not in self.config.storage:
-            return self.path(name)
-        return str(Path.home() / ".recycle-and-train" / self.config.name / name)
-
     @property
     def dagster_home(self) -> str:
         """Folder of Dagster's run history."""
-        return self.local("dagster")
+        return self.path("dagster")
 
     def path(self, *parts: str) -> str:
         """A place under the storage."""

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from operators.columns import RAW
 from operators.evaluate.config import EvaluateConfig, TrainedAttention
 from operators.evaluate.judge import judge_samples, tally, verdicts
 from operators.evaluate.results import Comparison, Evaluation, Sample
@@ -34,7 +33,7 @@ from operators.stage import require_columns
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
-TEXTS = ("row_id", "instruction", "input", "response", "turns_before", "turns_after")
+TEXTS = ("row_id", "instruction", "input", "response", "turns_before")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def evaluate(
     num_rows = held_out.count()
     if not num_rows:
         return Evaluation(attention=models.attention.name)
-    require_columns("evaluate", [name for name in TEXTS if name in RAW.names], held_out.columns() or [])
+    require_columns("evaluate", TEXTS, held_out.columns() or [])
     sample_ids = _lowest_ids(held_out, config.num_samples)
     report_progress("evaluate", total=2 * num_rows)
     base = _measure(held_out, models.base, sample_ids, config, TrainedAttention())
@@ -149,7 +148,7 @@ def _texts(held_out: Dataset, sample_ids: Sequence[str]) -> list[dict[str, Any]]
 
 
 def _rows_of(rows: pa.Table, row_ids: list[str]) -> pa.Table:
-    texts = rows.select([name for name in TEXTS if name in rows.column_names])
+    texts = rows.select(list(TEXTS))
     return texts.filter(pc.is_in(texts["row_id"], pa.array(row_ids, pa.string())))
 
 
@@ -178,7 +177,7 @@ def _side_by_side(texts: Sequence[dict[str, Any]], rows: pa.Table) -> list[Sampl
             instruction=row["instruction"],
             input=row["input"] or "",
             reference=row["response"],
-            turns_before=row.get("turns_before") or "",
+            turns_before=row["turns_before"] or "",
             base=base[row["row_id"]].text,
             student=student[row["row_id"]].text,
             base_tokens=base[row["row_id"]].num_tokens,

@@ -6,6 +6,7 @@ The measurements of all rows come to the driver: about 100 bytes a row and model
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from scipy import stats
 
 from operators.evaluate.config import NOT_FINITE
 from operators.evaluate.results import NUM_QUANTILES, HeldOutLoss, PairedChange
+from operators.files import put_file
 
 # What `evaluate.rows` holds of every held-out row: sums of nats over its response tokens, and the answers of samples.
 ROWS = pa.schema(
@@ -146,11 +148,7 @@ def answers_of(rows: pa.Table, model: str) -> Mapping[str, Answer]:
 
 def write_rows(rows: pa.Table, path: str) -> None:
     """Write `ROWS` to a path or URI; the file has its name only when it is whole."""
-    filesystem, inside = fs.FileSystem.from_uri(path)
-    filesystem.create_dir(inside.rpartition("/")[0])
-    with filesystem.open_output_stream(f"{inside}.unfinished") as stream:
-        pq.write_table(rows, stream, compression="zstd", write_page_checksum=True)
-    filesystem.move(f"{inside}.unfinished", inside)
+    put_file(path, partial(pq.write_table, rows, compression="zstd", write_page_checksum=True))
 
 
 def read_rows(path: str) -> pa.Table | None:
