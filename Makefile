@@ -57,7 +57,7 @@ clean: ## remove caches and build outputs; never .venv, never runs
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
 
-clean-runs: ## remove runs/: asks first, because it holds replies that a teacher was paid for
+clean-runs: ## remove runs/: asks first, because it holds every stored reply of a teacher
 	@[ -d runs ] || { echo "there is no runs/"; exit 0; }; du -sh runs/*; \
 	printf 'Remove all of this, with every reply of a teacher in it? Type yes: '; \
 	read answer; [ "$$answer" = yes ] || { echo "nothing was removed"; exit 0; }; rm -rf runs

@@ -24,13 +24,13 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
 
 
 def driver_tag() -> dict[str, str]:
-    """Tags of a run in this process: who executes it, so that others can tell whether it still lives; no retries."""
+    """Tags of a run in this process: who executes it, so that others can tell whether it still runs; no retries."""
     process = psutil.Process()
     return {DRIVER_TAG: f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}", RETRIES_TAG: "0"}
 
 
 def reap(instance: dg.DagsterInstance) -> int:
-    """Mark runs as failed whose driver on this machine is gone; a driver killed hard leaves its run open for ever."""
+    """Mark runs as failed whose driver on this machine is gone; a driver that was killed leaves its run open."""
     open_runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]))
     dead = [run for run in open_runs if driver_is_dead(run)]
     for run in dead:

@@ -45,7 +45,7 @@ def write_whole(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
 
 
 def checksums(filesystem: fs.FileSystem, paths: Sequence[str], total_bytes: int) -> list[str]:
-    """The CRC-32 of each file's content, hexadecimal: no flipped bit leaves it as it was."""
+    """The CRC-32 of each file's content, hexadecimal: a flipped bit changes it."""
     if total_bytes <= MOST_ON_DRIVER:
         with ThreadPoolExecutor(READERS) as threads:
             return list(threads.map(lambda path: _checksum(filesystem, path), paths))
@@ -63,7 +63,7 @@ def _checksum(filesystem: fs.FileSystem, path: str) -> str:
 
 
 def explained(error: OSError, storage: str) -> str | None:
-    """One line for what an operating system says of a storage that cannot be written; None if it says other things."""
+    """One line for what an operating system says of a storage that cannot be written; None for any other error."""
     place = error.filename or storage
     cures = {
         errno.ENOSPC: f"storage: the disk of {place} is full; free space, then run the same command again",

@@ -19,7 +19,7 @@ import psutil
 POLL_S = 0.5
 GRACE_S = 10.0  # between asking a process to end and killing it
 START_S = 180.0
-PATIENCE = {  # Ray's 30 s and 60 s are too few on a busy machine
+PATIENCE = {  # Ray's 30 s and 60 s are too short on a busy machine
     "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": f"{START_S:g}",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_S:g}",
 }
@@ -39,7 +39,7 @@ def child(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command while inside, its output in `log`; at the end it and all that it started are gone.
 
-    What lies beside this interpreter comes first on its PATH. A Ctrl-C in the terminal does not reach it.
+    The folder of this interpreter comes first on its PATH. A Ctrl-C in the terminal does not reach it.
     """
     inherited = dict(os.environ if environment is None else environment)
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
@@ -89,15 +89,16 @@ def local_cluster(
 ) -> Iterator[str]:
     """A cluster of this machine while inside, all ports on 127.0.0.1; yields the address of its dashboard and jobs API.
 
-    It stands beside other clusters: only the dashboard has a fixed port, and its files, Ray's note of the default
-    cluster among them, lie in a folder of its own that goes with it. Jobs without a working directory run in `cwd`.
+    Other clusters may run on this machine: only the dashboard has a fixed port, and all files, also Ray's record of
+    the default cluster, are in a temporary folder that is deleted at the end. Jobs without a working directory run in
+    `cwd`.
 
     Raises:
         RuntimeError: it did not come up; the message names the log.
     """
     ports = [f"--{name}={free_port()}" for name in ("port", "dashboard-agent-listen-port", "ray-client-server-port")]
     dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
-    # Not --block: it ends the cluster if Ray's client server, which nobody here uses, waited in vain for a slow start.
+    # Not --block: it ends the cluster if Ray's client server, which is not used here, times out on a slow start.
     command = ["ray", "start", "--head", "--disable-usage-stats", *dashboard, *ports, *options]
     address = f"http://127.0.0.1:{dashboard_port}"
     patient = {**PATIENCE, **(os.environ if environment is None else environment), **LOOPBACK_ONLY}
@@ -146,7 +147,7 @@ def free_port() -> int:
 
 
 def _family(leader: int) -> set[psutil.Process]:
-    """The processes of the session that `leader` opened, whether it still lives or not, and all their descendants."""
+    """The processes of the session that `leader` opened, also after its end, and all their descendants."""
     family: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, ProcessLookupError):

@@ -8,7 +8,7 @@ from cluster.dagster_home import DRIVER_TAG, driver_is_dead
 
 
 class RayJobLauncher(RayRunLauncher):
-    """dagster-ray's launcher, which would report a run without a Ray job of its own as failed while it goes on."""
+    """dagster-ray's launcher, which by itself reports runs of the command line as failed: they have no Ray job."""
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Ask Ray about runs that are Ray jobs, and the operating system about runs that carry the driver tag."""

@@ -1,4 +1,4 @@
-"""Joins the Ray cluster that is there, or starts one on this machine, and keeps its noise out of the terminal."""
+"""Joins the Ray cluster that is there, or starts one on this machine, and keeps its output out of the terminal."""
 
 import json
 import logging
@@ -110,7 +110,7 @@ def _listen_on_loopback_only() -> None:
     """Let the cluster that this process starts, and all that belongs to it, bind to 127.0.0.1.
 
     By default GCS, raylet, workers and the dashboard agent, whose job API runs commands for anyone, listen on all
-    interfaces, and `--node-ip-address=127.0.0.1` is turned into the address of an interface. Ray's switch against
+    interfaces, and Ray replaces `--node-ip-address=127.0.0.1` by the address of an interface. Ray's switch against
     clusters on macOS and Windows is the only thing that makes loopback the address of the node.
     """
     os.environ.update(LOOPBACK_ONLY)

@@ -66,7 +66,7 @@ def require_refresh_key(key: str) -> str:
 def sum_of_ids(row_ids: pa.Array) -> npt.NDArray[np.uint64]:
     """Sums of the ids' bytes, word by word: equal for the same rows in any order.
 
-    One row missing and another duplicated gives other sums.
+    If one row is missing and another is duplicated, the sums differ.
     """
     padded = np.asarray(row_ids.to_pylist(), dtype=f"S{8 * ID_WORDS}")
     summed: npt.NDArray[np.uint64] = padded.view(np.uint64).reshape(-1, ID_WORDS).sum(axis=0, dtype=np.uint64)
@@ -250,7 +250,7 @@ class AssetStore:
         return {"files": files, "checksums": dict(zip(files, found, strict=True)), **self._count(paths)}
 
     def _swap(self, folder: str, manifest: Manifest) -> None:
-        """Bring the new files beside the old ones, then let the manifest name them, then delete the old ones."""
+        """Move the new files beside the old ones, then write the manifest that names them, then delete the old ones."""
         for name in manifest.files:
             self._filesystem.move(f"{folder}/{ASIDE}/{name}", f"{folder}/{name}")
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)

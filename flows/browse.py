@@ -1,7 +1,7 @@
 """A local web page that shows a storage, also during a run: `recycle-and-train browse STORAGE`.
 
 It pages through the rows of every finished stage and through the teacher's raw replies as they are stored, with filters
-and a search. Read only, on 127.0.0.1 only, without scripts; nothing is loaded but what a page shows.
+and a search. Read only, on 127.0.0.1 only, without scripts. A request reads only what its page shows.
 """
 
 import argparse
@@ -67,7 +67,7 @@ TABLES = (
 )
 VALUES = (PUBLISHED_DATASET, STUDENT, EVALUATION, RELEASE)
 
-ACTIVE_NAME = "active"  # stands for the empty outcome of a row that goes on
+ACTIVE_NAME = "active"  # stands for the empty outcome of an active row
 ROWS_PER_PAGE, REPLIES_PER_PAGE = 20, 20
 HOSTS = ["127.0.0.1", "localhost"]
 HEADERS = {

@@ -87,7 +87,7 @@ def every_recycled_row_is_packed_or_quarantined(run: dg.ResourceParam[Run]) -> d
 def every_row_lives_in_one_refresh(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
     """Over all refreshes together, a row that one calls seen is kept by another, and none is kept by two.
 
-    Looks only if this run made raw instructions or packs: nothing else changes the answer.
+    Checked only if this run made raw instructions or packs: nothing else changes the answer.
     """
     refreshes = run.store.refreshes(RAW_INSTRUCTIONS)
     made = {asset for asset, _ in run.store.made}

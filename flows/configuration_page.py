@@ -44,7 +44,7 @@ LIMITS = {
     "exclusiveMinimum": "above",
     "maximum": "at most",
     "exclusiveMaximum": "below",
-    "minLength": "characters, at least",
+    "minLength": "length at least",
 }
 HEAD = """# Configuration
 

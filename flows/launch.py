@@ -46,7 +46,7 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
     Args:
         graph: what to run.
         argv: the command line without the program's name.
-        terminal: where to write results and errors; None takes the process's own, and sends the noise of all
+        terminal: where to write results and errors; None takes the process's own, and sends the output of all
             libraries to a file under `<storage>/logs`, whose path is printed.
     """
     arguments = _parse(argv)
@@ -227,7 +227,7 @@ def root_cause(error: object) -> str:
         return "failed without an error"
     lines = [line.strip() for line in error.message.splitlines() if line.strip()]  # type: ignore[attr-defined]
     last = lines[-1] if lines else "failed without words"
-    # Ours are written for the user, who need not know what class they have.
+    # Our own messages are complete sentences, so the name of the class is left out.
     head, _, words = last.partition(": ")
     shown = words if head.rpartition(".")[2] in (TeacherStoppedError.__name__, StorageError.__name__) else last
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... (the log has all of it)"

@@ -1,4 +1,4 @@
-"""What each stage asks of the cluster at its smallest, and whether the nodes can place it."""
+"""The least resources that each stage needs, and whether the nodes of the cluster have them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

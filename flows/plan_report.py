@@ -1,4 +1,4 @@
-"""The `--plan` report: what a run would make and why, what it would ask of the teacher, and what it would need."""
+"""The `--plan` report: what a run would make and why, the teacher calls it would make, the resources it needs."""
 
 from contextlib import suppress
 from typing import TextIO

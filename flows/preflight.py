@@ -1,4 +1,4 @@
-"""Preflight checks: everything that can be known before a call is paid, in every run, in `--plan` and by `--doctor`."""
+"""Preflight checks: what can be known before the first teacher call; part of every run, `--plan` and `--doctor`."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ class PreflightError(ValueError):
 def preflight(
     run: Run, refresh: str, selected: Sequence[str] = (), *, thorough: bool = False, holds_lease: bool = False
 ) -> list[Finding]:
-    """Look at storage, source, models and cluster; what is fatal would end the run later, and cost more there.
+    """Look at storage, source, models and cluster; what is fatal would end the run later, after more work.
 
     Args:
         run: what is to be done.

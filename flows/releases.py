@@ -65,7 +65,7 @@ def show_releases(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
 
 
 def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Make an earlier released student the released one again; 2 if it was never released, 1 while a run goes on."""
+    """Make an earlier released student the released one again; 2 if it was never released, 1 during a run."""
     parser = argparse.ArgumentParser(prog="recycle-and-train rollback", description="Release an earlier student again.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     parser.add_argument("version", help="as `recycle-and-train releases` lists it")

@@ -1,4 +1,4 @@
-"""What every asset is handed: the configuration, the store, the ledger and the models of one run."""
+"""What every asset receives: the configuration, the store, the ledger and the models of one run."""
 
 from dataclasses import dataclass
 from functools import cached_property

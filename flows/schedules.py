@@ -1,9 +1,9 @@
 """Recurring refreshes: a schedule and a sensor look for new source files and ask for a run that takes them.
 
-A refresh is named by its files, so whoever sees the same files asks for the same refresh. One run goes at a time, and
-nothing is asked for while one is queued or running: files that arrive meanwhile make the next refresh. A file is taken
-once it has not changed for `schedule.settle_seconds`; to be safe with slower copies, write beside the source, or under
-a name that begins with `.` or `_`, and rename.
+A refresh is named by its files, so sensor and schedule ask for the same refresh when they see the same files. One run
+goes at a time, and nothing is asked for while one is queued or running: files that arrive meanwhile make the next
+refresh. A file is taken once it has not changed for `schedule.settle_seconds`; to be safe with slower copies, write
+beside the source, or under a name that begins with `.` or `_`, and rename.
 """
 # No `from __future__ import annotations` here: Dagster reads the annotations.
 
@@ -95,7 +95,7 @@ def new_data_schedule(config: RunConfig, graph: Graph) -> dg.ScheduleDefinition:
 def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] | dg.SkipReason:
     """The runs to launch now, the one for new files last; or why there is nothing to launch.
 
-    Earlier refreshes that broke off before their rows were recycled are asked for once more whenever there is new data:
+    Earlier refreshes that broke off before their rows were recycled are requested again whenever there is new data:
     otherwise the student would be trained without them.
     """
     active = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS), limit=1)
@@ -131,7 +131,7 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
 
     @dg.resource
     def launched_run(context: dg.InitResourceContext) -> Iterator[Run]:
-        """Holds the storage and the connection to Ray while the run goes on."""
+        """Holds the storage and the connection to Ray during the run."""
         run = _look(config_of_environment(), specs)
         with lease(run.config.storage), connected(), ProgressLines(sys.stderr):
             require_sound(preflight(run, *_wanted_of(context), holds_lease=True))
@@ -150,7 +150,7 @@ def io_of_run(context: dg.InitResourceContext) -> AssetIO:
 def _wanted_of(context: dg.InitResourceContext) -> tuple[str, list[str]]:
     """Refresh and assets of the run that Dagster launched; none stands for all.
 
-    A run of assets over all refreshes has no refresh; the name that it gets here is of no consequence.
+    A run of assets over all refreshes has no refresh; it gets the name `base`, which changes nothing.
     """
     if context.run is None:
         return "base", []

@@ -1,7 +1,7 @@
 """Decides what is stale: what each asset is made from, as plain JSON, against what its manifest says.
 
-Two equal descriptions mean that the asset need not be made again. Absolute paths take no part: a file is known by its
-name below `source.path` and by its content, so the same data in an uploaded copy of the working directory is the same.
+Two equal descriptions mean that the asset need not be made again. Absolute paths are left out: a file is identified by
+its name below `source.path` and by its content, so an uploaded copy of the working directory has the same data.
 """
 
 import hashlib
@@ -123,7 +123,7 @@ class Staleness:
         return source_files(source.path, self._settle_s, source.split)
 
     def _earlier(self, refresh: str | None) -> dict[str, str]:
-        """Which rows were seen before depends on the refreshes before: one hash over all of them."""
+        """One hash over all earlier refreshes, because they decide which rows were seen before."""
         before = {key: self._fingerprint_made(RAW_INSTRUCTIONS, key) for key in self.earlier(refresh)}
         return {"earlier": fingerprint_of({"refreshes": list(before.items())})} if before else {}
 
@@ -159,7 +159,7 @@ class Staleness:
 
 
 def has_usable_rows(manifest: Manifest | None) -> bool:
-    """Whether a refresh has rows to train on or to evaluate on; True if it is not made yet, and nobody knows."""
+    """Whether a refresh has rows to train on or to evaluate on; True if it is not made yet, so that this is unknown."""
     usable = (*RECYCLED_OUTCOMES, HELD_OUT)
     return manifest is None or any(manifest.outcomes.get(outcome) for outcome in usable)
 

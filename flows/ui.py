@@ -32,7 +32,7 @@ RAY_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
 def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
-    """Serve until Ctrl-C (0), or until Dagster ends by itself (1); 2 if the configuration is of no use."""
+    """Serve until Ctrl-C (0), or until Dagster ends by itself (1); 2 if the configuration cannot be used."""
     arguments = _parse(argv)
     try:
         run = open_run(load_config(arguments.config, arguments.override), GRAPH.specs)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, on any file system: pyarrow's own, else those of fsspec."""
+"""Files and folders that appear complete or not at all, on any file system of pyarrow or fsspec."""
 
 import os
 import uuid

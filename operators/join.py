@@ -1,4 +1,4 @@
-"""The only places where rows of different blocks meet: rows of one key together, an outcome by id, sums over blocks."""
+"""Everything that combines rows of different blocks: rows of one key together, an outcome by id, sums over blocks."""
 
 from collections.abc import Collection
 from functools import partial

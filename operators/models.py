@@ -55,8 +55,8 @@ def resolve_model(model: str, key: str) -> str:
 def model_revision(model_path: str) -> str:
     """What identifies a resolved model in the ledger: its hub id and commit, or a hash of its files.
 
-    A folder's path takes no part, so that a moved model does not invalidate what its replies cost; every byte of its
-    weights does, because a model and its fine-tuned copy have files of the same names and sizes.
+    A folder's path is left out, so that the replies of a moved model stay valid; every byte of its weights is
+    included, because a model and its fine-tuned copy have files of the same names and sizes.
     """
     folder = Path(model_path)
     if not folder.is_dir():
@@ -74,7 +74,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RECYCLE_CACHE", Path.home() / ".cache" / "recycle-and-train"))
 
 
-@lru_cache(maxsize=1024)  # seconds for a large model; its size and time tell that it is the same file
+@lru_cache(maxsize=1024)  # takes seconds for a large model; size and time identify the file
 def _digest(path: str, _size: int, _mtime_ns: int) -> str:
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

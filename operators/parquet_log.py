@@ -1,4 +1,4 @@
-"""A log of records in Parquet files: that appears whole or not at all, many small ones merged into few large ones."""
+"""A log of records in Parquet files, each complete or absent; many small files are merged into few large ones."""
 
 import uuid
 from collections.abc import Collection, Iterator
@@ -112,7 +112,7 @@ class ParquetLog:
     def _read_footers(self, files: list[str]) -> set[str]:
         """Learn how many rows these files have; those whose end is missing, which is written last, are returned.
 
-        What cannot be read at all is the reader's error to tell.
+        A file that cannot be read at all is reported by its reader.
         """
         unknown = [file for file in files if file not in self._num_rows]
         with ThreadPoolExecutor(READERS) as threads:

@@ -1,6 +1,6 @@
 """Live progress: stages report rows and tokens from anywhere on the cluster, the driver shows one bar or line a stage.
 
-Reports go to one small named actor and are fire-and-forget: progress can never slow or fail a stage.
+Reports go to one small named actor and are fire-and-forget: progress never slows or fails a stage.
 """
 
 import sys
@@ -118,7 +118,7 @@ class ProgressLines:
         ray.kill(self._board)
 
     def wait_for(self, stage: str, rows: int) -> None:
-        """Block until a stage has reported this many rows; reports travel on their own."""
+        """Block until a stage has reported this many rows; reports arrive with a delay."""
         while ray.get(self._board.snapshot.remote()).get(stage, StageProgress()).rows < rows:
             self._stop.wait(SHOW_EVERY_S / 10)
 

@@ -1,4 +1,4 @@
-"""What every stage shares: a frozen configuration and a check of the columns that it is handed."""
+"""What every stage shares: a frozen configuration and a check of its input's columns."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class StageConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found before anything was paid for.
+    """What a check found before the first teacher call.
 
     Attributes:
         key: of the configuration, such as `student.model`.

@@ -1,4 +1,4 @@
-"""Pages of rows out of Parquet files of any size: a request reads what it shows, and nothing is held between two.
+"""Pages of rows out of Parquet files of any size: a request reads what it shows, and keeps nothing for the next.
 
 A page begins at a cursor (file and row) and goes on until it is full, the files end, or its time is over. Filters read
 only the columns that they need; the columns that are shown are read for the row groups that have something to show.
@@ -47,7 +47,7 @@ class Wanted:
         equal: column -> value that it must have, or values of which it must have one; a value that ends with ":" is a
             prefix.
         filled: columns that must have a text.
-        text: has to occur in one of `searched`, whatever the case; "" asks for nothing.
+        text: has to occur in one of `searched`, in upper or lower case; "" matches every row.
         searched: columns in which the text is looked for.
     """
 
@@ -68,7 +68,7 @@ class Page:
     Attributes:
         rows: in the order of the files.
         following: the next page; None if the files are at their end.
-        looked_at: rows that were decided about.
+        looked_at: rows that were compared with the filter.
         out_of_time: whether the page ended because its time was over.
     """
 
@@ -97,7 +97,7 @@ def read_page(
         wanted: which rows.
         start: where to begin.
         limit: most rows of the page.
-        seconds: after which a page ends that is not full.
+        seconds: after this time a page ends even if it is not full.
     """
     deadline = time.monotonic() + seconds
     rows: list[dict[str, Any]] = []

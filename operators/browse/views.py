@@ -91,7 +91,7 @@ def reply_view(record: Mapping[str, Any], prompt: str | None, cost: float | None
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of this room; the report's style sheet and texts are at hand."""
+    """A page from a template of this room; it can use the report's style sheet and macros."""
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent, REPORT]),
         autoescape=True,

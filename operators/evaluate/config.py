@@ -33,8 +33,8 @@ class EvaluateConfig(StudentPoolConfig):
     def following(self, *, gpus_per_worker: float, longest_pack: int) -> Self:
         """Fill in what the configuration does not name: the student's GPUs, and rows at least as long as its packs.
 
-        A model that is trained on GPUs would take days to evaluate on one CPU thread, and one that is trained on long
-        rows says little about itself on short ones.
+        A model that is trained on GPUs would take days to evaluate on one CPU thread, and short rows say little about a
+        model that is trained on long ones.
 
         Args:
             gpus_per_worker: of the student's training.

@@ -155,7 +155,7 @@ def _rows_of(rows: pa.Table, row_ids: list[str]) -> pa.Table:
 def _measure(
     held_out: Dataset, model: str, sample_ids: Sequence[str], config: EvaluateConfig, attention: TrainedAttention
 ) -> pa.Table:
-    from operators.evaluate.model_actor import MEASURED, ModelActor  # imports torch, which the driver does without
+    from operators.evaluate.model_actor import MEASURED, ModelActor  # imports torch, which the driver does not need
 
     measured = held_out.map_batches(
         ModelActor,

@@ -1,7 +1,7 @@
 """Decides whether a new student takes the place of the released one.
 
 It has to be no worse than the released student on the held-out rows that both were measured on, by a paired bootstrap
-over the rows; no worse than the best student so far by more than a bound, so that many small steps down do not add up;
+over the rows; no worse than the best student so far by more than a bound, so that many small losses do not add up;
 and it has to win often enough, ties counted, where answers were judged.
 """
 

@@ -3,8 +3,8 @@
     <storage>/released.json                the pointer: which student is released now
     <storage>/releases/000001.json ...     a file a decision, with the evaluation that it was based on; never changed
 
-A decision is recorded before the pointer moves. Readers of the pointer see the old student or the new one, never half a
-file: locally it is written beside and renamed over the old one, and on an object store a PUT is atomic.
+A decision is recorded before the pointer moves. Readers of the pointer see the old student or the new one, never a part
+of a file: locally it is written beside and renamed over the old one, and on an object store a PUT is atomic.
 """
 
 import datetime
@@ -151,11 +151,11 @@ class ReleaseHistory:
         return self.record("rolled_back", version, released[version], (f"a person rolled back from {replaced}",))
 
     def is_rolled_back(self, version: str) -> bool:
-        """Whether a person took this version back; the last decision that released it or replaced it counts."""
+        """Whether a person rolled this version back and it was not released again since."""
         return version in _taken_back(self.decisions())
 
     def best(self) -> Decision | None:
-        """The released student whose loss lies farthest below its base model's; one that was taken back is none."""
+        """The released student whose loss is farthest below its base model's, without those that were rolled back."""
         decisions = self.decisions()
         taken_back = _taken_back(decisions)
         released = (one for one in decisions if one.event != "refused" and one.version not in taken_back)

@@ -11,7 +11,7 @@ TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 - the name of the variable that holds 
 
 
 def push_folder(filesystem: fs.FileSystem, folder: str, repository: str, *, private: bool) -> str:
-    """Make the repository hold exactly the files of the folder; it is created if need be.
+    """Copy the folder into the repository, which is created if need be; old data files there are deleted, others stay.
 
     The hub's address is the client's own setting (HF_ENDPOINT).
 

@@ -1,4 +1,4 @@
-"""Columns of the source that nobody here reads, as columns of the published data set.
+"""Columns of the source that are passed through unread, as columns of the published data set.
 
 They travel as one JSON object a row (`extra`). Each becomes a column of the narrowest type that holds all its values;
 values of several kinds, lists and objects become their JSON text.

@@ -13,7 +13,7 @@ from operators.read.record_formats import read_records
 from operators.read.source_files import Piece, shown
 from operators.stage import Finding
 
-FILES, RECORDS = 8, 20  # looked at
+FILES, RECORDS = 8, 20  # that are read
 MOST_NAMED = 12  # columns in one message
 
 
@@ -21,7 +21,7 @@ def examine_source(config: ReadConfig, files: Sequence[str]) -> list[Finding]:
     """What is wrong with the first records of the first files.
 
     A file without a usable record is a warning that names the missing field and the columns that are there; it is fatal
-    if all files that were looked at are so. Columns that hold something and are not read are a warning.
+    if all files that were read are so. Columns that hold something and are not read are a warning.
 
     Args:
         config: how the source is read.

@@ -1,4 +1,4 @@
-"""Near-duplicates are dropped before anything is paid for them: MinHash signatures, compared within LSH buckets.
+"""Drops near-duplicates before the teacher is called for them: MinHash signatures, compared within LSH buckets.
 
 Two records are near-duplicates if the Jaccard similarity of their word shingles, instruction, input and response
 together, is at least `threshold`. Of each group the row of smallest id stays, and rows of earlier refreshes stay

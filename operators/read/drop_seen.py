@@ -1,4 +1,4 @@
-"""Rows that an earlier refresh already had are dropped before anything is paid for them."""
+"""Drops rows that an earlier refresh already had, before the teacher is called for them."""
 
 import pyarrow as pa
 import pyarrow.compute as pc

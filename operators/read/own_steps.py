@@ -2,7 +2,7 @@
 
 A function takes one row, a dict with the columns of `columns.RAW`, and returns it (changed or not), None or False to
 drop it, or a word that says why it is dropped. A function whose first parameter is annotated as a `Dataset` takes all
-active rows and returns those that go on. Whatever it does, each row comes out once: a row that does not come back is
+active rows and returns those that go on. Each row comes out exactly once: a row that does not come back is
 `dropped:<function>`, a row on which the function raises is `quarantined:<function>_failed`.
 """
 
@@ -37,7 +37,7 @@ RESERVED = frozenset({HELD_OUT, SEEN, DUPLICATE})  # outcomes that mean more tha
 
 
 class StepsConfig(StageConfig):
-    """Functions of one's own that rows pass before the teacher sees them; `steps: [my_module:clean]` for short."""
+    """Own functions that rows pass before the teacher sees them; the short form is `steps: [my_module:clean]`."""
 
     functions: tuple[str, ...] = Field(
         (),

@@ -1,4 +1,4 @@
-"""What the teacher wrote is looked at before the student may choose it: rewrites that cannot help are refused.
+"""Refuses rewrites that cannot help, before the student chooses between them and the originals.
 
 A refused rewrite stays in its column for inspection; its status becomes `filtered:<reason>`, and the row goes on with
 what it had. Every reason is counted in the report, and every test has a switch.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operators.reflect.reply_parts import Parsed, Rejected, criterion_named, section_named
 from operators.reflect.rewrite_text import is_placeholder
 
-LONGEST_LINE = 200  # characters of a line that are looked at for a name
+LONGEST_LINE = 200  # characters of a line in which a name is searched
 LAST_CHARS = 80  # in which an end without brackets is looked for
 
 _LEAD = re.compile(r"(?:[\s>#*_`\"“”•+\-–]|\(?\d{1,2}[.):]\)?\s*|step \d{1,2}[.:]?\s*)*", re.IGNORECASE)

@@ -1,8 +1,8 @@
 r"""The rewritten text within its section: what does not belong to it is taken off, or the reply is refused.
 
-Taken off is what has one reading: a label or "Here is a better answer:" before the text, "[End]" or a note about the
-rewriting after it, the closing fence of a reply that stood in a fence, line ends written as `\n`. Refused is what may
-be part of the text and may not, so that nothing of the reply's form is ever learnt.
+What can only be read in one way is removed: a label or "Here is a better answer:" before the text, "[End]" or a note
+about the rewriting after it, the closing fence of a reply that stood in a fence, line ends written as `\n`. What may or
+may not be part of the text is refused, so that the student never learns the reply's form.
 """
 
 import re
@@ -11,7 +11,7 @@ from operators.outside_text import control_character, replace_surrogates
 from operators.reflect.reply_parts import Rejected, criterion_named, section_named
 
 LONGEST_REMARK = 800  # characters; a longer last paragraph is part of the text
-LONGEST_LABEL = 120  # characters of a line that is looked at for a name
+LONGEST_LABEL = 120  # characters of a line in which a name is searched
 LAST_CHARS = 80  # in which an end or a control token is looked for
 
 _THINKING = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)"

@@ -7,7 +7,7 @@ from typing import Any
 
 WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 40
-FEW_VALUES = 150  # below this, two bins are drawn as one: narrow bars of one or two rows say nothing
+FEW_VALUES = 150  # below this, two bins are drawn as one: narrow bars of one or two rows are hard to read
 MAX_POINTS = 240  # of a curve; longer ones are drawn as means of equal stretches
 MAX_X_LABELS = 9
 CURVE_RIGHT = 48  # room for the last value behind the end of the line

@@ -1,4 +1,4 @@
-"""What a run gained and by what, in sentences that say no more than was measured."""
+"""Sentences that say what a run gained and by what, and no more than was measured."""
 
 from collections.abc import Mapping
 
@@ -8,8 +8,8 @@ from operators.columns import ORIGINAL
 from operators.evaluate.results import Evaluation, HeldOutLoss, Judgement
 from operators.report.texts import signed
 
-SURE = 0.9  # a change is called one where this share of the resamples lies on its side
-ENOUGH_ROWS = 10  # resampling fewer rows says little: their spread is hardly known
+SURE = 0.9  # a change is reported if this share of the resamples has its sign
+ENOUGH_ROWS = 10  # fewer rows say little about the spread
 SIGNIFICANT = 0.05
 NOT_SHOWN = (
     "One training cannot say how much of this the rewrites did and how much tuning on any such rows would have done: "

@@ -1,4 +1,4 @@
-"""What the teacher cost by stage, and in what words its calls failed: all that the ledger holds, however many runs."""
+"""What the teacher cost by stage, and with which errors its calls failed, over all runs of the storage."""
 
 from collections import Counter
 

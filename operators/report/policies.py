@@ -1,7 +1,7 @@
 """What each selection policy keeps of the rewrites that a run offered, as far as they were scored for it.
 
 The policy of the run decided in the first comparison which pairs the teacher saw for the second, so another policy
-would have been offered other responses; this is what it takes of the same offer.
+would have been offered other responses; the counts say what it keeps of the same offer.
 """
 
 from collections import Counter

@@ -17,7 +17,7 @@ WORD = re.compile(r"\w+\s*|[^\w\s]+\s*|\s+")
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&])([^=&\s]+)=[^&\s]+")
 
 MAX_DIFF_WORDS = 1200  # comparing is quadratic; longer texts are shown side by side
-MIN_KEPT = 0.4  # of the shorter text's words; below it a diff is confetti, and the texts are shown side by side
+MIN_KEPT = 0.4  # of the shorter text's words; below it a diff is hard to read, and the texts are shown side by side
 MIN_KEPT_WORDS = 3  # a shorter run between two changes is shown as changed: whole phrases read better
 
 NOTHING = "–"
@@ -34,7 +34,7 @@ class _Change:
 
 
 def visible(text: str) -> str:
-    """Name what cannot be seen: a direction override becomes `[U+202E]` and turns nothing round."""
+    """Name what cannot be seen: a direction override becomes `[U+202E]` and no longer changes the direction."""
     return INVISIBLE.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.replace("\r\n", "\n"))
 
 

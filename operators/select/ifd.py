@@ -6,7 +6,7 @@ With L(t|c) the mean negative log likelihood in nats of the tokens of t after c,
     r-IFD(x|y) = ppl(x|y') / ppl(x)  = exp(L(x|y') - L(x)),  y' = y in a request to guess the instruction
 
 as in arXiv 2402.10110, section 3 (Selective Reflection-Tuning): the ratio of perplexities, not the ratio of losses of
-Cherry LLM (arXiv 2308.12032). Both are read from one student, so they are void for any other.
+Cherry LLM (arXiv 2308.12032). Both come from one student and are valid for this student only.
 
 Which tokens. The context is the student's chat template around the user's turn, up to where the assistant's text
 begins; the target is that text, without the end-of-turn token, whose likelihood says nothing about the text. The target

@@ -1,8 +1,9 @@
 """The score ledger: what a student said of a text is stored, so that it is never asked twice.
 
 One Parquet row a text, under `<folder>/<student>/`, where the student is named by its weights and tokenizer: the scores
-of one student are void for any other. A changed policy, a rerun after a crash, or rows added scores only texts that
-were not scored before, and if there are none no student is loaded. Texts without a score are stored with their reason.
+of one student are valid for this student only. After a changed policy, after a crash and with new rows, only texts
+that were not scored before are scored; if there are none, no student is loaded. Texts without a score are stored with
+their reason.
 
 Cost: one shuffle of rows and stored scores by `row_id`, and none while the ledger is empty. A batch is stored
 before its rows go on. Not part of the key: where the student ran (bfloat16 on GPUs, float32 on CPUs).

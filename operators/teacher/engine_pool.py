@@ -131,7 +131,7 @@ def stop_engines() -> None:
 
 @contextmanager
 def stopping_engines() -> Iterator[None]:
-    """Stop the engines at the end, however it comes."""
+    """Stop the engines at the end, also after an error."""
     try:
         yield
     finally:

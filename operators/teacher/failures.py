@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-FATAL = "fatal: "  # nobody could answer this call: never made again, and no failure of the teacher
-REFUSED = "no teacher: "  # nobody answers any call: the stage ends, and the row has lost no attempt
+FATAL = "fatal: "  # no teacher can answer this call: it is never made again and is no failure of the teacher
+REFUSED = "no teacher: "  # no call is answered: the stage ends, and the row loses no attempt
 LOST = "connection lost: "  # may pass: a failure of the teacher, but no attempt of the row
 CRASHED = f"{FATAL}the engine crashed on this call"
 

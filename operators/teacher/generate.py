@@ -25,7 +25,7 @@ def generate(calls: Dataset, teacher: TeacherConfig, store: Store | None = None)
 
     Args:
         calls: see below; a block is a batch.
-        teacher: who answers; neither `stages` nor `mix` is looked at.
+        teacher: who answers; its `stages` and `mix` are ignored.
         store: keeps replies on disk as they come; None only hands them on.
 
     Columns in:

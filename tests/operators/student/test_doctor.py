@@ -1,4 +1,4 @@
-"""Students as people have them, each looked at before anything is paid."""
+"""Students as people have them, each checked before the first teacher call."""
 
 import json
 import shutil
