@@ -191,11 +191,24 @@ class TeacherConfig(StageConfig):
         return [*parts, json.dumps(later, sort_keys=True)] if later else parts
 
     def identity(self) -> dict[str, Any]:
-        """As of every stage; later keys only where they are set, without arguments that only change speed."""
-        chosen = super().identity()
-        chosen["engine_kwargs"] = {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
+        """As of every stage; later keys only where they are set, without arguments that only change speed.
+
+        Operational keys are left out of `stages` and `mix` too.
+        """
+        chosen = _deciding(super().identity())
+        stages = {stage: _deciding(changes) for stage, changes in chosen["stages"].items()}
+        chosen["stages"] = {stage: changes for stage, changes in stages.items() if changes}
+        chosen["mix"] = [_deciding(changes) for changes in chosen["mix"]]
         unset = [name for name in _LATER_IDENTITY if not chosen[name] or chosen[name] == _default(name)]
         return {name: value for name, value in chosen.items() if name not in unset}
+
+
+def _deciding(changes: dict[str, Any]) -> dict[str, Any]:
+    """Of some keys with their values, those that determine a reply."""
+    kept = {name: value for name, value in changes.items() if name not in TeacherConfig.operational()}
+    if "engine_kwargs" in kept:
+        kept["engine_kwargs"] = {name: value for name, value in kept["engine_kwargs"].items() if name not in SPEED_ONLY}
+    return kept
 
 
 def _default(name: str) -> Any:

@@ -31,6 +31,10 @@ SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 HEADING = "## What a changed key makes again"
 
 
+# Values of keys that hold other keys.
+NESTED = {"stages": {"judge": {"top_k": 7}}, "mix": ({"top_k": 7},)}
+
+
 def keys_of(config: StageConfig, prefix: str = "") -> Iterator[str]:
     """The dotted name of every key of the configuration."""
     for name in type(config).model_fields:
@@ -45,7 +49,7 @@ def varied(config: Any, key: str) -> Any:
     """The same configuration with another value for one key; whether it is allowed does not matter here."""
     name, _, rest = key.partition(".")
     value = getattr(config, name)
-    return config.model_copy(update={name: varied(value, rest) if rest else other(value)})
+    return config.model_copy(update={name: varied(value, rest) if rest else NESTED.get(name, other(value))})
 
 
 def other(value: Any) -> Any:

@@ -73,3 +73,13 @@ def test_only_what_decides_a_reply_is_in_the_key() -> None:
     assert fp8.key_parts() != plain.key_parts()
     assert fp8.identity() != plain.identity()
     assert TeacherConfig.model_validate(BASE | same).identity() == plain.identity()
+
+
+def test_an_operational_key_of_a_stage_or_of_a_mix_throws_no_work_away() -> None:
+    def identity(**changes: object) -> dict[str, object]:
+        return TeacherConfig.model_validate(BASE | changes).identity()
+
+    where = {"base_url": "http://elsewhere/v1", "api_key_env": "OTHER_KEY"}
+    assert identity(stages={"judge": where}) == identity()
+    assert identity(stages={"judge": where | {"top_k": 5}}) == identity(stages={"judge": {"top_k": 5}}) != identity()
+    assert identity(mix=[where | {"weight": 2}, {"top_k": 5}]) == identity(mix=[{"weight": 2}, {"top_k": 5}])
