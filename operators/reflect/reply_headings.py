@@ -25,7 +25,8 @@ _PLAIN = re.compile(
 )
 # "[End of scene]" is a line of a play.
 _END_NAME = (
-    r"\\?[<\[【［]\s*/?\s*end(?: of (?:the )?(?:\w+ )?(?:answer|response|reply|instruction|critique))?\s*\\?[>\]】］]"
+    r"\\?[<\[【［]\s*/?\s*end(?: of (?:the )?(?:\w+ )?"
+    r"(?:answer|response|reply|instruction|critique|form|text|document|output|message))?\s*\\?[>\]】］]"
 )
 _END = re.compile(rf"{_END_NAME}[*_`.:]*[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _END_LINE = re.compile(rf"^[ \t>#*_`]*{_END.pattern}", re.IGNORECASE | re.MULTILINE)

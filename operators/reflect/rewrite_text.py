@@ -119,7 +119,8 @@ _LATEX_N = (
 _LITERAL_LINE_END = re.compile(rf"(?<!\\)\\n(?!(?:{_LATEX_N})(?![A-Za-z]))")
 _QUOTED = re.compile(
     r"```.*?```|`[^`\n]*`|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|\$[^$\n]*\$|"
-    r"(?:\A| )\\n(?=[ ,.;)]|$)|\(\\n\)|[A-Za-z]:\\\S*",
+    r"(?:\A| )\\n(?=[ ,.;)]|$)|\(\\n\)|[A-Za-z]:\\\S*|"
+    r"(?<=[(=, ])/(?:[^/\s\\]|\\.){1,40}/[gimsuy]*(?=[),;. ]|$)",
     re.DOTALL,
 )
 _PATTERN = re.compile(r"\\[dwsDWS](?![A-Za-z])|\\n\||\|\\n")  # a regular expression, in which `\n` stays
@@ -231,7 +232,8 @@ def _with_line_ends(text: str) -> str | Rejected:
     bare = _QUOTED.sub("", text) if "\\n" in text else ""
     if not _LITERAL_LINE_END.search(bare):
         return text
-    if "\n" in text or _PATTERN.search(text):
+    is_one_word = len(text.split()) == 1 and text.count("\\n") == 1  # it may be a path
+    if "\n" in text or is_one_word or _PATTERN.search(text):
         return Rejected("literal_line_ends")
     return _trim(_unescape(text))
 
@@ -247,6 +249,7 @@ def _dirt(text: str, sections: dict[str, str], criteria: dict[str, str]) -> str:
     bracketed = [found[1] for line in lines if len(line) < LONGEST_LABEL and (found := _BRACKETED_LINE.match(line))]
     if (
         _YAML_BLOCK.match(text)
+        or _without_label(text, sections) != text
         or _BARE_HEADING.match(text)
         or _CRITIQUE_LINE.search(text)
         or any(section_named(name, sections) for name in bracketed)

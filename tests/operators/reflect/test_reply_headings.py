@@ -38,6 +38,7 @@ READ = {
     "end in capitals without brackets": delimited(end="\n\nEND"),
     "closing tag": delimited(end="\n[/End]"),
     "end of what": delimited(end="\n[End of Answer]"),
+    "end of the form": delimited(end="\n[End of Form]"),
     "nothing after a whole sentence": delimited(end=""),
     "bold headings": delimited().replace("[", "**[").replace("]", "]**"),
     "bold without brackets": delimited().replace("[Critique]", "**Critique**").replace("[Better Answer]", "**Better Answer**"),

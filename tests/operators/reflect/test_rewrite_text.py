@@ -57,6 +57,8 @@ def test_short_answers_are_no_placeholders(text: str) -> None:
          "Stress begins a response.\n\nThis response is called fight or flight."),
         ("---\ntitle: Hello\n---\n\nBody.", "---\ntitle: Hello\n---\n\nBody."),
         ("\\n is the character of a new line.", "\\n is the character of a new line."),
+        (r"str.replace(/\n/g, ' ')", r"str.replace(/\n/g, ' ')"),
+        (r"const lines = text.split(/\r?\n/)", r"const lines = text.split(/\r?\n/)"),
         ("Let me rewrite the stars: they fall.", "Let me rewrite the stars: they fall."),
         ("Paris.\n\n**Note:** I corrected the answer.", "Paris."),
         ("Dear Sir,\n\nI have made the changes.\n\nYours, Ann", "Dear Sir,\n\nI have made the changes.\n\nYours, Ann"),
@@ -71,6 +73,8 @@ def test_what_is_around_a_text_is_taken_off(text: str, cleaned: str) -> None:
     [
         (r"^(\w+)\n(\d+)$", "literal_line_ends"),
         (r"Use \r\n|\n to match both.", "literal_line_ends"),
+        (r"path\name", "literal_line_ends"),
+        ("Here is a better answer: " * 4, "form_in_text"),
         ("A better answer to stress is sleep.\n\nThis answer is more accurate.", "remark_in_text"),
         ("B\n\nExplanation: I changed the answer to B.", "remark_in_text"),
         ("Paris.\n\nNote: The answer has two parts now.", "remark_in_text"),
