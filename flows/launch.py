@@ -187,7 +187,8 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
         for event in result.get_step_failure_events():
             err.write(f"{event.step_key}: {root_cause(event.step_failure_data.error)}\n")
         return FAILED
-    report = run.store.manifest(REPORT)
+    # A run of selected assets may leave the report of an earlier run, which says nothing about this one.
+    report = None if run.staleness.is_stale(REPORT, None) else run.store.manifest(REPORT)
     if report is not None and report.value is not None:
         conclusion = report.value["figures"].get("conclusion")
         out.write(f"{conclusion['gained']}\n" if conclusion else "")

@@ -35,6 +35,7 @@ from operators.evaluate.evaluate import evaluate
 from operators.evaluate.release import release as decide_release
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
+from operators.files import put_file
 from operators.publish.publish import publish
 from operators.read.drop_contaminated import drop_contaminated
 from operators.read.own_steps import apply_steps
@@ -224,8 +225,8 @@ def report(
         results = results_of(run, student.model_dump(mode="json"), evaluation, release)
         data = (recycled_instructions, packed_sequences)
         made = build_report(config.name, *data, results, config.model_dump(mode="json"), config.report)
-        run.write(run.path("reports", f"{config.name}.html"), made.html)
-        run.write(run.path("reports", f"{config.name}.json"), json.dumps(made.figures, indent=1))
+        put_file(run.path("reports", f"{config.name}.html"), made.html)
+        put_file(run.path("reports", f"{config.name}.json"), json.dumps(made.figures, indent=1))
         return {"html": run.path("reports", f"{config.name}.html"), "figures": made.figures}
 
     return Recipe(build)

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import ray
-from pyarrow import fs
 from ray.data import Dataset
 
-from cluster.files import write_whole
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.asset_io import AssetIO
@@ -158,11 +156,6 @@ class Run:
     def path(self, *parts: str) -> str:
         """A place under the storage."""
         return "/".join([self.config.storage, *parts])
-
-    def write(self, path: str, text: str) -> None:
-        """Write a file under the storage, whole."""
-        filesystem, inside = fs.FileSystem.from_uri(path)
-        write_whole(filesystem, inside, text.encode())
 
 
 def rows_where(rows: Dataset, outcome: str) -> Dataset:

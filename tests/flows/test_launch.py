@@ -5,6 +5,7 @@ import errno
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from cluster.files import explained
 from cluster.manifest import Manifest
 from flows.config import ConfigError, load_config
-from flows.launch import SHOWN_CHARS, _parse, _selection, _tell_what_was_made, root_cause, run_flow
+from flows.launch import SHOWN_CHARS, _conclude, _parse, _selection, _tell_what_was_made, root_cause, run_flow
 from flows.recycle_and_train import GRAPH
 from flows.run import open_run
 
@@ -99,6 +100,22 @@ def test_plan_and_doctor_exclude_each_other(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         _parse(["--plan", "--doctor"])
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("current", [True, False])
+def test_only_a_report_that_is_current_is_shown_at_the_end(tmp_path: Path, current: bool) -> None:
+    run = open_run(load_config(SMOKE, [f"storage={tmp_path}"]), GRAPH.specs)
+    folder = tmp_path / "assets" / "report"
+    folder.mkdir(parents=True)
+    value = {"html": "r.html", "figures": {"conclusion": {"gained": "It gained."}}}
+    fingerprint = run.staleness.fingerprint("report") if current else "of an earlier run"
+    (folder / "manifest.json").write_text(Manifest(fingerprint=fingerprint, value=value).model_dump_json())
+    (folder / "_SUCCESS").touch()
+    run.store.made.add(("held_out", "x"))
+    result: Any = SimpleNamespace(success=True, get_asset_check_evaluations=list)
+    out = io.StringIO()
+    assert _conclude(run, result, (out, io.StringIO())) == 0
+    assert out.getvalue() == ("It gained.\nreport: r.html\n" if current else "")
 
 
 def test_columns_of_the_source_that_nothing_reads_are_named_at_the_end(tmp_path: Path) -> None:
