@@ -1,4 +1,4 @@
-"""A log of records in Parquet files, each complete or absent; many small files are merged into few large ones."""
+"""A log of records in Parquet files: that appears whole or not at all, many small ones merged into few large ones."""
 
 import uuid
 from collections.abc import Collection, Iterator
@@ -35,11 +35,11 @@ class ParquetLog:
 
     def of(self, stage: str) -> list[str]:
         """Paths of the finished files of a stage within the ledger's file system, sorted."""
-        return [info.path for info in self._found(stage)]
+        return [info.path for info in self._whole(stage)]
 
     def read(self, stage: str, columns: list[str]) -> Dataset | None:
-        """All committed records of a stage, lazily; None if there are none. Unfinished files are ignored."""
-        found = self._found(stage)
+        """All committed records of a stage, lazily; None if there are none. Files that are cut off are left out."""
+        found = self._whole(stage)
         return self._records(found, columns, None) if found else None
 
     def read_for(self, asked: Dataset, num_asked: int, stage: str, columns: list[str]) -> tuple[Dataset, int]:
@@ -51,16 +51,14 @@ class ParquetLog:
             stage: holds records.
             columns: to read.
         """
-        found, num_stored = self._found(stage), self.count(stage)
+        found, num_stored = self._whole(stage), self.count(stage)
         if num_asked > MOST_WANTED or num_asked >= num_stored:
             return self._records(found, columns, None), num_stored
         return self._records(found, columns, asked.repartition(1).to_arrow_refs()[0]), num_asked
 
     def count(self, stage: str) -> int:
         """How many records a stage has, by the footers of its files; each is read once."""
-        found = self.of(stage)
-        self._read_footers(found)
-        return sum(self._num_rows.get(file, 0) for file in found)  # 0: broken, which the reader of its rows reports
+        return sum(self._num_rows[info.path] for info in self._whole(stage))
 
     def stages(self) -> list[str]:
         """Names of all stages that have a folder."""
@@ -69,8 +67,8 @@ class ParquetLog:
 
     def batches(self, stage: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """All committed records of a stage, batch by batch, read by the caller's own process."""
-        for path in self.of(stage):
-            with self._filesystem.open_input_file(path) as stream:
+        for info in self._whole(stage):
+            with self._filesystem.open_input_file(info.path) as stream:
                 yield from pq.ParquetFile(stream).iter_batches(columns=columns)
 
     def tidy(self, stage: str) -> int:
@@ -93,7 +91,7 @@ class ParquetLog:
         return len(broken)
 
     def discount(self, files: Collection[str]) -> None:
-        """Rename these files of `write_whole`, so that their records do not count; a person can still read them."""
+        """Rename these files of `write_whole`, so that their records do not count; they can be looked at."""
         for file in files:
             self._filesystem.move(file, f"{file}{DISCOUNTED}")
 
@@ -109,10 +107,16 @@ class ParquetLog:
         finished = (info for info in found if info.path.endswith(".parquet") and info.base_name[0] != ".")
         return sorted(finished, key=lambda info: info.path)
 
+    def _whole(self, stage: str) -> list[fs.FileInfo]:
+        """The files that are not cut off: a reader may come before `tidy` has set those aside."""
+        found = self._found(stage)
+        broken = self._read_footers([info.path for info in found])
+        return [info for info in found if info.path not in broken]
+
     def _read_footers(self, files: list[str]) -> set[str]:
         """Learn how many rows these files have; those whose end is missing, which is written last, are returned.
 
-        A file that cannot be read at all is reported by its reader.
+        What cannot be read at all is the reader's error to tell.
         """
         unknown = [file for file in files if file not in self._num_rows]
         with ThreadPoolExecutor(READERS) as threads:
