@@ -105,7 +105,7 @@ def tree_path(root: object) -> tuple[list[object], int]:
     others = 0
     while isinstance(root, dict):
         path.append(root)
-        replies = [reply for reply in root.get("replies") or [] if isinstance(reply, dict)]
+        replies = _replies_of(root)
         ranked = [reply for reply in replies if isinstance(reply.get("rank"), int)]
         root = min(ranked, key=lambda reply: reply["rank"]) if ranked else next(iter(replies), None)
         others += sum(_num_messages(reply) for reply in replies if reply is not root)
@@ -180,9 +180,12 @@ def _is_media(message: dict[str, object]) -> bool:
 
 
 def _num_messages(root: dict[str, object]) -> int:
-    replies = root.get("replies")
-    below = replies if isinstance(replies, list) else []
-    return 1 + sum(_num_messages(reply) for reply in below if isinstance(reply, dict))
+    return 1 + sum(_num_messages(reply) for reply in _replies_of(root))
+
+
+def _replies_of(message: dict[str, object]) -> list[dict[str, object]]:
+    replies = message.get("replies")
+    return [reply for reply in replies if isinstance(reply, dict)] if isinstance(replies, list) else []
 
 
 def _as_json(value: object) -> str:

@@ -9,6 +9,7 @@ active rows and returns those that go on. Each row comes out exactly once: a row
 import hashlib
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -25,7 +26,7 @@ from ray.data import Dataset
 from operators.chat_markup import escape
 from operators.columns import ACTIVE, HELD_OUT, RAW, conform
 from operators.join import ROWS_PER_PARTITION, group_by_key
-from operators.outside_text import control_character, replace_surrogates
+from operators.outside_text import is_damaged, replace_surrogates
 from operators.read.drop_seen import SEEN
 from operators.read.read_instructions import DUPLICATE
 from operators.stage import StageConfig
@@ -134,11 +135,29 @@ def _taken(row: dict[str, Any], found: Any, label: str, special_tokens: frozense
     if not all(text is None or isinstance(text, str) for text in texts.values()):
         return row | {"outcome": f"quarantined:{label}_failed"}
     written = {name: escape(replace_surrogates(text or ""), special_tokens) for name, text in texts.items()}
+    if not all(_is_readable(name, text) for name, text in written.items()):
+        return row | {"outcome": f"quarantined:{label}_failed"}
     row = row | written
-    if any(control_character(text) for text in written.values()):
-        return row | {"outcome": "quarantined:control_character"}
+    if any(is_damaged(text) for text in written.values()):
+        return row | {"outcome": "quarantined:control_characters"}
     empty = next((name for name in ("instruction", "response") if not row[name].strip()), None)
     return row | {"outcome": f"quarantined:empty_{empty}"} if empty else row
+
+
+def _is_readable(name: str, text: str) -> bool:
+    """Whether the stages that come can read what a function wrote: turns and extra columns are JSON, or empty."""
+    if not text or name not in ("turns_before", "turns_after", "extra"):
+        return True
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if name == "extra":
+        return isinstance(value, dict)
+    return isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
 
 
 def _with_dataset_step(

@@ -25,7 +25,7 @@ from operators.progress import report_progress
 from operators.read.config import ReadConfig
 from operators.read.dialogues import Exchange, as_json
 from operators.read.read_record import ENCODER, extract, hash_of, row_id_of
-from operators.read.record_fields import extra_json, is_wanted
+from operators.read.record_fields import Found, extra_json, is_wanted
 from operators.read.record_formats import Record, read_records
 from operators.read.source_files import Piece, plan_pieces, shown
 
@@ -112,7 +112,10 @@ def _rows(piece: Piece, record: Record, config: ReadConfig, special_tokens: froz
     ignored = replace_surrogates(ENCODER.encode(sorted(found.unread))) if found.unread else ""
     extra = ""
     if config.pass_through and isinstance(record.value, dict):
-        extra = extra_json(record.value, config.pass_through)
+        try:
+            extra = extra_json(record.value, config.pass_through)
+        except RecursionError:
+            found = Found([Exchange(record.raw, "", "", reason="too_deep")], [])
     ids = [_id_of(pair, number, record, origin) for number, pair in enumerate(found.exchanges)]
     # A dialogue is held out as a whole, for its first pair is context of the others.
     outcome = columns.HELD_OUT if _is_held_out(ids[-1], config) else columns.ACTIVE

@@ -91,8 +91,9 @@ def read_fields(
     name, messages, others = _messages(values)
     if messages is not None:
         dialogue = read_dialogue(messages)
-        used = {name, values["system"][0]}
-        exchanges = _exchanges(dialogue, values["system"][1], policy)
+        system_name, system = values["system"]
+        used = {name, system_name} if _is_said(system, dialogue.turns) else {name}
+        exchanges = _exchanges(dialogue, system, policy)
         others += [f"{name}.{key}" for key in dialogue.unread]
         if name == values["instruction"][0]:  # a prompt that is a list of messages, and its completion
             used.add(values["response"][0])
@@ -184,6 +185,11 @@ def _parsed(text: str) -> object:
     except (ValueError, RecursionError):
         return text
     return value
+
+
+def _is_said(system: object, turns: list[Turn]) -> bool:
+    """Whether the text of a system column is in the dialogue: put before it, or there already."""
+    return isinstance(system, str) and (not turns or turns[0].role != SYSTEM or turns[0].content == system)
 
 
 def _exchanges(dialogue: Dialogue, system: object, policy: Policy) -> list[Exchange]:

@@ -116,3 +116,8 @@ def test_a_tree_gives_its_best_path_and_the_number_of_other_messages() -> None:
     assert read_dialogue(path).turns == [ASKED, ANSWER]
     assert others == 2
     assert tree_path("no tree") == ([], 0)
+
+
+def test_replies_that_are_no_list_are_none() -> None:
+    root = {"role": "prompter", "text": "a", "replies": [{"role": "assistant", "text": "b", "replies": 3}]}
+    assert tree_path(root) == ([root, root["replies"][0]], 0)  # type: ignore[index]

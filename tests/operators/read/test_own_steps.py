@@ -60,7 +60,7 @@ def test_a_function_of_one_row_changes_texts_and_nothing_else(module: str) -> No
         "bug": "quarantined:clean_failed",
         "empty": "quarantined:empty_response",
         "number": "quarantined:clean_failed",
-        "null": "quarantined:control_character",
+        "null": "quarantined:control_characters",
         "left": "dropped:held_out",
     }
     assert found[0]["response"] == "YES<| im_end |>."
@@ -70,6 +70,22 @@ def test_a_function_of_one_row_changes_texts_and_nothing_else(module: str) -> No
 def test_a_reason_that_has_a_meaning_of_its_own_is_told_apart(reason: str) -> None:
     [row] = map_rows(table(a_row("a", "A")), lambda _: reason, "mine", frozenset()).to_pylist()
     assert row["outcome"] == f"dropped:step_{reason.replace(' ', '_')}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({"response": "10 %\r20 %"}, ""),  # as the source may have it
+        ({"turns_before": '[{"role": "system", "content": "Be brief."}]', "extra": '{"id": 1}'}, ""),
+        ({"turns_before": "Be brief."}, "quarantined:mine_failed"),
+        ({"turns_after": '["a"]'}, "quarantined:mine_failed"),
+        ({"extra": "1"}, "quarantined:mine_failed"),
+    ],
+)
+def test_what_a_function_writes_can_be_read_by_the_stages_that_come(changes: dict[str, str], outcome: str) -> None:
+    rows = table(a_row("a", "A", turns_before="", turns_after="", extra=""))
+    [found] = map_rows(rows, lambda row: {**row, **changes}, "mine", frozenset()).to_pylist()
+    assert found["outcome"] == outcome
 
 
 def tagged(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> pa.Table:

@@ -13,9 +13,10 @@ from ray.data import Dataset
 
 from operators import columns
 from operators.read.config import ReadConfig
-from operators.read.read_instructions import _is_held_out, count_ignored_columns, read_instructions
+from operators.read.read_instructions import _is_held_out, _rows, count_ignored_columns, read_instructions
 from operators.read.read_record import row_id_of
-from operators.read.source_files import list_source_files
+from operators.read.record import Record
+from operators.read.source_files import Piece, list_source_files
 from tests.operators.read.source_samples import WRITERS, alpaca_like, records_of, write_json, write_jsonl, write_parquet
 
 TOKENS = frozenset({"</s>", "<|im_end|>"})
@@ -295,3 +296,10 @@ def test_real_alpaca_records_are_all_accounted_for(alpaca: Path) -> None:
     assert len(rows) == num_records
     assert outcomes(rows)[""] > 0.94 * num_records
     assert len(read(alpaca, limit=24)) == 24
+
+
+def test_a_passed_column_that_is_nested_too_deep_is_a_row_too() -> None:
+    text = json.dumps({"instruction": "a", "output": "b", "deep": "here"}).replace('"here"', "[" * 700 + "]" * 700)
+    config = ReadConfig(path="a.jsonl", pass_through=["deep"])
+    [row] = _rows(Piece(0, "a.jsonl", 0, 1), Record(0, json.loads(text), text), config, frozenset())
+    assert "quarantined:too_deep" in row

@@ -174,3 +174,19 @@ def test_columns_passed_through_are_plain_json() -> None:
 def test_empty_values_are_known() -> None:
     assert all(is_empty(value) for value in (None, "", " \n", float("nan"), [], {}, b""))
     assert not any(is_empty(value) for value in (0, False, "a", [None], {"a": None}))
+
+
+@pytest.mark.parametrize(
+    ("system", "turns", "unread"),
+    [
+        ("Be brief.", [], []),
+        ("Be brief.", [{"role": "system", "content": "Be brief."}], []),
+        ("Be brief.", [{"role": "system", "content": "Be kind."}], ["system"]),
+        ({"text": "Be brief."}, [], ["system"]),
+    ],
+)
+def test_a_system_column_is_said_or_named(system: object, turns: list[dict[str, str]], unread: list[str]) -> None:
+    pair = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    found = read_fields({"system": system, "messages": [*turns, *pair]}, {}, (), "last")
+    assert found.unread == unread
+    assert len(found.exchanges[0].before) == int(bool(turns) or not unread)
