@@ -128,10 +128,10 @@ def restore(engine: Any, checkpoints: Path, spec: CheckpointSpec) -> tuple[int, 
 def damage(checkpoint: Checkpoint) -> str:
     """What is wrong with a checkpoint, the same on every worker, each of which reads a part of it; "" if it is good."""
     marker = json.loads((checkpoint.folder / _MARKER).read_text())
-    known, found = marker.get("digests", {}), {}
+    known = marker.get("digests", {})
     strange = [file.name for file in [*_files(checkpoint.folder), checkpoint.folder / _MARKER] if not _is_ours(file)]
-    if not strange:
-        found = _gathered(_digests(checkpoint.folder))
+    # Every worker gathers, also one that sees a stranger's file: the others would wait for it.
+    found = _gathered({} if strange else _digests(checkpoint.folder))
     differing = sorted(name for name in marker["files"] if found.get(name) != known.get(name, ""))
     # Whatever one worker saw, all do the same: one that loads beside one that does not would wait for ever.
     texts = _gathered({str(_rank()): f"{strange} {differing}" if strange or differing else ""})

@@ -70,6 +70,17 @@ def test_a_damaged_shard_of_the_right_size_is_passed_over(tmp_path, monkeypatch)
     assert "step-00000020 is damaged (state/shard.pt)" in problems[0]
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_every_worker_gathers_as_often_whatever_it_sees(tmp_path, monkeypatch, is_ours):
+    write_checkpoint(tmp_path, 10)
+    gathered = []
+    monkeypatch.setattr(checkpoint, "_is_ours", lambda file: is_ours)
+    monkeypatch.setattr(checkpoint, "_gathered", lambda part: gathered.append(part) or part)
+    [found] = complete_checkpoints(tmp_path)
+    assert bool(checkpoint.damage(found)) is not is_ours
+    assert len(gathered) == 2, "a worker that gathers less often than the others lets them wait for ever"
+
+
 def test_where_all_are_damaged_training_begins_anew(tmp_path, monkeypatch):
     (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").write_bytes(b"12x45")
     assert restored(monkeypatch, tmp_path)[0] == 0
