@@ -105,9 +105,12 @@ class Caller:
         if self._supervisor is not None:
             still_open = set(await self._supervisor.open_calls.remote([call["call_key"] for call in calls]))
             calls = [call for call in calls if call["call_key"] in still_open]
-        replies = await asyncio.gather(*(self._reply(call) for call in calls))
+        try:
+            replies = await asyncio.gather(*(self._reply(call) for call in calls))
+        finally:  # also when the stage is closed: what was answered is paid, and this actor ends with its batch
+            if self._journal is not None:
+                await self._journal.flush()
         if self._journal is not None:
-            await self._journal.flush()
             replies = [{**reply, "reply": None} for reply in replies]
         yield replies_table(replies)
 

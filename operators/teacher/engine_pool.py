@@ -41,7 +41,7 @@ class EngineSpec:
 
 
 class EnginePool:
-    """The actor's body."""
+    """The actor's body; it answers one request at a time, so that no two callers are given the same idle engine."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
@@ -104,7 +104,7 @@ def pool_of(spec: EngineSpec) -> Any:
     if spec.name not in _pools:
         make_room({name: count * spec.most for name, count in spec.needs.items()})
         actor: Any = ray.remote(num_cpus=0)(EnginePool)
-        _pools[spec.name] = actor.options(name=spec.name, max_concurrency=4).remote(spec), spec
+        _pools[spec.name] = actor.options(name=spec.name).remote(spec), spec
     return _pools[spec.name][0]
 
 

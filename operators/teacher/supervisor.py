@@ -81,16 +81,17 @@ class Supervisor:
             most: what each call costs at most: its prompt and the longest reply.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or not self._in_flight or self._fits(keys, most))
+            await self._changed.wait_for(lambda: self._closed or self._fits(keys, most))
             if self._closed:
                 return 0
+            for key in keys:
+                self._release(key)
             count = len(keys)
             while count and not self._affordable(most[:count]):
                 count -= 1
             if count < len(keys):
                 self._closed = self._over_budget(most[: count + 1])
             for key, tokens in zip(keys[:count], most[:count], strict=True):
-                self._release(key)
                 self._in_flight[key] = tokens
                 self._reserved += tokens
             return count
@@ -174,7 +175,11 @@ class Supervisor:
         return stage_failure(self._teachers_fault, among, self._max_failed_share, self._last_error)
 
     def _fits(self, keys: list[str], most: list[Tokens]) -> bool:
-        return len(self._in_flight) + len(keys) <= self._max_in_flight and self._affordable(most)
+        """Whether there is room for these calls, or nothing else in flight that could make room."""
+        own = [self._in_flight[key] for key in keys if key in self._in_flight]  # of a task that is retried
+        others = len(self._in_flight) - len(own)
+        affordable = not self._budget.exceeded_by(self._with(most) - sum(own, Tokens()))
+        return not others or (others + len(keys) <= self._max_in_flight and affordable)
 
     def _affordable(self, most: list[Tokens]) -> bool:
         return not self._budget.exceeded_by(self._with(most))

@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import Generator
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 
-from operators.teacher.caller import PooledEngine
-from operators.teacher.calls import answered
+from operators.teacher.caller import Caller, PooledEngine
+from operators.teacher.calls import CALLS, Call, Reply, answered
 from operators.teacher.config import TeacherConfig
-from operators.teacher.turns import EngineDiedError
+from operators.teacher.journal import Store
+from operators.teacher.turns import EngineDiedError, StageClosedError
 
 TEACHER = TeacherConfig(backend="scripted", model="mortal", first_token_timeout_s=5)
 CALL = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tokens": 8}
@@ -102,3 +104,30 @@ def test_a_machine_that_goes_away_while_an_engine_loads_is_no_end() -> None:
     said = answered(CALL, "said", "stop", 1, 1)
     engine = PooledEngine(Pool(*gone, Engine(answer=said)), Supervisor(), TEACHER)
     assert asyncio.run(engine.answer(CALL)) == said
+
+
+def test_a_batch_that_ends_with_its_stage_stores_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endpoint:
+        def __init__(self, teacher: TeacherConfig) -> None:
+            pass
+
+        async def answer(self, call: Call) -> Reply:
+            if call["call_key"] == "k":
+                return answered(call, "said", "stop", 1, 1)
+            raise StageClosedError("closed")
+
+    stored: list[str] = []
+    monkeypatch.setattr("operators.teacher.caller.OpenAIEndpoint", Endpoint)
+    monkeypatch.setattr("operators.teacher.journal.ray.get", Result.get)
+    supervisor = Supervisor()
+    supervisor.open_calls, supervisor.settle = Method(lambda keys: keys), Method(None)  # type: ignore[attr-defined]
+    store = Store(lambda replies: stored.extend(replies["reply"].to_pylist()) or "file", supervisor)
+    batch = pa.Table.from_pylist([CALL, {**CALL, "call_key": "other"}], schema=CALLS)
+
+    async def answer() -> None:
+        async for _ in Caller(TEACHER, None, store)(batch):
+            pass
+
+    with pytest.raises(StageClosedError):
+        asyncio.run(answer())
+    assert stored == ["said"]

@@ -120,3 +120,11 @@ def test_the_crashes_of_an_engine_close_the_stage() -> None:
     [first] = run(watcher.died(names(8), False))
     run(watcher.died(list(first.groups[0]), False), watcher.died(list(first.groups[1]), False))
     assert "crashes on every call" in run(watcher.closed())[0]
+
+
+def test_a_task_that_is_retried_does_not_wait_for_the_calls_that_it_lost() -> None:
+    watcher = Supervisor(BudgetConfig(max_tokens=100), Tokens(), 4, 0.5)
+    calls = names(3), [Tokens(10, 20)] * 3
+    assert run(watcher.admit(*calls), watcher.admit(*calls), watcher.closed()) == [3, 3, ""]
+    [_, totals] = run(watcher.settle([reply(key) for key in names(3)]), watcher.totals())
+    assert totals.settled == 3
