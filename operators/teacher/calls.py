@@ -58,15 +58,15 @@ def answered(call: Call, text: str, finish_reason: str, prompt_tokens: int, gene
     }
 
 
-def failed(call: Call, error: str) -> Reply:
-    """A call without a reply as one of REPLIES; see `failures` for how an error opens."""
+def failed(call: Call, error: str, prompt_tokens: int = 0, generated_tokens: int = 0) -> Reply:
+    """A call without a reply as one of REPLIES; see `failures` for how an error opens. Tokens count if it cost some."""
     return {
         "call_key": call["call_key"],
         "row_id": call["row_id"],
         "reply": None,
         "finish_reason": None,
-        "prompt_tokens": 0,
-        "generated_tokens": 0,
+        "prompt_tokens": min(prompt_tokens, MOST_TOKENS),
+        "generated_tokens": min(generated_tokens, MOST_TOKENS),
         "error": replace_surrogates(error)[:ERROR_CHARS] or "failed without a word",
     }
 

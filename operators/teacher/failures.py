@@ -5,6 +5,7 @@ from collections.abc import Iterable
 FATAL = "fatal: "  # no teacher can answer this call: it is never made again and is no failure of the teacher
 REFUSED = "no teacher: "  # no call is answered: the stage ends, and the row loses no attempt
 LOST = "connection lost: "  # may pass: a failure of the teacher, but no attempt of the row
+OVER_LONG = f"{FATAL}over teacher.max_model_len: "  # settled for as long as that limit stays
 CRASHED = f"{FATAL}the engine crashed on this call"
 
 _NO_ATTEMPT = (REFUSED, LOST)
@@ -22,6 +23,11 @@ def is_attempt(error: str) -> bool:
 def is_teachers_fault(error: str) -> bool:
     """Whether a failed call counts among those of which too many stop the stage."""
     return bool(error) and not error.startswith(FATAL)
+
+
+def over_long(num_tokens: int, limit: int) -> str:
+    """The error of a prompt that leaves no room for a reply within `teacher.max_model_len`, which is not in its key."""
+    return f"{OVER_LONG}{limit}; the prompt has {num_tokens} tokens, so there is no room for a reply; raise it"
 
 
 def refusal(errors: Iterable[str]) -> str:

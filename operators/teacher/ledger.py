@@ -122,7 +122,8 @@ class Ledger:
             return keyed.map_batches(tables.without_replies, batch_format="pyarrow", num_cpus=0.25)
         attempts = 1 if self._offline else teacher.max_attempts
 
-        pending = self._without_known(asked, stage, attempts, num_asked)
+        lens = {member.teacher.max_model_len for member in members}
+        pending = self._without_known(asked, stage, attempts, num_asked, lens)
         if first is not None or self.files.of(stage) or len(members) > 1:
             # Before the engines start: beside them, the tasks of a shuffle may wait for a free CPU for ever.
             pending = (pending if first is None else pending.limit(first)).materialize()
@@ -140,7 +141,7 @@ class Ledger:
         if num_new and not self._offline:
             made |= {"calls": num_new, **self._make_calls(pending, members, stage, num_asked - num_new)}
             if made["failed_calls"] and first is None:
-                made["retryable_calls"] = self._without_known(asked, stage, attempts, num_asked).count()
+                made["retryable_calls"] = self._without_known(asked, stage, attempts, num_asked, lens).count()
         self._add_metrics(made)
         return self._bring_replies(keyed, stage, num_rows, schema.append(CALLS.field("call_key")))
 
@@ -153,7 +154,8 @@ class Ledger:
         members = members_of(teacher_of(teacher, stage))
         _, asked = _keyed(calls, members, stage)
         num_asked = asked.count()
-        new = self._without_known(asked, stage, teacher.max_attempts, num_asked)
+        lens = {member.teacher.max_model_len for member in members}
+        new = self._without_known(asked, stage, teacher.max_attempts, num_asked, lens)
         measure = partial(tables.measure_calls, teacher=members[0].teacher)
         measured = new.map_batches(measure, batch_format="pyarrow", num_cpus=0.25)
         counts = add_up(measured, ["new", "over_long", "prompt_tokens", "reply_limit"])
@@ -192,7 +194,9 @@ class Ledger:
         for name in METRICS:
             self._metrics[name] = self._metrics.get(name, 0) + made.get(name, 0)
 
-    def _without_known(self, asked: Dataset, stage: str, max_attempts: int, num_rows: int) -> Dataset:
+    def _without_known(
+        self, asked: Dataset, stage: str, max_attempts: int, num_rows: int, max_model_lens: set[int]
+    ) -> Dataset:
         if not self.files.of(stage):
             return asked
         keys = asked.select_columns(["call_key"])
@@ -201,8 +205,9 @@ class Ledger:
         both = asked.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25).union(
             known.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25)
         )
+        new_calls = partial(tables.new_calls, max_attempts=max_attempts, max_model_lens=max_model_lens)
         return _partition_by_key(both, num_rows + num_known).map_batches(
-            partial(tables.new_calls, max_attempts=max_attempts), batch_size=None, batch_format="pyarrow", num_cpus=0.25
+            new_calls, batch_size=None, batch_format="pyarrow", num_cpus=0.25
         )
 
     def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int, schema: pa.Schema) -> Dataset:

@@ -1,11 +1,13 @@
 """The ledger's joins within one partition: pure functions of Arrow tables."""
 
+from collections.abc import Collection
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.teacher.calls import CALLS, REPLIES
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import FATAL
+from operators.teacher.failures import FATAL, OVER_LONG
 from operators.teacher.prompt_tokens import num_prompt_tokens
 
 CALL_COLUMNS = ("messages", "schema", "max_tokens")
@@ -27,14 +29,28 @@ def asked_calls(keyed: pa.Table) -> pa.Table:
     return keyed.filter(pc.is_valid(keyed["messages"])).select(CALLS.names).cast(CALLS)
 
 
-def new_calls(both: pa.Table, max_attempts: int) -> pa.Table:
-    """Within one partition: the calls whose key no record settles."""
+def new_calls(both: pa.Table, max_attempts: int, max_model_lens: Collection[int] = ()) -> pa.Table:
+    """Within one partition: the calls whose key no record settles.
+
+    Args:
+        both: columns of CALLS_AND_RECORDS.
+        max_attempts: failures after which a call is not made again.
+        max_model_lens: of the teachers; a prompt that was over another limit is tried again.
+    """
     if not both.num_rows:  # the shuffle may give a block no columns at all
         return CALLS.empty_table()
     is_record = pc.is_valid(both["error"])
-    settled = _settled_keys(both.filter(is_record).select(["call_key", "error"]), max_attempts)
+    records = both.filter(is_record).select(["call_key", "error"])
+    settled = _settled_keys(records.filter(pc.invert(_over_another_limit(records, max_model_lens))), max_attempts)
     calls = both.filter(pc.invert(is_record)).drop_columns(["error"])
     return calls.filter(pc.invert(pc.is_in(calls["call_key"], settled["call_key"].combine_chunks())))
+
+
+def _over_another_limit(records: pa.Table, max_model_lens: Collection[int]) -> pa.ChunkedArray:
+    over = pc.starts_with(records["error"], OVER_LONG)
+    for limit in max_model_lens:
+        over = pc.and_not(over, pc.starts_with(records["error"], f"{OVER_LONG}{limit};"))
+    return over
 
 
 def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:

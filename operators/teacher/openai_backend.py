@@ -142,20 +142,19 @@ def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Repl
     A reasoning model's answer is in `content` and its thoughts are in `reasoning_content` (`reasoning` elsewhere). If
     there is no content, the answer may stand there: a server's reasoning parser takes a reply without thoughts for one.
 
-    Raises:
-        ValueError: there is no text.
+    A reply without text is a failure that has cost its tokens: a reasoning model may think until the limit.
     """
     choice = completion.choices[0]
     message, reason = choice.message, str(choice.finish_reason or "stop")
     texts = (getattr(message, name, None) for name in ("content", "reasoning_content", "reasoning"))
     text = next((text for text in texts if isinstance(text, str) and text.strip()), "")
-    if reason == "content_filter":
-        return failed(call, f"{FATAL}the endpoint's content filter stopped the reply")
-    if not text:
-        raise ValueError(f"a reply without text, finish reason {reason}")
     usage = getattr(completion, "usage", None)
     prompt = _count_of(usage, "prompt_tokens") or num_prompt_tokens(call["messages"], teacher)
     generated = _count_of(usage, "completion_tokens") or min(num_text_tokens(text, teacher), call["max_tokens"])
+    if reason == "content_filter":
+        return failed(call, f"{FATAL}the endpoint's content filter stopped the reply", prompt, generated)
+    if not text:
+        return failed(call, f"a reply without text, finish reason {reason}", prompt, generated)
     return answered(call, text, reason, prompt, generated)
 
 

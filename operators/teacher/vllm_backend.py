@@ -15,7 +15,7 @@ import ray
 from operators.teacher.calls import Call, Reply, answered, call_seed, failed
 from operators.teacher.config import TeacherConfig
 from operators.teacher.engine_pool import EngineSpec
-from operators.teacher.failures import FATAL
+from operators.teacher.failures import over_long
 from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
 
 MOST_CALLS = 4096  # in one engine actor at once
@@ -73,15 +73,15 @@ class VllmEngine:
     async def _answer(self, call: Call, teacher: TeacherConfig) -> Reply:
         ids = prompt_token_ids(call["messages"], teacher)
         if len(ids) >= teacher.max_model_len:
-            limit = f"teacher.max_model_len: {teacher.max_model_len}"
-            return failed(call, f"{FATAL}the prompt has {len(ids)} tokens, {limit} leaves no room for a reply")
+            return failed(call, over_long(len(ids), teacher.max_model_len))
         thoughts = _thoughts_of(teacher.reasoning_parser, teacher.model, json.dumps(teacher.chat_template_kwargs))
         ended = {} if thoughts is None else {"reasoning_ended": thoughts.ended(ids)}
         sampling = sampling_of(call, teacher)
         output = await self._generate(ids, sampling, call["call_key"], ended)
         text = output.text if thoughts is None else thoughts.taken_off(output.text, call)
         if not text:
-            raise ValueError(f"a reply without text, finish reason {output.finish_reason}")
+            words = f"a reply without text, finish reason {output.finish_reason}"
+            return failed(call, words, len(ids), len(output.token_ids))
         return answered(call, text, str(output.finish_reason), len(ids), len(output.token_ids))
 
     async def _generate(self, ids: list[int], sampling: Any, name: str, ended: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ import pytest
 
 from operators.teacher.calls import CALLS, REPLIES
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import CRASHED, FATAL
+from operators.teacher.failures import CRASHED, FATAL, over_long
 from operators.teacher.ledger_tables import (
     CALLS_AND_RECORDS,
     asked_calls,
@@ -51,6 +51,12 @@ def union(calls: list[str], records: list[dict[str, object]]) -> pa.Table:
 def test_a_call_is_new_until_a_record_settles_it(errors: list[str], new: bool) -> None:
     both = union(["a", "b"], [record("a", error) for error in errors])
     assert new_calls(both, 2)["call_key"].to_pylist() == (["a", "b"] if new else ["b"])
+
+
+@pytest.mark.parametrize(("limits", "new"), [({1024}, False), ({1024, 2048}, False), ({2048}, True), ({102}, True)])
+def test_a_prompt_that_was_too_long_is_tried_again_under_another_limit(limits: set[int], new: bool) -> None:
+    both = union(["a"], [record("a", over_long(1500, 1024))])
+    assert new_calls(both, 1, limits).num_rows == int(new)
 
 
 def test_a_partition_without_rows_has_the_columns_of_calls() -> None:

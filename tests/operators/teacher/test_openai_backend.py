@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from operators.teacher.calls import CALLS
 from operators.teacher.config import TeacherConfig
 from operators.teacher.failures import FATAL, LOST, REFUSED
 from operators.teacher.generate import generate
-from operators.teacher.openai_backend import Slots
+from operators.teacher.openai_backend import Slots, read_completion
 from operators.teacher.prompt_tokens import TEMPLATE_TOKENS
 
 GARBAGE = {
@@ -266,6 +267,17 @@ class TestEndpoint:
         assert Endpoint.seen[0]["key"] == "Bearer secret-1234"
         assert "<key>" in reply["error"]
         assert "secret" not in reply["error"]
+
+
+@pytest.mark.parametrize(("reason", "error"), [("length", "a reply without text"), ("content_filter", FATAL)])
+def test_a_reply_without_text_counts_the_tokens_that_it_cost(reason: str, error: str) -> None:
+    message = SimpleNamespace(content="", reasoning_content=None)
+    usage = SimpleNamespace(prompt_tokens=3, completion_tokens=1000)
+    completion = SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason=reason)], usage=usage)
+    call = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tokens": 1000}
+    reply = read_completion(completion, call, TeacherConfig(backend="openai", model="m"))
+    assert reply["error"].startswith(error)
+    assert (reply["prompt_tokens"], reply["generated_tokens"]) == (3, 1000)
 
 
 def test_slots_halve_on_complaint_and_grow_by_one_a_round() -> None:
