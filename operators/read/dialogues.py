@@ -7,7 +7,7 @@ tool turns and all other turns stand before or after it, word for word.
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Policy = Literal["last", "every", "first"]
 
@@ -183,7 +183,7 @@ def _num_messages(root: dict[str, object]) -> int:
     return 1 + sum(_num_messages(reply) for reply in _replies_of(root))
 
 
-def _replies_of(message: dict[str, object]) -> list[dict[str, object]]:
+def _replies_of(message: dict[str, Any]) -> list[dict[str, Any]]:
     replies = message.get("replies")
     return [reply for reply in replies if isinstance(reply, dict)] if isinstance(replies, list) else []
 

@@ -198,7 +198,7 @@ def _hashed(texts: list[str], config: DecontaminateConfig) -> pa.Table:
 
 
 def _merge(*blocks: pa.Table) -> Runs:
-    """All runs as if none was common."""
+    """All runs, before the common ones are marked."""
     blocks = tuple(block for block in blocks if block.num_rows)
     if not blocks:
         return NO_RUNS

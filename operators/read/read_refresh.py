@@ -1,4 +1,4 @@
-"""All that happens to the records of a refresh alone: they are read, and those that are there already are marked."""
+"""Read the records of one refresh, and mark those that it or an earlier refresh already has."""
 
 from ray.data import Dataset
 

@@ -196,7 +196,7 @@ class Choice:
     schema_out: pa.Schema
     candidates: Callable[[Values], tuple[Pair, Pair | None]]  # of an active row: what is there, what may replace it
     decide: Callable[[Values, Measure | None, float | None, float | None], Values]
-    also_ifd: bool = False  # what replaces must have an IFD below 1 beside
+    also_ifd: bool = False  # the replacement must also have an IFD below 1
 
 
 def _instructions(row: Values) -> tuple[Pair, Pair | None]:
@@ -214,7 +214,7 @@ def _responses(row: Values) -> tuple[Pair, Pair | None]:
 def _map(rows: Dataset, choice: Choice, scorer: Scorer) -> Dataset:
     if choice.measure is None:
         return rows.map_batches(partial(_select_unscored, choice=choice), batch_format="pyarrow", num_cpus=0.5)
-    # Perplexities come from the same likelihoods as IFD. What r-IFD asks is never asked for IFD: no use to look there.
+    # Perplexities come from the same likelihoods as IFD and share its folder; those of r-IFD are other texts.
     kind = "rifd" if choice.measure == "rifd" else "ifd"
     return map_with_scores(rows, partial(select_rows, choice=choice), scorer, kind)
 

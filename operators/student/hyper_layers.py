@@ -1,4 +1,4 @@
-"""Which layers of a student can use HyperAttention; the others stay exact whatever the configuration says."""
+"""Which layers of a student can use HyperAttention; the others stay exact."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

@@ -67,7 +67,7 @@ def summed_loss(model: Any, pack: Pack, device: str = "cpu") -> Tensor:
     """
     lengths = pack.document_lengths or [len(pack.input_ids)]
     set_documents(lengths)
-    # Everything is chosen on the host: a question to a GPU would wait until all that it was given is done.
+    # Everything is chosen on the host: reading a result from a GPU would wait for all work queued there.
     targets = torch.tensor(pack.labels[1:])
     predicting = (targets != IGNORED).nonzero()[:, 0]
     nothing = not len(predicting)

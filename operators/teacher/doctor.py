@@ -115,7 +115,9 @@ def _check_endpoint(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
         names = _model_names(client.models.list)
     except APIConnectionError as error:
         cause = f"{error.__cause__ or error}"
-        yield Finding(f"{key}.base_url", f"nobody answers at {client.base_url} ({cause}); start it or mend the address")
+        yield Finding(
+            f"{key}.base_url", f"no server answers at {client.base_url} ({cause}); start it, or correct the address"
+        )
     except APIStatusError as error:
         if error.status_code in (401, 403):
             text = f"{host} refuses the key in {teacher.api_key_env}: {struck(error)}"

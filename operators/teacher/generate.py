@@ -21,7 +21,7 @@ SCRIPTED_TASK: dict[str, Any] = {"num_cpus": 0.25, "max_retries": -1}
 def generate(calls: Dataset, teacher: TeacherConfig, store: Store | None = None) -> Dataset:
     """Answer every call once; a call that fails becomes a row with `error`, never an exception.
 
-    An engine that dies is replaced; the supervisor of the store sees to it that this has an end.
+    An engine that dies is replaced; the supervisor of the store limits how often.
 
     Args:
         calls: see below; a block is a batch.

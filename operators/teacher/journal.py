@@ -66,7 +66,7 @@ class Journal:
                 return
             try:
                 await asyncio.to_thread(self._keep, replies)
-            except BaseException:  # whoever flushes next tries again, and fails where somebody sees it
+            except BaseException:  # the next flush tries again, and its error reaches the batch
                 self._waiting = replies + self._waiting
                 raise
 

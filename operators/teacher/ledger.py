@@ -7,7 +7,7 @@ merged into large ones, and only then deleted. Failed calls are kept too: they a
 `teacher.max_attempts` times.
 
 Cost: two shuffles a stage, one of the calls with the stored keys (which calls are new) and one of the rows with the
-replies; where a stage holds more than is asked, what nobody asked for is left in its files. Nothing is collected on the
+replies; replies that were not asked for are not read into the shuffle if the calls are few. Nothing is collected on the
 driver. How calls are made, and what may stop them, is in `dispatch`; the joins within one partition in `ledger_tables`.
 """
 

@@ -14,8 +14,9 @@ from operators.teacher.calls import Reply
 from operators.teacher.deaths import Deaths, Verdict
 from operators.teacher.failures import is_teachers_fault, refusal, stage_failure
 
-JUDGED_AFTER = 20  # calls, while others are still to come; at its end every stage is judged
-# Of the calls that earlier runs had answered: so many may be rows that fail each time, of a teacher that is well.
+JUDGED_AFTER = 20  # calls, before a stage is judged while it runs; at its end every stage is judged
+# Share of the calls answered by earlier runs that must come back before a stage is judged while it runs: so many may
+# be rows that fail in every run although the teacher works.
 JUDGED_SHARE = 0.1
 MOST_KINDS = 5  # of errors that are remembered, the most frequent
 KIND_CHARS = 160  # by which two errors are the same
@@ -143,7 +144,7 @@ class Supervisor:
         return self._closed
 
     async def conclude(self) -> str:
-        """No call is to come: why the stage cannot count as done; "" if it can."""
+        """Called after the last call: why the stage cannot count as done; "" if it can."""
         return self._closed or self._judged(self._settled + self._answered_before)
 
     async def discounted_files(self) -> list[str]:

@@ -130,10 +130,10 @@ def damage(checkpoint: Checkpoint) -> str:
     marker = json.loads((checkpoint.folder / _MARKER).read_text())
     known = marker.get("digests", {})
     strange = [file.name for file in [*_files(checkpoint.folder), checkpoint.folder / _MARKER] if not _is_ours(file)]
-    # Every worker gathers, also one that sees a stranger's file: the others would wait for it.
+    # Every worker gathers, also one that refuses a file: the others would hang in the collective.
     found = _gathered({} if strange else _digests(checkpoint.folder))
     differing = sorted(name for name in marker["files"] if found.get(name) != known.get(name, ""))
-    # Whatever one worker saw, all do the same: one that loads beside one that does not would wait for ever.
+    # All workers decide alike: one that loads while another does not would hang in the collective.
     texts = _gathered({str(_rank()): f"{strange} {differing}" if strange or differing else ""})
     worst = next((text for text in texts.values() if text), "")
     if not worst:

@@ -54,7 +54,7 @@ class TrainJob:
 
 
 class NotFiniteError(RuntimeError):
-    """The loss or its gradient is no finite number; it would be so again."""
+    """The loss or its gradient is not a finite number; a restart would give the same."""
 
 
 class Trainer:

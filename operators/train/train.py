@@ -107,7 +107,7 @@ def _exported(target: Path) -> dict[str, Any] | None:
 
 def _fit(job: TrainJob, index: PackIndex, target: Path) -> None:
     config = job.config
-    (target / CHECKPOINTS / FAILED).unlink(missing_ok=True)  # whoever starts again has changed something
+    (target / CHECKPOINTS / FAILED).unlink(missing_ok=True)  # a new run is a new attempt
     report_progress("train", total=config.total_steps(index.order(config).steps_per_epoch), note="loading")
     resources = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
@@ -120,7 +120,7 @@ def _fit(job: TrainJob, index: PackIndex, target: Path) -> None:
             num_workers=config.num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train v1
-            # A name of its own each time: Ray Train would take a known name for finished and train nothing.
+            # A new name each time: Ray Train takes a known name for a finished run and trains nothing.
             name=uuid.uuid4().hex,
             storage_path=str(target / CHECKPOINTS / "ray_train"),
             failure_config=FailureConfig(max_failures=config.max_failures),
