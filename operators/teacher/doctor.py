@@ -116,7 +116,7 @@ def _check_endpoint(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
     except APIConnectionError as error:
         cause = f"{error.__cause__ or error}"
         yield Finding(
-            f"{key}.base_url", f"no server answers at {client.base_url} ({cause}); start it, or correct the address"
+            f"{key}.base_url", f"nobody answers at {client.base_url} ({cause}); start it, or correct the address"
         )
     except APIStatusError as error:
         if error.status_code in (401, 403):
