@@ -169,6 +169,7 @@ class Pages:
             failed=query.get("failed", ""),
             text=query.get("text", ""),
             total=self._ledger.count(stage),
+            cut_off=self._ledger.cut_off(stage),
             replies=self._with_prompts(stage, page.rows),
             **_navigation(f"/replies/{quote(stage)}", page, query),
         )

@@ -37,6 +37,11 @@ class ParquetLog:
         """Paths of the finished files of a stage within the ledger's file system, sorted."""
         return [info.path for info in self._whole(stage)]
 
+    def cut_off(self, stage: str) -> list[str]:
+        """Names of the files that lost their end: no reader counts them, and the next `tidy` sets them aside."""
+        whole = set(self.of(stage))
+        return [info.base_name for info in self._found(stage) if info.path not in whole]
+
     def read(self, stage: str, columns: list[str]) -> Dataset | None:
         """All committed records of a stage, lazily; None if there are none. Files that are cut off are left out."""
         found = self._whole(stage)

@@ -100,8 +100,9 @@ def test_a_file_of_replies_that_was_cut_off_is_named_and_breaks_no_other_page(
 ) -> None:
     (storage / "ledger" / "reflect_instructions" / "cut.parquet").write_bytes(b"PAR1")
     found = client.get("/replies/reflect_instructions")
-    assert found.status_code == 503
-    assert "cannot be read" in found.text
+    assert found.status_code == 200
+    assert "cannot be read and is left out: cut.parquet" in found.text
+    assert "cannot be read" not in client.get("/replies/reflect_responses").text
     assert client.get("/rows/recycled_instructions?refresh=2026-11-22").status_code == 200
 
 
