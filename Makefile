@@ -20,15 +20,15 @@ $(INSTALLED): pyproject.toml .ci/install .ci/constraints-cpu.txt
 	.ci/install $(PYTHON) $(VENV) $(EXTRA)
 	@touch $@
 
-demo: $(INSTALLED) ## recycle a small data set, train on it, report: up to 10 minutes on two cores
+demo: $(INSTALLED) ## recycle a small data set, train on it, report: aim: 10 minutes on two quiet cores
 	$(BIN)/python flows/recycle_and_train.py --config configs/demo.yaml
 
-test: test-fast ## all tests: about 25 minutes on two cores
-	@echo "the slow tests: about 20 minutes on two cores"
+test: test-fast ## all tests; aim: 25 minutes on two quiet cores
+	@echo "the slow tests: half an hour or more on two cores"
 	$(BIN)/python -m pytest -m slow
 
-test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: about 4 minutes on two cores
-	@echo "the fast tests: about 4 minutes on two cores"
+test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers; aim: 4 minutes on two quiet cores
+	@echo "the fast tests: some minutes on two cores (14 measured on a busy machine)"
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types, import contracts: about 2 minutes
@@ -44,7 +44,7 @@ format: $(INSTALLED) ## format the code, mend what ruff can mend
 docs: $(INSTALLED) ## write docs/configuration.md and configs/schema.json from the code
 	$(BIN)/python -m flows.configuration_page
 
-bench: $(INSTALLED) ## run all benchmarks at small sizes and print one table: about 15 minutes on two cores
+bench: $(INSTALLED) ## run all benchmarks at small sizes and print one table
 	$(BIN)/python benchmarks/run_all.py
 
 ui: $(INSTALLED) ## Dagster's web UI and daemon beside a local Ray cluster, on 127.0.0.1
