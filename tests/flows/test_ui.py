@@ -121,7 +121,10 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     )
     try:
         assert served.stdout is not None
-        lines = list(iter(served.stdout.readline, "Ctrl-C stops what was started\n"))
+        lines = []
+        while (line := served.stdout.readline()) != "Ctrl-C stops what was started\n":
+            assert line, f"the servers ended after {lines}"
+            lines.append(line)
         assert any("/asset-groups" in line for line in lines)
         started = processes_of(str(storage))
         assert {"raylet", "gcs_server"} < {process.name() for process in started}
