@@ -18,14 +18,13 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from pydantic import Field, field_validator, model_validator
 from ray.data import Dataset
 
 from operators.chat_markup import escape
-from operators.columns import ACTIVE, HELD_OUT, RAW, conform
-from operators.join import ROWS_PER_PARTITION, group_by_key
+from operators.columns import ACTIVE, HELD_OUT, RAW
+from operators.join import ROWS_PER_PARTITION, cogroup
 from operators.outside_text import is_damaged, replace_surrogates
 from operators.read.drop_seen import SEEN
 from operators.read.read_instructions import DUPLICATE
@@ -168,43 +167,35 @@ def _with_dataset_step(
     after = function(active)
     if not isinstance(after, Dataset):
         raise ValueError(f"steps: {label} returned {type(after).__name__}; a step on a Dataset returns a Dataset")
-    tagged = rows.map_batches(partial(_tag, is_after=False), batch_format="pyarrow", num_cpus=0.25)
-    returned = after.map_batches(partial(_tag, is_after=True), batch_format="pyarrow", num_cpus=0.25)
-    both = group_by_key(tagged.union(returned), "row_id", 1 + 2 * rows.count() // ROWS_PER_PARTITION)
     keep = partial(keep_every_row, label=label, special_tokens=special_tokens)
-    return both.map_batches(keep, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
+    num_blocks = 1 + 2 * rows.count() // ROWS_PER_PARTITION
+    return cogroup((rows, RAW), (after, RAW), "row_id", num_blocks, keep, num_cpus=0.5)
 
 
-def keep_every_row(both: pa.Table, label: str, special_tokens: frozenset[str]) -> pa.Table:
+def keep_every_row(before: pa.Table, after: pa.Table, label: str, special_tokens: frozenset[str]) -> pa.Table:
     """Rows before and after a step on a Dataset -> each row once, with what the step made of it.
 
     Args:
-        both: columns.RAW and is_after; all rows of one id are here.
+        before: columns.RAW.
+        after: columns.RAW; all rows of an id of `before` are here.
         label: of the step.
         special_tokens: of teacher and student.
     """
-    if not both.num_rows:  # the shuffle may give a block no columns at all
-        return RAW.empty_table()
-    before = both.filter(pc.invert(both["is_after"])).drop_columns(["is_after"]).to_pylist()
-    after: dict[str, dict[str, Any]] = {}
-    known = {row["row_id"] for row in before}
-    for row in both.filter(both["is_after"]).to_pylist():
-        if row["row_id"] in after or row["row_id"] not in known:
-            fault = "twice" if row["row_id"] in after else "which it was not given"
+    rows, found = before.to_pylist(), {}
+    known = {row["row_id"] for row in rows}
+    for row in after.to_pylist():
+        if row["row_id"] in found or row["row_id"] not in known:
+            fault = "twice" if row["row_id"] in found else "which it was not given"
             raise ValueError(
                 f"steps: {label} returned row {row['row_id']} {fault}; a step may change and drop rows, never add any"
             )
-        after[row["row_id"]] = row
-    for at, row in enumerate(before):
+        found[row["row_id"]] = row
+    for at, row in enumerate(rows):
         if row["outcome"] == ACTIVE:
-            found = after.get(row["row_id"])
+            changed = found.get(row["row_id"])
             dropped = row | {"outcome": _dropped(label)}
-            before[at] = _taken(row, found, label, special_tokens) if found else dropped
-    return pa.Table.from_pylist(before, schema=RAW)
-
-
-def _tag(rows: pa.Table, is_after: bool) -> pa.Table:
-    return conform(rows, RAW).append_column("is_after", pa.array([is_after] * rows.num_rows, pa.bool_()))
+            rows[at] = _taken(row, changed, label, special_tokens) if changed else dropped
+    return pa.Table.from_pylist(rows, schema=RAW)
 
 
 def _takes_datasets(function: Callable[..., Any]) -> bool:

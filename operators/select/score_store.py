@@ -17,11 +17,9 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from ray.data import ActorPoolStrategy, Dataset
 
-from operators.columns import conform
-from operators.join import group_by_key
+from operators.join import cogroup
 from operators.models import model_revision
 from operators.parquet_log import ParquetLog, write_whole
 from operators.select.ifd import Score, ScoreConfig, StudentScorer, Turn
@@ -111,35 +109,22 @@ def _with_known(rows: Dataset, files: ParquetLog, name: str) -> Dataset:
     rows = rows.materialize()  # counted, and then shuffled
     num_rows = rows.count()
     records, num_records = files.read_for(rows.select_columns(["row_id"]), num_rows, name, RECORD.names)
-    schema = rows.schema().base_schema.append(pa.field(KNOWN, pa.string()))
-    tagged = rows.map_batches(partial(conform, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-    known = records.map_batches(partial(_as_known, schema=schema), batch_format="pyarrow", num_cpus=0.25)
     num_blocks = 1 + (num_rows + num_records) // ROWS_PER_PARTITION
-    both = group_by_key(tagged.union(known), "row_id", num_blocks)
-    merge = partial(_merge, schema=schema)
-    merged: Dataset = both.map_batches(merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25).materialize()
-    return merged  # complete: beside the actors to come, the tasks of the shuffle may wait for a free CPU for ever
+    sides = (rows, rows.schema().base_schema), (records, RECORD)
+    # Complete: beside the actors to come, the tasks of the shuffle may wait for a free CPU for ever.
+    return cogroup(*sides, "row_id", num_blocks, _merge).materialize()
 
 
 def _add_null(rows: pa.Table, name: str) -> pa.Table:
     return rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
 
 
-def _as_known(records: pa.Table, schema: pa.Schema) -> pa.Table:
-    known = pa.array([json.dumps(record) for record in records.to_pylist()], pa.string())
-    return conform(pa.table({"row_id": records["row_id"], KNOWN: known}), schema)
-
-
-def _merge(both: pa.Table, schema: pa.Schema) -> pa.Table:
+def _merge(rows: pa.Table, records: pa.Table) -> pa.Table:
     """Within one partition: give every row its records, and drop those of rows that are not here."""
-    if not both.num_rows:  # the shuffle may give a block no columns at all
-        return schema.empty_table()
-    is_record = pc.is_valid(both[KNOWN])
-    records, rows = both.filter(is_record), both.filter(pc.invert(is_record)).drop_columns([KNOWN])
-    found: dict[str, list[str]] = {}
-    for row_id, record in zip(records["row_id"].to_pylist(), records[KNOWN].to_pylist(), strict=True):
-        found.setdefault(row_id, []).append(record)
-    known = [f"[{','.join(found[row_id])}]" if row_id in found else None for row_id in rows["row_id"].to_pylist()]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in records.to_pylist():
+        found.setdefault(record["row_id"], []).append(record)
+    known = [json.dumps(found[row_id]) if row_id in found else None for row_id in rows["row_id"].to_pylist()]
     return rows.append_column(KNOWN, pa.array(known, pa.string()))
 
 

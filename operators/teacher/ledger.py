@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
-from operators.columns import conform
-from operators.join import add_up, group_by_key
+from operators.join import add_up, cogroup
 from operators.parquet_log import ParquetLog, write_whole
 from operators.progress import report_progress
 from operators.stage import require_columns
@@ -30,7 +29,7 @@ from operators.teacher.calls import CALLS, REPLIES, call_key
 from operators.teacher.config import TeacherConfig
 from operators.teacher.dispatch import Asking, TeacherStoppedError
 from operators.teacher.engine_pool import engine_starts
-from operators.teacher.ledger_tables import CALL_COLUMNS, CALLS_AND_RECORDS, REPLY_COLUMNS
+from operators.teacher.ledger_tables import CALL_COLUMNS, KNOWN, REPLY_COLUMNS
 from operators.teacher.variants import Member, member_of_row, members_of, teacher_of
 
 RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string())])
@@ -201,26 +200,16 @@ class Ledger:
             return asked
         keys = asked.select_columns(["call_key"])
         known, num_known = self.files.read_for(keys, num_rows, stage, ["call_key", "error"])
-        as_record = partial(conform, schema=CALLS_AND_RECORDS)
-        both = asked.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25).union(
-            known.map_batches(as_record, batch_format="pyarrow", num_cpus=0.25)
-        )
         new_calls = partial(tables.new_calls, max_attempts=max_attempts, max_model_lens=max_model_lens)
-        return _partition_by_key(both, num_rows + num_known).map_batches(
-            new_calls, batch_size=None, batch_format="pyarrow", num_cpus=0.25
-        )
+        return cogroup((asked, CALLS), (known, KNOWN), "call_key", _num_blocks(num_rows + num_known), new_calls)
 
     def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int, schema: pa.Schema) -> Dataset:
-        both = keyed.map_batches(partial(tables.tag_rows, schema=schema), batch_format="pyarrow", num_cpus=0.25)
-        num_known = 0
-        if self.files.of(stage):
-            keys = keyed.select_columns(["call_key"])
-            known, num_known = self.files.read_for(keys, num_rows, stage, ["call_key", *REPLY_COLUMNS])
-            tag = partial(tables.tag_replies, schema=schema)
-            both = both.union(known.map_batches(tag, batch_format="pyarrow", num_cpus=0.25))
-        return _partition_by_key(both, num_rows + num_known).map_batches(
-            tables.merge, batch_size=None, batch_format="pyarrow", num_cpus=0.25
-        )
+        if not self.files.of(stage):
+            return keyed.map_batches(tables.without_replies, batch_format="pyarrow", num_cpus=0.25)
+        keys = keyed.select_columns(["call_key"])
+        known, num_known = self.files.read_for(keys, num_rows, stage, ["call_key", *REPLY_COLUMNS])
+        sides = (keyed, schema), (known, tables.KEYED_REPLIES)
+        return cogroup(*sides, "call_key", _num_blocks(num_rows + num_known), tables.merge)
 
 
 def _commit(replies: pa.Table, folder: str, stage: str, model: str) -> str:
@@ -231,9 +220,8 @@ def _commit(replies: pa.Table, folder: str, stage: str, model: str) -> str:
     return file
 
 
-def _partition_by_key(data: Dataset, num_rows: int) -> Dataset:
-    """All rows of one key in one block."""
-    return group_by_key(data, "call_key", 1 + num_rows // ROWS_PER_PARTITION)
+def _num_blocks(num_rows: int) -> int:
+    return 1 + num_rows // ROWS_PER_PARTITION
 
 
 def _keyed(calls: Dataset, members: list[Member], stage: str) -> tuple[Dataset, Dataset]:

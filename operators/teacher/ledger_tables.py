@@ -12,7 +12,8 @@ from operators.teacher.prompt_tokens import num_prompt_tokens
 
 CALL_COLUMNS = ("messages", "schema", "max_tokens")
 REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in ("call_key", "row_id"))
-CALLS_AND_RECORDS = CALLS.append(REPLIES.field("error"))  # null in calls
+KNOWN = pa.schema([REPLIES.field("call_key"), REPLIES.field("error")])
+KEYED_REPLIES = pa.schema([REPLIES.field("call_key"), *(REPLIES.field(name) for name in REPLY_COLUMNS)])
 
 
 def measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:
@@ -29,20 +30,16 @@ def asked_calls(keyed: pa.Table) -> pa.Table:
     return keyed.filter(pc.is_valid(keyed["messages"])).select(CALLS.names).cast(CALLS)
 
 
-def new_calls(both: pa.Table, max_attempts: int, max_model_lens: Collection[int] = ()) -> pa.Table:
+def new_calls(calls: pa.Table, records: pa.Table, max_attempts: int, max_model_lens: Collection[int] = ()) -> pa.Table:
     """Within one partition: the calls whose key no record settles.
 
     Args:
-        both: columns of CALLS_AND_RECORDS.
+        calls: columns of CALLS.
+        records: columns of KNOWN.
         max_attempts: failures after which a call is not made again.
         max_model_lens: of the teachers; a prompt that was over another limit is tried again.
     """
-    if not both.num_rows:  # the shuffle may give a block no columns at all
-        return CALLS.empty_table()
-    is_record = pc.is_valid(both["error"])
-    records = both.filter(is_record).select(["call_key", "error"])
     settled = _settled_keys(records.filter(pc.invert(_over_another_limit(records, max_model_lens))), max_attempts)
-    calls = both.filter(pc.invert(is_record)).drop_columns(["error"])
     return calls.filter(pc.invert(pc.is_in(calls["call_key"], settled["call_key"].combine_chunks())))
 
 
@@ -63,14 +60,6 @@ def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:
     return table.filter(settled).select(["call_key"])
 
 
-def tag_rows(keyed: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Rows in the columns that they share with replies."""
-    rows = keyed.select(schema.names).cast(schema)
-    for name in REPLY_COLUMNS:
-        rows = rows.append_column(REPLIES.field(name), pa.nulls(rows.num_rows, REPLIES.field(name).type))
-    return rows.append_column("is_reply", pa.array([False] * rows.num_rows))
-
-
 def without_replies(keyed: pa.Table) -> pa.Table:
     """Rows of which none asked anything, with the columns of a reply."""
     rows = keyed.drop_columns(["call_key", *CALL_COLUMNS])
@@ -79,25 +68,18 @@ def without_replies(keyed: pa.Table) -> pa.Table:
     return rows
 
 
-def tag_replies(known: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Replies in the columns that they share with rows."""
-    columns = {
-        field.name: known["call_key"] if field.name == "call_key" else pa.nulls(known.num_rows, field.type)
-        for field in schema
-    }
-    columns |= {name: known[name].cast(REPLIES.field(name).type) for name in REPLY_COLUMNS}
-    return pa.table({**columns, "is_reply": pa.array([True] * known.num_rows)})
+def merge(rows: pa.Table, replies: pa.Table) -> pa.Table:
+    """Within one partition: give every row its reply, an answer before a failure, and drop what nobody asked for.
 
-
-def merge(both: pa.Table) -> pa.Table:
-    """Within one partition: give every row its reply, an answer before a failure, and drop what nobody asked for."""
-    replies = both.filter(both["is_reply"]).select(["call_key", *REPLY_COLUMNS])
+    Args:
+        rows: call_key, columns of CALL_COLUMNS, and any others.
+        replies: columns of KEYED_REPLIES.
+    """
     # "" sorts first: after this, the first record of a key is an answer if there is one.
     replies = replies.sort_by([("call_key", "ascending"), ("error", "ascending")])
     first = replies.group_by("call_key", use_threads=False).aggregate([(name, "first") for name in REPLY_COLUMNS])
     first = first.select(["call_key", *(f"{name}_first" for name in REPLY_COLUMNS)]).rename_columns(
         ["call_key", *REPLY_COLUMNS]
     )
-    rows = both.filter(pc.invert(both["is_reply"])).drop_columns(["is_reply", *CALL_COLUMNS])
-    joined = rows.drop_columns(list(REPLY_COLUMNS)).join(first, "call_key", join_type="left outer")
+    joined = rows.drop_columns(list(CALL_COLUMNS)).join(first, "call_key", join_type="left outer")
     return joined.drop_columns(["call_key"])

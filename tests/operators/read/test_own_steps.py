@@ -88,14 +88,9 @@ def test_what_a_function_writes_can_be_read_by_the_stages_that_come(changes: dic
     assert found["outcome"] == outcome
 
 
-def tagged(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> pa.Table:
-    rows = table(*before, *after)
-    return rows.append_column("is_after", pa.array([False] * len(before) + [True] * len(after)))
-
-
 def test_a_row_that_does_not_come_back_is_dropped_with_its_reason() -> None:
     before = [a_row("a", "A"), a_row("b", "B"), a_row("c", "C", outcome="quarantined:encoding")]
-    found = keep_every_row(tagged(before, [a_row("b", "B!")]), "mine", frozenset()).to_pylist()
+    found = keep_every_row(table(*before), table(a_row("b", "B!")), "mine", frozenset()).to_pylist()
     assert [(row["row_id"], row["instruction"], row["outcome"]) for row in found] == [
         ("a", "A", "dropped:mine"),
         ("b", "B!", ""),
@@ -106,7 +101,7 @@ def test_a_row_that_does_not_come_back_is_dropped_with_its_reason() -> None:
 @pytest.mark.parametrize(("after", "fault"), [(["a", "a"], "twice"), (["z"], "not given")])
 def test_a_row_that_is_doubled_or_made_up_is_an_error(after: list[str], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
-        keep_every_row(tagged([a_row("a", "A")], [a_row(name, "A") for name in after]), "mine", frozenset())
+        keep_every_row(table(a_row("a", "A")), table(*(a_row(name, "A") for name in after)), "mine", frozenset())
 
 
 def test_the_source_of_the_module_is_part_of_what_rows_are_made_from(module: str) -> None:

@@ -3,17 +3,16 @@
 import pyarrow as pa
 import pytest
 
-from operators.teacher.calls import CALLS, REPLIES
+from operators.teacher.calls import CALLS
 from operators.teacher.config import TeacherConfig
 from operators.teacher.failures import CRASHED, FATAL, over_long
 from operators.teacher.ledger_tables import (
-    CALLS_AND_RECORDS,
+    KEYED_REPLIES,
+    KNOWN,
     asked_calls,
     measure_calls,
     merge,
     new_calls,
-    tag_replies,
-    tag_rows,
     without_replies,
 )
 
@@ -30,9 +29,9 @@ def record(key: str, error: str = "", reply: str | None = None) -> dict[str, obj
     return {"call_key": key, "row_id": "", "reply": said, "finish_reason": "stop", **counts, "error": error}
 
 
-def union(calls: list[str], records: list[dict[str, object]]) -> pa.Table:
-    called = [{**row(key), "error": None} for key in calls]
-    return pa.Table.from_pylist([*called, *records], schema=CALLS_AND_RECORDS)
+def calls_and_known(calls: list[str], records: list[dict[str, object]]) -> tuple[pa.Table, pa.Table]:
+    called = pa.Table.from_pylist([row(key) for key in calls], schema=CALLS)
+    return called, pa.Table.from_pylist(records, schema=KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -49,18 +48,18 @@ def union(calls: list[str], records: list[dict[str, object]]) -> pa.Table:
     ],
 )
 def test_a_call_is_new_until_a_record_settles_it(errors: list[str], new: bool) -> None:
-    both = union(["a", "b"], [record("a", error) for error in errors])
-    assert new_calls(both, 2)["call_key"].to_pylist() == (["a", "b"] if new else ["b"])
+    both = calls_and_known(["a", "b"], [record("a", error) for error in errors])
+    assert new_calls(*both, 2)["call_key"].to_pylist() == (["a", "b"] if new else ["b"])
 
 
 @pytest.mark.parametrize(("limits", "new"), [({1024}, False), ({1024, 2048}, False), ({2048}, True), ({102}, True)])
 def test_a_prompt_that_was_too_long_is_tried_again_under_another_limit(limits: set[int], new: bool) -> None:
-    both = union(["a"], [record("a", over_long(1500, 1024))])
-    assert new_calls(both, 1, limits).num_rows == int(new)
+    both = calls_and_known(["a"], [record("a", over_long(1500, 1024))])
+    assert new_calls(*both, 1, limits).num_rows == int(new)
 
 
 def test_a_partition_without_rows_has_the_columns_of_calls() -> None:
-    assert new_calls(pa.table({}), 2).schema == CALLS
+    assert new_calls(CALLS.empty_table(), KNOWN.empty_table(), 2).schema == CALLS
 
 
 def test_only_rows_that_ask_become_calls() -> None:
@@ -71,10 +70,10 @@ def test_only_rows_that_ask_become_calls() -> None:
 
 
 def test_a_row_gets_an_answer_before_a_failure_and_nothing_that_it_did_not_ask_for() -> None:
-    rows = tag_rows(pa.Table.from_pylist([row("a"), row("b"), row("c")], schema=ROWS), ROWS)
+    rows = pa.Table.from_pylist([row("a"), row("b"), row("c")], schema=ROWS)
     records = [record("a", "boom"), record("a", reply="said"), record("b", "boom"), record("other")]
-    replies = tag_replies(pa.Table.from_pylist(records, schema=REPLIES), ROWS)
-    merged = {one["kept"]: one for one in merge(pa.concat_tables([rows, replies])).to_pylist()}
+    replies = pa.Table.from_pylist(records, schema=KEYED_REPLIES)
+    merged = {one["kept"]: one for one in merge(rows, replies).to_pylist()}
     assert {key: (one["reply"], one["error"]) for key, one in merged.items()} == {
         "a": ("said", ""),
         "b": (None, "boom"),
