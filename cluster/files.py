@@ -1,12 +1,9 @@
-"""Writes files of the storage whole, and says in one line what the storage refuses."""
+"""Checksums of the storage's files, and in one line what the storage refuses."""
 
 import errno
-import os
-import uuid
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import ray
 from pyarrow import fs
@@ -18,30 +15,6 @@ CHUNK_BYTES = 8 << 20
 
 class StorageError(RuntimeError):
     """The storage cannot be read or written; the message names what, why and the cure, and is shown as one line."""
-
-
-def write_whole(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    """Write a file that its readers see whole or not at all, also after a power failure.
-
-    An object store shows a file when it is complete. On a POSIX file system it is written under a hidden name, forced
-    to the disk and renamed.
-    """
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(content)
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(target)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def checksums(filesystem: fs.FileSystem, paths: Sequence[str], total_bytes: int) -> list[str]:

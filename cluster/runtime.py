@@ -16,7 +16,7 @@ from ray._private import ray_constants, services
 from cluster.local import LOOPBACK_ONLY
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("flows", "operators", "kernels", "cluster")
+PACKAGES = ("flows", "operators", "kernels", "cluster", "files")
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UPLOADED_PACKAGE = "_ray_pkg_"
 HOME_VARIABLE = "RECYCLE_HOME"

@@ -24,9 +24,10 @@ from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 from ray.data import Dataset
 
-from cluster.files import StorageError, checksums, write_whole
+from cluster.files import StorageError, checksums
 from cluster.manifest import Description, Manifest, fingerprint_of
 from cluster.memory import PeakMemory
+from files.atomic import open_filesystem, write_file
 
 MARKER, MANIFEST = "_SUCCESS", "manifest.json"
 ASIDE = ".making"  # readers of folders skip names that begin with a dot
@@ -78,7 +79,7 @@ class AssetStore:
 
     def __init__(self, root: str) -> None:
         """Open a store at an absolute path or URI; assets lie under `<root>/assets/<asset>/[refresh=<key>/]`."""
-        self._filesystem, self._root = fs.FileSystem.from_uri(root)
+        self._filesystem, self._root = open_filesystem(root)
         self._known: dict[str, tuple[int, Manifest]] = {}  # by folder: when the file was written, and what it says
         self._verified: set[str] = set()  # files whose checksum this process has seen to be right
         self.made: set[tuple[str, str | None]] = set()  # (asset, refresh) that this process made rather than found
@@ -254,8 +255,8 @@ class AssetStore:
         for name in manifest.files:
             self._filesystem.move(f"{folder}/{ASIDE}/{name}", f"{folder}/{name}")
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
-        write_whole(self._filesystem, f"{folder}/{MANIFEST}", text.encode())
-        write_whole(self._filesystem, f"{folder}/{MARKER}", b"")
+        write_file(self._filesystem, f"{folder}/{MANIFEST}", text.encode())
+        write_file(self._filesystem, f"{folder}/{MARKER}", b"")
         for info in self._filesystem.get_file_info(fs.FileSelector(folder)):
             if info.type == fs.FileType.File and info.base_name not in {*manifest.files, MANIFEST, MARKER}:
                 self._filesystem.delete_file(info.path)

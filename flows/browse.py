@@ -30,6 +30,7 @@ from cluster.files import StorageError
 from cluster.manifest import Manifest
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
+from files.atomic import open_filesystem
 from flows.config import ConfigError, load_config
 from flows.graph import (
     EVALUATION,
@@ -117,7 +118,7 @@ class Pages:
         """Open an absolute path or a URI."""
         self.storage, self._prices = storage, prices
         self._store = AssetStore(storage)
-        self._filesystem, self._root = fs.FileSystem.from_uri(storage)
+        self._filesystem, self._root = open_filesystem(storage)
         self._ledger, self._prompts = ParquetLog(f"{storage}/ledger"), ParquetLog(f"{storage}/{PROMPTS}")
 
     def exists(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from pyarrow import fs
 
 from cluster.manifest import Manifest
+from files.atomic import open_filesystem
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.run import Run
 from operators.evaluate.release_history import ReleaseHistory
@@ -81,7 +82,7 @@ def _summary(asset: str, manifests: list[Manifest], rows_in: int | None, *, cach
 
 def _earlier(run: Run) -> dict[str, Any] | None:
     """The figures of the run's last report; None if there is none that can be read."""
-    filesystem, path = fs.FileSystem.from_uri(run.path("reports", f"{run.config.name}.json"))
+    filesystem, path = open_filesystem(run.path("reports", f"{run.config.name}.json"))
     if filesystem.get_file_info(path).type == fs.FileType.NotFound:
         return None
     with filesystem.open_input_stream(path) as stream:

@@ -13,7 +13,7 @@ import ray
 from pyarrow import fs
 from ray.data import Dataset
 
-from operators.files import open_filesystem, put_file
+from files.atomic import open_filesystem, put_file
 
 COMPACT_ABOVE, FILES_MERGED = 128, 256  # small files of a stage, and those that become one
 LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte has some thousands

@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar
 from pyarrow import fs
 from pydantic import ValidationError
 
+from files.atomic import open_filesystem, put_file
 from operators.evaluate.results import Comparison, Evaluation, HeldOutLoss, Judgement, Result
-from operators.files import put_file
 
 POINTER, HISTORY = "released.json", "releases"
 _NUMBERED = re.compile(r"(\d{6,})\.json")
@@ -76,7 +76,7 @@ class ReleaseHistory:
     def __init__(self, storage: str) -> None:
         """Open the history under an absolute path or a URI; nothing need be there."""
         self._storage = storage
-        self._filesystem, self._root = fs.FileSystem.from_uri(storage)
+        self._filesystem, self._root = open_filesystem(storage)
 
     def current(self) -> Pointer | None:
         """The released student; None if none ever was.

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from scipy import stats
 
+from files.atomic import open_filesystem, put_file
 from operators.evaluate.config import NOT_FINITE
 from operators.evaluate.results import NUM_QUANTILES, HeldOutLoss, PairedChange
-from operators.files import put_file
 
 # What `evaluate.rows` holds of every held-out row: sums of nats over its response tokens, and the answers of samples.
 ROWS = pa.schema(
@@ -153,7 +153,7 @@ def write_rows(rows: pa.Table, path: str) -> None:
 
 def read_rows(path: str) -> pa.Table | None:
     """`ROWS` of an earlier evaluation; None if there is no such file any more."""
-    filesystem, inside = fs.FileSystem.from_uri(path)
+    filesystem, inside = open_filesystem(path)
     if filesystem.get_file_info(inside).type == fs.FileType.NotFound:
         return None
     return pq.read_table(inside, filesystem=filesystem, partitioning=None, page_checksum_verification=True).cast(ROWS)

@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.data import Dataset
 from ray.data.datasource import FilenameProvider
 
+from files.atomic import UNFINISHED, open_filesystem, swap_folder
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
-from operators.files import UNFINISHED, swap_folder
 from operators.publish.hub import REPOSITORY, push_folder
 from operators.publish.pass_through import Kinds, kinds_of, with_pass_through
 from operators.stage import StageConfig, require_columns
@@ -104,7 +104,7 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
         ValueError: a column is missing, the rows are not as many as the lineage says, or a push lacks its token.
     """
     require_columns("publish", RECYCLED.names, rows.columns() or [])
-    filesystem, root = fs.FileSystem.from_uri(folder)
+    filesystem, root = open_filesystem(folder)
     beside = f"{root.rstrip('/')}{UNFINISHED}"
     if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
         filesystem.delete_dir(beside)  # an earlier publication broke off

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 
-from operators.files import open_filesystem
+from files.atomic import open_filesystem
 from operators.read.json_records import line_records, value_records
 from operators.read.record import READ_BYTES, Record
 from operators.read.source_files import Piece

@@ -35,15 +35,21 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def put_file(path: str, content: str | bytes | Callable[[Any], None]) -> None:
-    """Write a file whole: readers see what was there before or all of `content`.
+    """Write a file whole at a path or URI, see `write_file`; its folder need not exist."""
+    filesystem, target = open_filesystem(path)
+    write_file(filesystem, target, content)
+
+
+def write_file(filesystem: fs.FileSystem, target: str, content: str | bytes | Callable[[Any], None]) -> None:
+    """Write a file whole: readers see what was there before or all of `content`, also after a power failure.
 
     It is written beside under a hidden name, locally flushed to disk, and renamed; on an object store a PUT is atomic.
 
     Args:
-        path: a path or URI; its folder need not exist.
+        filesystem: of the file.
+        target: its path there; its folder need not exist.
         content: text is written as UTF-8; a function is handed an open pyarrow stream to write to.
     """
-    filesystem, target = open_filesystem(path)
     if filesystem.type_name in OBJECT_STORES:
         _write(filesystem, target, content)
         return
