@@ -1,13 +1,14 @@
 """Dagster's own state under the storage: SQLite run history, and the launcher of scheduled runs as Ray jobs."""
 
-import socket
 from pathlib import Path
 
 import dagster as dg
-import psutil
 import yaml
 
-DRIVER_TAG = "recycle/driver"  # host:pid:start time of the process that executes a run of the command line
+from cluster.lease import is_leased
+
+DRIVER_TAG = "recycle/driver"  # of a run that a process of the command line executes, under the storage's lease
+STORAGE_TAG = "recycle/storage"  # which storage a run works on
 RETRIES_TAG = "dagster/max_retries"
 RAY_DASHBOARD = "http://127.0.0.1:8265"
 # Where a run finds code and configuration: the launcher copies these from the daemon. No secrets: Ray shows them.
@@ -23,33 +24,32 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(folder))
 
 
-def driver_tag() -> dict[str, str]:
-    """Tags of a run in this process: who executes it, so that others can tell whether it still runs; no retries."""
-    process = psutil.Process()
-    return {DRIVER_TAG: f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}", RETRIES_TAG: "0"}
+def driver_tags(storage: str) -> dict[str, str]:
+    """Tags of a run of the command line: it lives as long as it holds the storage's lease; no retries."""
+    return {DRIVER_TAG: "command line", STORAGE_TAG: storage, RETRIES_TAG: "0"}
 
 
-def reap(instance: dg.DagsterInstance) -> int:
-    """Mark runs as failed whose driver on this machine is gone; a driver that was killed leaves its run open."""
+def reap(instance: dg.DagsterInstance, storage: str) -> int:
+    """Mark the runs of the command line that are still open as failed; the caller holds the storage's lease.
+
+    Whoever executed them held the lease and does not any more, so he is gone, on whatever machine he was. No host name,
+    no process id and no clock is asked.
+    """
     open_runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]))
-    dead = [run for run in open_runs if driver_is_dead(run)]
+    dead = [run for run in open_runs if DRIVER_TAG in run.tags and run.tags.get(STORAGE_TAG, storage) == storage]
     for run in dead:
         instance.report_run_failed(run, message="its driver was killed; reported by the next run")
     return len(dead)
 
 
-def driver_is_dead(run: dg.DagsterRun) -> bool:
-    """Whether the run was executed by a process of this machine that is gone; False where that cannot be known."""
-    tag = run.tags.get(DRIVER_TAG)
-    if tag is None:
-        return False
-    host, pid, started = tag.rsplit(":", 2)
-    if host != socket.gethostname():
-        return False
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.0f}" != started
-    except psutil.NoSuchProcess:
-        return True
+def is_alive(run: dg.DagsterRun, otherwise: str) -> bool:
+    """Whether a process holds the lease of the storage that a run works on, which it does as long as it works.
+
+    Args:
+        run: any run.
+        otherwise: the storage of a run that does not say it.
+    """
+    return is_leased(run.tags.get(STORAGE_TAG, otherwise))
 
 
 SETTINGS: dict[str, object] = {
@@ -64,6 +64,7 @@ SETTINGS: dict[str, object] = {
     "run_coordinator": {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator"},
     "concurrency": {"runs": {"max_concurrent_runs": 1}},
     "run_monitoring": {"enabled": True, "poll_interval_seconds": 10, "start_timeout_seconds": 900},
+    # Refreshes are retried by `flows.retries`, with back-off; this is for runs that a person launches in the web page.
     "run_retries": {"enabled": True, "max_retries": 1},
     "code_servers": {"local_startup_timeout": 300},
 }

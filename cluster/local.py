@@ -165,3 +165,11 @@ def _is_alive(process: psutil.Process) -> bool:
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
+
+
+if __name__ == "__main__":  # `python -m cluster.local URL`: wait until a server answers; 1 if it does not in time
+    deadline = time.monotonic() + START_S
+    while not answers(sys.argv[1]):
+        if time.monotonic() > deadline:
+            sys.exit(f"{sys.argv[1]} did not answer within {START_S:g} s")
+        time.sleep(POLL_S)

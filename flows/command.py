@@ -4,6 +4,8 @@ recycle-and-train [run] ...                  run the graph, see flows/launch.py
 recycle-and-train browse STORAGE             look into a storage in a web browser
 recycle-and-train releases STORAGE           list the releases
 recycle-and-train rollback STORAGE VERSION   release an earlier student again
+recycle-and-train refreshes STORAGE          list the refreshes, and those that were given up
+recycle-and-train retry STORAGE KEY          try a given-up refresh again
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,14 @@ def command(graph: Graph, argv: Sequence[str]) -> int:
             from flows.releases import roll_back
 
             return roll_back(rest)
+        case ["refreshes", *rest]:
+            from flows.refreshes import show_refreshes
+
+            return show_refreshes(rest)
+        case ["retry", *rest]:
+            from flows.refreshes import retry_refresh
+
+            return retry_refresh(rest)
         case ["run", *rest]:
             return run_flow(graph, rest)
         case rest:

@@ -65,6 +65,20 @@ class ScheduleConfig(StageConfig):
         False,
         description="Switch sensor and schedule on as soon as the daemon runs; else the web page does it.",
     )
+    max_attempts: int = Field(
+        8, ge=1, description="Failed runs of a refresh after which it is given up until a person lets it run again."
+    )
+    retry_seconds: float = Field(
+        60, ge=0, description="Wait after the first failed run of a refresh, in seconds; doubled by each further one."
+    )
+    retry_max_seconds: float = Field(3600, ge=0, description="Longest wait between two attempts, in seconds.")
+    alert_url_env: str = Field(
+        "RECYCLE_ALERT_URL",
+        description="Environment variable of the daemon with the URL of a webhook that is told of a given-up refresh.",
+    )
+    alert_command: tuple[str, ...] = Field(
+        (), description="Program and arguments that are given the same message, as JSON on standard input."
+    )
 
 
 class RunConfig(StageConfig):

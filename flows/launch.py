@@ -14,7 +14,7 @@ from typing import TextIO
 
 import dagster as dg
 
-from cluster.dagster_home import driver_tag, open_instance, reap
+from cluster.dagster_home import driver_tags, open_instance, reap
 from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import connected
@@ -22,6 +22,7 @@ from cluster.storage import require_refresh_key
 from cluster.terminal import quiet_terminal
 from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
+from flows.failures import root_cause
 from flows.graph import REPORT, Graph
 from flows.plan_report import print_plan
 from flows.preflight import PreflightError, preflight, require_sound
@@ -37,7 +38,6 @@ from operators.teacher.engine_pool import stopping_engines
 DONE, FAILED, UNUSABLE, BROKEN_INVARIANT = 0, 1, 2, 3
 Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-SHOWN_CHARS = 500  # of an error on the terminal; the log has all of it
 
 
 def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None) -> int:
@@ -152,7 +152,7 @@ def _selection(graph: Graph, arguments: argparse.Namespace) -> list[str]:
 
 def _materialise(graph: Graph, run: Run, refresh: str, selected: Sequence[str], terminal: Terminal) -> int:
     with open_instance(Path(run.dagster_home)) as instance:
-        reap(instance)
+        reap(instance, run.config.storage)
         instance.add_dynamic_partitions(str(graph.refreshes.name), [refresh])
         # Its last line is drawn before the conclusion is printed.
         with ProgressLines(terminal[1]), stopping_engines():
@@ -163,10 +163,12 @@ def _materialise(graph: Graph, run: Run, refresh: str, selected: Sequence[str], 
                 instance=instance,
                 resources={"run": run, "io_manager": run.asset_io()},
                 selection=dg.AssetSelection.assets(*selected) if selected else None,
-                tags=driver_tag(),
+                tags=driver_tags(run.config.storage),
                 run_config=QUIET,
                 raise_on_error=False,
             )
+        if result.success and not selected:
+            run.requests.remove(refresh)  # the daemon need not ask for it any more
         return _conclude(run, result, terminal)
 
 
@@ -215,20 +217,3 @@ def _tell_what_was_made(run: Run, terminal: Terminal) -> None:
             err.write(
                 f"{asset}: nothing reads these columns of the source: {named}; see source.columns, pass_through\n"
             )
-
-
-def root_cause(error: object) -> str:
-    """The innermost of a chain of Dagster's errors in one line.
-
-    Errors of Ray's workers carry their whole traceback: its last line says what went wrong.
-    """
-    while getattr(error, "cause", None) is not None:
-        error = error.cause  # type: ignore[attr-defined]
-    if error is None:
-        return "failed without an error"
-    lines = [line.strip() for line in error.message.splitlines() if line.strip()]  # type: ignore[attr-defined]
-    last = lines[-1] if lines else "failed without words"
-    # Our own messages are complete sentences, so the name of the class is left out.
-    head, _, words = last.partition(": ")
-    shown = words if head.rpartition(".")[2] in (TeacherStoppedError.__name__, StorageError.__name__) else last
-    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... (the log has all of it)"

@@ -19,7 +19,9 @@ from flows.graph import (
     STUDENT,
 )
 from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
+from flows.retries import describe
 from flows.run import MOST_NAMED, Run
+from flows.staleness import RefreshFile
 from operators.models import ModelNotFoundError
 from operators.read.doctor import examine_source
 from operators.stage import Finding
@@ -114,8 +116,26 @@ def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Fi
         return [Finding("source.path", str(error))]
     if selected and RAW_INSTRUCTIONS not in selected:
         return []
+    return [*_waiting_findings(run, refresh), *_file_findings(run, refresh, gone, there)]
+
+
+def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
+    """Files that nobody takes, and the refreshes that were given up."""
+    found = []
+    if unreadable := run.staleness.unreadable():
+        text = f"{_named(unreadable)} cannot be read and count as not taken; give this user the right to read them"
+        found.append(Finding("source.path", text, fatal=False))
+    for request in run.requests.all():
+        if request.given_up is not None and request.key != refresh:
+            text = f"{describe(request)}; `recycle-and-train retry {run.config.storage} {request.key}`"
+            found.append(Finding("schedule", text, fatal=False))
+    return found
+
+
+def _file_findings(run: Run, refresh: str, gone: Sequence[str], there: Sequence[RefreshFile]) -> list[Finding]:
     if not there and not run.staleness.taken(refresh):
-        return [Finding("source.path", f"{run.config.source.path} has no file that no other refresh has taken")]
+        text = f"{run.config.source.path} has no file that no other refresh has taken or asked for"
+        return [Finding("source.path", text)]
     if not there and run.staleness.is_stale(RAW_INSTRUCTIONS, refresh, refresh):
         text = f"refresh {refresh} must be made again, but its files are gone or changed: {_named(gone)}; restore them"
         return [Finding("source.path", text)]

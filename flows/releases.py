@@ -51,7 +51,7 @@ def show_releases(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     storage = parser.parse_args(argv).storage
     try:
-        history = ReleaseHistory(_existing(storage))
+        history = ReleaseHistory(existing_storage(storage))
         current, decisions = history.current(), history.decisions()
     except ValueError as error:
         err.write(f"{error}\n")
@@ -71,7 +71,7 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
     parser.add_argument("version", help="as `recycle-and-train releases` lists it")
     arguments = parser.parse_args(argv)
     try:
-        storage = _existing(arguments.storage)
+        storage = existing_storage(arguments.storage)
         with lease(storage):
             decision = ReleaseHistory(storage).roll_back(arguments.version)
     except StorageBusyError as error:
@@ -86,7 +86,7 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
     return DONE
 
 
-def _existing(storage: str) -> str:
+def existing_storage(storage: str) -> str:
     """The absolute path of a storage that is there.
 
     Raises:

@@ -18,6 +18,7 @@ from flows.graph import (
     Specs,
 )
 from flows.placement import STAGE_OF, demands
+from flows.requests import Requests
 from flows.staleness import Staleness
 from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
@@ -49,7 +50,8 @@ def open_run(config: RunConfig, specs: Specs, settle_s: float = 0, *, reparse: b
     except ValueError as error:
         raise ConfigError(str(error)) from None
     store = AssetStore(config.storage)
-    return Run(config, specs, store, Staleness(config, specs, store, settle_s), reparse)
+    requests = Requests(config.storage)
+    return Run(config, specs, store, Staleness(config, specs, store, settle_s, requests), requests, reparse)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Run:
     specs: Specs
     store: AssetStore
     staleness: Staleness
+    requests: Requests
     reparse: bool = False  # the reflections are read from the ledger again, without a call
 
     def asset_io(self) -> AssetIO:

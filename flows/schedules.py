@@ -2,8 +2,9 @@
 
 A refresh is named by its files, so sensor and schedule ask for the same refresh when they see the same files. One run
 goes at a time, and nothing is asked for while one is queued or running: files that arrive meanwhile make the next
-refresh. A file is taken once it has not changed for `schedule.settle_seconds`; to be safe with slower copies, write
-beside the source, or under a name that begins with `.` or `_`, and rename.
+refresh. A refresh that failed is asked for again (`flows.retries`). A file is taken once it has not changed for
+`schedule.settle_seconds`; to be safe with slower copies, write beside the source, or under a name that begins with `.`
+or `_`, and rename.
 """
 # No `from __future__ import annotations` here: Dagster reads the annotations.
 
@@ -11,18 +12,21 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 import dagster as dg
 
-from cluster.lease import lease
+from cluster.lease import StorageBusyError, is_leased, lease
 from cluster.runtime import connected
 from cluster.storage import AssetStore, require_refresh_key
 from flows.asset_io import AssetIO
 from flows.config import RunConfig, config_of_environment
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, Graph, Specs
 from flows.preflight import preflight, require_sound
-from flows.run import Run, open_run
+from flows.requests import Request
+from flows.retries import BUSY_TAG, decide
+from flows.run import MOST_NAMED, Run, open_run
 from flows.staleness import RefreshFile
 from operators.columns import ACTIVE
 from operators.progress import ProgressLines
@@ -93,29 +97,41 @@ def new_data_schedule(config: RunConfig, graph: Graph) -> dg.ScheduleDefinition:
 
 
 def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] | dg.SkipReason:
-    """The runs to launch now, the one for new files last; or why there is nothing to launch.
+    """The runs to launch now, or why there is nothing to launch.
 
-    Earlier refreshes that broke off before their rows were recycled are requested again whenever there is new data:
-    otherwise the student would be trained without them.
+    New files become a request, which is asked for until it is finished or given up (`flows.retries`). Earlier refreshes
+    that broke off before their rows were recycled go first whenever there is new data: otherwise the student would be
+    trained without them.
     """
     active = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS), limit=1)
     if active:
         return dg.SkipReason(f"{_named(active[0])} is {active[0].status.value}; new files wait for its end")
+    if is_leased(run.config.storage):
+        return dg.SkipReason("a run of the command line is writing to the storage; new files wait for its end")
+    nothing_new = _request_new_files(run)
+    decided = decide(instance, run)
+    if decided.due:
+        return decided.due
+    return dg.SkipReason("; ".join([*decided.waiting, nothing_new, *decided.given_up]))
+
+
+def _request_new_files(run: Run) -> str:
+    """Store a request for the files that no refresh has; returns why there is none, "" if there is one."""
     try:
         new = run.staleness.files_of(None)
     except ValueError as error:  # no file at all
-        return dg.SkipReason(str(error))
+        return str(error)
     if not new:
-        return dg.SkipReason(
+        unreadable = run.staleness.unreadable()
+        return (
             f"source.path: {run.config.source.path} has no file that no refresh has taken and that is older than "
             f"{run.config.schedule.settle_seconds:g} s"
-        )
-    key = refresh_key(new)
-    ended = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: key}), limit=1)
-    if ended:
-        return dg.SkipReason(f"{_named(ended[0])} ended as {ended[0].status.value}; see why, then re-execute it")
-    again = [dg.RunRequest(run_key=f"{broken} before {key}", partition_key=broken) for broken in _broken_off(run.store)]
-    return [*again, dg.RunRequest(run_key=key, partition_key=key)]
+        ) + (f"; cannot be read: {', '.join(unreadable[:MOST_NAMED])}" if unreadable else "")
+    for broken in _broken_off(run.store):
+        if run.requests.get(broken) is None:
+            run.requests.put(Request(key=broken))
+    run.requests.put(Request(key=refresh_key(new), files=tuple((file.name, file.identity) for file in new)))
+    return ""
 
 
 def refresh_key(files: Sequence[RefreshFile]) -> str:
@@ -133,11 +149,24 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
     def launched_run(context: dg.InitResourceContext) -> Iterator[Run]:
         """Holds the storage and the connection to Ray during the run."""
         run = _look(config_of_environment(), specs)
-        with lease(run.config.storage), connected(), ProgressLines(sys.stderr):
+        with _lease_of(context, run), connected(), ProgressLines(sys.stderr):
             require_sound(preflight(run, *_wanted_of(context), holds_lease=True))
             yield run
 
     return launched_run
+
+
+@contextmanager
+def _lease_of(context: dg.InitResourceContext, run: Run) -> Iterator[None]:
+    """The storage's lease; a run that finds it taken says so in a tag, and is no failed attempt."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lease(run.config.storage))
+        except StorageBusyError:
+            if context.run is not None and context.instance is not None:
+                context.instance.add_run_tags(context.run.run_id, {BUSY_TAG: "yes"})
+            raise
+        yield
 
 
 @dg.io_manager(required_resource_keys={"run"})

@@ -15,6 +15,7 @@ from cluster.manifest import Description, Manifest, fingerprint_of
 from cluster.storage import AssetStore
 from flows.config import RunConfig
 from flows.graph import CONFIG_KEYS, ONLY_ROWS, RAW_INSTRUCTIONS, Specs
+from flows.requests import Requests, named_by
 from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
 from operators.read.source_files import ALL_SPLITS, SourceFile, list_source_files
 from operators.stage import StageConfig
@@ -30,7 +31,7 @@ class RefreshFile:
     Attributes:
         path: absolute, or a URI.
         name: relative to `source.path`.
-        identity: tells its content from any other.
+        identity: tells its content from any other; "" if this process may not read it.
         changed: when it was written, Unix time; None if unknown.
     """
 
@@ -47,7 +48,7 @@ def source_files(path: str, settle_s: float = 0, split: str = ALL_SPLITS) -> lis
         ValueError: there is no file that can be read.
     """
     return [
-        RefreshFile(file.path, file.name, _identity(file), _changed(file))
+        RefreshFile(file.path, file.name, _identity_or_none(file), _changed(file))
         for file in list_source_files(path, split)
         if _is_settled(file, settle_s)
     ]
@@ -56,12 +57,20 @@ def source_files(path: str, settle_s: float = 0, split: str = ALL_SPLITS) -> lis
 class Staleness:
     """Describes any asset of a graph under one configuration; the store tells what is there."""
 
-    def __init__(self, config: RunConfig, specs: Specs, store: AssetStore, settle_s: float = 0) -> None:
-        """Look at a storage; source files younger than `settle_s` are not there yet."""
+    def __init__(
+        self,
+        config: RunConfig,
+        specs: Specs,
+        store: AssetStore,
+        settle_s: float = 0,
+        requests: Requests | None = None,
+    ) -> None:
+        """Look at a storage; source files younger than `settle_s` are not there yet, those of requests are taken."""
         self._config = config
         self._specs = specs
         self._store = store
         self._settle_s = settle_s
+        self._requests = requests
 
     def describe(self, asset: str, refresh: str | None, planned: str | None = None) -> Description:
         """Code version, configuration and inputs of an asset; see the module.
@@ -93,13 +102,21 @@ class Staleness:
         return manifest is None or manifest.fingerprint != self.fingerprint(asset, refresh, planned)
 
     def files_of(self, refresh: str | None) -> list[RefreshFile]:
-        """The files of a refresh: those that it took before, and those that no other refresh has taken."""
+        """The files of a refresh: those that it took before, and those that no other refresh has taken or asked for.
+
+        A refresh that was asked for has the files of its request and no others.
+        """
+        requests = self._requests.all() if self._requests else []
+        own = [request for request in requests if request.key == refresh]
+        if own:
+            allowed = named_by(own) | {(name, identity) for name, identity in self.taken(refresh)}
+            return [file for file in self._source_files if (file.name, file.identity) in allowed]
         taken = {
             (name, identity)
             for key in self._store.refreshes(RAW_INSTRUCTIONS)
             if key != refresh and (manifest := self._store.manifest(RAW_INSTRUCTIONS, key))
             for name, identity in manifest.made_from["files"]
-        }
+        } | named_by(requests)
         return [file for file in self._source_files if (file.name, file.identity) not in taken]
 
     def taken(self, refresh: str | None) -> list[list[str]]:
@@ -117,8 +134,16 @@ class Staleness:
         made = self._store.refreshes(RAW_INSTRUCTIONS)
         return made[: made.index(refresh)] if refresh in made else [key for key in made if key != refresh]
 
-    @cached_property
+    def unreadable(self) -> list[str]:
+        """Names of files that this process may not read: no refresh takes them until it may."""
+        return [file.name for file in self._all_files if not file.identity]
+
+    @property
     def _source_files(self) -> list[RefreshFile]:
+        return [file for file in self._all_files if file.identity]
+
+    @cached_property
+    def _all_files(self) -> list[RefreshFile]:
         source = self._config.source
         return source_files(source.path, self._settle_s, source.split)
 
@@ -195,6 +220,13 @@ def _changed(file: SourceFile) -> float | None:
 def _is_settled(file: SourceFile, settle_s: float) -> bool:
     changed = _changed(file)  # an object store shows only whole objects, whether it tells their time or not
     return settle_s <= 0 or changed is None or time.time() - changed >= settle_s
+
+
+def _identity_or_none(file: SourceFile) -> str:
+    try:
+        return _identity(file)
+    except OSError:  # forbidden, gone since it was listed, or on a disk that fails: another look may find it
+        return ""
 
 
 @lru_cache(maxsize=100_000)  # a daemon looks at the same files again and again, and reads each only once

@@ -13,10 +13,11 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 from urllib.parse import urlsplit
 
 from cluster.dagster_home import RAY_DASHBOARD, open_instance
@@ -29,10 +30,11 @@ from flows.run import Run, open_run
 DONE, FAILED, UNUSABLE = 0, 1, 2
 MODULE = "flows.recycle_and_train"
 RAY_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+EARLY_S, MOST_EARLY = 120.0, 3  # a server that ends sooner, so many times in a row, has a fault that stays
 
 
 def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
-    """Serve until Ctrl-C (0), or until Dagster ends by itself (1); 2 if the configuration cannot be used."""
+    """Serve until Ctrl-C (0), or until Dagster ends early too often (1); 2 if the configuration cannot be used."""
     arguments = _parse(argv)
     try:
         run = open_run(load_config(arguments.config, arguments.override), GRAPH.specs)
@@ -41,15 +43,33 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
         return UNUSABLE
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        with serving(run, arguments.config, arguments.override, arguments.port, out) as server:
-            server.wait()
-            raise RuntimeError(f"Dagster ended with {server.returncode}; its log is named above")
+        _serve(run, arguments, out)
     except KeyboardInterrupt:
         out.write("stopped\n")
         return DONE
     except RuntimeError as error:
         sys.stderr.write(f"{error}\n")
         return FAILED
+
+
+def _serve(run: Run, arguments: argparse.Namespace, out: TextIO) -> NoReturn:
+    """Serve for ever; Dagster is started again if it ends, while Ray and the refresh that runs there go on.
+
+    Raises:
+        RuntimeError: something did not start, or Dagster ended early too often.
+    """
+    environment = server_environment(run, arguments.config, arguments.override)
+    early = 0
+    _refuse_taken(arguments.port)
+    with _cluster_for(run, environment, out):
+        while True:
+            started = time.monotonic()
+            with _server_of(run, environment, arguments.port, out) as server:
+                server.wait()
+            early = early + 1 if time.monotonic() - started < EARLY_S else 0
+            if early > MOST_EARLY:
+                raise RuntimeError(f"Dagster ended with {server.returncode}, again and again; its log is named above")
+            out.write(f"Dagster ended with {server.returncode}; it is started again\n")
 
 
 @contextmanager
@@ -61,30 +81,54 @@ def serving(
     Raises:
         RuntimeError: something did not start; the message names the log.
     """
-    if answers(f"http://127.0.0.1:{port}"):
-        raise RuntimeError(f"port {port} of this machine is taken; give another by --port")
-    home = Path(run.dagster_home)
-    with open_instance(home):
-        pass
-    logs = home / "server_logs"
-    logs.mkdir(exist_ok=True)
     environment = server_environment(run, config, overrides)
-    address, url = environment[RAY_ADDRESS_VARIABLE], f"http://127.0.0.1:{port}"
+    with _cluster_for(run, environment, out), _server_of(run, environment, port, out) as server:
+        yield server
+
+
+@contextmanager
+def _cluster_for(run: Run, environment: Mapping[str, str], out: TextIO) -> Iterator[None]:
+    """The cluster at $RAY_API_SERVER_ADDRESS, or one of this machine while inside."""
+    address = environment[RAY_ADDRESS_VARIABLE]
+    if answers(f"{address}/api/version"):
+        yield
+        return
+    out.write("starting a Ray cluster on this machine\n")
+    out.flush()
+    log = _logs_of(run) / "ray.log"
+    with local_cluster(_port_here(address), log, cwd=REPOSITORY, environment=environment):
+        yield
+
+
+@contextmanager
+def _server_of(run: Run, environment: Mapping[str, str], port: int, out: TextIO) -> Iterator[subprocess.Popen[bytes]]:
+    url = f"http://127.0.0.1:{port}"
+    _refuse_taken(port)
+    with open_instance(Path(run.dagster_home)):
+        pass
+    logs = _logs_of(run)
+    log = logs / "dagster.log"
     # Web server and daemon share one process with our code, which stays up and keeps what it knows of the source.
     serve = ["dagster", "dev", "--host", "127.0.0.1", "--port", str(port), "-m", MODULE, "-d", str(REPOSITORY)]
-    with ExitStack() as stack:
-        if not answers(f"{address}/api/version"):
-            out.write("starting a Ray cluster on this machine\n")
-            cluster = local_cluster(_port_here(address), logs / "ray.log", cwd=REPOSITORY, environment=environment)
-            stack.enter_context(cluster)
-        out.write(f"starting web server and daemon; their logs: {logs}\n")
-        out.flush()
-        log = logs / "dagster.log"
-        server = stack.enter_context(child(serve, log, cwd=REPOSITORY, environment=environment))
+    out.write(f"starting web server and daemon; their logs: {logs}\n")
+    out.flush()
+    with child(serve, log, cwd=REPOSITORY, environment=environment) as server:
         wait_for(url, log, server)
-        out.write(f"assets: {url}/asset-groups\nRay: {address}\nCtrl-C stops what was started\n")
+        out.write(f"assets: {url}/asset-groups\nRay: {environment[RAY_ADDRESS_VARIABLE]}\n")
+        out.write("Ctrl-C stops what was started\n")
         out.flush()
         yield server
+
+
+def _refuse_taken(port: int) -> None:
+    if answers(f"http://127.0.0.1:{port}"):
+        raise RuntimeError(f"port {port} of this machine is taken; give another by --port")
+
+
+def _logs_of(run: Run) -> Path:
+    logs = Path(run.dagster_home) / "server_logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs
 
 
 def server_environment(run: Run, config: Path, overrides: Sequence[str]) -> dict[str, str]:

@@ -20,11 +20,10 @@ TOP_LEVEL = {
 }  # fmt: skip
 # Modules with logic whose tests lie under another name, because they are one thing only together with others.
 TESTED_BY = {
-    "cluster/dagster_home.py": "tests/flows/test_killed_driver.py",
+    "cluster/dagster_home.py": "tests/cluster/test_run_launcher.py",
     "cluster/files.py": "tests/cluster/test_storage.py",
     "cluster/manifest.py": "tests/cluster/test_storage.py",
     "cluster/memory.py": "tests/cluster/test_storage.py",
-    "cluster/run_launcher.py": "tests/flows/test_daemon.py",
     "flows/asset_io.py": "tests/flows/test_recycle_and_train.py",
     "flows/plan_report.py": "tests/flows/test_recycle_and_train.py",
     "flows/run.py": "tests/flows/test_recycle_and_train.py",

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable, Iterator
 
+from pyarrow import fs
+
 from files.atomic import open_filesystem
 from operators.read.json_records import line_records, value_records
 from operators.read.record import READ_BYTES, Record
@@ -16,23 +18,24 @@ __all__ = ["Record", "read_records"]
 def read_records(piece: Piece, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[Record]:
     """All records of a piece, in the order of the file.
 
-    A file that is empty, absent, forbidden, damaged or not what its name says gives one record `unreadable_file`. Any
-    other failure of the storage is raised: data that may be there on the next attempt must not be counted as bad.
+    A file that is empty, damaged or not what its name says gives one record `unreadable_file`. A file that is absent or
+    forbidden, and any other failure of the storage, is raised: data that may be there on the next attempt must not be
+    counted as bad, and its file not as taken.
 
     Args:
         piece: as of `plan_pieces`.
         wanted: whether a column of this name is read; only Parquet and Arrow files leave the others out.
     """
     if piece.end == 0 and piece.start == 0:
-        yield Record(0, None, "the file is empty or not there", "unreadable_file")
+        filesystem, path = open_filesystem(piece.path)
+        if filesystem.get_file_info(path).type == fs.FileType.NotFound:
+            raise FileNotFoundError(f"{piece.path} went away while it was to be read")
+        yield Record(0, None, "the file is empty", "unreadable_file")
         return
     try:
         yield from _read(piece, wanted)
-    except (FileNotFoundError, PermissionError) as error:
-        if piece.start == 0:
-            yield Record(0, None, str(error), "unreadable_file")
     except OSError as error:
-        if not is_damaged(error):
+        if isinstance(error, FileNotFoundError | PermissionError) or not is_damaged(error):
             raise
         yield Record(piece.end, None, f"the rest of the file: {error}", "unreadable_file")
 

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,44 +12,11 @@ import pytest
 from cluster.files import explained
 from cluster.manifest import Manifest
 from flows.config import ConfigError, load_config
-from flows.launch import SHOWN_CHARS, _conclude, _parse, _selection, _tell_what_was_made, root_cause, run_flow
+from flows.launch import _conclude, _parse, _selection, _tell_what_was_made, run_flow
 from flows.recycle_and_train import GRAPH
 from flows.run import open_run
 
 SMOKE = Path(__file__).resolve().parents[2] / "configs/smoke.yaml"
-
-
-@dataclass
-class Error:
-    """As Dagster hands errors over."""
-
-    cls_name: str
-    message: str
-    cause: "Error | None" = None
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (Error("OSError", "OSError: disk\n"), "OSError: disk"),
-        (Error("DagsterExecutionStepExecutionError", "x", Error("ValueError", "ValueError: y")), "ValueError: y"),
-        (Error("TeacherStoppedError", "operators.TeacherStoppedError: reflect: 3 of 3 calls failed"), None),
-        (Error("StorageError", "StorageError: a: b is damaged"), "a: b is damaged"),
-        (Error("RayTaskError", "ray::f()\n  File 'a.py'\nValueError: the cause\n\n"), "ValueError: the cause"),
-        (Error("E", ""), "failed without words"),
-        (None, "failed without an error"),
-    ],
-)
-def test_the_innermost_error_is_shown_in_one_line(error: Error | None, line: str | None) -> None:
-    shown = root_cause(error)
-    assert shown == (line or "reflect: 3 of 3 calls failed")
-    assert "\n" not in shown
-
-
-def test_a_long_error_is_cut_and_says_where_the_rest_is() -> None:
-    shown = root_cause(Error("E", "x" * 9999))
-    assert len(shown) < SHOWN_CHARS + 50
-    assert shown.endswith("... (the log has all of it)")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from cluster.lease import lease
 from flows.config import load_config
 from flows.graph import RAW_INSTRUCTIONS
 from flows.recycle_and_train import GRAPH
+from flows.retries import BUSY_TAG
 from flows.run import Run, open_run
-from flows.schedules import JOB, new_data_schedule, new_data_sensor, refresh_key, wanted_runs
+from flows.schedules import JOB, new_data_schedule, new_data_sensor, refresh_key, run_resource, wanted_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTITION = "dagster/partition"
@@ -59,6 +61,19 @@ def take(run: Run, refresh: str, active: int = 1) -> None:
     """Let a refresh take every file that is there."""
     files = [[file.name, file.identity] for file in run.staleness.files_of(refresh)]
     finish(run, RAW_INSTRUCTIONS, refresh, made_from={"files": files}, outcomes={"": active})
+
+
+def finished(tmp_path: Path, key: str) -> Run:
+    """A look at a storage in which a refresh has been recycled and its request is done."""
+    finish(look(tmp_path), "recycled_instructions", key)
+    look(tmp_path).requests.remove(key)
+    return look(tmp_path)
+
+
+def fail(instance: dg.DagsterInstance, key: str) -> None:
+    run = dg.DagsterRun(job_name=JOB, tags={PARTITION: key}, status=dg.DagsterRunStatus.STARTED)
+    instance.add_run(run)
+    instance.report_run_failed(run)
 
 
 def keys(found: list[dg.RunRequest] | dg.SkipReason) -> list[str | None]:
@@ -123,13 +138,68 @@ def test_nothing_is_asked_for_while_a_run_is_active(
     assert f"of refresh base is {status.value}" in reason(wanted_runs(instance, look(tmp_path)))
 
 
-def test_a_failed_refresh_is_named_and_not_launched_over_and_over(
+def test_a_failed_refresh_waits_and_new_files_go_on_without_it(
     tmp_path: Path, source: Path, instance: dg.DagsterInstance
 ) -> None:
     drop(source, "a.jsonl")
-    [key] = keys(wanted_runs(instance, look(tmp_path)))
-    add_run(instance, {PARTITION: str(key)}, dg.DagsterRunStatus.FAILURE)
-    assert f"of refresh {key} ended as FAILURE" in reason(wanted_runs(instance, look(tmp_path)))
+    [key] = keys(wanted_runs(instance, look(tmp_path, "schedule.retry_seconds=600")))
+    fail(instance, str(key))
+    assert f"refresh {key} failed 1 of 8 times" in reason(wanted_runs(instance, look(tmp_path)))
+    drop(source, "b.jsonl", "Say goodbye.")
+    [other] = wanted_runs(instance, look(tmp_path))  # type: ignore[misc]
+    assert [file.name for file in look(tmp_path).staleness.files_of(other.partition_key)] == ["b.jsonl"]
+    assert keys(wanted_runs(instance, look(tmp_path, "schedule.retry_seconds=0"))) == [key, other.partition_key]
+
+
+def test_nothing_is_asked_for_while_the_command_line_holds_the_storage(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance
+) -> None:
+    drop(source, "a.jsonl")
+    with lease(str(tmp_path / "storage")):
+        assert "the command line is writing" in reason(wanted_runs(instance, look(tmp_path)))
+    assert len(keys(wanted_runs(instance, look(tmp_path)))) == 1
+
+
+def test_a_run_that_finds_the_storage_busy_is_no_failed_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECYCLE_CONFIG", str(REPOSITORY / "configs/smoke.yaml"))
+    monkeypatch.setenv("RECYCLE_OVERRIDES", f"storage={tmp_path / 'storage'}")
+
+    @dg.op(required_resource_keys={"run"})
+    def use() -> None: ...
+
+    @dg.job(resource_defs={"run": run_resource(GRAPH.specs)})
+    def job() -> None:
+        use()
+
+    with dg.DagsterInstance.ephemeral() as instance, lease(str(tmp_path / "storage")):
+        ended = job.execute_in_process(instance=instance, raise_on_error=False)
+        assert not ended.success
+        assert BUSY_TAG in instance.get_run_by_id(ended.run_id).tags  # type: ignore[union-attr]
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_and_stops_no_other(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(source, "mine.jsonl")
+    forbidden = drop(source, "theirs.jsonl", "Say goodbye.")
+    allowed = Path.open
+
+    def open_(path: Path, *arguments: Any, **options: Any) -> Any:  # root may read everything
+        if path == forbidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", open_)
+        [key] = keys(wanted_runs(instance, look(tmp_path)))
+        assert look(tmp_path).staleness.unreadable() == ["theirs.jsonl"]
+        assert [file.name for file in look(tmp_path).staleness.files_of(key)] == ["mine.jsonl"]
+        take(look(tmp_path), str(key))
+        instance_says = reason(wanted_runs(instance, finished(tmp_path, str(key))))
+        assert "cannot be read: theirs.jsonl" in instance_says
+    assert [file.name for file in look(tmp_path).staleness.files_of(None)] == ["theirs.jsonl"]
 
 
 def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_without_it(
@@ -140,8 +210,8 @@ def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_with
     take(look(tmp_path), "nothing-usable", active=0)
     assert isinstance(wanted_runs(instance, look(tmp_path)), dg.SkipReason)
     drop(source, "b.jsonl", "Say goodbye.")
-    found = keys(wanted_runs(instance, look(tmp_path)))
-    assert found == ["broken", refresh_key(look(tmp_path).staleness.files_of(None))]
+    new = refresh_key(look(tmp_path).staleness.files_of(None))
+    assert keys(wanted_runs(instance, look(tmp_path))) == ["broken", new]
 
 
 def test_sensor_and_schedule_ask_for_the_same_refresh(tmp_path: Path, source: Path) -> None:

@@ -27,7 +27,8 @@ def test_a_file_that_is_not_what_its_name_says_raises_nothing(tmp_path: Path, na
         assert all(record.reason for record in records_of(path) if not isinstance(record.value, dict))
 
 
-def test_a_file_that_went_away_is_one_record_of_its_first_piece(tmp_path: Path) -> None:
-    path = str(tmp_path / "gone.jsonl")
-    assert [record.reason for record in read_records(Piece(0, path, 0, 100))] == ["unreadable_file"]
-    assert list(read_records(Piece(0, path, 100, 200))) == []
+@pytest.mark.parametrize("piece", [(0, 100), (100, 200), (0, 0)])
+def test_a_file_that_went_away_is_an_error_and_not_bad_data(tmp_path: Path, piece: tuple[int, int]) -> None:
+    """As bad data it would count as taken, and would not be read again when it is back."""
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
+        list(read_records(Piece(0, str(tmp_path / "gone.jsonl"), *piece)))

@@ -1,0 +1,54 @@
+"""Tells people that something needs them: a POST to a webhook, a command, or both."""
+
+import json
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TIMEOUT_S = 15.0
+
+
+def send_alert(message: Mapping[str, Any], url_env: str, command: Sequence[str]) -> list[str]:
+    """Deliver a message as JSON to each destination that is configured; nothing configured is no error.
+
+    Args:
+        message: plain JSON; the key `text` is what chat services show.
+        url_env: environment variable that holds the URL of a webhook, which may be a secret and is never shown.
+        command: a program and its arguments, which is given the message on its standard input.
+
+    Returns:
+        what could not be delivered and why, a line each.
+    """
+    text = json.dumps(message)
+    errors = []
+    if url := os.environ.get(url_env, ""):
+        errors += _post(url, text, url_env)
+    if command:
+        errors += _run(command, text)
+    return errors
+
+
+def _post(url: str, text: str, url_env: str) -> list[str]:
+    if not url.startswith(("http://", "https://")):
+        return [f"${url_env} holds no http or https URL"]
+    try:
+        request = urllib.request.Request(url, text.encode(), {"Content-Type": "application/json"})  # noqa: S310 - see above
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310 - see above
+            return []
+    except urllib.error.HTTPError as error:
+        return [f"the webhook of ${url_env} answered {error.code}"]
+    except (OSError, ValueError) as error:
+        return [f"the webhook of ${url_env} cannot be reached: {type(error).__name__}"]
+
+
+def _run(command: Sequence[str], text: str) -> list[str]:
+    try:
+        done = subprocess.run(  # noqa: S603 - the operator's own command
+            list(command), input=text, text=True, capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"schedule.alert_command: {command[0]}: {type(error).__name__}"]
+    return [] if done.returncode == 0 else [f"schedule.alert_command: {command[0]} ended with {done.returncode}"]

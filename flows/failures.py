@@ -1,0 +1,42 @@
+"""Says in one line why a run of Dagster failed."""
+
+import dagster as dg
+
+from cluster.files import StorageError
+from operators.teacher.dispatch import TeacherStoppedError
+
+SHOWN_CHARS = 500  # of an error on the terminal; the log has all of it
+LAST_EVENTS = 200  # of a run, among which the failure is looked for
+
+
+def root_cause(error: object) -> str:
+    """The innermost of a chain of Dagster's errors in one line.
+
+    Errors of Ray's workers carry their whole traceback: its last line says what went wrong.
+    """
+    while getattr(error, "cause", None) is not None:
+        error = error.cause  # type: ignore[attr-defined]
+    if error is None:
+        return "failed without an error"
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]  # type: ignore[attr-defined]
+    last = lines[-1] if lines else "failed without words"
+    # Our own messages are complete sentences, so the name of the class is left out.
+    head, _, words = last.partition(": ")
+    shown = words if head.rpartition(".")[2] in (TeacherStoppedError.__name__, StorageError.__name__) else last
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... (the log has all of it)"
+
+
+def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """Why a run that has ended failed: its failed step or check, else what Dagster says of the run."""
+    failed = (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED)
+    records = instance.get_records_for_run(run.run_id, of_type=set(failed), limit=LAST_EVENTS).records
+    events = [entry for record in records if (entry := record.event_log_entry.dagster_event) is not None]
+    for event in events:
+        if event.event_type == dg.DagsterEventType.STEP_FAILURE:
+            return f"{event.step_key}: {root_cause(event.step_failure_data.error)}"
+    for event in events:
+        error = getattr(event.event_specific_data, "error", None)
+        if error is not None:
+            return root_cause(error)
+    words = [line for event in events for line in (event.message or "").splitlines() if line.strip()]
+    return words[0][:SHOWN_CHARS] if words else f"run {run.run_id[:8]} ended as {run.status.value}"

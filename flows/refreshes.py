@@ -1,0 +1,78 @@
+"""The refreshes of a storage on the command line: what became of each, and another attempt for one that was given up.
+
+recycle-and-train refreshes STORAGE
+recycle-and-train retry STORAGE KEY
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from cluster.files import StorageError
+from cluster.storage import AssetStore
+from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
+from flows.releases import existing_storage
+from flows.requests import Request, Requests
+from flows.retries import describe
+
+DONE, FAILED, UNUSABLE = 0, 1, 2
+
+
+def show_refreshes(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+    """Print a line a refresh, in the order in which they were made; 1 if one was given up, 2 if nothing can be read."""
+    parser = argparse.ArgumentParser(prog="recycle-and-train refreshes", description="List the refreshes of a storage.")
+    parser.add_argument("storage", help="folder or URI of the runs' storage")
+    try:
+        storage = existing_storage(parser.parse_args(argv).storage)
+        store, requests = AssetStore(storage), {request.key: request for request in Requests(storage).all()}
+        made = store.refreshes(RAW_INSTRUCTIONS)
+        for key in made:
+            out.write(f"{_made_line(store, key)}{_request_note(requests.get(key))}\n")
+        for key, request in requests.items():
+            if key not in made:
+                out.write(f"{key:<24}  {len(request.files):>6} files{_request_note(request)}\n")
+    except (ValueError, StorageError) as error:
+        err.write(f"{error}\n")
+        return UNUSABLE
+    given_up = [request for request in requests.values() if request.given_up is not None]
+    for request in given_up:
+        err.write(f"{describe(request)}; `recycle-and-train retry {storage} {request.key}` tries again\n")
+    return FAILED if given_up else DONE
+
+
+def retry_refresh(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+    """Let the daemon try a given-up refresh again, as if it had never failed; 2 if none of that key was given up."""
+    parser = argparse.ArgumentParser(prog="recycle-and-train retry", description="Try a given-up refresh again.")
+    parser.add_argument("storage", help="folder or URI of the runs' storage")
+    parser.add_argument("key", help="as `recycle-and-train refreshes` lists it")
+    arguments = parser.parse_args(argv)
+    try:
+        requests = Requests(existing_storage(arguments.storage))
+        request = requests.get(arguments.key)
+        if request is None or request.given_up is None:
+            known = ", ".join(each.key for each in requests.all() if each.given_up is not None) or "none"
+            raise ValueError(f"retry: {arguments.key}: no such refresh was given up; given up were: {known}")
+    except (ValueError, StorageError) as error:
+        err.write(f"{error}\n")
+        return UNUSABLE
+    forgiven = (*request.forgiven, *request.given_up.runs)
+    requests.put(request.model_copy(update={"forgiven": forgiven, "given_up": None}))
+    out.write(
+        f"refresh {request.key} is asked for at the daemon's next look, or make it now: --refresh {request.key}\n"
+    )
+    return DONE
+
+
+def _made_line(store: AssetStore, key: str) -> str:
+    raw, recycled = store.manifest(RAW_INSTRUCTIONS, key), store.manifest(RECYCLED_INSTRUCTIONS, key)
+    rows = raw.rows if raw is not None else 0
+    state = "recycled" if recycled is not None else "not recycled yet"
+    files = len(raw.made_from.get("files", [])) if raw is not None else 0
+    return f"{key:<24}  {files:>6} files  {rows:>9} rows  {state}"
+
+
+def _request_note(request: Request | None) -> str:
+    if request is None:
+        return ""
+    return "  GIVEN UP" if request.given_up is not None else "  asked for"

@@ -1,0 +1,110 @@
+"""Refreshes that the daemon has asked for and that are not finished: one small file each, under `refreshes/`.
+
+A request holds the names and identities of its files, so that no other refresh takes them while it waits for its next
+attempt. A request that failed too often is *given up*: it stays, with the reason, until a person lets it run again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyarrow import fs
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.files import StorageError
+from files.atomic import open_filesystem, put_file
+
+REQUESTS = "refreshes"
+_SUFFIX = ".json"
+
+
+class GivenUp(BaseModel):
+    """Why a refresh is not tried again.
+
+    Attributes:
+        at: ISO 8601, UTC.
+        attempts: failed runs.
+        reason: of the last one, in one line.
+        runs: ids of these runs.
+        alerted: the alert was delivered, or nothing is configured to deliver it.
+        alert_errors: why it could not be delivered.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    at: str
+    attempts: int
+    reason: str
+    runs: tuple[str, ...] = ()
+    alerted: bool = False
+    alert_errors: tuple[str, ...] = ()
+
+
+class Request(BaseModel):
+    """One refresh that was asked for.
+
+    Attributes:
+        key: of the refresh.
+        files: name and identity of each source file that it is to take.
+        forgiven: ids of runs that count as no attempt: they ended before a person asked for another attempt.
+        given_up: None while it is tried.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    files: tuple[tuple[str, str], ...] = ()
+    forgiven: tuple[str, ...] = ()
+    given_up: GivenUp | None = None
+
+
+class Requests:
+    """The requests of one storage."""
+
+    def __init__(self, storage: str) -> None:
+        """Open the folder under an absolute path or a URI; nothing need be there."""
+        self._folder = f"{storage}/{REQUESTS}"
+
+    def all(self) -> list[Request]:
+        """Every request, sorted by key.
+
+        Raises:
+            StorageError: a file holds no request.
+        """
+        filesystem, root = open_filesystem(self._folder)
+        found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        names = sorted(info.base_name for info in found if info.base_name.endswith(_SUFFIX))
+        return [self._read(filesystem, f"{root}/{name}") for name in names if not name.startswith(".")]
+
+    def get(self, key: str) -> Request | None:
+        """The request for a refresh; None if there is none."""
+        filesystem, root = open_filesystem(self._folder)
+        path = f"{root}/{key}{_SUFFIX}"
+        if filesystem.get_file_info(path).type != fs.FileType.File:
+            return None
+        return self._read(filesystem, path)
+
+    def put(self, request: Request) -> Request:
+        """Store a request in place of the one of the same refresh."""
+        put_file(f"{self._folder}/{request.key}{_SUFFIX}", request.model_dump_json(indent=1))
+        return request
+
+    def remove(self, key: str) -> None:
+        """Forget the request for a refresh, if there is one."""
+        filesystem, root = open_filesystem(self._folder)
+        path = f"{root}/{key}{_SUFFIX}"
+        if filesystem.get_file_info(path).type == fs.FileType.File:
+            filesystem.delete_file(path)
+
+    def _read(self, filesystem: Any, path: str) -> Request:
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                return Request.model_validate_json(stream.read())
+        except (OSError, ValidationError):
+            raise StorageError(
+                f"refreshes: {path} holds no request; delete it, and its files are asked for again"
+            ) from None
+
+
+def named_by(requests: Sequence[Request]) -> set[tuple[str, str]]:
+    """Name and identity of every file of these requests."""
+    return {(name, identity) for request in requests for name, identity in request.files}

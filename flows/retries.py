@@ -1,0 +1,135 @@
+"""Decides which refreshes are asked for now: those never tried, and those whose wait after a failure is over.
+
+The attempts are Dagster's runs of the refresh, so a driver that was killed counts like one that failed. A run that
+found the storage busy is no attempt. After `schedule.max_attempts` failures, or when a person cancelled the run, the
+refresh is given up: an alert goes out once, its files stay set aside, and other files go on without it.
+"""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from cluster.alert import send_alert
+from cluster.dagster_home import RETRIES_TAG, STORAGE_TAG
+from flows.failures import failure_of
+from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS
+from flows.requests import GivenUp, Request
+from flows.run import Run
+
+BUSY_TAG = "recycle/storage_was_busy"  # of a run that ended because another held the storage
+
+
+@dataclass
+class Decided:
+    """What a look at the requests gave.
+
+    Attributes:
+        due: runs to launch now.
+        waiting: a line for each refresh that waits for its next attempt.
+        given_up: a line for each refresh that a person must let run again.
+    """
+
+    due: list[dg.RunRequest] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+
+
+def decide(instance: dg.DagsterInstance, run: Run) -> Decided:
+    """Look at every request; finished ones are forgotten, hopeless ones given up."""
+    decided = Decided()
+    requests = run.requests.all()
+    for request in sorted(requests, key=lambda each: (bool(each.files), each.key)):  # those that broke off first
+        if _is_pointless(run, request):
+            run.requests.remove(request.key)
+        else:
+            _decide_one(instance, run, request, decided)
+    return decided
+
+
+def _is_pointless(run: Run, request: Request) -> bool:
+    """Whether none of its files is there any more, and none was taken: what they hold now is another request."""
+    made = run.store.manifest(RAW_INSTRUCTIONS, request.key)
+    return made is None and not run.staleness.files_of(request.key)
+
+
+def _decide_one(instance: dg.DagsterInstance, run: Run, request: Request, decided: Decided) -> None:
+    limits = run.config.schedule
+    records = [
+        record
+        for record in instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: request.key}))
+        if record.dagster_run.tags.get(STORAGE_TAG, run.config.storage) == run.config.storage
+    ]
+    new = [record for record in records if record.dagster_run.run_id not in request.forgiven]
+    if new and new[0].dagster_run.status == dg.DagsterRunStatus.SUCCESS:
+        run.requests.remove(request.key)
+        return
+    attempts = [record for record in new if BUSY_TAG not in record.dagster_run.tags]
+    cancelled = bool(attempts) and attempts[0].dagster_run.status == dg.DagsterRunStatus.CANCELED
+    if request.given_up is None and (cancelled or len(attempts) >= limits.max_attempts):
+        reason = "a person cancelled it" if cancelled else failure_of(instance, attempts[0].dagster_run)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        runs = tuple(record.dagster_run.run_id for record in new)
+        given_up = GivenUp(at=now, attempts=len(attempts), reason=reason, runs=runs)
+        request = run.requests.put(request.model_copy(update={"given_up": given_up}))
+    if request.given_up is not None:
+        request = _alerted(run, request, request.given_up)
+        decided.given_up.append(describe(request))
+        return
+    wait = _seconds_to_wait(attempts[0], len(attempts), run) if attempts else 0.0
+    if wait > 0:
+        decided.waiting.append(
+            f"refresh {request.key} failed {len(attempts)} of {limits.max_attempts} times, next attempt in {wait:.0f} s"
+        )
+        return
+    run_key = request.key if not records else f"{request.key}#{len(records) + 1}"
+    decided.due.append(dg.RunRequest(run_key=run_key, partition_key=request.key, tags=tags_of(run)))
+
+
+def tags_of(run: Run) -> dict[str, str]:
+    """Tags of a run that this module asks for: whose it is, and that Dagster itself does not retry it."""
+    return {STORAGE_TAG: run.config.storage, RETRIES_TAG: "0"}
+
+
+def describe(request: Request) -> str:
+    """A given-up refresh in one line."""
+    assert request.given_up is not None, request.key  # noqa: S101 - the callers have looked
+    undelivered = "; the alert was not delivered: " + ", ".join(request.given_up.alert_errors)
+    return (
+        f"refresh {request.key} was given up after {request.given_up.attempts} attempts: {request.given_up.reason}"
+        f"{undelivered if request.given_up.alert_errors else ''}"
+    )
+
+
+def _seconds_to_wait(last: dg.RunRecord, failures: int, run: Run) -> float:
+    """Seconds until the next attempt: doubled with each failure, from the end of the last run.
+
+    A clock that was set back makes the wait at most as long as it would be from now.
+    """
+    limits = run.config.schedule
+    pause: float = min(limits.retry_seconds * 2.0 ** min(failures - 1, 30), limits.retry_max_seconds)
+    elapsed = max(0.0, time.time() - (last.end_time or 0.0))
+    return max(0.0, pause - elapsed)
+
+
+def _alerted(run: Run, request: Request, given_up: GivenUp) -> Request:
+    """The request with what became of its alert, which is tried at each look until it is delivered."""
+    if given_up.alerted:
+        return request
+    schedule = run.config.schedule
+    text = f"{describe(request)}; see `recycle-and-train refreshes {run.config.storage}`"
+    message = {
+        "text": text,
+        "name": run.config.name,
+        "storage": run.config.storage,
+        "refresh": request.key,
+        "attempts": given_up.attempts,
+        "reason": given_up.reason,
+        "files": [name for name, _ in request.files],
+    }
+    errors = send_alert(message, schedule.alert_url_env, schedule.alert_command)
+    update = {"alerted": not errors, "alert_errors": tuple(errors)}
+    if update == given_up.model_dump(include=set(update)):
+        return request
+    return run.requests.put(request.model_copy(update={"given_up": given_up.model_copy(update=update)}))
