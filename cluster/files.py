@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 from pyarrow import fs
 
+from files.places import in_bucket
+
 READERS = 8  # threads of the driver
 MOST_ON_DRIVER = 1 << 30  # bytes; more are read by tasks on the whole cluster
 CHUNK_BYTES = 8 << 20
+S3_ERROR = "AWS Error "  # comes before the code in pyarrow's messages
 
 
 class StorageError(RuntimeError):
@@ -36,7 +39,11 @@ def _checksum(filesystem: fs.FileSystem, path: str) -> str:
 
 
 def explained(error: OSError, storage: str) -> str | None:
-    """One line for what an operating system says of a storage that cannot be written; None for any other error."""
+    """One line for what an operating system or an object store says of the storage; None for any other error."""
+    text = str(error)
+    if in_bucket(storage) and (S3_ERROR in text or "Bucket '" in text):
+        said = text.partition(S3_ERROR)[2] or text
+        return f"storage: {storage}: {' '.join(said.split())}; check it, then run the same command again"
     place = error.filename or storage
     cures = {
         errno.ENOSPC: f"storage: the disk of {place} is full; free space, then run the same command again",

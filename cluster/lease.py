@@ -5,20 +5,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.bucket_lease import LOST_AFTER_S, StorageBusyError, bucket_lease, is_bucket_leased
+from files.places import in_bucket
+
+__all__ = ["LOST_AFTER_S", "StorageBusyError", "is_leased", "lease"]
+
 LEASE = ".lease"
 
 
-class StorageBusyError(RuntimeError):
-    """Another run is writing to the storage; the command line shows it as one line."""
-
-
 @contextmanager
-def lease(storage: str) -> Iterator[None]:
-    """Hold the storage, a POSIX folder, while inside; the kernel gives it back when the process ends, however it ends.
+def lease(storage: str, lost_after_s: float = LOST_AFTER_S) -> Iterator[None]:
+    """Hold the storage while inside.
+
+    A folder is held by a lock that the kernel gives back when the process ends, however it ends; a bucket by an object
+    that is renewed, see `cluster.bucket_lease`.
+
+    Args:
+        storage: a POSIX folder, or `s3://bucket/prefix`.
+        lost_after_s: of a bucket: without renewal for so long, another run may take it over.
 
     Raises:
         StorageBusyError: another process holds it.
+        StorageError: the bucket cannot be asked.
     """
+    if in_bucket(storage):
+        with bucket_lease(storage, lost_after_s):
+            yield
+        return
     Path(storage).mkdir(parents=True, exist_ok=True)
     with (Path(storage) / LEASE).open("w") as file:
         try:
@@ -29,7 +42,13 @@ def lease(storage: str) -> Iterator[None]:
 
 
 def is_leased(storage: str) -> bool:
-    """Whether another process holds the storage at this moment; nothing is written."""
+    """Whether another process holds the storage at this moment; nothing is written.
+
+    Raises:
+        StorageError: the bucket cannot be asked.
+    """
+    if in_bucket(storage):
+        return is_bucket_leased(storage)
     path = Path(storage) / LEASE
     if not path.is_file():
         return False

@@ -14,6 +14,7 @@ import ray
 from ray._private import ray_constants, services
 
 from cluster.local import LOOPBACK_ONLY
+from files.places import BUCKETS, in_bucket, require_place, store_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "operators", "kernels", "cluster", "files")
@@ -40,7 +41,7 @@ def connected() -> Iterator[Path]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=False,
-            runtime_env=None if _code_was_uploaded() else _runtime_env(),
+            runtime_env=_runtime_env(),
         )
     _quiet()
     try:
@@ -51,23 +52,23 @@ def connected() -> Iterator[Path]:
 
 
 def anchor(path: str) -> str:
-    """Make the storage's path absolute; refuse where it would lie in a copy that Ray deletes.
+    """Make the storage's path absolute; refuse where it would lie in a copy that Ray deletes. A bucket's URI stays.
 
     A job submitted with `--working-dir` runs in an uploaded copy. Relative paths then mean `$RECYCLE_HOME`, else the
     directory where the cluster was started: that of the raylet, from which the job descends.
 
     Raises:
-        ValueError: it is the URI of an object store; or the path is relative, the code was uploaded, and neither
-            directory is known.
+        ValueError: no storage can be there; or the path is relative, the code was uploaded, and neither directory is
+            known.
     """
-    path = path.removeprefix("file://")
-    if "://" in path:
+    path = require_place(path)
+    if in_bucket(path):
         raise ValueError(
-            f"storage: {path.partition('://')[0]}://...: an object store gives no lease, and workers cannot write a "
-            "student into it; give a folder that all nodes share"
+            "storage: s3://...: an object store cannot hold a storage yet, workers cannot write a student into it; "
+            "give a folder that all nodes share"
         )
-    if Path(path).expanduser().is_absolute():
-        return str(Path(path).expanduser())
+    if in_bucket(path) or Path(path).expanduser().is_absolute():
+        return path if in_bucket(path) else str(Path(path).expanduser())
     base = os.environ.get(HOME_VARIABLE) or str(Path.cwd())
     if UPLOADED_PACKAGE in base:
         base = _folder_of_raylet() or ""
@@ -77,6 +78,17 @@ def anchor(path: str) -> str:
             f"give an absolute path, or set {HOME_VARIABLE}"
         )
     return str(Path(base) / path)
+
+
+def local_part(storage: str) -> str:
+    """Where what must be on a disk of this machine goes, such as SQLite and logs: the storage itself if it is a folder.
+
+    Of a bucket: `$XDG_STATE_HOME/recycle-and-train/<bucket>/<prefix>`, by default under `~/.local/state`.
+    """
+    if not in_bucket(storage):
+        return storage
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return str(Path(state) / "recycle-and-train" / storage.removeprefix(BUCKETS))
 
 
 def cluster_nodes() -> list[dict[str, float]]:
@@ -122,18 +134,23 @@ def _logs_folder() -> Path:
     return Path(node.get_logs_dir_path()) if node is not None else Path("/tmp/ray/session_latest/logs")  # noqa: S108
 
 
-def _code_was_uploaded() -> bool:
-    job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
-    return bool((job.get("runtime_env") or {}).get("working_dir"))
+def _runtime_env() -> dict[str, object] | None:
+    """Workers must import this repository, by path on this machine, by upload on a cluster of others, and find buckets.
 
-
-def _runtime_env() -> dict[str, object]:
-    """Workers must import this repository: by path on this machine, by upload on a cluster of others."""
-    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
-        return {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
-    if not (REPOSITORY / "pyproject.toml").is_file():  # installed: this is site-packages, which is gigabytes
-        return {"py_modules": [str(REPOSITORY / package) for package in PACKAGES]}
-    return {"working_dir": str(REPOSITORY), "excludes": EXCLUDED_FROM_UPLOAD}
+    Of a job, Ray takes nothing that the job itself says.
+    """
+    job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}").get("runtime_env") or {}
+    told = {name: value for name, value in store_environment().items() if name not in job.get("env_vars", {})}
+    code: dict[str, object] = {}
+    if job.get("working_dir"):
+        pass  # every worker has the job's copy
+    elif os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+        told["PYTHONPATH"] = str(REPOSITORY)
+    elif not (REPOSITORY / "pyproject.toml").is_file():  # installed: this is site-packages, which is gigabytes
+        code = {"py_modules": [str(REPOSITORY / package) for package in PACKAGES]}
+    else:
+        code = {"working_dir": str(REPOSITORY), "excludes": EXCLUDED_FROM_UPLOAD}
+    return (code | {"env_vars": told} if told else code) or None
 
 
 def _quiet() -> None:

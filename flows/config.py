@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from cluster.runtime import REPOSITORY
+from files.places import require_endpoint
 from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.release import ReleaseConfig
 from operators.models import PACKAGE_PREFIX
@@ -26,7 +27,7 @@ from operators.reflect.filter_rewrites import FilterConfig
 from operators.report.report import ReportConfig
 from operators.select.ifd import ScoreConfig
 from operators.select.select import SelectConfig
-from operators.stage import StageConfig
+from operators.stage import Operational, StageConfig
 from operators.teacher.budget import BudgetConfig
 from operators.teacher.config import TeacherConfig
 from operators.train.config import TrainConfig
@@ -86,7 +87,20 @@ class RunConfig(StageConfig):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name of the run and of its report.")
     storage: str = Field(
-        min_length=1, description="Folder that holds assets, ledger, students and reports; all nodes share it."
+        min_length=1,
+        description="What holds assets, ledger, students and reports: a folder that all nodes share, or "
+        "`s3://bucket/prefix`.",
+    )
+    storage_endpoint: Operational[str] = Field(
+        "",
+        description="Address of an S3-compatible store, http(s)://host:port, for every s3:// of the run; empty leaves "
+        "it to the environment (AWS_ENDPOINT_URL_S3) and else to Amazon, and credentials come from the environment.",
+    )
+    storage_lost_after_seconds: Operational[float] = Field(
+        60,
+        ge=5,
+        description="Time without a sign of life, in seconds, after which another run may take over a storage in a "
+        "bucket.",
     )
     source: ReadConfig
     deduplicate: DeduplicateConfig = DeduplicateConfig()
@@ -106,6 +120,11 @@ class RunConfig(StageConfig):
     release: ReleaseConfig = ReleaseConfig()
     report: ReportConfig = ReportConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @field_validator("storage_endpoint")
+    @classmethod
+    def _endpoint_is_an_address(cls, value: str) -> str:
+        return require_endpoint(value)
 
     @model_validator(mode="after")
     def _reply_fits_the_context(self) -> Self:

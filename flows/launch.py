@@ -58,10 +58,11 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
             run = open_run(load_config(arguments.config, arguments.override), graph.specs, reparse=arguments.reparse)
             storage = run.config.storage
             if terminal is None:
-                log = Path(run.path("logs")) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
+                log = Path(run.logs) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
                 out, err = stack.enter_context(quiet_terminal(log))
                 out.write(f"storage: {run.config.storage}\nlog: {log}\n")
-            return _run(graph, run, arguments, selected, stack, (out, err))
+            with ExitStack() as held:  # what it gives back may fail, and is told like any other error
+                return _run(graph, run, arguments, selected, held, (out, err))
         except (ConfigError, ModelNotFoundError, PreflightError) as error:
             err.write(f"{error}\n")
             return UNUSABLE
@@ -92,7 +93,7 @@ def _run(
     looks_only = arguments.plan or arguments.doctor or arguments.step is not None
     writes = bool(arguments.canary) or not looks_only
     if writes:
-        stack.enter_context(lease(run.config.storage))
+        stack.enter_context(lease(run.config.storage, run.config.storage_lost_after_seconds))
     logs = stack.enter_context(connected())
     if arguments.step is not None:
         return print_step(run, arguments.step, out)

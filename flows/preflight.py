@@ -5,8 +5,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.files import StorageError
 from cluster.lease import is_leased
 from cluster.runtime import cluster_nodes, exposed_address
+from files.places import in_bucket
 from flows.config import RunConfig
 from flows.graph import (
     EVALUATION,
@@ -77,6 +79,12 @@ def require_sound(findings: list[Finding]) -> None:
 
 def _storage_findings(run: Run, holds_lease: bool) -> list[Finding]:
     storage = run.config.storage
+    busy = Finding("storage", f"another run is writing to {storage}; a second one is refused", fatal=False)
+    if in_bucket(storage):
+        try:
+            return [busy] if not holds_lease and is_leased(storage) else []
+        except StorageError as error:
+            return [Finding("storage", str(error).removeprefix("storage: "))]
     folder = Path(storage)
     while not folder.exists():
         folder = folder.parent
@@ -84,7 +92,7 @@ def _storage_findings(run: Run, holds_lease: bool) -> list[Finding]:
         return [Finding("storage", f"{folder} cannot be written; change its owner or give another by storage=<folder>")]
     found = []
     if not holds_lease and is_leased(storage):
-        found.append(Finding("storage", f"another run is writing to {storage}; a second one is refused", fatal=False))
+        found.append(busy)
     need = training_disk_bytes(run.config.train, _student_bytes(run))
     free = shutil.disk_usage(folder).free
     if need > free:

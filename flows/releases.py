@@ -7,11 +7,14 @@ recycle-and-train rollback STORAGE VERSION
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TextIO
 
+from pyarrow import fs
+
+from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import anchor
+from files.atomic import open_filesystem
 from flows.run import Run
 from operators.evaluate.config import TrainedAttention
 from operators.evaluate.evaluate import Models, Rival
@@ -74,7 +77,7 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
         storage = existing_storage(arguments.storage)
         with lease(storage):
             decision = ReleaseHistory(storage).roll_back(arguments.version)
-    except StorageBusyError as error:
+    except (StorageBusyError, StorageError) as error:
         err.write(f"{error}\n")
         return FAILED
     except ValueError as error:
@@ -87,13 +90,18 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
 
 
 def existing_storage(storage: str) -> str:
-    """The absolute path of a storage that is there.
+    """The absolute path or URI of a storage that is there.
 
     Raises:
         ValueError: it is not there, or its path cannot be used.
     """
     folder = anchor(storage)
-    if not Path(folder).is_dir():
+    try:
+        filesystem, inside = open_filesystem(folder)
+        found = filesystem.get_file_info(inside).type
+    except OSError as error:
+        raise ValueError(explained(error, folder) or str(error)) from None
+    if found != fs.FileType.Directory:
         raise ValueError(f"storage: {folder}: no such folder; a run creates it")
     return folder
 

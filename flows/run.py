@@ -6,8 +6,9 @@ from functools import cached_property
 import ray
 from ray.data import Dataset
 
-from cluster.runtime import anchor
+from cluster.runtime import anchor, local_part
 from cluster.storage import AssetStore
+from files.places import use_endpoint
 from flows.asset_io import AssetIO
 from flows.config import ConfigError, RunConfig
 from flows.graph import (
@@ -49,6 +50,7 @@ def open_run(config: RunConfig, specs: Specs, settle_s: float = 0, *, reparse: b
         config = config.model_copy(update={"storage": anchor(config.storage)})
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    use_endpoint(config.storage_endpoint)
     store = AssetStore(config.storage)
     requests = Requests(config.storage)
     return Run(config, specs, store, Staleness(config, specs, store, settle_s, requests), requests, reparse)
@@ -153,8 +155,13 @@ class Run:
 
     @property
     def dagster_home(self) -> str:
-        """Folder of Dagster's run history."""
-        return self.path("dagster")
+        """Folder of Dagster's run history, on a disk of this machine."""
+        return f"{local_part(self.config.storage)}/dagster"
+
+    @property
+    def logs(self) -> str:
+        """Folder for the output of engines and libraries, on a disk of this machine."""
+        return f"{local_part(self.config.storage)}/logs"
 
     def path(self, *parts: str) -> str:
         """A place under the storage."""

@@ -161,7 +161,7 @@ def _lease_of(context: dg.InitResourceContext, run: Run) -> Iterator[None]:
     """The storage's lease; a run that finds it taken says so in a tag, and is no failed attempt."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(lease(run.config.storage))
+            stack.enter_context(lease(run.config.storage, run.config.storage_lost_after_seconds))
         except StorageBusyError:
             if context.run is not None and context.instance is not None:
                 context.instance.add_run_tags(context.run.run_id, {BUSY_TAG: "yes"})

@@ -112,7 +112,8 @@ def _with_known(rows: Dataset, files: ParquetLog, name: str) -> Dataset:
     num_blocks = 1 + (num_rows + num_records) // ROWS_PER_PARTITION
     sides = (rows, rows.schema().base_schema), (records, RECORD)
     # Complete: beside the actors to come, the tasks of the shuffle may wait for a free CPU for ever.
-    return cogroup(*sides, "row_id", num_blocks, _merge).materialize()
+    complete: Dataset = cogroup(*sides, "row_id", num_blocks, _merge).materialize()
+    return complete
 
 
 def _add_null(rows: pa.Table, name: str) -> pa.Table:

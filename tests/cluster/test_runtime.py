@@ -1,10 +1,12 @@
 """Relative paths never end up in a copy of the code that Ray deletes."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from cluster.runtime import anchor
+from cluster.runtime import JOB_CONFIG_VARIABLE, _runtime_env, anchor, local_part
+from files.places import ENDPOINT_VARIABLE, PASSED_TO_WORKERS
 
 PACKAGE = "/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_1234"
 
@@ -21,10 +23,30 @@ def test_absolute_paths_and_uris_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert anchor("file:///data/runs") == "/data/runs"
 
 
-def test_an_object_store_is_refused_without_its_credentials() -> None:
-    with pytest.raises(ValueError, match=r"storage: s3://\.\.\.: an object store gives no lease") as error:
-        anchor("s3://key:secret@bucket/runs?region=x")
-    assert "secret" not in str(error.value)
+def test_what_must_be_on_a_disk_of_this_machine_lies_beside_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/me")
+    assert local_part("/data/runs") == "/data/runs"
+    assert local_part("s3://bucket/runs/a") == "/var/lib/me/recycle-and-train/bucket/runs/a"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert local_part("s3://bucket") == str(Path.home() / ".local/state/recycle-and-train/bucket")
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ({"working_dir": "gcs://x.zip"}, {"env_vars": {ENDPOINT_VARIABLE: "http://store:1"}}),
+        ({"working_dir": "gcs://x.zip", "env_vars": {ENDPOINT_VARIABLE: "http://store:1"}}, None),
+    ],
+)
+def test_workers_of_a_job_learn_where_the_store_is_unless_the_job_says_it(
+    job: dict[str, object], told: dict[str, object] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PASSED_TO_WORKERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(ENDPOINT_VARIABLE, "http://store:1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
+    monkeypatch.setenv(JOB_CONFIG_VARIABLE, json.dumps({"runtime_env": job}))
+    assert _runtime_env() == told
 
 
 def test_in_an_uploaded_copy_the_home_is_where_the_cluster_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
