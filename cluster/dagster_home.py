@@ -6,13 +6,14 @@ import dagster as dg
 import yaml
 
 from cluster.lease import is_leased
+from files.places import PASSED_TO_WORKERS
 
 DRIVER_TAG = "recycle/driver"  # of a run that a process of the command line executes, under the storage's lease
 STORAGE_TAG = "recycle/storage"  # which storage a run works on
 RETRIES_TAG = "dagster/max_retries"
 RAY_DASHBOARD = "http://127.0.0.1:8265"
 # Where a run finds code and configuration: the launcher copies these from the daemon. No secrets: Ray shows them.
-PASSED_ON = ["RECYCLE_CONFIG", "RECYCLE_OVERRIDES", "RECYCLE_HOME", "PYTHONPATH"]
+PASSED_ON = ["RECYCLE_CONFIG", "RECYCLE_OVERRIDES", "RECYCLE_HOME", "PYTHONPATH", *PASSED_TO_WORKERS]
 
 
 def open_instance(folder: Path) -> dg.DagsterInstance:
