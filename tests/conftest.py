@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,15 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"bucket-{uuid.uuid4().hex}"
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(autouse=True)
+def no_engine_stays() -> Iterator[None]:
+    """Stop the engines of each test: the pool of one would hold the CPUs that the next one waits for."""
+    yield
+    pools = sys.modules.get("operators.teacher.engine_pool")
+    if pools is not None:
+        pools.stop_engines()
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,8 @@ def pool_of(spec: EngineSpec) -> Any:
     """The pool for this kind of engine: the one that is up, or a new one, for which others make room if they must."""
     _forget_lost_pools()
     if spec.name not in _pools:
-        make_room({name: count * spec.most for name, count in spec.needs.items()})
+        whole = {name: count * spec.most for name, count in spec.needs.items()}
+        make_room(whole | {"CPU": whole.get("CPU", 0) + 1})
         actor: Any = ray.remote(num_cpus=0)(EnginePool)
         _pools[spec.name] = actor.options(name=spec.name).remote(spec), spec
     return _pools[spec.name][0]

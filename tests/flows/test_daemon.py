@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 
 from cluster.dagster_home import open_instance
 from cluster.local import free_port
+from cluster.manifest import Manifest
 from flows.config import load_config
 from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
@@ -23,10 +23,10 @@ from operators.read.drop_seen import SEEN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "configs/smoke.yaml"
-POLL_S, REFRESH_S, TICK_S = 1.0, 600.0, 120.0
+POLL_S, REFRESH_S, TICK_S = 1.0, 300.0, 120.0
 FIRST, SECOND = 8, 4
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
 
     keys = [str(one.tags["dagster/partition"]) for one in (first, second)]
     assert sorted(run.store.refreshes("recycled_instructions")) == sorted(keys)
-    calls = [manifest(run, "instruction_reflections", key)["metrics"] for key in keys]
-    active = [manifest(run, "raw_instructions", key)["outcomes"][""] for key in keys]
-    assert manifest(run, "raw_instructions", keys[1])["outcomes"][SEEN] == FIRST  # those held out are seen too
+    calls = [manifest(run, "instruction_reflections", key).metrics for key in keys]
+    active = [manifest(run, "raw_instructions", key).outcomes[""] for key in keys]
+    assert manifest(run, "raw_instructions", keys[1]).outcomes[SEEN] == FIRST  # those held out are seen too
     assert [figures["calls"] for figures in calls] == active
     assert sum(figures["cached_calls"] for figures in calls) == 0
     assert ledger_rows(run, "reflect_instructions") == sum(active)
@@ -119,7 +119,7 @@ def wait_until(happened: Callable[[], bool], timeout_s: float, what: str) -> Non
         time.sleep(POLL_S)
 
 
-def manifest(run: Run, asset: str, refresh: str | None = None) -> dict[str, Any]:
+def manifest(run: Run, asset: str, refresh: str | None = None) -> Manifest:
     found = run.store.manifest(asset, refresh)
     assert found is not None, (asset, refresh)
     return found
@@ -132,5 +132,5 @@ def ledger_rows(run: Run, stage: str) -> int:
 def packed_rows(run: Run) -> int:
     """Rows of all refreshes that are in packs."""
     held = manifest(run, "packed_sequences")
-    assert held["outcomes"][PACKED] > 0
-    return int(held["metrics"]["rows"])
+    assert held.outcomes[PACKED] > 0
+    return int(held.metrics["rows"])

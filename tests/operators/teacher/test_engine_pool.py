@@ -1,12 +1,13 @@
 """The pool hands out idle engines before it starts new ones, replaces the dead, and gives up what others need."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from operators.teacher import engine_pool
 from operators.teacher.config import TeacherConfig
-from operators.teacher.engine_pool import EnginePool, EngineSpec
+from operators.teacher.engine_pool import EnginePool, EngineSpec, pool_of
 from operators.teacher.generate import engine_spec
 
 
@@ -58,6 +59,33 @@ def test_stopping_ends_all(killed: list[Any]) -> None:
     leased = [engines.lease(), engines.lease()]
     engines.stop()
     assert killed == leased
+
+
+class Handle:
+    """Stands for the handle of a pool's actor: any method can be called, and none has started an engine."""
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *_: 0)
+
+
+@pytest.mark.parametrize(("free", "stays"), [(1.0, False), (2.0, True)])
+def test_another_kind_leaves_a_cpu_to_the_tasks_that_feed_it(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch, free: float, stays: bool
+) -> None:
+    """On two CPUs, two engines of one CPU each would have every later task of Ray Data wait for ever."""
+    first = Handle()
+    spec = EngineSpec(lambda: (Engine(), None), {"kind": 1}, {"CPU": 1.0}, 1)
+    monkeypatch.setattr(engine_pool, "_pools", {spec.name: (first, spec)})
+    stand_in = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: Handle()))
+    for name, value in {
+        "is_initialized": lambda: True,
+        "get": lambda value: value,
+        "available_resources": lambda: {"CPU": free},
+        "remote": lambda **_: lambda _: stand_in,
+    }.items():
+        monkeypatch.setattr(engine_pool.ray, name, value)
+    pool_of(EngineSpec(lambda: (Engine(), None), {"kind": 2}, {"CPU": 1.0}, 1))
+    assert (first not in killed) == stays
 
 
 def test_stages_share_engines_unless_an_engine_would_be_another(tiny_model: str) -> None:
