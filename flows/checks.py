@@ -41,7 +41,8 @@ def some_row_survives(context: dg.AssetCheckExecutionContext, run: dg.ResourcePa
     refresh = refresh_of(context)
     outcomes = _manifest(run, RAW_INSTRUCTIONS, refresh).outcomes
     lost = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "no records"
-    passed = outcomes.get(ACTIVE, 0) > 0 or SEEN in outcomes
+    retracted = run.staleness.taken(refresh) == []  # all its files were taken out on purpose
+    passed = outcomes.get(ACTIVE, 0) > 0 or SEEN in outcomes or retracted
     message = f"raw_instructions: no row of {run.config.source.path} survives ({lost})"
     return _result(run, RAW_INSTRUCTIONS, refresh, passed, message)
 

@@ -6,6 +6,8 @@ from cluster.files import StorageError
 from operators.teacher.dispatch import TeacherStoppedError
 
 SHOWN_CHARS = 500  # of an error on the terminal; the log has all of it
+OURS = ("flows.", "operators.", "cluster.", "files.", "kernels.")  # errors that this project raises
+SENTENCES = (TeacherStoppedError.__name__, StorageError.__name__)  # where Ray leaves the module out
 LAST_EVENTS = 200  # of a run, among which the failure is looked for
 
 
@@ -22,7 +24,7 @@ def root_cause(error: object) -> str:
     last = lines[-1] if lines else "failed without words"
     # Our own messages are complete sentences, so the name of the class is left out.
     head, _, words = last.partition(": ")
-    shown = words if head.rpartition(".")[2] in (TeacherStoppedError.__name__, StorageError.__name__) else last
+    shown = words if head.startswith(OURS) or head in SENTENCES else last
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... (the log has all of it)"
 
 

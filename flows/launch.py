@@ -23,9 +23,10 @@ from cluster.terminal import quiet_terminal
 from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
 from flows.failures import root_cause
-from flows.graph import REPORT, Graph
+from flows.graph import RAW_INSTRUCTIONS, REPORT, Graph
 from flows.plan_report import print_plan
 from flows.preflight import PreflightError, preflight, require_sound
+from flows.remake import assets_by_refresh, retract, stale_assets, tell_stale
 from flows.results import UNUSED_COLUMNS
 from flows.run import Run, open_run
 from flows.steps import print_step
@@ -86,10 +87,7 @@ def _run(
     terminal: Terminal,
 ) -> int:
     out, _ = terminal
-    if arguments.canary < 0:
-        raise ConfigError(f"--canary: {arguments.canary}: give a number of calls, 1 or more")
-    if arguments.canary and not arguments.plan:
-        raise ConfigError("--canary: only with --plan; a run makes all its calls")
+    _require_sense(arguments, selected)
     looks_only = arguments.plan or arguments.doctor or arguments.step is not None
     writes = bool(arguments.canary) or not looks_only
     if writes:
@@ -97,17 +95,46 @@ def _run(
     logs = stack.enter_context(connected())
     if arguments.step is not None:
         return print_step(run, arguments.step, out)
-    findings = preflight(run, arguments.refresh, selected, thorough=arguments.doctor, holds_lease=writes)
+    refreshes = [arguments.refresh]
+    if arguments.retract:
+        refreshes, selected = retract(run, arguments.retract, out), [RAW_INSTRUCTIONS]
+    elif arguments.stale:
+        refreshes = run.store.refreshes(RAW_INSTRUCTIONS) or refreshes
+    looked = [preflight(run, key, selected, thorough=arguments.doctor, holds_lease=writes) for key in refreshes]
+    findings = list(dict.fromkeys(finding for found in looked for finding in found))
+    if arguments.plan and arguments.stale:
+        tell_stale(run, out)
+        return print_findings(findings, out)
     if arguments.plan:
         return print_plan(run, arguments.refresh, findings, out, canary=arguments.canary)
     if arguments.doctor:
         return print_findings(findings, out)
     require_sound(findings)
-    for finding in findings:
-        out.write(f"warning: {finding}\n")
+    out.writelines(f"warning: {finding}\n" for finding in findings)
     out.write(f"logs of engines and workers: {logs}\n")
     out.flush()
-    return _materialise(graph, run, arguments.refresh, selected, terminal)
+    code = _materialise(graph, run, refreshes, selected, terminal, stale=arguments.stale)
+    if arguments.retract and code == DONE:
+        tell_stale(run, out)
+        out.write("the published data and the student hold these rows until a run with --stale\n")
+    return code
+
+
+def _require_sense(arguments: argparse.Namespace, selected: Sequence[str]) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    looks_only = arguments.plan or arguments.doctor or arguments.step is not None
+    if arguments.canary < 0:
+        raise ConfigError(f"--canary: {arguments.canary}: give a number of calls, 1 or more")
+    if arguments.canary and not arguments.plan:
+        raise ConfigError("--canary: only with --plan; a run makes all its calls")
+    if arguments.retract and (looks_only or selected or arguments.stale):
+        raise ConfigError("--retract: not together with --plan, --doctor, --step, --select or --stale")
+    if arguments.stale and selected:
+        raise ConfigError("--stale: not together with --select; it makes every stale asset again")
 
 
 def print_findings(findings: Sequence[Finding], out: TextIO) -> int:
@@ -133,6 +160,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--canary", type=int, default=0, metavar="N", help="with --plan: make N calls first, to predict all from them"
     )
     parser.add_argument("--reparse", action="store_true", help="read the stored replies again; make no teacher call")
+    parser.add_argument("--stale", action="store_true", help="make every stale refresh again, then what depends on it")
+    parser.add_argument("--retract", default="", metavar="FILE", help="take the rows of this source file out")
     parser.add_argument("--select", default="", metavar="ASSET,...", help="make only these assets")
     parser.add_argument("--refresh", default="base", metavar="KEY", help="batch of source data (%(default)s)")
     return parser.parse_intermixed_args(argv)
@@ -151,26 +180,44 @@ def _selection(graph: Graph, arguments: argparse.Namespace) -> list[str]:
     return names
 
 
-def _materialise(graph: Graph, run: Run, refresh: str, selected: Sequence[str], terminal: Terminal) -> int:
+def _materialise(
+    graph: Graph, run: Run, refreshes: Sequence[str], selected: Sequence[str], terminal: Terminal, *, stale: bool
+) -> int:
+    """Make the refreshes in this order; with `stale` only those that are, and what is made over all once at the end."""
+    of_refresh, over_all = assets_by_refresh(run)
     with open_instance(Path(run.dagster_home)) as instance:
         reap(instance, run.config.storage)
-        instance.add_dynamic_partitions(str(graph.refreshes.name), [refresh])
+        instance.add_dynamic_partitions(str(graph.refreshes.name), list(refreshes))
         # Its last line is drawn before the conclusion is printed.
         with ProgressLines(terminal[1]), stopping_engines():
-            result = dg.materialize(
-                [*graph.assets, *graph.checks],
-                # Dagster refuses a partition where no selected asset has any, such as `--select student`.
-                partition_key=refresh if graph.has_refreshes(selected) else None,
-                instance=instance,
-                resources={"run": run, "io_manager": run.asset_io()},
-                selection=dg.AssetSelection.assets(*selected) if selected else None,
-                tags=driver_tags(run.config.storage),
-                run_config=QUIET,
-                raise_on_error=False,
-            )
+            for refresh in refreshes:
+                if stale and not stale_assets(run, refresh):
+                    continue
+                result = _make(graph, run, instance, refresh, of_refresh if stale else selected)
+                if not result.success:
+                    break
+            else:
+                result = _make(graph, run, instance, refreshes[-1], over_all) if stale else result
         if result.success and not selected:
-            run.requests.remove(refresh)  # the daemon need not ask for it any more
+            for refresh in refreshes:
+                run.requests.remove(refresh)  # the daemon need not ask for it any more
         return _conclude(run, result, terminal)
+
+
+def _make(
+    graph: Graph, run: Run, instance: dg.DagsterInstance, refresh: str, selected: Sequence[str]
+) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        [*graph.assets, *graph.checks],
+        # Dagster refuses a partition where no selected asset has any, such as `--select student`.
+        partition_key=refresh if graph.has_refreshes(selected) else None,
+        instance=instance,
+        resources={"run": run, "io_manager": run.asset_io()},
+        selection=dg.AssetSelection.assets(*selected) if selected else None,
+        tags=driver_tags(run.config.storage),
+        run_config=QUIET,
+        raise_on_error=False,
+    )
 
 
 def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -> int:

@@ -117,11 +117,13 @@ def _cluster_findings() -> list[Finding]:
 
 
 def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Finding]:
+    gone = run.staleness.gone(refresh)
     try:
-        gone = run.staleness.gone(refresh)
         there = run.staleness.files_of(refresh)
     except (ValueError, OSError) as error:
-        return [Finding("source.path", str(error))]
+        if not run.staleness.taken(refresh):
+            return [Finding("source.path", str(error))]
+        there = []
     if selected and RAW_INSTRUCTIONS not in selected:
         return []
     return [*_waiting_findings(run, refresh), *_file_findings(run, refresh, gone, there)]
@@ -144,15 +146,13 @@ def _file_findings(run: Run, refresh: str, gone: Sequence[str], there: Sequence[
     if not there and not run.staleness.taken(refresh):
         text = f"{run.config.source.path} has no file that no other refresh has taken or asked for"
         return [Finding("source.path", text)]
-    if not there and run.staleness.is_stale(RAW_INSTRUCTIONS, refresh, refresh):
-        text = f"refresh {refresh} must be made again, but its files are gone or changed: {_named(gone)}; restore them"
-        return [Finding("source.path", text)]
-    found = examine_source(run.config.source, [file.path for file in there])
-    if not there or not gone:
-        return found
-    lost = "rows that only they held leave the data in this run"
-    text = f"{_named(gone)} of refresh {refresh} are gone or changed; {lost}"
-    return [*found, Finding("source.path", text, fatal=False)]
+    found = examine_source(run.config.source, [file.path for file in there]) if there else []
+    if gone:
+        kept = "the rows that were read from them stay; --retract FILE takes them out"
+        found.append(
+            Finding("source.path", f"{_named(gone)} of refresh {refresh} are gone or changed: {kept}", fatal=False)
+        )
+    return found
 
 
 def _named(files: Sequence[str]) -> str:

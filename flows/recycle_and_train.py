@@ -76,8 +76,8 @@ def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Rec
     config, refresh = run.config, context.partition_key
 
     def build() -> Dataset:
-        files, earlier = run.source(refresh), run.earlier(refresh)
-        rows = read_refresh(files, earlier, config.source, config.deduplicate, run.special_tokens)
+        files, earlier, archived = run.source(refresh), run.earlier(refresh), run.archived(refresh)
+        rows = read_refresh(files, earlier, config.source, config.deduplicate, run.special_tokens, archived)
         rows = apply_steps(rows, config.steps, run.special_tokens)
         return drop_contaminated(rows, run.build_evaluation_index(rows, refresh))
 

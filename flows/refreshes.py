@@ -12,8 +12,8 @@ from typing import TextIO
 from cluster.files import StorageError
 from cluster.storage import AssetStore
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
+from flows.refresh_requests import Request, Requests
 from flows.releases import existing_storage
-from flows.requests import Request, Requests
 from flows.retries import describe
 
 DONE, FAILED, UNUSABLE = 0, 1, 2

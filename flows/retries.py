@@ -15,7 +15,7 @@ from cluster.alert import send_alert
 from cluster.dagster_home import RETRIES_TAG, STORAGE_TAG
 from flows.failures import failure_of
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS
-from flows.requests import GivenUp, Request
+from flows.refresh_requests import GivenUp, Request
 from flows.run import Run
 
 BUSY_TAG = "recycle/storage_was_busy"  # of a run that ended because another held the storage

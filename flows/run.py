@@ -19,10 +19,12 @@ from flows.graph import (
     Specs,
 )
 from flows.placement import STAGE_OF, demands
-from flows.requests import Requests
+from flows.refresh_requests import Requests
+from flows.retractions import Retractions
 from flows.staleness import Staleness
 from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
+from operators.read.archive import rows_of_files
 from operators.read.drop_contaminated import EvaluationIndex, evaluation_index
 from operators.reflect.reflect import Reflection
 from operators.report.costs import StageCost, stage_costs
@@ -52,8 +54,9 @@ def open_run(config: RunConfig, specs: Specs, settle_s: float = 0, *, reparse: b
         raise ConfigError(str(error)) from None
     use_endpoint(config.storage_endpoint)
     store = AssetStore(config.storage)
-    requests = Requests(config.storage)
-    return Run(config, specs, store, Staleness(config, specs, store, settle_s, requests), requests, reparse)
+    requests, retractions = Requests(config.storage), Retractions(config.storage)
+    staleness = Staleness(config, specs, store, settle_s, requests, retractions)
+    return Run(config, specs, store, staleness, requests, retractions, reparse)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Run:
     store: AssetStore
     staleness: Staleness
     requests: Requests
+    retractions: Retractions
     reparse: bool = False  # the reflections are read from the ledger again, without a call
 
     def asset_io(self) -> AssetIO:
@@ -117,19 +121,26 @@ class Run:
         return stage_costs(self.ledger().files, self.config.budget)
 
     def source(self, refresh: str) -> list[str]:
-        """Paths of the files that belong to a refresh.
+        """Paths of the files that belong to a refresh and can be read; none if it has been made before.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, and none was ever taken.
         """
+        if self.staleness.taken(refresh):
+            there = {(file.name, file.identity) for file in self.staleness.there()}
+            return [file.path for file in self.staleness.files_of(refresh)] if there else []
         paths = [file.path for file in self.staleness.files_of(refresh)]
         if not paths:
-            gone = ", ".join(self.staleness.gone(refresh)[:MOST_NAMED])
-            raise ValueError(
-                f"source.path: {self.config.source.path} has no file for refresh {refresh}"
-                + (f"; {gone} are gone or changed: put them back to make it again" if gone else "")
-            )
+            raise ValueError(f"source.path: {self.config.source.path} has no file for refresh {refresh}")
         return paths
+
+    def archived(self, refresh: str) -> Dataset | None:
+        """The stored rows of the files of a refresh that are gone or changed; None if there is no such file."""
+        gone = self.staleness.gone(refresh)
+        if not gone:
+            return None
+        names = [name for name, _ in self.staleness.taken(refresh)]
+        return rows_of_files(self.store.rows(RAW_INSTRUCTIONS, [refresh]), gone, names)
 
     def earlier(self, refresh: str) -> Dataset | None:
         """The raw instructions of all refreshes that were first made before this one; None if this is the first."""

@@ -24,7 +24,7 @@ from flows.asset_io import AssetIO
 from flows.config import RunConfig, config_of_environment
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, Graph, Specs
 from flows.preflight import preflight, require_sound
-from flows.requests import Request
+from flows.refresh_requests import Request
 from flows.retries import BUSY_TAG, decide
 from flows.run import MOST_NAMED, Run, open_run
 from flows.staleness import RefreshFile

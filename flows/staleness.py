@@ -15,7 +15,8 @@ from cluster.manifest import Description, Manifest, fingerprint_of
 from cluster.storage import AssetStore
 from flows.config import RunConfig
 from flows.graph import CONFIG_KEYS, ONLY_ROWS, RAW_INSTRUCTIONS, Specs
-from flows.requests import Requests, named_by
+from flows.refresh_requests import Requests, named_by
+from flows.retractions import Retractions, Version
 from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
 from operators.read.source_files import ALL_SPLITS, SourceFile, list_source_files
 from operators.stage import StageConfig
@@ -64,6 +65,7 @@ class Staleness:
         store: AssetStore,
         settle_s: float = 0,
         requests: Requests | None = None,
+        retractions: Retractions | None = None,
     ) -> None:
         """Look at a storage; source files younger than `settle_s` are not there yet, those of requests are taken."""
         self._config = config
@@ -71,6 +73,7 @@ class Staleness:
         self._store = store
         self._settle_s = settle_s
         self._requests = requests
+        self._retractions = retractions
 
     def describe(self, asset: str, refresh: str | None, planned: str | None = None) -> Description:
         """Code version, configuration and inputs of an asset; see the module.
@@ -85,7 +88,7 @@ class Staleness:
         sections = {name: _identity_of(getattr(self._config, name)) for name in spec.metadata.get(CONFIG_KEYS, [])}
         described: Description = {"code": spec.code_version, "config": sections, "inputs": {}}
         if asset == RAW_INSTRUCTIONS:
-            described["files"] = [[file.name, file.identity] for file in self.files_of(refresh)] or self.taken(refresh)
+            described["files"] = self._files(refresh)
             described |= self._earlier(refresh)
         described |= self._retries(asset, refresh)
         for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
@@ -110,13 +113,17 @@ class Staleness:
         own = [request for request in requests if request.key == refresh]
         if own:
             allowed = named_by(own) | {(name, identity) for name, identity in self.taken(refresh)}
-            return [file for file in self._source_files if (file.name, file.identity) in allowed]
-        taken = {
-            (name, identity)
-            for key in self._store.refreshes(RAW_INSTRUCTIONS)
-            if key != refresh and (manifest := self._store.manifest(RAW_INSTRUCTIONS, key))
-            for name, identity in manifest.made_from["files"]
-        } | named_by(requests)
+            return [file for file in self._source_files if (file.name, file.identity) in allowed - self._retracted]
+        taken = (
+            {
+                (name, identity)
+                for key in self._store.refreshes(RAW_INSTRUCTIONS)
+                if key != refresh and (manifest := self._store.manifest(RAW_INSTRUCTIONS, key))
+                for name, identity in manifest.made_from["files"]
+            }
+            | named_by(requests)
+            | self._retracted
+        )
         return [file for file in self._source_files if (file.name, file.identity) not in taken]
 
     def taken(self, refresh: str | None) -> list[list[str]]:
@@ -125,9 +132,34 @@ class Staleness:
         return [] if manifest is None else list(manifest.made_from["files"])
 
     def gone(self, refresh: str) -> list[str]:
-        """Names of files that the refresh was made from and that are no longer there, or have another content."""
-        there = {(file.name, file.identity) for file in self._source_files}
+        """Names of files that the refresh was made from and that are no longer there, or have another content.
+
+        Its stored rows are their archive; those of retracted files are not.
+        """
+        there = {(file.name, file.identity) for file in self.there()} | self._retracted
         return [name for name, identity in self.taken(refresh) if (name, identity) not in there]
+
+    def there(self) -> list[RefreshFile]:
+        """The files of the source; none if it is not there any more."""
+        try:
+            return self._source_files
+        except (ValueError, OSError):
+            return []
+
+    def _files(self, refresh: str | None) -> list[list[str]]:
+        """Names and identities of the files that a refresh has: those that it can read, and those in its archive."""
+        try:
+            readable = self.files_of(refresh)
+        except (ValueError, OSError):
+            if not self.taken(refresh):
+                raise
+            readable = []
+        kept = {(name, identity) for name, identity in self.taken(refresh)} - self._retracted
+        return [list(version) for version in sorted(kept | {(file.name, file.identity) for file in readable})]
+
+    @cached_property
+    def _retracted(self) -> frozenset[Version]:
+        return self._retractions.all() if self._retractions else frozenset()
 
     def earlier(self, refresh: str | None) -> list[str]:
         """Keys of the refreshes that were first made before this one; all others if it was never made."""
@@ -136,7 +168,10 @@ class Staleness:
 
     def unreadable(self) -> list[str]:
         """Names of files that this process may not read: no refresh takes them until it may."""
-        return [file.name for file in self._all_files if not file.identity]
+        try:
+            return [file.name for file in self._all_files if not file.identity]
+        except (ValueError, OSError):  # there is no source any more
+            return []
 
     @property
     def _source_files(self) -> list[RefreshFile]:

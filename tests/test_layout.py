@@ -5,7 +5,9 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,12 @@ def test_our_kernels_do_not_pass_for_hugging_faces() -> None:
     from transformers import LlamaForCausalLM
 
     assert LlamaForCausalLM.__name__ == "LlamaForCausalLM"
+
+
+def test_a_script_in_flows_hides_no_library() -> None:
+    """Python puts the folder of a script first on its path: `flows/requests.py` was imported by Ray as `requests`."""
+    ours = {module.stem for module in (REPOSITORY / "flows").glob("*.py")} - {"__init__"}
+    assert ours & (sys.stdlib_module_names | set(packages_distributions())) == set()
 
 
 def test_the_flow_is_executable() -> None:

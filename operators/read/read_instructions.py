@@ -118,7 +118,7 @@ def _rows(piece: Piece, record: Record, config: ReadConfig, special_tokens: froz
             found = Found([Exchange(record.raw, "", "", reason="too_deep")], [])
     ids = [_id_of(pair, number, record, origin) for number, pair in enumerate(found.exchanges)]
     # A dialogue is held out as a whole, for its first pair is context of the others.
-    outcome = columns.HELD_OUT if _is_held_out(ids[-1], config) else columns.ACTIVE
+    outcome = columns.HELD_OUT if is_held_out(ids[-1], config) else columns.ACTIVE
     rows: list[tuple[object, ...]] = []
     for row_id, pair in zip(ids, found.exchanges, strict=True):
         if pair.reason:
@@ -157,7 +157,8 @@ def _escaped(pair: Exchange, special_tokens: frozenset[str]) -> Exchange:
     return Exchange(instruction, given, response, before, after)
 
 
-def _is_held_out(row_id: str, config: ReadConfig) -> bool:
+def is_held_out(row_id: str, config: ReadConfig) -> bool:
+    """Whether a row is kept for evaluation: decided by a hash of its id, so it does not change with other rows."""
     digest = hashlib.sha256(f"{config.split_salt}:{row_id}".encode()).hexdigest()
     return int(digest[:13], 16) < config.held_out_fraction * 16**13
 

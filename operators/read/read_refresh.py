@@ -1,7 +1,10 @@
 """Read the records of one refresh, and mark those that it or an earlier refresh already has."""
 
+import ray.data
 from ray.data import Dataset
 
+from operators.columns import RAW
+from operators.read.archive import with_archive
 from operators.read.config import ReadConfig
 from operators.read.drop_near_duplicates import DeduplicateConfig, drop_near_duplicates
 from operators.read.drop_seen import drop_seen
@@ -14,6 +17,7 @@ def read_refresh(
     source: ReadConfig,
     deduplicate: DeduplicateConfig,
     special_tokens: frozenset[str],
+    archived: Dataset | None = None,
 ) -> Dataset:
     """Read the files; give rows that were seen or resemble another their outcome.
 
@@ -21,16 +25,19 @@ def read_refresh(
     store, which spills to disk: about 2 KB a row.
 
     Args:
-        files: of the refresh, in order.
+        files: of the refresh, in order; none if all its rows are archived.
         earlier: columns.RAW of the refreshes before it; None if it is the first.
         source: how records are read.
         deduplicate: what counts as the same.
         special_tokens: of teacher and student; broken up in the texts.
+        archived: columns.RAW as they are stored, of files of the refresh that cannot be read any more.
 
     Columns out:
-        columns.RAW, one row for each row of `read_instructions`.
+        columns.RAW, one row for each row of `read_instructions` and each archived row that is not among them.
     """
-    rows = read_instructions(source, files, special_tokens).materialize()
+    rows = read_instructions(source, files, special_tokens) if files else ray.data.from_arrow(RAW.empty_table())
+    rows = rows.materialize()
+    rows = rows if archived is None else with_archive(rows, archived, source, special_tokens).materialize()
     rows = rows if earlier is None else drop_seen(rows, earlier).materialize()
     marked: Dataset = drop_near_duplicates(rows, earlier, deduplicate).materialize()
     return marked

@@ -14,6 +14,7 @@ from flows.graph import RAW_INSTRUCTIONS, STUDENT
 from flows.placement import GIB
 from flows.preflight import PreflightError, _source_findings, _storage_findings, require_sound, student_needs
 from flows.recycle_and_train import GRAPH
+from flows.refresh_requests import GivenUp, Request
 from flows.run import Run, open_run
 from operators.stage import Finding
 
@@ -90,16 +91,24 @@ def test_a_source_is_judged_by_what_the_refresh_has_and_had(tmp_path: Path) -> N
     assert "a.jsonl of refresh base are gone or changed" in found.text
 
 
-def test_a_refresh_that_must_be_made_again_needs_its_files(tmp_path: Path) -> None:
+def test_a_refresh_that_must_be_made_again_keeps_the_rows_of_files_that_are_gone(tmp_path: Path) -> None:
     file = drop(tmp_path, "a.jsonl", "one")
     take(look(tmp_path), "base")
-    file.rename(tmp_path / "elsewhere.jsonl")
-    drop(tmp_path, "b.jsonl", "two")
-    take(look(tmp_path), "second")
-    assert all(not finding.fatal for finding in _source_findings(look(tmp_path), "base", []))
-    [found] = _source_findings(look(tmp_path, "source.max_chars=99"), "base", [])
-    assert found.fatal
-    assert "must be made again, but its files are gone or changed: a.jsonl" in found.text
+    file.unlink()
+    for now in (look(tmp_path), look(tmp_path, "source.max_chars=99")):
+        [found] = _source_findings(now, "base", [])
+        assert not found.fatal
+        assert "the rows that were read from them stay; --retract FILE takes them out" in found.text
+
+
+def test_a_refresh_that_was_given_up_is_named_in_every_plan(tmp_path: Path) -> None:
+    drop(tmp_path, "a.jsonl", "one")
+    take(look(tmp_path), "base")
+    dead = GivenUp(at="", attempts=3, reason="the disk is full")
+    look(tmp_path).requests.put(Request(key="lost", given_up=dead))
+    [found] = _source_findings(look(tmp_path), "base", [])
+    assert not found.fatal
+    assert "refresh lost was given up after 3 attempts: the disk is full" in found.text
 
 
 def test_the_student_needs_what_training_asks_of_it() -> None:

@@ -13,8 +13,8 @@ import pytest
 from flows.config import load_config
 from flows.graph import PARTITION_TAG
 from flows.recycle_and_train import GRAPH
+from flows.refresh_requests import Request
 from flows.refreshes import retry_refresh, show_refreshes
-from flows.requests import Request
 from flows.retries import BUSY_TAG, decide
 from flows.run import Run, open_run
 from flows.schedules import JOB

@@ -23,6 +23,7 @@ from flows.graph import (
     STUDENT,
 )
 from flows.recycle_and_train import GRAPH
+from flows.retractions import Retractions
 from flows.staleness import Staleness, differences, source_files
 from operators.stage import StageConfig
 
@@ -202,7 +203,7 @@ def test_a_new_folder_renames_no_file(store: AssetStore, source: Path) -> None:
     assert [file.name for file in look(store, source).files_of("third")] == ["c.jsonl"]
 
 
-def test_a_refresh_whose_files_are_gone_stays_as_it_is_and_says_so(store: AssetStore, source: Path) -> None:
+def test_files_that_are_gone_or_changed_cost_no_stored_row(store: AssetStore, source: Path) -> None:
     drop(source, "a.jsonl", "one")
     drop(source, "b.jsonl", "two")
     finish(store, look(store, source), RAW_INSTRUCTIONS, "base", outcomes={"": 2})
@@ -210,12 +211,29 @@ def test_a_refresh_whose_files_are_gone_stays_as_it_is_and_says_so(store: AssetS
     (source / "a.jsonl").unlink()
     now = look(store, source)
     assert now.gone("base") == ["a.jsonl"]
-    assert now.is_stale(RAW_INSTRUCTIONS, "base"), "what is left of its files would make other rows"
+    assert not now.is_stale(RAW_INSTRUCTIONS, "base"), "its stored rows are the archive of a.jsonl"
     drop(source, "b.jsonl", "another")
     finish(store, look(store, source), RAW_INSTRUCTIONS, "third", outcomes={"": 1})
     now = look(AssetStore(str(Path(store.folder("x", None)).parents[1])), source)
     assert now.gone("base") == ["a.jsonl", "b.jsonl"]
-    assert not now.is_stale(RAW_INSTRUCTIONS, "base"), "nothing is left to make it from"
+    assert not now.is_stale(RAW_INSTRUCTIONS, "base")
+    (source / "b.jsonl").unlink()
+    now = look(store, source)
+    assert not now.is_stale(RAW_INSTRUCTIONS, "base"), "a source that is not there any more makes nothing stale"
+
+
+def test_a_retracted_file_makes_its_refresh_stale_and_is_never_taken_again(store: AssetStore, source: Path) -> None:
+    for name in ("a", "b"):
+        drop(source, f"{name}.jsonl", name)
+    finish(store, look(store, source), RAW_INSTRUCTIONS, "base", outcomes={"": 2})
+    now = look(store, source)
+    retractions = Retractions(str(Path(store.folder("x", None)).parents[1]))
+    retractions.add([("a.jsonl", next(file.identity for file in now.there() if file.name == "a.jsonl"))])
+    now = Staleness(load_config(SMOKE, [f"source.path={source}"]), GRAPH.specs, store, retractions=retractions)
+    assert now.is_stale(RAW_INSTRUCTIONS, "base")
+    assert [name for name, _ in now.describe(RAW_INSTRUCTIONS, "base")["files"]] == ["b.jsonl"]
+    assert now.files_of(None) == []
+    assert now.gone("base") == []
 
 
 def test_differences_name_what_changed() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.files import StorageError
-from flows.requests import GivenUp, Request, Requests, named_by
+from flows.refresh_requests import GivenUp, Request, Requests, named_by
 
 ONE = Request(key="2026-11-26-a", files=(("a.jsonl", "1f"), ("b.jsonl", "2f")))
 

@@ -1,0 +1,75 @@
+"""What `--stale` and `--retract FILE` make again: stale refreshes in the recorded order, and what depends on them."""
+
+from collections import Counter
+from typing import TextIO
+
+import pyarrow.compute as pc
+
+from flows.config import ConfigError
+from flows.graph import RAW_INSTRUCTIONS
+from flows.retractions import Version, versions_to_retract
+from flows.run import Run
+from operators.read.archive import rows_of_files
+
+
+def assets_by_refresh(run: Run) -> tuple[list[str], list[str]]:
+    """Names of the assets that are made once a refresh, and of those that are made over all."""
+    of_refresh = [name for name, spec in run.specs.items() if spec.partitions_def is not None]
+    return of_refresh, [name for name in run.specs if name not in of_refresh]
+
+
+def stale_assets(run: Run, refresh: str | None) -> list[str]:
+    """Assets of a refresh, or of all together, that are there and were made from something else than they would be now.
+
+    An asset of a refresh that was made before and is missing counts too.
+    """
+    names = assets_by_refresh(run)[refresh is None]
+    return [name for name in names if run.staleness.is_stale(name, refresh)]
+
+
+def tell_stale(run: Run, out: TextIO) -> int:
+    """Print what `--stale` would make again, a line a refresh; returns how many refreshes are stale."""
+    stale = {key: found for key in run.store.refreshes(RAW_INSTRUCTIONS) if (found := stale_assets(run, key))}
+    for key, names in stale.items():
+        out.write(f"stale: refresh {key}: {', '.join(names)}\n")
+    over_all = stale_assets(run, None)
+    if over_all:
+        out.write(f"stale: over all refreshes: {', '.join(over_all)}\n")
+    if not stale and not over_all:
+        out.write("nothing is stale\n")
+    return len(stale)
+
+
+def retract(run: Run, name: str, out: TextIO) -> list[str]:
+    """Take the rows of a source file out: record it, and say how many rows of which refreshes that are.
+
+    Returns:
+        the refreshes that hold such rows, in the order in which they were made; their raw instructions are stale now.
+
+    Raises:
+        ConfigError: no refresh holds rows of the file.
+    """
+    already = run.retractions.all()
+    refreshes = run.store.refreshes(RAW_INSTRUCTIONS)
+    taken: dict[str, set[Version]] = {
+        key: {(file, identity) for file, identity in run.staleness.taken(key)} - already for key in refreshes
+    }
+    there = [(file.name, file.identity) for file in run.staleness.there()]
+    try:
+        versions = versions_to_retract(name, set().union(*taken.values()), there)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    affected = [key for key in refreshes if taken[key] & set(versions)]
+    for key in affected:
+        stored = rows_of_files(run.store.rows(RAW_INSTRUCTIONS, [key]), [name], [file for file, _ in taken[key]])
+        outcomes: Counter[str] = Counter()
+        for batch in stored.select_columns(["outcome"]).iter_batches(batch_size=None, batch_format="pyarrow"):
+            outcomes.update({each["values"]: each["counts"] for each in pc.value_counts(batch["outcome"]).to_pylist()})
+        counts = ", ".join(f"{count} {outcome or 'recycled'}" for outcome, count in sorted(outcomes.items()))
+        out.write(f"retract {name}: refresh {key} holds {outcomes.total()} of its rows ({counts or 'none'})\n")
+    run.retractions.add(versions)
+    if any(version in there for version in versions):
+        out.write(f"retract {name}: the file that is there is not read again; another content of it would be new\n")
+    elif any(file == name for file, _ in there):
+        out.write(f"retract {name}: the file was changed since; what it holds now stays\n")
+    return affected

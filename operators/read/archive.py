@@ -1,0 +1,111 @@
+"""Keeps the rows of files that can no longer be read: the rows that an earlier build stored are their archive."""
+
+from collections.abc import Collection
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import Dataset
+
+from operators.chat_markup import escape
+from operators.columns import ACTIVE, HELD_OUT, RAW, conform
+from operators.join import ROWS_PER_PARTITION, cogroup, group_by_key
+from operators.read.config import ReadConfig
+from operators.read.read_instructions import DUPLICATE, is_held_out
+from operators.read.read_record import row_id_of
+
+TEXTS = ("instruction", "input", "response")
+PLACE = "place"  # of a copy: the id that it had, which names its place in the source
+_RENEWED = pa.schema([*RAW, pa.field(PLACE, pa.string())])
+
+
+def rows_of_files(stored: Dataset, names: Collection[str], all_names: Collection[str]) -> Dataset:
+    """The stored rows whose file is one of `names`.
+
+    Args:
+        stored: columns.RAW.
+        names: files relative to the source, as it was.
+        all_names: of all files that were read; a row belongs to the longest name that its origin ends in.
+    """
+    pick = partial(_of_files, names=frozenset(names), all_names=frozenset(all_names))
+    return stored.map_batches(pick, batch_format="pyarrow", num_cpus=0.25)
+
+
+def with_archive(rows: Dataset, archived: Dataset, config: ReadConfig, special_tokens: frozenset[str]) -> Dataset:
+    """The rows that were read, and each archived row whose record is not among them.
+
+    An archived row that was dropped is judged anew: another file may have held what it repeated. One that was
+    quarantined stays so. Own steps see the archived rows again, as they left them.
+
+    Args:
+        rows: columns.RAW as of `read_instructions`.
+        archived: columns.RAW as they were stored; ids are unique.
+        config: how records are read; decides what is held out.
+        special_tokens: of teacher and student; they may be others than when the rows were stored.
+
+    Columns out:
+        columns.RAW; ids are unique.
+    """
+    renew = partial(_renewed, config=config, special_tokens=special_tokens)
+    renewed = archived.map_batches(renew, batch_format="pyarrow", num_cpus=0.25)
+    num_blocks = 1 + (rows.count() + archived.count()) // ROWS_PER_PARTITION
+    joined = cogroup((rows, RAW), (renewed, _RENEWED), "row_id", num_blocks, _join)
+    # A file that was changed may hold a copy at the place where its archive holds it too.
+    return group_by_key(joined, "row_id", num_blocks).map_batches(
+        _once, batch_size=None, batch_format="pyarrow", num_cpus=0.25
+    )
+
+
+def _of_files(rows: pa.Table, names: frozenset[str], all_names: frozenset[str]) -> pa.Table:
+    wanted = [origin for origin in rows["origin"].unique().to_pylist() if _name_of(origin, all_names) in names]
+    return rows.filter(pc.is_in(rows["origin"], pa.array(wanted, pa.string())))
+
+
+def _name_of(origin: str, names: frozenset[str]) -> str:
+    """The longest of the names that the path of a file ends in; "" if it ends in none."""
+    parts = origin.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in names), "")
+
+
+def _renewed(rows: pa.Table, config: ReadConfig, special_tokens: frozenset[str]) -> pa.Table:
+    """As the rows were when they had just been read; a copy gets the id of its texts and keeps its outcome."""
+    records = rows.select(RAW.names).to_pylist()
+    for row in records:
+        outcome = row["outcome"]
+        if outcome.startswith("quarantined:"):
+            continue
+        if outcome == DUPLICATE:
+            row[PLACE] = row["row_id"]
+            row["row_id"] = row_id_of(*(row[name] for name in (*TEXTS, "turns_before", "turns_after")))
+        before = [row[name] for name in TEXTS]
+        row |= {name: escape(row[name], special_tokens) for name in TEXTS}
+        row["escaped"] = row["escaped"] or before != [row[name] for name in TEXTS]
+        if outcome != DUPLICATE:
+            alone = not row["turns_before"] and not row["turns_after"]  # dialogues are held out as a whole or not
+            held_out = outcome == HELD_OUT or (alone and is_held_out(row["row_id"], config))
+            row["outcome"] = HELD_OUT if held_out else ACTIVE
+    return pa.Table.from_pylist(records, schema=_RENEWED)
+
+
+def _join(rows: pa.Table, archived: pa.Table) -> pa.Table:
+    """Of one id the row that was read, else the archived one, else the first copy; other copies stay copies."""
+    is_copy = pc.is_valid(archived[PLACE])
+    ids = set(rows["row_id"].to_pylist())
+    kept = [row for row in archived.filter(pc.invert(is_copy)).to_pylist() if row["row_id"] not in ids]
+    known = ids | {row["row_id"] for row in kept}
+    for copy in archived.filter(is_copy).sort_by([("origin", "ascending"), (PLACE, "ascending")]).to_pylist():
+        first = copy["row_id"] not in known
+        known.add(copy["row_id"])
+        kept.append(copy | ({"outcome": ACTIVE} if first else {"row_id": copy[PLACE]}))
+    return pa.concat_tables([rows, pa.Table.from_pylist(kept, schema=_RENEWED).select(RAW.names)])
+
+
+def _once(rows: pa.Table) -> pa.Table:
+    """The first row of each id."""
+    if not rows.num_rows:  # the shuffle may give a block no columns at all
+        return RAW.empty_table()
+    places = dict[str, int]()
+    for place, row_id in enumerate(rows["row_id"].to_pylist()):
+        places.setdefault(row_id, place)
+    return conform(rows.take(pa.array(list(places.values()), pa.int64())), RAW)

@@ -1,0 +1,70 @@
+"""`--stale` makes again what is stale in the recorded order; `--retract FILE` takes rows out, and nothing else does."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.config import load_config
+from flows.launch import run_flow
+from flows.recycle_and_train import GRAPH
+from flows.run import open_run
+
+SMOKE = str(Path(__file__).resolve().parents[2] / "configs/smoke.yaml")
+RAW = ("--select", "raw_instructions")
+
+
+@pytest.fixture
+def flow(tmp_path: Path, local_ray: None) -> Callable[..., tuple[int, str]]:
+    def run(*arguments: str) -> tuple[int, str]:
+        out = io.StringIO()
+        settings = [f"storage={tmp_path}/storage", f"source.path={tmp_path}/source", "source.held_out_fraction=0"]
+        return run_flow(GRAPH, ["--config", SMOKE, *settings, *arguments], (out, out)), out.getvalue()
+
+    return run
+
+
+def drop(tmp_path: Path, name: str, *texts: str) -> Path:
+    file = tmp_path / "source" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps({"instruction": text, "output": f"{text}!"}) + "\n" for text in texts))
+    return file
+
+
+def kept(tmp_path: Path, refresh: str = "base") -> dict[str, int]:
+    run = open_run(load_config(Path(SMOKE), [f"storage={tmp_path}/storage"]), GRAPH.specs)
+    manifest = run.store.manifest("raw_instructions", refresh)
+    assert manifest is not None
+    return manifest.outcomes
+
+
+@pytest.mark.slow
+def test_only_a_retraction_takes_stored_rows_out(flow: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    gone = drop(tmp_path, "a.jsonl", "Name a river.", "Name a lake in Asia.", "Count to four.")
+    drop(tmp_path, "b.jsonl", "Count to four.", "Sing a song about rain.")
+    assert flow(*RAW)[0] == 0
+    assert kept(tmp_path) == {"": 4, "dropped:duplicate": 1}
+    gone.unlink()
+    drop(tmp_path, "b.jsonl", "Sing a song about rain.", "What is the capital of Peru?")
+    code, printed = flow("source.max_chars=5000", *RAW)
+    assert code == 0, printed
+    assert "a.jsonl, b.jsonl of refresh base are gone or changed: the rows that were read from them stay" in printed
+    assert kept(tmp_path) == {"": 5, "dropped:duplicate": 1}
+    assert flow("source.max_chars=5000", "--retract", "c.jsonl")[0] == 2
+    code, printed = flow("source.max_chars=5000", "--retract", "a.jsonl")
+    assert code == 0, printed
+    assert "retract a.jsonl: refresh base holds 3 of its rows (3 recycled)" in printed
+    assert kept(tmp_path) == {"": 3}, "its copy of a row took the row's place: two files held it"
+    code, printed = flow("--stale", "--plan", "source.max_chars=6000")
+    assert code == 0
+    assert "stale: refresh base: raw_instructions, held_out, " in printed
+
+
+@pytest.mark.parametrize("with_", [["--plan"], ["--stale"], [*RAW]])
+def test_a_retraction_is_a_run_of_its_own(tmp_path: Path, with_: list[str]) -> None:
+    out = io.StringIO()
+    settings = ["--config", SMOKE, f"storage={tmp_path}"]
+    assert run_flow(GRAPH, [*settings, "--retract", "a.jsonl", *with_], (out, out)) == 2
+    assert out.getvalue() == "--retract: not together with --plan, --doctor, --step, --select or --stale\n"

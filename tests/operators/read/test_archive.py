@@ -1,0 +1,79 @@
+"""Rows of files that are gone stay as long as no file that is there holds them, and none is there twice."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from operators.columns import ACTIVE, HELD_OUT, RAW
+from operators.read.archive import _join, _of_files, _once, _renewed
+from operators.read.config import ReadConfig
+from operators.read.read_instructions import DUPLICATE
+from operators.read.read_record import row_id_of
+
+CONFIG = ReadConfig(path="x", held_out_fraction=0)
+
+
+def row(text: str, outcome: str = ACTIVE, origin: str = "/s/a.jsonl", row_id: str = "") -> dict[str, object]:
+    texts = {"instruction": text, "input": "", "response": "r", "turns_before": "", "turns_after": ""}
+    rest = {"extra": "", "ignored_columns": "", "origin": origin, "escaped": False, "outcome": outcome}
+    return {"row_id": row_id or row_id_of(text, "", "r"), **texts, **rest}
+
+
+def table(*rows: dict[str, object]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=RAW)
+
+
+def joined(there: pa.Table, archived: pa.Table, config: ReadConfig = CONFIG) -> dict[str, str]:
+    """Text -> outcome."""
+    found = _once(_join(there, _renewed(archived, config, frozenset({"<|im_start|>"}))))
+    assert len(set(found["row_id"].to_pylist())) == found.num_rows
+    kept = found.filter(pc.not_equal(found["outcome"], DUPLICATE))
+    return dict(zip(kept["instruction"].to_pylist(), kept["outcome"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "outcome", ["dropped:near_duplicate", "dropped:seen_in_earlier_refresh", "dropped:my_step", ""]
+)
+def test_an_archived_row_that_was_dropped_is_judged_anew(outcome: str) -> None:
+    assert joined(table(), table(row("one", outcome))) == {"one": ACTIVE}
+
+
+def test_a_quarantined_row_stays_so_and_a_held_out_one_too() -> None:
+    stored = table(row("one", "quarantined:too_long"), row("two", HELD_OUT))
+    assert joined(table(), stored) == {"one": "quarantined:too_long", "two": HELD_OUT}
+
+
+def test_a_row_that_a_file_still_holds_is_there_once() -> None:
+    assert joined(table(row("one", HELD_OUT)), table(row("one"), row("two"))) == {"one": HELD_OUT, "two": ACTIVE}
+
+
+def test_a_copy_whose_first_is_gone_takes_its_place() -> None:
+    copies = table(
+        row("one", DUPLICATE, "/s/b.jsonl", "place-1"),
+        row("one", DUPLICATE, "/s/c.jsonl", "place-2"),
+        row("two", DUPLICATE, "/s/b.jsonl", "place-3"),
+    )
+    assert joined(table(row("two")), copies) == {"two": ACTIVE, "one": ACTIVE}
+
+
+def test_other_copies_stay_copies_however_often_the_archive_is_read() -> None:
+    copies = table(row("one", DUPLICATE, "/s/b.jsonl", "place-1"), row("one", DUPLICATE, "/s/c.jsonl", "place-2"))
+    found = _join(table(), _renewed(copies, CONFIG, frozenset()))
+    assert found["outcome"].to_pylist() == [ACTIVE, DUPLICATE]
+    assert found["row_id"].to_pylist() == [row_id_of("one", "", "r"), "place-2"]
+    again = _once(pa.concat_tables([table(row("one", DUPLICATE, "/s/c.jsonl", "place-2")), found]))
+    assert again.num_rows == 2
+
+
+def test_control_tokens_of_a_new_teacher_are_broken_up_in_archived_texts() -> None:
+    [text] = joined(table(), table(row("say <|im_start|>")))
+    assert "<|im_start|>" not in text
+
+
+def test_a_row_belongs_to_the_longest_name_that_its_origin_ends_in() -> None:
+    stored = table(
+        row("one", origin="/s/a.jsonl"), row("two", origin="/s/sub/a.jsonl"), row("three", origin="/s/b.jsonl")
+    )
+    names = frozenset({"a.jsonl", "sub/a.jsonl", "b.jsonl"})
+    found = {name: _of_files(stored, frozenset({name}), names)["instruction"].to_pylist() for name in sorted(names)}
+    assert found == {"a.jsonl": ["one"], "sub/a.jsonl": ["two"], "b.jsonl": ["three"]}
