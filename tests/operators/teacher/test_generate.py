@@ -59,7 +59,8 @@ def test_real_engine_keeps_to_the_schema_and_gives_a_row_for_every_failure(demo_
     calls = [call(n, response_reflection_prompt(str(n), asked, "", f"It is number {n}.", "json")) for n in range(4)]
     calls.append(call(4, "word " * 3000))
     calls.append(call(5, "Count to one hundred, one number a line.", schema="", max_tokens=3))
-    calls.append(call(6, "Go on: " + "one two three " * 320, schema="", max_tokens=400))
+    numbers = json.dumps({"type": "array", "items": {"type": "integer"}, "minItems": 200})  # no reply may end earlier
+    calls.append(call(6, "Go on: " + "one two three " * 320, schema=numbers, max_tokens=400))
     replies = generate(ray.data.from_arrow(pa.Table.from_pylist(calls, schema=CALLS)), teacher)
     table = pa.concat_tables(replies.iter_batches(batch_format="pyarrow", batch_size=None))
     assert table.schema.names == REPLIES.names
@@ -75,6 +76,7 @@ def test_real_engine_keeps_to_the_schema_and_gives_a_row_for_every_failure(demo_
     assert "teacher.max_model_len: 1024" in rows["4"]["error"]
     assert (rows["5"]["generated_tokens"], rows["5"]["finish_reason"]) == (3, "length")
     # It ran into the context before it ran into max_tokens: a reply that was cut off must not pass for a whole one.
+    assert not rows["6"]["error"], rows["6"]["error"]
     assert rows["6"]["prompt_tokens"] + rows["6"]["generated_tokens"] <= 1024
     assert rows["6"]["generated_tokens"] < 400
     assert rows["6"]["finish_reason"] == "length"
