@@ -21,6 +21,7 @@ from flows.graph import (
     SELECTED_INSTRUCTIONS,
 )
 from flows.run import Run
+from flows.staleness import refresh_of as refresh_of_input
 from operators.columns import ACTIVE, PACKED, RECYCLED_OUTCOMES
 from operators.join import ROWS_PER_PARTITION, add_up, group_by_key
 from operators.read.drop_seen import SEEN
@@ -76,10 +77,11 @@ def every_row_has_an_outcome(context: dg.AssetCheckExecutionContext, run: dg.Res
 
 @dg.asset_check(asset=PACKED_SEQUENCES, blocking=True)
 def every_recycled_row_is_packed_or_quarantined(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
-    """The ids in packs and quarantine are as many as the recycled rows of all refreshes."""
-    finished = [_manifest(run, STAGES[-1], key) for key in run.store.refreshes(STAGES[-1])]
+    """The ids in packs and quarantine are as many as the recycled rows of the refreshes that were to be packed."""
+    packs = _manifest(run, PACKED_SEQUENCES)
+    finished = [_manifest(run, STAGES[-1], refresh_of_input(name)) for name in packs.made_from.get("inputs", {})]
     recycled = sum(manifest.outcomes.get(outcome, 0) for manifest in finished for outcome in RECYCLED_OUTCOMES)
-    packed = _manifest(run, PACKED_SEQUENCES).metrics.get("rows")
+    packed = packs.metrics.get("rows")
     message = f"packed_sequences: {packed} rows in packs and quarantine against {recycled} recycled"
     return _result(run, PACKED_SEQUENCES, None, packed == recycled, message)
 

@@ -237,6 +237,8 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
         for event in result.get_step_failure_events():
             err.write(f"{event.step_key}: {root_cause(event.step_failure_data.error)}\n")
         return FAILED
+    if waiting := run.staleness.waiting_rows():
+        out.write(f"{waiting} new rows wait for more before a student is trained on them: release.retrain_after_rows\n")
     # A run of selected assets may leave the report of an earlier run, which says nothing about this one.
     report = None if run.staleness.is_stale(REPORT, None) else run.store.manifest(REPORT)
     if report is not None and report.value is not None:

@@ -23,7 +23,7 @@ from flows.graph import (
 from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
 from flows.retries import describe
 from flows.run import MOST_NAMED, Run
-from flows.staleness import RefreshFile
+from flows.source_versions import RefreshFile
 from operators.models import ModelNotFoundError
 from operators.read.doctor import examine_source
 from operators.stage import Finding

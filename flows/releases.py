@@ -1,25 +1,29 @@
 """The releases of a storage: what a student is compared with, `releases` and `rollback VERSION` on the command line.
 
-recycle-and-train releases STORAGE
+recycle-and-train releases STORAGE [--html FILE]
 recycle-and-train rollback STORAGE VERSION
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
 from pyarrow import fs
 
 from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import anchor
-from files.atomic import open_filesystem
+from cluster.storage import AssetStore
+from files.atomic import open_filesystem, put_file
+from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS
 from flows.run import Run
+from operators.columns import ACTIVE, HELD_OUT, RECYCLED_OUTCOMES
 from operators.evaluate.config import TrainedAttention
 from operators.evaluate.evaluate import Models, Rival
 from operators.evaluate.release_history import Decision, ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED
+from operators.report.history import RefreshLine, build_history
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
 
@@ -52,11 +56,16 @@ def show_releases(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
     """Print every decision of a storage, the oldest first, and mark the released student; 2 if it cannot be read."""
     parser = argparse.ArgumentParser(prog="recycle-and-train releases", description="List the releases of a storage.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
-    storage = parser.parse_args(argv).storage
+    parser.add_argument("--html", metavar="FILE", help="also write a page with loss, win rate, rows and cost over time")
+    arguments = parser.parse_args(argv)
     try:
-        history = ReleaseHistory(existing_storage(storage))
+        storage = existing_storage(arguments.storage)
+        history = ReleaseHistory(storage)
         current, decisions = history.current(), history.decisions()
-    except ValueError as error:
+        if arguments.html:
+            put_file(arguments.html, build_history(storage, refresh_lines(AssetStore(storage)), decisions, current))
+            out.write(f"page: {arguments.html}\n")
+    except (ValueError, StorageError, OSError) as error:
         err.write(f"{error}\n")
         return UNUSABLE
     for decision in decisions:
@@ -87,6 +96,34 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
         f"released: {decision.version}, in place of {decision.previous}; the latter does not come back by itself\n"
     )
     return DONE
+
+
+def refresh_lines(store: AssetStore) -> list[RefreshLine]:
+    """What each refresh came to, in the order in which they were first made."""
+    lines = []
+    for key in store.refreshes(RAW_INSTRUCTIONS):
+        raw, recycled = store.manifest(RAW_INSTRUCTIONS, key), store.manifest(RECYCLED_INSTRUCTIONS, key)
+        reflected = [store.manifest(asset, key) for asset in (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS)]
+        metrics = [made.metrics for made in reflected if made is not None]
+        before = raw.outcomes if raw is not None else {}
+        after = recycled.outcomes if recycled is not None else {}
+        lines.append(
+            RefreshLine(
+                key=key,
+                read=(raw.rows or 0) if raw is not None else 0,
+                new=before.get(ACTIVE, 0) + before.get(HELD_OUT, 0),
+                recycled=sum(after.get(outcome, 0) for outcome in RECYCLED_OUTCOMES),
+                held_out=before.get(HELD_OUT, 0),
+                calls=int(_sum(metrics, "calls")),
+                tokens=int(_sum(metrics, "prompt_tokens", "generated_tokens")),
+                cost=_sum(metrics, "cost"),
+            )
+        )
+    return lines
+
+
+def _sum(metrics: Sequence[Mapping[str, Any]], *names: str) -> float:
+    return float(sum(each.get(name, 0) for each in metrics for name in names))
 
 
 def existing_storage(storage: str) -> str:

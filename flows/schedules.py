@@ -27,7 +27,7 @@ from flows.preflight import preflight, require_sound
 from flows.refresh_requests import Request
 from flows.retries import BUSY_TAG, decide
 from flows.run import MOST_NAMED, Run, open_run
-from flows.staleness import RefreshFile
+from flows.source_versions import RefreshFile
 from operators.columns import ACTIVE
 from operators.progress import ProgressLines
 

@@ -4,55 +4,30 @@ Two equal descriptions mean that the asset need not be made again. Absolute path
 its name below `source.path` and by its content, so an uploaded copy of the working directory has the same data.
 """
 
-import hashlib
-import time
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 from cluster.manifest import Description, Manifest, fingerprint_of
 from cluster.storage import AssetStore
 from flows.config import RunConfig
-from flows.graph import CONFIG_KEYS, ONLY_ROWS, RAW_INSTRUCTIONS, Specs
+from flows.graph import (
+    CONFIG_KEYS,
+    EVALUATION,
+    ONLY_ROWS,
+    PACKED_SEQUENCES,
+    RAW_INSTRUCTIONS,
+    RECYCLED_INSTRUCTIONS,
+    Specs,
+)
+from flows.graph import HELD_OUT as HELD_OUT_ROWS
 from flows.refresh_requests import Requests, named_by
 from flows.retractions import Retractions, Version
+from flows.source_versions import RefreshFile, source_files
 from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
-from operators.read.source_files import ALL_SPLITS, SourceFile, list_source_files
 from operators.stage import StageConfig
 
 RETRIES = "failed_calls_made_again"  # in a description: how often
-WHOLE_FILE_BYTES = 64 << 20  # larger files are known by size, time and their first bytes
-
-
-@dataclass(frozen=True)
-class RefreshFile:
-    """A source file.
-
-    Attributes:
-        path: absolute, or a URI.
-        name: relative to `source.path`.
-        identity: tells its content from any other; "" if this process may not read it.
-        changed: when it was written, Unix time; None if unknown.
-    """
-
-    path: str
-    name: str
-    identity: str
-    changed: float | None
-
-
-def source_files(path: str, settle_s: float = 0, split: str = ALL_SPLITS) -> list[RefreshFile]:
-    """The files of one split of the source; one that changed less than `settle_s` ago may be half copied, and waits.
-
-    Raises:
-        ValueError: there is no file that can be read.
-    """
-    return [
-        RefreshFile(file.path, file.name, _identity_or_none(file), _changed(file))
-        for file in list_source_files(path, split)
-        if _is_settled(file, settle_s)
-    ]
 
 
 class Staleness:
@@ -78,12 +53,52 @@ class Staleness:
     def describe(self, asset: str, refresh: str | None, planned: str | None = None) -> Description:
         """Code version, configuration and inputs of an asset; see the module.
 
+        New refreshes that are too small to train on again (`release.retrain_after_rows`, `.retrain_after_share`) are
+        left out as long as nothing else has changed.
+
         Args:
             asset: its name.
             refresh: its key; None if it is made over all refreshes.
             planned: a refresh that is to be made; its assets, and those over all refreshes, are taken as they will be.
                 Without it, inputs are taken as they are, since an asset is made from what is there.
         """
+        described = self._describe(asset, refresh, planned)
+        manifest = self._store.manifest(asset, None) if asset in (PACKED_SEQUENCES, EVALUATION) else None
+        if manifest is None:
+            return described
+        new = set(described["inputs"]) - set(manifest.made_from["inputs"])
+        before = {name: made for name, made in described["inputs"].items() if name not in new}
+        if not new or fingerprint_of(described | {"inputs": before}) != manifest.fingerprint:
+            return described
+        return described if self._are_worth_training(asset, new, before) else manifest.made_from
+
+    def waiting_rows(self) -> int:
+        """Recycled rows of all refreshes that wait for more, before a student is trained on them."""
+        trained = self._store.manifest(PACKED_SEQUENCES)
+        if trained is None:
+            return 0
+        keys = self._store.refreshes(RECYCLED_INSTRUCTIONS)
+        new = [key for key in keys if f"{RECYCLED_INSTRUCTIONS}[{key}]" not in trained.made_from["inputs"]]
+        return sum(self._num_recycled(key) or 0 for key in new)
+
+    def _are_worth_training(self, asset: str, new: Collection[str], before: Collection[str]) -> bool:
+        limits = self._config.release
+        if not limits.retrain_after_rows and not limits.retrain_after_share:
+            return True
+        if asset == EVALUATION:  # of the same student: more held-out rows alone tell nothing new about it
+            return False
+        counts = [self._num_recycled(refresh_of(name)) for name in new]
+        if None in counts:  # planned, and not made yet
+            return True
+        rows, trained = sum(filter(None, counts)), sum(self._num_recycled(refresh_of(name)) or 0 for name in before)
+        enough = bool(limits.retrain_after_rows) and rows >= limits.retrain_after_rows
+        return enough or (bool(limits.retrain_after_share) and rows >= limits.retrain_after_share * trained)
+
+    def _num_recycled(self, refresh: str) -> int | None:
+        manifest = self._store.manifest(RECYCLED_INSTRUCTIONS, refresh)
+        return None if manifest is None else sum(manifest.outcomes.get(outcome, 0) for outcome in RECYCLED_OUTCOMES)
+
+    def _describe(self, asset: str, refresh: str | None, planned: str | None) -> Description:
         spec = self._specs[asset]
         sections = {name: _identity_of(getattr(self._config, name)) for name in spec.metadata.get(CONFIG_KEYS, [])}
         described: Description = {"code": spec.code_version, "config": sections, "inputs": {}}
@@ -205,7 +220,7 @@ class Staleness:
         keys = self._store.refreshes(parent)
         keys += [planned] if planned is not None and planned not in keys else []
         if self._specs[asset].metadata.get(ONLY_ROWS):
-            keys = [key for key in keys if has_usable_rows(self._store.manifest(parent, key))]
+            keys = [key for key in keys if has_usable_rows(self._store.manifest(parent, key), parent)]
         return {f"{parent}[{key}]": self._fingerprint_of_input(parent, key, planned) for key in keys}
 
     def _fingerprint_of_input(self, parent: str, refresh: str | None, planned: str | None) -> str:
@@ -218,9 +233,14 @@ class Staleness:
         return self.fingerprint(asset, refresh) if manifest is None else manifest.fingerprint
 
 
-def has_usable_rows(manifest: Manifest | None) -> bool:
-    """Whether a refresh has rows to train on or to evaluate on; True if it is not made yet, so that this is unknown."""
-    usable = (*RECYCLED_OUTCOMES, HELD_OUT)
+def refresh_of(name: str) -> str:
+    """The key in the name of an input, such as `recycled_instructions[2026-11-26]`."""
+    return name.partition("[")[2].removesuffix("]")
+
+
+def has_usable_rows(manifest: Manifest | None, asset: str) -> bool:
+    """Whether a refresh has rows to evaluate on (of `held_out`), else to train on; True if it is not made yet."""
+    usable = (HELD_OUT,) if asset == HELD_OUT_ROWS else RECYCLED_OUTCOMES
     return manifest is None or any(manifest.outcomes.get(outcome) for outcome in usable)
 
 
@@ -246,29 +266,3 @@ def differences(before: Description, now: Description, prefix: str = "") -> list
 
 def _identity_of(section: StageConfig | str) -> dict[str, Any] | str:
     return section if isinstance(section, str) else section.identity()
-
-
-def _changed(file: SourceFile) -> float | None:
-    return None if file.mtime_ns is None else file.mtime_ns / 1e9
-
-
-def _is_settled(file: SourceFile, settle_s: float) -> bool:
-    changed = _changed(file)  # an object store shows only whole objects, whether it tells their time or not
-    return settle_s <= 0 or changed is None or time.time() - changed >= settle_s
-
-
-def _identity_or_none(file: SourceFile) -> str:
-    try:
-        return _identity(file)
-    except OSError:  # forbidden, gone since it was listed, or on a disk that fails: another look may find it
-        return ""
-
-
-@lru_cache(maxsize=100_000)  # a daemon looks at the same files again and again, and reads each only once
-def _identity(file: SourceFile) -> str:
-    local = Path(file.path.removeprefix("file://"))
-    if not local.is_file():
-        return f"{file.size} bytes of {file.mtime_ns}"
-    with local.open("rb") as stream:
-        digest = hashlib.sha256(stream.read(WHOLE_FILE_BYTES)).hexdigest()[:16]
-    return digest if file.size <= WHOLE_FILE_BYTES else f"{digest} {file.size} bytes of {file.mtime_ns}"

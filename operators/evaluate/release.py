@@ -11,7 +11,7 @@ from pydantic import Field
 
 from operators.evaluate.release_history import Pointer, ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED, Comparison, Evaluation, PairedChange, Release, Verdicts
-from operators.stage import StageConfig
+from operators.stage import Operational, StageConfig
 
 Check = tuple[bool, str]  # whether it passed, and what was compared, in words
 
@@ -43,6 +43,17 @@ class ReleaseConfig(StageConfig):
         ge=-1,
         le=1,
         description="Smallest allowed (wins - losses) / judged pairs, ties counted as pairs; -1 asks for nothing.",
+    )
+    retrain_after_rows: Operational[int] = Field(
+        0,
+        ge=0,
+        description="New recycled rows from which a student is trained again; until then they wait, published but not "
+        "trained on. 0 and a share of 0: any new row.",
+    )
+    retrain_after_share: Operational[float] = Field(
+        0.0,
+        ge=0,
+        description="The same as a share of the rows that the student was trained on; with both keys, either suffices.",
     )
 
 

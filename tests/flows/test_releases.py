@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from cluster.lease import lease
+from cluster.manifest import Manifest
 from flows.config import evaluate_config, load_config
 from flows.releases import rivals, roll_back, show_releases
+from operators.columns import HELD_OUT
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
 
@@ -33,6 +35,24 @@ def test_the_history_is_printed_and_the_released_student_marked(storage: str) ->
     assert "held-out loss 2.0000 -> 1.7000" in lines[0]
     assert lines[5].strip() == "because of v3"
     assert lines[-1] == "released: v2"
+
+
+def test_the_page_shows_every_decision_and_refresh_as_lines_and_numbers(storage: str) -> None:
+    for number, key in enumerate(("2026-11-25", "<b>x</b>"[3:4]), 1):
+        for asset, outcomes in (("raw_instructions", {"": 8, HELD_OUT: 2}), ("recycled_instructions", {"both": 7})):
+            manifest = Manifest(order=number, fingerprint="0", rows=12, outcomes=outcomes)
+            folder = Path(storage, "assets", asset, f"refresh={key}")
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text(manifest.model_dump_json())
+            (folder / "_SUCCESS").touch()
+    page, out = Path(storage) / "history.html", io.StringIO()
+    assert show_releases([storage, "--html", str(page)], out) == 0
+    text = page.read_text()
+    assert all(version in text for version in ("v1", "v2", "v3", "2026-11-25"))
+    assert "Held-out loss of the student" in text
+    assert "Recycled rows of all refreshes" in text
+    assert '<td class="n">12</td><td class="n">10</td><td class="n">7</td><td class="n">2</td>' in text
+    assert "<script" not in text
 
 
 def test_a_storage_without_releases_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from flows.graph import (
 )
 from flows.recycle_and_train import GRAPH
 from flows.retractions import Retractions
-from flows.staleness import Staleness, differences, source_files
+from flows.source_versions import source_files
+from flows.staleness import Staleness, differences
 from operators.stage import StageConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -164,14 +165,45 @@ def test_what_is_made_from_a_stale_asset_is_stale_in_the_plan_and_made_from_what
 def test_a_refresh_without_a_usable_row_trains_and_evaluates_nothing(store: AssetStore, source: Path) -> None:
     drop(source, "a.jsonl", "one")
     finish_all(store, look(store, source), "base", {"original": 1})
-    for outcomes, retrains in (({"dropped:seen_in_earlier_refresh": 4}, False), ({"original": 1}, True)):
+    nothing = {"dropped:seen_in_earlier_refresh": 4, "dropped:held_out": 2}
+    for outcomes, retrains in ((nothing, False), ({"original": 1, "dropped:held_out": 1}, True)):
         for asset in (RAW_INSTRUCTIONS, HELD_OUT, RECYCLED_INSTRUCTIONS):
-            finish(store, look(store, source), asset, "second", outcomes=outcomes)
+            held = {} if asset == HELD_OUT and not retrains else outcomes
+            finish(store, look(store, source), asset, "second", outcomes=held)
         fresh = AssetStore(str(Path(store.folder("x", None)).parents[1]))
         now = look(fresh, source)
         assert [now.is_stale(name, None, "second") for name in (PACKED_SEQUENCES, STUDENT)] == [retrains] * 2
         assert now.is_stale(EVALUATION, None, "second") == retrains
         assert now.is_stale(REPORT, None, "second"), "the report counts all rows"
+
+
+@pytest.mark.parametrize(
+    ("policy", "trains_with"),
+    [
+        ([], {1: True}),
+        (["release.retrain_after_rows=10"], {9: False, 10: True}),
+        (["release.retrain_after_share=0.1"], {9: False, 10: True}),
+        (["release.retrain_after_rows=50", "release.retrain_after_share=0.1"], {9: False, 10: True}),
+    ],
+)
+def test_new_rows_wait_until_they_are_worth_a_training(
+    store: AssetStore, source: Path, policy: list[str], trains_with: dict[int, bool]
+) -> None:
+    drop(source, "a.jsonl", "one")
+    finish_all(store, look(store, source, *policy), "base", {"original": 100, "dropped:held_out": 5})
+    for rows, trains in trains_with.items():
+        for asset in (RAW_INSTRUCTIONS, HELD_OUT, RECYCLED_INSTRUCTIONS):
+            outcomes = {"original": rows, "dropped:held_out": 1}
+            finish(store, look(store, source, *policy), asset, "second", outcomes=outcomes)
+        now = look(AssetStore(str(Path(store.folder("x", None)).parents[1])), source, *policy)
+        assert now.is_stale(PACKED_SEQUENCES, None) == trains
+        assert now.is_stale(EVALUATION, None, "second") == trains
+        assert now.is_stale(STUDENT, None, "second") == trains
+        assert now.is_stale("published_dataset", None), "rows are published at once"
+        assert now.waiting_rows() == rows
+        assert look(store, source, *policy, "pack.max_tokens=99").is_stale(PACKED_SEQUENCES, None)
+        named = now.describe(PACKED_SEQUENCES, None)["inputs"]
+        assert ("recycled_instructions[second]" in named) == trains
 
 
 def test_an_earlier_refresh_made_again_makes_later_ones_stale_and_not_the_reverse(
