@@ -29,6 +29,7 @@ TESTED_BY = {
     "flows/asset_io.py": "tests/flows/test_recycle_and_train.py",
     "flows/plan_report.py": "tests/flows/test_recycle_and_train.py",
     "flows/run.py": "tests/flows/test_recycle_and_train.py",
+    "flows/source_versions.py": "tests/flows/test_staleness.py",
     "kernels/hyper_attention/cpu/attention.py": "tests/kernels/hyper_attention/test_api.py",
     "kernels/hyper_attention/cpu/band.py": "tests/kernels/hyper_attention/test_api.py",
     "kernels/hyper_attention/cpu/flash.py": "tests/kernels/hyper_attention/test_api.py",
