@@ -28,7 +28,9 @@ from transformers import AutoModelForCausalLM
 from operators.models import resolve_model
 from operators.student.encode import encode_example, load_tokenizer
 from operators.train.config import TrainConfig
-from operators.train.loop import Trainer, TrainJob, _loaded, _prepare_process
+from operators.train.engine import loaded, prepare_process
+from operators.train.job import TrainJob
+from operators.train.loop import Trainer
 from operators.train.pack import Document, _to_table, best_fit_decreasing
 from operators.train.pack_order import PackStore, read_index
 
@@ -51,7 +53,7 @@ def main() -> None:
             threads_per_worker=arguments.threads,
         )
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-        _prepare_process(config)
+        prepare_process(config)
         index = read_index([file])
         job = TrainJob(config, model, folder, [file], index.digest, "benchmark")
         runs = {"plain torch": _plain(model, config, file)}
@@ -119,7 +121,7 @@ def _plain(model: str, config: TrainConfig, file: str) -> tuple[list[float], lis
 
 
 def _ours(job: TrainJob) -> tuple[list[float], list[float], int]:
-    with _loaded(job) as (engine, noise):
+    with loaded(job) as (engine, noise):
         trainer = Trainer(job, engine, noise, PackStore(job.files))
         steps = [trainer.step(step) for step in range(job.config.max_steps)]
     return [step.loss for step in steps], [step.seconds for step in steps], steps[-1].tokens

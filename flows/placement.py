@@ -9,7 +9,7 @@ from flows.graph import EVALUATION, PACKED_SEQUENCES, RECYCLED_INSTRUCTIONS, SEL
 from operators.stage import Finding
 from operators.student.pool import StudentPoolConfig
 from operators.train.config import TrainConfig
-from operators.train.memory import bytes_per_worker
+from operators.train.memory import StudentSize, bytes_per_worker
 
 GIB = 1 << 30
 BYTES_PER_PARAMETER = 4  # of a float32 file
@@ -71,7 +71,13 @@ def demands(config: RunConfig) -> list[Demand]:
     return [*found, _pool("evaluate", evaluate_config(config))]
 
 
-def weigh(config: RunConfig, nodes: Sequence[Node], teacher_bytes: int = 0, student_bytes: int = 0) -> list[Finding]:
+def weigh(
+    config: RunConfig,
+    nodes: Sequence[Node],
+    teacher_bytes: int = 0,
+    student_bytes: int = 0,
+    size: StudentSize | None = None,
+) -> list[Finding]:
     """What the cluster cannot hold; every finding is fatal, because the stage would wait for ever.
 
     Args:
@@ -79,6 +85,7 @@ def weigh(config: RunConfig, nodes: Sequence[Node], teacher_bytes: int = 0, stud
         nodes: what is there.
         teacher_bytes: of the weights in float32 files, 0 if unknown.
         student_bytes: as well.
+        size: of the student, if it is known better than by its bytes.
     """
     findings = []
     for demand in demands(config):
@@ -90,7 +97,8 @@ def weigh(config: RunConfig, nodes: Sequence[Node], teacher_bytes: int = 0, stud
                 f"{placeable}; lower {demand.key}, ask less for each, or add nodes"
             )
             findings.append(Finding(demand.key, text))
-    return findings + _memory(config, nodes, teacher_bytes, student_bytes)
+    size = size or StudentSize(student_bytes // BYTES_PER_PARAMETER)
+    return findings + _memory(config, nodes, teacher_bytes, student_bytes, size)
 
 
 def weight_bytes(model: str) -> int:
@@ -98,11 +106,15 @@ def weight_bytes(model: str) -> int:
     return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
 
 
-def training_disk_bytes(train: TrainConfig, student_bytes: int) -> int:
-    """Bytes that training writes at most: the student, and two checkpoints of float32 weights and Adam's moments."""
+def training_disk_bytes(train: TrainConfig, student_bytes: int, size: StudentSize | None = None) -> int:
+    """Bytes that training writes at most: the student, and two checkpoints of float32 weights and Adam's moments.
+
+    Checkpoints hold what is trained: the adapters alone, where there are any.
+    """
     few_steps = 0 < train.max_steps <= train.checkpoint_every_steps
     checkpoints = 0 if few_steps or not train.checkpoint_every_steps else 2
-    return student_bytes + checkpoints * 3 * student_bytes
+    trained = BYTES_PER_PARAMETER * size.adapters if size and size.adapters else student_bytes
+    return student_bytes + checkpoints * 3 * trained
 
 
 def _pool(stage: str, pool: StudentPoolConfig) -> Demand:
@@ -110,7 +122,9 @@ def _pool(stage: str, pool: StudentPoolConfig) -> Demand:
     return Demand(stage, pool.actors, "actors", each, f"{stage}.actors")
 
 
-def _memory(config: RunConfig, nodes: Sequence[Node], teacher_bytes: int, student_bytes: int) -> list[Finding]:
+def _memory(
+    config: RunConfig, nodes: Sequence[Node], teacher_bytes: int, student_bytes: int, size: StudentSize
+) -> list[Finding]:
     memory = [node.get("memory", 0.0) for node in nodes] or [0.0]
     teacher, train, findings = config.teacher, config.train, []
     if teacher.backend == "vllm" and teacher.device == "cpu":
@@ -118,9 +132,11 @@ def _memory(config: RunConfig, nodes: Sequence[Node], teacher_bytes: int, studen
         if need > max(memory):
             findings.append(_too_big("teacher.model", need, max(memory), "lower teacher.cpu_kv_cache_gib"))
     if train.gpus_per_worker == 0:
-        need = train.num_workers * bytes_per_worker(student_bytes // BYTES_PER_PARAMETER, train)
+        need = train.num_workers * bytes_per_worker(size, train)
         if need > max(memory) * len(memory):
-            findings.append(_too_big("student.model", need, max(memory), "lower train.num_workers"))
+            findings.append(
+                _too_big("student.model", need, max(memory), "lower train.num_workers, or set train.lora.r")
+            )
     for stage, pool in (("score", config.score), ("evaluate", evaluate_config(config))):
         if pool.gpus_per_actor == 0 and student_bytes > max(memory):
             findings.append(_too_big("student.model", student_bytes, max(memory), f"set {stage}.gpus_per_actor"))

@@ -7,7 +7,7 @@ from ray.data import Dataset
 
 from cluster.runtime import cluster_nodes
 from flows.graph import RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS
-from flows.placement import demands
+from flows.placement import GIB, demands
 from flows.run import Run
 from flows.staleness import differences
 from operators.models import ModelNotFoundError
@@ -16,6 +16,7 @@ from operators.reflect import reflect_instructions, reflect_responses
 from operators.reflect.reflect import Reflecting, reflection_calls
 from operators.stage import Finding
 from operators.teacher.budget import Tokens
+from operators.train.memory import bytes_per_worker, measure
 
 
 def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, canary: int = 0) -> int:
@@ -40,9 +41,20 @@ def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, 
     have = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
     for demand in demands(run.config):
         out.write(f"  {demand.stage:<26}asks for {demand} of {have}\n")
+    with suppress(ModelNotFoundError):
+        out.write(f"  {'train':<26}{_training_memory(run)}\n")
     for finding in findings:
         out.write(f"  {'refused' if finding.fatal else 'warning'}: {finding}\n")
     return 2 if refused else 0
+
+
+def _training_memory(run: Run) -> str:
+    size, train = measure(run.student, run.config.train.lora), run.config.train
+    if not size.parameters:
+        return "memory unknown, because the student is not in a folder"
+    trained = f"{size.adapters / 1e6:.1f} M of adapters" if size.adapters else "all of them"
+    held = bytes_per_worker(size, train) / GIB
+    return f"{size.parameters / 1e6:.0f} M weights, trains {trained}: {held:.2f} GiB a worker without activations"
 
 
 def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:

@@ -29,6 +29,7 @@ from operators.read.doctor import examine_source
 from operators.stage import Finding
 from operators.student.doctor import StudentNeeds, examine_student
 from operators.teacher.doctor import check_teacher
+from operators.train.memory import StudentSize, measure
 
 NEED_TEACHER = (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS, EVALUATION)
 NEED_STUDENT = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES, STUDENT, EVALUATION)
@@ -62,7 +63,8 @@ def preflight(
     if not models and (thorough or _is_needed(run, refresh, NEED_TEACHER, selected)):
         found += check_teacher(run.teacher)
     if not models:
-        found += weigh(run.config, cluster_nodes(), weight_bytes(run.teacher.model), weight_bytes(run.student))
+        sizes = weight_bytes(run.teacher.model), weight_bytes(run.student)
+        found += weigh(run.config, cluster_nodes(), *sizes, measure(run.student, run.config.train.lora))
     return found
 
 
@@ -93,7 +95,7 @@ def _storage_findings(run: Run, holds_lease: bool) -> list[Finding]:
     found = []
     if not holds_lease and is_leased(storage):
         found.append(busy)
-    need = training_disk_bytes(run.config.train, _student_bytes(run))
+    need = training_disk_bytes(run.config.train, *_student_size(run))
     free = shutil.disk_usage(folder).free
     if need > free:
         text = f"training writes about {need / GIB:.1f} GiB, {free / GIB:.1f} GiB are free at {folder}; free space"
@@ -101,11 +103,11 @@ def _storage_findings(run: Run, holds_lease: bool) -> list[Finding]:
     return found
 
 
-def _student_bytes(run: Run) -> int:
+def _student_size(run: Run) -> tuple[int, StudentSize]:
     try:
-        return weight_bytes(run.student)
+        return weight_bytes(run.student), measure(run.student, run.config.train.lora)
     except ModelNotFoundError:
-        return 0
+        return 0, StudentSize()
 
 
 def _cluster_findings() -> list[Finding]:

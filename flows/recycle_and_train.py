@@ -164,7 +164,7 @@ def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recip
     return Recipe(lambda: publish(recycled_instructions, run.path("published"), lineage_of(run), run.config.publish))
 
 
-@dg.asset(group_name="train", kinds={"ray"}, code_version="2", metadata=uses("pack", "student", only_rows=True))
+@dg.asset(group_name="train", kinds={"ray"}, code_version="3", metadata=uses("pack", "student", only_rows=True))
 def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
     return Recipe(partial(pack, recycled_instructions, run.config.pack, run.student), metrics=count_packed)

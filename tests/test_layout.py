@@ -74,9 +74,11 @@ TESTED_BY = {
     "operators/student/packed_loss.py": "tests/operators/train/test_attention.py",
     "operators/teacher/config.py": "tests/operators/teacher/test_generate.py",
     "operators/teacher/prompt_tokens.py": "tests/operators/teacher/test_generate.py",
+    "operators/train/engine.py": "tests/operators/train/test_checkpoint.py",
     "operators/train/export.py": "tests/operators/train/test_checkpoint.py",
     "operators/train/loop.py": "tests/operators/train/test_train.py",
     "operators/train/metrics.py": "tests/operators/train/test_train.py",
+    "operators/train/resize.py": "tests/operators/train/test_train.py",
 }
 
 

@@ -20,6 +20,7 @@ from operators import columns
 from operators.report.pairs import REFLECTIONS, draw_pairs, lowest
 from operators.report.policies import kept_by_policy, policy_figures
 from operators.stage import StageConfig, require_columns
+from operators.train.overlong import is_first_part
 
 # Words: every doubling halved, so that bars are equally wide on a logarithmic axis; the last bin is open.
 WORD_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -194,7 +195,9 @@ def _summarise_packs(packs: pa.Table) -> pa.Table:
         "packs": packed.num_rows,
         "documents": len(pc.list_flatten(packed["row_ids"])),
         "tokens": pc.sum(document_tokens).as_py() or 0,
+        "rows": sum(map(is_first_part, pc.list_flatten(packed["row_ids"]).to_pylist())),
         "supervised_tokens": pc.sum(pc.not_equal(pc.list_flatten(packed["labels"]), -100)).as_py() or 0,
+        **{name: pc.sum(packed[name]).as_py() or 0 for name in ("cut_rows", "lost_tokens")},
     }
     reasons: Counter[str] = Counter()
     for reason, row_ids in zip(unpacked["outcome"].to_pylist(), unpacked["row_ids"].to_pylist(), strict=True):
@@ -219,7 +222,7 @@ def _rows(outcomes: Counter[str], escaped: Counter[str], packed: Counts | None) 
         "recycled": recycled,
         "active": outcomes.total() - ended,
         "escaped": escaped["rows"],
-        "packed": packed["total"]["documents"] if packed else 0,
+        "packed": packed["total"]["rows"] if packed else 0,
         "unpacked": dict(packed["unpacked"].most_common()) if packed else {},
     }
 
@@ -267,12 +270,15 @@ def _scores(counts: Counts, name: str, measure: str) -> Figures:
     }
 
 
+_OF_PACKING = ("packs", "documents", "rows", "tokens", "supervised_tokens", "cut_rows", "lost_tokens")
+
+
 def _packing(packed: Counts | None) -> Figures:
     if packed is None:
         return {}
     slots = packed["pack_slots"]
     return {
-        **{name: packed["total"][name] for name in ("packs", "documents", "tokens", "supervised_tokens")},
+        **{name: packed["total"][name] for name in _OF_PACKING},
         "longest_pack": max((int(length) for length in slots), default=0),
         "document_tokens": {
             "unit": "tokens",

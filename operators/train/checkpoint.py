@@ -11,14 +11,14 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 _MARKER = "COMPLETE"
-_STATE = "state"
+STATE = "state"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def save_checkpoint(engine: Any, checkpoints: Path, step: int, spec: CheckpointS
         shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left
         folder.mkdir(parents=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=_STATE, save_latest=False)
+    # What is not trained, as the student under adapters, is loaded from where it lies.
+    engine.save_checkpoint(str(folder), tag=STATE, save_latest=False, exclude_frozen_parameters=True)
     dist.barrier()
     digests = _gathered(_digests(folder))
     if dist.get_rank() == 0:
@@ -86,16 +87,17 @@ def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
 def require_continuable(checkpoints: Path, spec: CheckpointSpec) -> Checkpoint | None:
     """The newest complete checkpoint, None if there is none; its content is checked when it is loaded.
 
+    Any number of workers may have written it.
+
     Raises:
-        ValueError: it is of other packs, another configuration, world size or ZeRO stage. Shards of one world size
-            are never loaded into another.
+        ValueError: it is of other packs, another configuration or ZeRO stage.
     """
     found = complete_checkpoints(checkpoints)
     if not found:
         return None
     newest = found[-1]
-    for name, wanted in asdict(spec).items():
-        written = getattr(newest.spec, name)
+    for name in ("identity", "zero_stage"):
+        written, wanted = getattr(newest.spec, name), getattr(spec, name)
         if written != wanted:
             raise ValueError(
                 f"train: checkpoint {newest.folder} was written with {name}={written}, this run has {wanted}; "
@@ -104,25 +106,24 @@ def require_continuable(checkpoints: Path, spec: CheckpointSpec) -> Checkpoint |
     return newest
 
 
-def restore(engine: Any, checkpoints: Path, spec: CheckpointSpec) -> tuple[int, list[str]]:
-    """Load the newest good checkpoint; every worker must call it.
+def newest_good(checkpoints: Path, spec: CheckpointSpec) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose content is what was written; every worker must call it.
 
     Returns:
-        The number of steps that it had finished, 0 where none is good, and what was wrong with newer ones.
+        The checkpoint, None where none is good, and what was wrong with newer ones.
 
     Raises:
         ValueError: as of `require_continuable`.
     """
     problems: list[str] = []
     if require_continuable(checkpoints, spec) is None:
-        return 0, problems
+        return None, problems
     for checkpoint in reversed(complete_checkpoints(checkpoints)):
         problem = damage(checkpoint)
-        if not problem and checkpoint.spec == spec:
-            load_checkpoint(engine, checkpoint)
-            return checkpoint.step, problems
+        if not problem and replace(checkpoint.spec, world_size=spec.world_size) == spec:
+            return checkpoint, problems
         problems.append(problem or f"train: checkpoint {checkpoint.folder} is of another run")
-    return 0, problems
+    return None, problems
 
 
 def damage(checkpoint: Checkpoint) -> str:
@@ -142,12 +143,13 @@ def damage(checkpoint: Checkpoint) -> str:
     return f"train: checkpoint {checkpoint.folder} {what} ({(strange or differing or [worst])[0]}); it is not read"
 
 
-def load_checkpoint(engine: Any, checkpoint: Checkpoint) -> None:
+def load_checkpoint(engine: Any, folder: Path, tag: str = STATE) -> None:
     """Restore weights and optimizer; every worker must call it."""
     # The learning rate is a function of the step, so there is no scheduler to restore.
-    path, _ = engine.load_checkpoint(str(checkpoint.folder), tag=_STATE, load_lr_scheduler_states=False)
+    all_there = all(parameter.requires_grad for parameter in engine.module.parameters())
+    path, _ = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=all_there, load_lr_scheduler_states=False)
     if path is None:
-        raise RuntimeError(f"train: DeepSpeed found no state in {checkpoint.folder}; delete it to use an older one")
+        raise RuntimeError(f"train: DeepSpeed found no state in {folder}; delete it to use an older one")
 
 
 def write_json(path: Path, content: object) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from operators.stage import Operational, StageConfig
+from operators.train.lora import LoraConfig
 
 if TYPE_CHECKING:  # torch is seconds to import
     from kernels.hyper_attention import HyperAttentionConfig
@@ -82,7 +83,22 @@ class TrainConfig(StageConfig):
         default="all",
         description="Layers with HyperAttention: all, last:n, first:n, even, odd or a list; the others stay exact.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the order of the packs and of NEFTune's noise.")
+    lora: LoraConfig = Field(default=LoraConfig(), description="Low-rank adapters instead of all weights.")
+    seed: int = Field(default=0, ge=0, description="Seed of the order of the packs, of noise, dropout and adapters.")
+    evaluate_every_steps: int = Field(
+        default=0,
+        ge=0,
+        description="Number of steps between two losses on packs that are kept out of training; the weights with the "
+        "lowest are exported. 0 keeps no pack out and exports the last weights.",
+    )
+    validation_share: float = Field(
+        default=0.05, gt=0, lt=1, description="Fraction of the packs that is kept out of training, if anything is."
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="Number of evaluations without a lower loss after which training stops; 0 never stops early.",
+    )
     checkpoint_every_steps: Operational[int] = Field(
         default=100,
         ge=0,
@@ -105,6 +121,12 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 f"examples_per_step: {self.examples_per_step} beside tokens_per_step: {self.tokens_per_step}; set one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.patience and not self.evaluate_every_steps:
+            raise ValueError(f"patience: {self.patience} without evaluations; set evaluate_every_steps")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from operators.student.encode import load_tokenizer
 from operators.student.generation import exportable
+from operators.train.lora import ADAPTER_FOLDER, LoraConfig, adapted_layers, base_of, merged, own_parameters, plain_name
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -16,7 +17,7 @@ class ExportError(RuntimeError):
     """The trained student could not be written; the training itself is kept."""
 
 
-def export_student(engine: Any, student: str, folder: Path) -> str:
+def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | None = None) -> str:
     """Write the trained model; every worker must call it, and every worker raises if rank 0 cannot write.
 
     Under ZeRO-3 one tensor at a time is gathered; rank 0 needs host memory for one whole copy of the model.
@@ -26,6 +27,7 @@ def export_student(engine: Any, student: str, folder: Path) -> str:
         student: where tokenizer and chat template come from.
         folder: gets safetensors of at most 5 GB, config, generation config (stopping at the learnt end of turn),
             tokenizer and chat template.
+        lora: with a rank, the adapters are merged into the weights and written beside them, or written alone.
 
     Returns:
         What had to change in the generation config so that it can be saved; "" if nothing, and on other ranks.
@@ -33,11 +35,16 @@ def export_student(engine: Any, student: str, folder: Path) -> str:
     Raises:
         ExportError: the folder cannot be written.
     """
-    weights = gathered_weights(engine.module)
+    lora = lora or LoraConfig()
+    adapters = gathered_adapters(engine.module) if lora.r else {}
+    weights = gathered_weights(engine.module) if lora.merge or not lora.r else {}
     problem, changed = [""], ""
     if dist.get_rank() == 0:
         try:
-            changed = _write(engine.module, weights, student, folder)
+            if lora.r:
+                place = folder / ADAPTER_FOLDER if lora.merge else folder
+                engine.module.save_pretrained(place, state_dict=adapters, save_embedding_layers=False)
+            changed = _write(base_of(engine.module), weights, student, folder)
         except Exception as error:  # noqa: BLE001 - told to all workers, who would wait for this one
             problem[0] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     dist.broadcast_object_list(problem, src=0)
@@ -47,25 +54,48 @@ def export_student(engine: Any, student: str, folder: Path) -> str:
 
 
 def gathered_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights on the host of rank 0, an empty dict elsewhere; tied weights appear once."""
+    """All weights on the host of rank 0, adapters merged, an empty dict elsewhere; tied weights appear once."""
     import deepspeed
 
-    first = dist.get_rank() == 0
+    base, first = base_of(module), dist.get_rank() == 0
+    layers = adapted_layers(module) if base is not module else {}
     weights: dict[str, torch.Tensor] = {}
-    for name, parameter in module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+    for name, parameter in base.named_parameters():
+        plain, layer = plain_name(name), layers.get(name.removesuffix(".base_layer.weight"))
+        if not plain:
+            continue
+        parts = [parameter, *(own_parameters(layer) if layer else [])]
+        with deepspeed.zero.GatheredParameters(parts, enabled=hasattr(parameter, "ds_id")):
             if first:
-                weights[name] = parameter.detach().to("cpu", copy=True)
+                whole = merged(parameter, layer) if layer else parameter.detach()
+                weights[plain] = whole.to("cpu", copy=True)
     if first:
-        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        state = module.state_dict()
-        weights |= {name: buffer.cpu() for name, buffer in state.items() if name not in parameters}
+        parameters = {plain_name(name) for name, _ in base.named_parameters(remove_duplicate=False)}
+        state = {plain_name(name): value for name, value in base.state_dict().items()}
+        weights |= {name: buffer.cpu() for name, buffer in state.items() if name and name not in parameters}
     return weights
 
 
-def _write(module: Any, weights: dict[str, torch.Tensor], student: str, folder: Path) -> str:
+def gathered_adapters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The adapters' weights on the host of rank 0, by their names in the wrapper; an empty dict elsewhere."""
+    import deepspeed
+
+    adapters: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if not plain_name(name):
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                if dist.get_rank() == 0:
+                    adapters[name] = parameter.detach().to("cpu", copy=True)
+    return adapters
+
+
+def _write(model: Any, weights: dict[str, torch.Tensor], student: str, folder: Path) -> str:
+    """The model, or what goes with adapters that lie there already: without config.json their base is loaded too."""
     tokenizer = load_tokenizer(student)
-    module.generation_config, changed = exportable(module.generation_config, tokenizer)
-    module.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
+    model.generation_config, changed = exportable(model.generation_config, tokenizer)
+    if weights:
+        model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
+    else:
+        model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return changed

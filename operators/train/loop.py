@@ -4,53 +4,32 @@ The loss of a step is the sum of the cross entropy over its supervised tokens, d
 workers; so the curve is the same for any number of workers, however many tokens each happens to hold.
 """
 
-import ctypes
 import json
-import logging
 import math
 import os
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from transformers.utils.logging import disable_progress_bar
 
-from kernels.neftune import EmbeddingNoise, batch_of_pack, neftune
+from kernels.neftune import EmbeddingNoise, batch_of_pack
 from operators.student.encode import load_tokenizer
 from operators.student.packed_attention import attention_in_use
-from operators.student.packed_loss import load_trainable, summed_loss
-from operators.train.attention import configured_attention, count_hyper_layers, hyper_attention_routes
-from operators.train.checkpoint import CheckpointSpec, restore, save_checkpoint, write_json
-from operators.train.config import TrainConfig
+from operators.student.packed_loss import summed_loss
+from operators.train.attention import count_hyper_layers, hyper_attention_routes
+from operators.train.checkpoint import Checkpoint, newest_good, save_checkpoint, write_json
+from operators.train.engine import loaded, prepare_process
 from operators.train.export import ExportError, export_student
-from operators.train.metrics import StepMetrics, metrics_file
+from operators.train.job import BEST, CHECKPOINTS, EXPORTED, FAILED, TrainJob
+from operators.train.metrics import METRICS, StepMetrics, metrics_file, read_metrics
 from operators.train.pack_order import PackStore, dummy_pack, pack_order
-
-_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES = -3, 1 << 20  # of glibc's malloc.h; bytes
-CHECKPOINTS, EXPORTED, FAILED = "checkpoints", "exported.json", "failed.json"
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What a worker is told; the same for all workers."""
-
-    config: TrainConfig
-    student: str
-    folder: str
-    files: list[str]
-    digest: str
-    identity: str
-
-    @property
-    def spec(self) -> CheckpointSpec:
-        """What its checkpoints are of."""
-        return CheckpointSpec(self.identity, self.config.num_workers, self.config.sharding)
+from operators.train.throughput import model_cost, peak_flops
+from operators.train.validation import History, history_of, validation_packs
 
 
 class NotFiniteError(RuntimeError):
@@ -65,6 +44,10 @@ class Trainer:
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._order = pack_order(store.document_lengths, job.config)
         self._dummy = dummy_pack(load_tokenizer(job.student).eos_token_id or 0)
+        self._cost, self._peak = model_cost(engine.module), peak_flops(str(engine.device))
+        kept_out = validation_packs(len(store), job.config)
+        trained = [index for index in range(len(store)) if index not in set(kept_out)]
+        self._validation, self._quiet = kept_out, trained[: len(kept_out)]
         self.total_steps = job.config.total_steps(self._order.steps_per_epoch)
 
     def step(self, step: int) -> StepMetrics:
@@ -93,19 +76,53 @@ class Trainer:
                 f"train: norm of the gradient at step {step} is {float(norm)} with a loss of {loss_sum / supervised}; "
                 f"lower train.learning_rate ({config.learning_rate}) or use train.precision: fp32"
             )
+        seconds, tokens = time.monotonic() - started, self._store.tokens(packs)
+        flops = sum(self._cost.flops(self._store.document_lengths[index]) for index in packs)
+        dummies = self._order.micro_steps(step, self._world_size) * self._world_size - len(packs)
         return StepMetrics(
             step=step,
             epoch=self._order.epoch(step),
             loss=loss_sum / supervised,
             grad_norm=None if norm is None else float(norm),
             learning_rate=rate,
-            tokens=self._store.tokens(packs),
+            tokens=tokens,
             supervised_tokens=supervised,
             examples=self._store.examples(packs),
             neft_l2=l2_sum / documents if documents else None,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
             pid=os.getpid(),
+            padded_tokens=tokens + dummies * len(self._dummy.input_ids),
+            model_flops=flops,
+            mfu=flops / seconds / (self._peak * self._world_size) if self._peak else None,
         )
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss without noise of the packs that are kept out, and of as many that are trained on; all workers together.
+
+        Raises:
+            NotFiniteError: one of them is not a finite number.
+        """
+        found = {"validation_loss": self._mean_loss(self._validation), "quiet_loss": self._mean_loss(self._quiet)}
+        for name, loss in found.items():
+            if not math.isfinite(loss):
+                raise NotFiniteError(
+                    f"train: {name} is {loss}; lower train.learning_rate ({self._job.config.learning_rate}) or use "
+                    "train.precision: fp32"
+                )
+        return found
+
+    @torch.no_grad()
+    def _mean_loss(self, indices: list[int]) -> float:
+        """In nats per supervised token; each worker reads as many packs as every other, dummies included."""
+        device = str(self._engine.device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        self._engine.eval()
+        for place in range(self._rank, -(-len(indices) // self._world_size) * self._world_size, self._world_size):
+            pack = self._store.pack(indices[place]) if place < len(indices) else self._dummy
+            total += summed_loss(self._engine, pack, device).double()
+        self._engine.train()
+        dist.all_reduce(total)
+        return total.item() / self._store.supervised_tokens(indices)
 
     def _accumulate(self, step: int, supervised: int) -> tuple[float, float, float]:
         """Forward and backward passes of a step; all workers' sums of loss and noise norms, and their documents.
@@ -114,11 +131,13 @@ class Trainer:
         """
         device = str(self._engine.device)
         totals = torch.zeros(3, dtype=torch.float64, device=device)
-        share = self._order.share(step, self._rank, self._world_size)
+        config, share = self._job.config, self._order.share(step, self._rank, self._world_size)
         for place, index in enumerate(share):
             pack = self._dummy if index is None else self._store.pack(index)
             last = place == len(share) - 1
             self._engine.set_gradient_accumulation_boundary(last)
+            # Dropout, of adapters or of the student, is a function of the pack: the same on any number of workers.
+            torch.manual_seed(_seed_of(config.seed, step, index))
             self._noise.set_batch(
                 batch_of_pack(
                     pack.document_lengths, pack.document_uids, len(pack.input_ids), self._order.epoch(step), device
@@ -134,6 +153,10 @@ class Trainer:
         dist.all_reduce(totals)
         loss_sum, l2_sum, documents = totals.tolist()
         return loss_sum, l2_sum, documents
+
+
+def _seed_of(seed: int, step: int, pack: int | None) -> int:
+    return int(np.random.SeedSequence([seed, step, 0 if pack is None else pack]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def train_worker(settings_of_run: dict[str, TrainJob]) -> None:
@@ -171,86 +194,83 @@ def read_failure(folder: Path) -> str:
 
 
 def _train(job: TrainJob) -> None:
-    _prepare_process(job.config)
+    prepare_process(job.config)
     store = PackStore(job.files)
     if store.digest != job.digest:
         raise ValueError(f"train: packs have digest {store.digest}, the driver read {job.digest}; pack again")
     folder = Path(job.folder)
-    hyper_layers = count_hyper_layers(job.student, job.config)
-    with _loaded(job) as (engine, noise):
+    checkpoint, notes = newest_good(folder / CHECKPOINTS, job.spec)
+    start = checkpoint.step if checkpoint else 0
+    if checkpoint and checkpoint.spec.world_size != dist.get_world_size():
+        notes.append(
+            f"went on at step {start} with {dist.get_world_size()} workers, after {checkpoint.spec.world_size} before"
+        )
+    with loaded(job, checkpoint) as (engine, noise):
         trainer = Trainer(job, engine, noise, store)
-        start, problems = restore(engine, folder / CHECKPOINTS, job.spec)
-        saved = start
-        with metrics_file(folder, start) as metrics:
-            for step in range(start, trainer.total_steps):
-                measured = trainer.step(step)
-                metrics.record(measured, trainer.total_steps)
-                every = job.config.checkpoint_every_steps
-                if every and (step + 1) % every == 0:
-                    save_checkpoint(engine, folder / CHECKPOINTS, step + 1, job.spec)
-                    saved = step + 1
-        try:
-            changed = export_student(engine, job.student, folder)
-        except ExportError:
-            if saved < trainer.total_steps:  # a finished training is not lost: the next attempt only exports
-                save_checkpoint(engine, folder / CHECKPOINTS, trainer.total_steps, job.spec)
-            raise
-        notes = problems + ([f"generation config exported with {changed}"] if changed else [])
-        notes += hyper_attention_routes(engine.module, job.config, store.document_lengths)
-        _write_summary(job, folder, attention_in_use(engine.module), hyper_layers, notes)
+        saved, finished, history = _steps(job, engine, trainer, start)
+        if finished < trainer.total_steps:
+            notes.append(f"stopped after {finished} of {trainer.total_steps} steps: no lower validation loss since")
+        best = _best_checkpoint(job, history, finished, notes)
+        if best is None:
+            _finish(job, engine, store, notes, finished if saved < finished else 0)
+    if best is not None:
+        with loaded(job, best) as (engine, _):
+            _finish(job, engine, store, notes)
 
 
-def load_student(student: str, config: TrainConfig) -> Any:
-    """The student ready for training, in fp32 or bf16, with exact attention.
-
-    Raises:
-        ValueError: its forward pass cannot leave out logits that no loss needs.
-    """
-    model = load_trainable(student, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-@contextmanager
-def _loaded(job: TrainJob) -> Iterator[tuple[Any, EmbeddingNoise]]:
-    import deepspeed
-    from transformers.integrations import HfDeepSpeedConfig
-
-    settings = job.config.deepspeed()
-    # While this object lives, from_pretrained shards as it loads; without it every ZeRO-3 worker holds a full copy.
-    sharding = HfDeepSpeedConfig(settings) if job.config.sharding == 3 else None
-    model = load_student(job.student, job.config)
-    config = job.config
-    noise_on = neftune(model.get_input_embeddings(), config.neftune_alpha, config.seed, config.neftune_noise)
-    with configured_attention(model, job.config), noise_on as noise:
-        engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
-        yield engine, noise
-        engine.destroy()
-    del sharding
+def _steps(job: TrainJob, engine: Any, trainer: Trainer, start: int) -> tuple[int, int, History]:
+    """Train from `start` on; steps in the last checkpoint, finished steps, and the losses on what is kept out."""
+    folder, config, total = Path(job.folder), job.config, trainer.total_steps
+    history = history_of(read_metrics(folder / METRICS), config.patience, start)
+    evaluate_every, save_every = config.evaluate_every_steps, config.checkpoint_every_steps
+    saved = finished = start
+    dist.barrier()  # every worker has read the metrics before rank 0 shortens them
+    with metrics_file(folder, start, job.began) as metrics:
+        while finished < total and not history.is_over:
+            measured = trainer.step(finished)
+            finished += 1
+            if evaluate_every and (finished % evaluate_every == 0 or finished == total):
+                losses = trainer.evaluate()
+                measured = replace(measured, **losses)
+                if history.add(finished, losses["validation_loss"]):
+                    save_checkpoint(engine, folder / CHECKPOINTS / BEST, finished, job.spec, keep=1)
+            metrics.record(measured, total)
+            if save_every and finished % save_every == 0:
+                save_checkpoint(engine, folder / CHECKPOINTS, finished, job.spec)
+                saved = finished
+    return saved, finished, history
 
 
-def _prepare_process(config: TrainConfig) -> None:
-    """Before DeepSpeed's first import: choose the device, compile nothing, be quiet."""
-    if not config.gpus_per_worker:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        _return_memory_when_freed()
-    if config.threads_per_worker:
-        torch.set_num_threads(config.threads_per_worker)
-    import deepspeed
+def _best_checkpoint(job: TrainJob, history: History, finished: int, notes: list[str]) -> Checkpoint | None:
+    """What is to be exported instead of the last weights; None if they are the best, or nothing says which are."""
+    if history.best is None:
+        return None
+    best = history.best
+    text = f"exported the weights of step {best.step} of {finished}, with the lowest validation loss {best.loss:.4f}"
+    if best.step == finished:
+        notes.append(text)
+        return None
+    found, problems = newest_good(Path(job.folder) / CHECKPOINTS / BEST, job.spec)
+    if found is None or found.step != best.step:
+        notes += [*problems, f"train: the best weights, of step {best.step}, are gone; exported the last instead"]
+        return None
+    notes.append(text)
+    return found
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    disable_progress_bar()
-    # DeepSpeed would compile a shared-memory all-reduce wherever it finds a compiler; gloo needs none.
-    deepspeed.ops.__compatible_ops__ = {}
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
 
-
-def _return_memory_when_freed() -> None:
-    """Map each block of a MiB or more by itself: in glibc's heap tensors leave holes, and workers grow by the step."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+def _finish(job: TrainJob, engine: Any, store: PackStore, notes: list[str], unsaved: int = 0) -> None:
+    """Export the student and say so; `unsaved` steps are saved first where that fails."""
+    folder = Path(job.folder)
+    try:
+        changed = export_student(engine, job.student, folder, job.config.lora)
+    except ExportError:
+        if unsaved:  # a finished training is not lost: the next attempt only exports
+            save_checkpoint(engine, folder / CHECKPOINTS, unsaved, job.spec)
+        raise
+    notes += [f"generation config exported with {changed}"] if changed else []
+    notes += hyper_attention_routes(engine.module, job.config, store.document_lengths)
+    layers = count_hyper_layers(job.student, job.config)
+    _write_summary(job, folder, attention_in_use(engine.module), layers, notes)
 
 
 def _write_summary(job: TrainJob, folder: Path, attention: str, hyper_layers: int, notes: list[str]) -> None:

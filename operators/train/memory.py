@@ -4,23 +4,83 @@ Activations come on top: with recomputation about 2 bytes x layers x hidden size
 of logits. Source: ZeRO (arXiv:1910.02054), section 3, with the fp32 gradients that this project accumulates in.
 """
 
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 from operators.train.config import TrainConfig
+from operators.train.lora import ALL_LINEAR, LoraConfig
 
 _FP32 = 4
 _MOMENTS = 2 * _FP32  # of Adam
+_MOST_HEADER = 100 << 20  # bytes; the limit of the safetensors format
+_IN_A_LAYER = re.compile(r"\.\d+\.")
 
 
-def bytes_per_worker(parameters: int, config: TrainConfig) -> int:
+@dataclass(frozen=True)
+class StudentSize:
+    """Numbers of weights; 0 where they are not known.
+
+    Attributes:
+        parameters: of the student.
+        adapters: of low-rank adapters, which are then all that is trained; 0 if all weights are.
+    """
+
+    parameters: int = 0
+    adapters: int = 0
+
+
+def measure(student: str, lora: LoraConfig) -> StudentSize:
+    """Read the sizes from the heads of a folder's safetensors; all 0 for a model that is not in a folder."""
+    shapes: dict[str, list[int]] = {}
+    for file in Path(student).glob("*.safetensors"):
+        shapes |= _shapes(file)
+    return StudentSize(sum(map(math.prod, shapes.values())), count_adapters(shapes, lora))
+
+
+def count_adapters(shapes: Mapping[str, list[int]], lora: LoraConfig) -> int:
+    """Weights of all adapters: rank x (outputs + inputs) of each linear layer that gets one."""
+    return sum(lora.r * sum(shape) for name, shape in shapes.items() if _is_adapted(name, shape, lora))
+
+
+def bytes_per_worker(size: StudentSize, config: TrainConfig) -> int:
     """Bytes that one worker holds while training.
 
     Args:
-        parameters: of the student.
+        size: of the student; where it has adapters, only they have gradients and an optimizer.
         config: workers, ZeRO stage and precision.
     """
     stage, workers = config.sharding, config.num_workers
     half = config.precision == "bf16"
     weights, gradients = 2 if half else _FP32, _FP32 + (2 if half else 0)  # bf16 gradients become fp32 as they come
     master = _FP32 if half or stage else 0  # ZeRO steps on a flat copy of its part
-    whole = (0 if stage == 3 else weights) + (0 if stage >= 2 else gradients) + (0 if stage else master + _MOMENTS)
-    shared = (weights if stage == 3 else 0) + (gradients if stage >= 2 else 0) + (master + _MOMENTS if stage else 0)
-    return parameters * whole + -(-parameters * shared // workers)
+    whole = (0 if stage >= 2 else gradients) + (0 if stage else master + _MOMENTS)
+    shared = (gradients if stage >= 2 else 0) + (master + _MOMENTS if stage else 0)
+    trained, held = size.adapters or size.parameters, size.parameters + size.adapters
+    of_weights = -(-held * weights // workers) if stage == 3 else held * weights
+    return of_weights + trained * whole + -(-trained * shared // workers)
+
+
+def _is_adapted(name: str, shape: list[int], lora: LoraConfig) -> bool:
+    module = name.removesuffix(".weight")
+    if module == name or len(shape) != 2 or not lora.r:
+        return False
+    if isinstance(lora.target_modules, list):
+        return any(module == wanted or module.endswith(f".{wanted}") for wanted in lora.target_modules)
+    if lora.target_modules != ALL_LINEAR:
+        return re.fullmatch(lora.target_modules, module) is not None
+    return _IN_A_LAYER.search(module) is not None
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Names and shapes of a file's tensors; none of a file that is damaged, of which another check speaks."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            head = json.loads(stream.read(min(length, _MOST_HEADER)))
+    except (ValueError, OSError):
+        return {}
+    return {name: entry["shape"] for name, entry in head.items() if name != "__metadata__"}

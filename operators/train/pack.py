@@ -32,19 +32,25 @@ from operators.student.encode import (
     load_tokenizer,
     require_template,
 )
+from operators.train.overlong import Overlong, fit, is_first_part, part_id
 
 COLUMNS_IN = ("row_id", "input", "outcome", "final_instruction", "final_response")
 DIALOGUE = ("turns_before", "turns_after")  # where the source has dialogues
 _BUCKET = "bucket"
 TOO_LONG = "quarantined:too_long"
-_COUNTED = {"rows": "row_ids", "tokens": "input_ids"}
+_COUNTED = ("rows", "tokens", "split_rows", "cut_rows", "lost_tokens")
 
 
 class PackConfig(StageConfig):
     """How examples are laid out for training."""
 
     max_tokens: int = Field(
-        default=1024, ge=16, description="Length of a pack, in tokens; a longer example is quarantined with a reason."
+        default=1024, ge=16, description="Length of a pack, in tokens; `overlong` says what becomes of longer examples."
+    )
+    overlong: Overlong = Field(
+        default="quarantine",
+        description="A longer example leaves with a reason; truncate keeps its first tokens and counts what is lost; "
+        "split makes documents of its parts and loses no supervised token.",
     )
     packed: bool = Field(
         default=True, description="Several documents share a pack; false trains each document in a pack of its own."
@@ -64,10 +70,11 @@ class PackConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Document:
-    """One encoded example with the id of its row."""
+    """One encoded example with the id of its row, or one part of it; `lost` are supervised tokens that were cut off."""
 
     row_id: str
     encoded: Encoded
+    lost: int = 0
 
     def __len__(self) -> int:
         return len(self.encoded.input_ids)
@@ -78,7 +85,8 @@ def pack(rows: Dataset, config: PackConfig, student: str) -> Dataset:
 
     Columns in: RECYCLED; rows whose outcome is none of RECYCLED_OUTCOMES are skipped, their stage has counted them.
     Columns out: PACKS; every recycled row's id is in exactly one `row_ids`, of a pack or of a quarantined row
-        (`quarantined:too_long`, `:special_tokens`, `:chat_template`, `:no_loss`, `:no_end_of_turn`).
+        (`quarantined:too_long`, `:special_tokens`, `:chat_template`, `:no_loss`, `:no_end_of_turn`). Further parts of a
+        split row have ids of their own, see `part_id`. `cut_rows` and `lost_tokens` count what truncation took.
 
     Packs are a function of the rows, the tokenizer and the configuration; neither the order of the rows nor the number
     of tokenizers changes them.
@@ -143,10 +151,11 @@ class Packer:
             except EncodingError as error:
                 quarantined.append((row["row_id"], f"quarantined:{error.reason}"))
                 continue
-            if len(encoded.input_ids) > self._config.max_tokens:
+            fitted = fit(encoded, self._config.max_tokens, self._config.overlong)
+            if not fitted.parts:
                 quarantined.append((row["row_id"], TOO_LONG))
-            else:
-                documents.append(Document(row["row_id"], encoded))
+            for number, part in enumerate(fitted.parts):
+                documents.append(Document(part_id(row["row_id"], number), part, fitted.lost))
         if self._config.packed:
             packs = best_fit_decreasing(documents, self._config.max_tokens)
         else:
@@ -166,12 +175,20 @@ class Packer:
 
 
 def count_packed(packs: Dataset) -> dict[str, int]:
-    """Rows in packs and quarantine, and tokens: {"rows", "tokens"}; for the manifest and the check of conservation."""
+    """For the manifest and the check of conservation: rows in packs and quarantine, tokens, rows that were split and
+    truncated, and supervised tokens that truncation lost.
+    """
     return add_up(packs.map_batches(_count_pack_rows, batch_format="pyarrow", num_cpus=0.25), list(_COUNTED))
 
 
 def _count_pack_rows(packs: pa.Table) -> pa.Table:
-    sums = {name: pc.sum(pc.list_value_length(packs[column])).as_py() or 0 for name, column in _COUNTED.items()}
+    ids = [row_id for row_ids in packs["row_ids"].to_pylist() for row_id in row_ids]
+    sums = {
+        "rows": sum(map(is_first_part, ids)),
+        "tokens": pc.sum(pc.list_value_length(packs["input_ids"])).as_py() or 0,
+        "split_rows": sum(row_id.endswith("#2") and not is_first_part(row_id) for row_id in ids),
+        **{name: pc.sum(packs[name]).as_py() or 0 for name in _COUNTED[3:]},
+    }
     return pa.table({name: [value] for name, value in sums.items()})
 
 
@@ -201,7 +218,8 @@ def best_fit_decreasing(documents: list[Document], max_tokens: int) -> list[list
 
 def _to_table(packs: list[list[Document]], quarantined: list[tuple[str, str]]) -> pa.Table:
     rows = [_pack_row(documents) for documents in packs]
-    empty: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": [], "document_lengths": []}
+    lists = ("input_ids", "labels", "position_ids", "document_lengths")
+    empty: dict[str, object] = {**{name: [] for name in lists}, "cut_rows": 0, "lost_tokens": 0}
     rows += [{**empty, "row_ids": [row_id], "outcome": outcome} for row_id, outcome in quarantined]
     return pa.Table.from_pylist(rows, schema=columns.PACKS)
 
@@ -215,4 +233,6 @@ def _pack_row(documents: list[Document]) -> dict[str, object]:
         "document_lengths": [len(document) for document in documents],
         "row_ids": [document.row_id for document in documents],
         "outcome": columns.PACKED,
+        "cut_rows": sum(document.lost > 0 for document in documents),
+        "lost_tokens": sum(document.lost for document in documents),
     }

@@ -24,6 +24,7 @@ from operators import columns
 from operators.student.encode import IGNORED
 from operators.student.packed_loss import Pack
 from operators.train.config import TrainConfig
+from operators.train.validation import validation_packs
 
 _INDEX = ["outcome", "row_ids", "document_lengths"]
 Key = tuple[list[str], list[int]]  # ids of a pack's rows, and their lengths in tokens
@@ -37,13 +38,17 @@ class PackOrder:
     of packs (the last of an epoch may have fewer), or as many as come closest to a number of examples or tokens.
     """
 
-    def __init__(self, sizes: Sequence[int] | np.ndarray, per_step: int, seed: int) -> None:
+    def __init__(
+        self, sizes: Sequence[int] | np.ndarray, per_step: int, seed: int, indices: Sequence[int] | None = None
+    ) -> None:
         """
         Args:
-            sizes: of each pack in the order of the store: 1 to count packs, else its examples or tokens.
+            sizes: of each pack that is trained on: 1 to count packs, else its examples or tokens.
             per_step: how much of that an optimizer step takes.
             seed: with the epoch's number it determines the order of the epoch.
+            indices: of these packs in the store; None if they are all that it has.
         """
+        self._indices = np.arange(len(sizes)) if indices is None else np.asarray(indices, dtype=np.int64)
         self._sizes, self._seed = np.asarray(sizes, dtype=np.int64), seed
         self.num_packs, total = len(self._sizes), int(self._sizes.sum())
         self._counts_packs = bool((self._sizes == 1).all())
@@ -60,7 +65,7 @@ class PackOrder:
         """Indices of the packs of one optimizer step; at least one."""
         order, begins = self._begins_of(self.epoch(step))
         place = step % self.steps_per_epoch
-        return [int(index) for index in order[begins[place] : begins[place + 1]]]
+        return [int(self._indices[index]) for index in order[begins[place] : begins[place + 1]]]
 
     def micro_steps(self, step: int, world_size: int) -> int:
         """Forward passes of each worker in a step: the same number on each, with dummies where packs run out."""
@@ -126,12 +131,19 @@ class PackIndex:
 
 
 def pack_order(document_lengths: list[list[int]], config: TrainConfig) -> PackOrder:
-    """The order of packs with these documents under this configuration."""
+    """The order of packs with these documents under this configuration, without those that are kept for validation.
+
+    Raises:
+        ValueError: validation would take all packs.
+    """
+    kept_out = set(validation_packs(len(document_lengths), config))
+    indices = [index for index in range(len(document_lengths)) if index not in kept_out]
+    trained = [document_lengths[index] for index in indices]
     if config.examples_per_step:
-        return PackOrder([len(lengths) for lengths in document_lengths], config.examples_per_step, config.seed)
+        return PackOrder([len(lengths) for lengths in trained], config.examples_per_step, config.seed, indices)
     if config.tokens_per_step:
-        return PackOrder([sum(lengths) for lengths in document_lengths], config.tokens_per_step, config.seed)
-    return PackOrder([1] * len(document_lengths), config.packs_per_step, config.seed)
+        return PackOrder([sum(lengths) for lengths in trained], config.tokens_per_step, config.seed, indices)
+    return PackOrder([1] * len(trained), config.packs_per_step, config.seed, indices)
 
 
 def read_index(files: list[str]) -> PackIndex:

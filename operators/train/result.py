@@ -19,6 +19,10 @@ class TrainResult(BaseModel):
         tokens_per_second: tokens / seconds.
         losses, grad_norms: by step; a norm is None where DeepSpeed does not tell it.
         neft_l2: mean norm of the noise over all documents; None without noise.
+        validation_losses: by finished steps, of packs kept out of training, without noise.
+        best_step: after how many steps the exported weights were had; None where nothing was evaluated.
+        mfu: mean share of the devices' peak; None where the peak is not known.
+        goodput: share of the time from the first attempt on that went into steps which count.
         attention: of the configuration; attention_implementation: what carried out exact attention.
         hyper_attention_layers: how many layers used HyperAttention.
         zero_stage: that was used; num_workers, precision, backend: of the workers.
@@ -47,6 +51,10 @@ class TrainResult(BaseModel):
     losses: list[float]
     grad_norms: list[float | None]
     neft_l2: float | None
+    validation_losses: dict[int, float] = {}
+    best_step: int | None = None
+    mfu: float | None = None
+    goodput: float | None = None
     neftune_alpha: float
     attention: str
     attention_implementation: str

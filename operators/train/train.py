@@ -20,14 +20,15 @@ from operators.progress import report_progress
 from operators.stage import require_columns
 from operators.train.checkpoint import require_continuable, write_json
 from operators.train.config import TrainConfig
-from operators.train.loop import CHECKPOINTS, EXPORTED, FAILED, TrainJob, read_failure, train_worker
+from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, TrainJob
+from operators.train.loop import read_failure, train_worker
 from operators.train.metrics import METRICS, read_metrics
 from operators.train.pack_order import PackIndex, read_index
 from operators.train.result import TrainResult
 
 __all__ = ["MANIFEST", "TrainConfig", "TrainResult", "TrainingStoppedError", "train"]
 
-MANIFEST = "manifest.json"
+MANIFEST, _BEGAN = "manifest.json", "began.json"
 
 
 class TrainingStoppedError(RuntimeError):
@@ -62,7 +63,8 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> Tra
     (target / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     files = _shared_files(packs, target)
     index = read_index(files)
-    job = TrainJob(config, student, str(target), files, index.digest, config.run_identity(index.digest, student))
+    identity = config.run_identity(index.digest, student)
+    job = TrainJob(config, student, str(target), files, index.digest, identity, _began(target))
     finished = _finished(target, job.identity)
     if finished is not None:
         return finished
@@ -84,6 +86,14 @@ def _shared_files(packs: Dataset, target: Path) -> list[str]:
     copy = target / CHECKPOINTS / "packs"
     packs.write_parquet(str(copy), mode=SaveMode.OVERWRITE)
     return sorted(str(file) for file in copy.rglob("*.parquet"))
+
+
+def _began(target: Path) -> float:
+    """Unix time of the first attempt, also where this is a later one."""
+    path = target / CHECKPOINTS / _BEGAN
+    if not path.is_file():
+        write_json(path, {"began": time.time()})
+    return float(json.loads(path.read_text())["began"])
 
 
 def _finished(target: Path, identity: str) -> TrainResult | None:
@@ -141,6 +151,8 @@ def _result(job: TrainJob, index: PackIndex, target: Path, wall_seconds: float) 
     assert exported is not None, f"train: workers ended without {EXPORTED} in {target}"
     losses = [line["loss"] for line in lines]
     norms = [line["neft_l2"] for line in lines if line["neft_l2"] is not None]
+    evaluated = [line for line in lines if line["validation_loss"] is not None]
+    shares = [line["mfu"] for line in lines if line["mfu"] is not None]
     seconds, tokens = sum(line["seconds"] for line in lines), sum(line["tokens"] for line in lines)
     return TrainResult(
         **exported,
@@ -160,6 +172,10 @@ def _result(job: TrainJob, index: PackIndex, target: Path, wall_seconds: float) 
         losses=losses,
         grad_norms=[line["grad_norm"] for line in lines],
         neft_l2=sum(norms) / len(norms) if norms else None,
+        validation_losses={line["step"] + 1: line["validation_loss"] for line in evaluated},
+        best_step=min(evaluated, key=lambda line: line["validation_loss"])["step"] + 1 if evaluated else None,
+        mfu=sum(shares) / len(shares) if shares else None,
+        goodput=lines[-1]["goodput"],
         neftune_alpha=config.neftune_alpha,
         attention=config.attention,
         zero_stage=config.sharding,

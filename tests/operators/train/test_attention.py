@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from operators.student.packed_loss import Pack, summed_loss
 from operators.train.attention import configured_attention, hyper_attention_routes
-from operators.train.loop import load_student
+from operators.train.engine import load_student
 from operators.train.train import TrainConfig, train
 
 EXACT = TrainConfig(precision="fp32", max_steps=4, packs_per_step=4, learning_rate=1e-3, num_workers=1)

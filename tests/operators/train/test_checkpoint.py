@@ -13,14 +13,16 @@ from operators.train import checkpoint, loop
 from operators.train.checkpoint import (
     CheckpointSpec,
     complete_checkpoints,
+    newest_good,
     require_continuable,
-    restore,
     save_checkpoint,
     write_json,
 )
 from operators.train.config import TrainConfig
+from operators.train.engine import loaded, prepare_process
 from operators.train.export import ExportError, export_student, gathered_weights
-from operators.train.loop import Trainer, TrainJob, _loaded, _prepare_process
+from operators.train.job import TrainJob
+from operators.train.loop import Trainer
 from operators.train.pack_order import PackStore, read_index
 
 SPEC = CheckpointSpec("identity", world_size=2, zero_stage=2)
@@ -53,19 +55,16 @@ def test_the_newest_is_continued_and_none_is_a_fresh_start(tmp_path):
     assert require_continuable(tmp_path, SPEC).step == 100
 
 
-def restored(monkeypatch, folder):
-    """The step that `restore` would go on from, and what it says of newer checkpoints; nothing is loaded."""
-    loaded = []
-    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda engine, found: loaded.append(found.step))
-    step, problems = checkpoint.restore(None, folder, SPEC)
-    assert loaded == ([step] if step else [])
-    return step, problems
+def restored(folder):
+    """The step that a run would go on from, and what is said of newer checkpoints."""
+    found, problems = newest_good(folder, SPEC)
+    return (found.step if found else 0), problems
 
 
-def test_a_damaged_shard_of_the_right_size_is_passed_over(tmp_path, monkeypatch):
+def test_a_damaged_shard_of_the_right_size_is_passed_over(tmp_path):
     write_checkpoint(tmp_path, 10)
     (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").write_bytes(b"12x45")
-    step, problems = restored(monkeypatch, tmp_path)
+    step, problems = restored(tmp_path)
     assert step == 10
     assert "step-00000020 is damaged (state/shard.pt)" in problems[0]
 
@@ -81,12 +80,12 @@ def test_every_worker_gathers_as_often_whatever_it_sees(tmp_path, monkeypatch, i
     assert len(gathered) == 2, "a worker that gathers less often than the others lets them wait for ever"
 
 
-def test_where_all_are_damaged_training_begins_anew(tmp_path, monkeypatch):
+def test_where_all_are_damaged_training_begins_anew(tmp_path):
     (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").write_bytes(b"12x45")
-    assert restored(monkeypatch, tmp_path)[0] == 0
+    assert restored(tmp_path)[0] == 0
 
 
-def test_a_pickle_that_others_may_write_is_not_read(tmp_path, monkeypatch):
+def test_a_pickle_that_others_may_write_is_not_read(tmp_path):
     write_checkpoint(tmp_path, 10)
     (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").chmod(0o666)
     (write_checkpoint(tmp_path, 30) / "COMPLETE").chmod(0o666)
@@ -95,28 +94,34 @@ def test_a_pickle_that_others_may_write_is_not_read(tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere.pt"
     elsewhere.write_bytes(b"12345")
     linked.symlink_to(elsewhere)
-    step, problems = restored(monkeypatch, tmp_path)
+    step, problems = restored(tmp_path)
     assert step == 10
     assert [problem.count("is not this user's alone") for problem in problems] == [1, 1, 1]
 
 
-def test_a_checkpoint_without_digests_is_not_read(tmp_path, monkeypatch):
+def test_a_checkpoint_without_digests_is_not_read(tmp_path):
     folder = write_checkpoint(tmp_path, 10)
     content = json.loads((folder / "COMPLETE").read_text())
     del content["digests"]
     write_json(folder / "COMPLETE", content)
-    assert restored(monkeypatch, tmp_path)[0] == 0
+    assert restored(tmp_path)[0] == 0
 
 
 @pytest.mark.parametrize(
     "spec",
-    [CheckpointSpec("identity", 1, 2), CheckpointSpec("identity", 2, 3), CheckpointSpec("other", 2, 2)],
-    ids=["world_size", "zero_stage", "identity"],
+    [CheckpointSpec("identity", 2, 3), CheckpointSpec("other", 2, 2)],
+    ids=["zero_stage", "identity"],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path, spec, request):
     write_checkpoint(tmp_path, 10)
     with pytest.raises(ValueError, match=f"written with {request.node.callspec.id}="):
         require_continuable(tmp_path, spec)
+
+
+def test_a_checkpoint_of_another_number_of_workers_is_continued(tmp_path):
+    write_checkpoint(tmp_path, 10)
+    found, problems = newest_good(tmp_path, replace(SPEC, world_size=5))
+    assert (found.step, found.spec.world_size, problems) == (10, 2, [])
 
 
 def test_json_is_replaced_whole(tmp_path):
@@ -142,7 +147,7 @@ def job(patched_module, tiny_model, packs_file, tmp_path_factory):
     files = [packs_file]
     patched_module.setenv("LOCAL_RANK", "0")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    _prepare_process(config)
+    prepare_process(config)
     digest = read_index(files).digest
     yield TrainJob(config, tiny_model, str(folder), files, digest, config.run_identity(digest, tiny_model))
     torch.distributed.destroy_process_group()
@@ -151,14 +156,15 @@ def job(patched_module, tiny_model, packs_file, tmp_path_factory):
 @pytest.mark.slow
 def test_a_restored_engine_goes_on_as_if_nothing_had_happened(job, tmp_path):
     store = PackStore(job.files)
-    with _loaded(job) as (engine, noise):
+    with loaded(job) as (engine, noise):
         trainer = Trainer(job, engine, noise, store)
         for step in (0, 1):
             trainer.step(step)
         save_checkpoint(engine, tmp_path, 2, job.spec)
         expected = [trainer.step(step) for step in (2, 3)]
-    with _loaded(job) as (engine, noise):
-        assert restore(engine, tmp_path, job.spec) == (2, [])
+    found, problems = newest_good(tmp_path, job.spec)
+    assert (found.step, problems) == (2, [])
+    with loaded(job, found) as (engine, noise):
         trainer = Trainer(job, engine, noise, store)
         got = [trainer.step(step) for step in (2, 3)]
     assert [step.loss for step in got] == [step.loss for step in expected]
@@ -167,7 +173,7 @@ def test_a_restored_engine_goes_on_as_if_nothing_had_happened(job, tmp_path):
 
 @pytest.mark.slow
 def test_the_exported_student_is_the_engine_s_model(job, tmp_path):
-    with _loaded(job) as (engine, noise):
+    with loaded(job) as (engine, noise):
         Trainer(job, engine, noise, PackStore(job.files)).step(0)
         export_student(engine, job.student, tmp_path)
         tokens = torch.tensor([PackStore(job.files).pack(0).input_ids])
@@ -190,7 +196,7 @@ def test_the_exported_student_is_the_engine_s_model(job, tmp_path):
 
 @pytest.mark.slow
 def test_old_checkpoints_are_removed_and_an_unfinished_one_is_replaced(job, tmp_path):
-    with _loaded(job) as (engine, _):
+    with loaded(job) as (engine, _):
         (tmp_path / "step-00000003").mkdir()
         (tmp_path / "step-00000003" / "half").write_text("")
         for step in (1, 2, 3):
@@ -221,7 +227,7 @@ def test_a_failed_export_keeps_the_training_and_the_next_attempt_only_exports(jo
 
 @pytest.mark.slow
 def test_a_student_that_cannot_be_saved_as_it_is_and_does_not_stop_is_exported_right(job, tmp_path):
-    with _loaded(job) as (engine, _):
+    with loaded(job) as (engine, _):
         settings = engine.module.generation_config
         settings.temperature, settings.top_p, settings.do_sample, settings.eos_token_id = 0.9, 0.6, False, 0
         changed = export_student(engine, job.student, tmp_path)
@@ -233,7 +239,7 @@ def test_a_student_that_cannot_be_saved_as_it_is_and_does_not_stop_is_exported_r
 
 @pytest.mark.slow
 def test_nothing_is_updated_by_a_loss_that_is_not_finite(job, monkeypatch):
-    with _loaded(job) as (engine, noise):
+    with loaded(job) as (engine, noise):
         trainer = Trainer(job, engine, noise, PackStore(job.files))
         before = gathered_weights(engine.module)
         sums = iter([float("nan")])
@@ -252,7 +258,7 @@ def test_every_stage_of_each_precision_gives_one_curve(job, precision):
     for stage in (0, 1, 2, 3):
         config = job.config.model_copy(update={"zero_stage": stage, "precision": precision})
         one = replace(job, config=config)
-        with _loaded(one) as (engine, noise):
+        with loaded(one) as (engine, noise):
             trainer = Trainer(one, engine, noise, PackStore(job.files))
             losses.append([trainer.step(step).loss for step in range(3)])
     for other in losses[1:]:
@@ -264,7 +270,7 @@ def test_the_head_in_parts_gives_the_same_step_where_its_weight_is_sharded(job, 
     steps = []
     for limit in (1 << 30, 20 * 49152 * 14):
         monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", limit)
-        with _loaded(job) as (engine, noise):
+        with loaded(job) as (engine, noise):
             trainer = Trainer(job, engine, noise, PackStore(job.files))
             steps.append([trainer.step(step) for step in range(2)])
     for whole, parts in zip(*steps, strict=True):

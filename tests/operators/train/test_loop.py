@@ -7,7 +7,8 @@ import torch
 
 from operators.train.config import TrainConfig
 from operators.train.export import ExportError
-from operators.train.loop import FAILED, NotFiniteError, TrainJob, read_failure, train_worker, would_repeat
+from operators.train.job import FAILED, TrainJob
+from operators.train.loop import NotFiniteError, read_failure, train_worker, would_repeat
 from operators.train.pack_order import read_index
 
 CONFIG = TrainConfig(max_steps=3, examples_per_step=9, learning_rate=1e-3, precision="fp32", threads_per_worker=1)

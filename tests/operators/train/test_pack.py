@@ -7,7 +7,16 @@ from pydantic import ValidationError
 
 from operators import columns
 from operators.student.encode import IGNORED, Encoded, encode_example, load_tokenizer
-from operators.train.pack import COLUMNS_IN, Document, PackConfig, Packer, _place, best_fit_decreasing, pack
+from operators.train.pack import (
+    COLUMNS_IN,
+    Document,
+    PackConfig,
+    Packer,
+    _count_pack_rows,
+    _place,
+    best_fit_decreasing,
+    pack,
+)
 
 CONFIG = PackConfig(max_tokens=128, rows_per_block=64)
 
@@ -99,6 +108,20 @@ def test_every_recycled_row_comes_out_once_and_no_other(packer):
     outcomes = {row["row_ids"][0]: row["outcome"] for row in out if row["outcome"] != columns.PACKED}
     assert outcomes == {"long": "quarantined:too_long", "special": "quarantined:special_tokens"}
     assert all(row["input_ids"] == [] for row in out if row["outcome"] != columns.PACKED)
+
+
+@pytest.mark.parametrize(("overlong", "cut"), [("truncate", 1), ("split", 0)])
+def test_a_row_over_the_length_is_cut_or_split_and_counted(local_ray, demo_model, overlong, cut):
+    packer = Packer(CONFIG.model_copy(update={"overlong": overlong}), demo_model)
+    out = packer(recycled([("Say.", "", "word " * 200), ("Say 1.", "", "1")]))
+    whole = encode_example(load_tokenizer(demo_model), "Say.", "", "word " * 200)
+    counted = _count_pack_rows(out).to_pylist()[0]
+    learnt = sum(label != IGNORED for row in out.to_pylist() for label in row["labels"])
+    short = sum(label != IGNORED for label in encode_example(load_tokenizer(demo_model), "Say 1.", "", "1").labels)
+    assert all(len(row["input_ids"]) <= 128 for row in out.to_pylist())
+    assert (counted["rows"], counted["cut_rows"], counted["split_rows"]) == (2, cut, 1 - cut)
+    assert learnt + counted["lost_tokens"] == short + sum(label != IGNORED for label in whole.labels)
+    assert (counted["lost_tokens"] > 0) == bool(cut)
 
 
 def test_nothing_to_pack_keeps_the_schema(packer):

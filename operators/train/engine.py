@@ -1,0 +1,90 @@
+"""The DeepSpeed engine of one worker: the process made ready, the student loaded, noise and attention in place."""
+
+import ctypes
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
+
+from kernels.neftune import EmbeddingNoise, neftune
+from operators.student.packed_loss import load_trainable
+from operators.train.attention import configured_attention
+from operators.train.checkpoint import Checkpoint, load_checkpoint
+from operators.train.config import TrainConfig
+from operators.train.job import TrainJob
+from operators.train.lora import with_adapters
+from operators.train.resize import converted, needs_conversion, remove_converted
+
+_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES = -3, 1 << 20  # of glibc's malloc.h; bytes
+
+
+def load_student(student: str, config: TrainConfig) -> Any:
+    """The student ready for training, in fp32 or bf16, with exact attention.
+
+    Raises:
+        ValueError: its forward pass cannot leave out logits that no loss needs.
+    """
+    model = load_trainable(student, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+@contextmanager
+def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tuple[Any, EmbeddingNoise]]:
+    """The engine around the student, with adapters where they are configured, and the noise on its embedding.
+
+    Args:
+        job: what to train.
+        checkpoint: where to go on, written by any number of workers; None begins anew.
+    """
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    config, resized = job.config, needs_conversion(checkpoint, dist.get_world_size(), job.config.sharding)
+    settings = config.deepspeed() | ({"checkpoint": {"load_universal": True}} if resized else {})
+    # While this object lives, from_pretrained shards as it loads; without it every ZeRO-3 worker holds a full copy.
+    sharding = HfDeepSpeedConfig(settings) if config.sharding == 3 else None
+    model = load_student(job.student, config)
+    noise_on = neftune(model.get_input_embeddings(), config.neftune_alpha, config.seed, config.neftune_noise)
+    with configured_attention(model, config), noise_on as noise:
+        trained = with_adapters(model, config.lora, config.seed)
+        parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        engine, *_ = deepspeed.initialize(model=trained, model_parameters=parameters, config=settings)
+        if checkpoint is not None and resized:
+            folder, tag = converted(checkpoint)
+            load_checkpoint(engine, folder, tag)
+            remove_converted(folder)
+        elif checkpoint is not None:
+            load_checkpoint(engine, checkpoint.folder)
+        yield engine, noise
+        engine.destroy()
+    del sharding
+
+
+def prepare_process(config: TrainConfig) -> None:
+    """Before DeepSpeed's first import: choose the device, compile nothing, be quiet."""
+    if not config.gpus_per_worker:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        _return_memory_when_freed()
+    if config.threads_per_worker:
+        torch.set_num_threads(config.threads_per_worker)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    disable_progress_bar()
+    # DeepSpeed would compile a shared-memory all-reduce wherever it finds a compiler; gloo needs none.
+    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+
+
+def _return_memory_when_freed() -> None:
+    """Map each block of a MiB or more by itself: in glibc's heap tensors leave holes, and workers grow by the step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)

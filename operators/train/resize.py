@@ -1,0 +1,72 @@
+"""A checkpoint of one number of workers for another: DeepSpeed's universal format, converted without asking.
+
+Shards of one world size cannot be loaded into another. Conversion joins them to one file a weight, from which each
+worker takes its part; it costs disk for one more copy, which is removed after loading.
+Source: Universal Checkpointing (arXiv:2406.18820).
+"""
+
+import argparse
+import contextlib
+import io
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+
+from operators.train.checkpoint import STATE, Checkpoint
+
+_TAG = "universal"
+
+
+def needs_conversion(checkpoint: Checkpoint | None, world_size: int, zero_stage: int) -> bool:
+    """Whether another number of workers wrote it, in shards: without ZeRO every worker has all."""
+    return checkpoint is not None and zero_stage > 0 and checkpoint.spec.world_size != world_size
+
+
+def converted(checkpoint: Checkpoint) -> tuple[Path, str]:
+    """Convert on rank 0, beside the checkpoint; every worker must call it.
+
+    Returns:
+        Folder and tag to load from.
+
+    Raises:
+        RuntimeError: rank 0 could not convert it.
+    """
+    target = checkpoint.folder.with_name(f"{_TAG}-{checkpoint.folder.name}")
+    problem = [""]
+    if dist.get_rank() == 0:
+        shutil.rmtree(target, ignore_errors=True)  # what a killed attempt left
+        try:
+            _convert(checkpoint.folder / STATE, target / _TAG)
+        except Exception as error:  # noqa: BLE001 - told to all workers, who would wait for this one
+            problem[0] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0]:
+        raise RuntimeError(
+            f"train: checkpoint {checkpoint.folder} of {checkpoint.spec.world_size} workers cannot be converted for "
+            f"{dist.get_world_size()}: {problem[0]}; set train.num_workers to {checkpoint.spec.world_size}"
+        )
+    return target, _TAG
+
+
+def remove_converted(folder: Path) -> None:
+    """After every worker has loaded it; every worker must call it."""
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _convert(state: Path, target: Path) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    settings = argparse.Namespace(
+        input_folder=str(state),
+        output_folder=str(target),
+        num_extract_workers=1,  # in this process: others would each import torch, and hold a shard
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # ZeRO 1 and 2 write none of what only Megatron's models need
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(settings)

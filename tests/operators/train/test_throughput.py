@@ -1,0 +1,41 @@
+"""Model FLOPs and peaks that MFU is computed from."""
+
+import pytest
+import torch
+
+from operators.student.packed_loss import load_trainable
+from operators.train.lora import LoraConfig, with_adapters
+from operators.train.throughput import ModelCost, model_cost, peak_flops, peak_of
+
+
+def test_a_tied_embedding_counts_once_as_the_head(tiny_model):
+    model = load_trainable(tiny_model, torch.float32)
+    cost = model_cost(model)
+    assert cost.per_token == 6 * sum(each.numel() for each in model.parameters())
+    assert cost.per_square == 6 * 2 * 64
+    frozen = model_cost(with_adapters(model, LoraConfig(r=4), seed=0))
+    assert 4 / 6 < frozen.per_token / cost.per_token < 0.68
+
+
+def test_attention_is_counted_by_document():
+    cost = ModelCost(per_token=10.0, per_square=1.0)
+    assert cost.flops([4, 4]) == 80 + 32
+    assert cost.flops([8]) == 80 + 64
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("Unknown 9000", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_name(name, peak):
+    assert peak_of(name) == peak
+
+
+def test_nothing_is_claimed_of_a_cpu():
+    assert peak_flops("cpu") is None
