@@ -32,9 +32,9 @@ from operators.train.config import TrainConfig
 from operators.train.engine import loaded, prepare_process
 from operators.train.export import gathered_weights
 from operators.train.job import TrainJob
-from operators.train.loop import Trainer
 from operators.train.lora import LoraConfig
 from operators.train.pack_order import PackStore, read_index
+from operators.train.trainer import Trainer
 
 LIMIT = 1e-4  # relative difference of losses
 
@@ -108,10 +108,10 @@ def _run(
         ]
         for process in processes:
             process.start()
-        found, weights = answers.get(timeout=300)
+        found, weights = answers.get(timeout=1800)
         losses += found
         for process in processes:
-            process.join(60)
+            process.join(300)
             if process.exitcode:
                 sys.exit(f"a worker of ZeRO-{stage} with {workers} workers ended with {process.exitcode}")
     return losses, weights

@@ -107,12 +107,13 @@ def weight_bytes(model: str) -> int:
 
 
 def training_disk_bytes(train: TrainConfig, student_bytes: int, size: StudentSize | None = None) -> int:
-    """Bytes that training writes at most: the student, and two checkpoints of float32 weights and Adam's moments.
+    """Bytes that training writes at most: the student, and checkpoints of float32 weights and Adam's moments.
 
     Checkpoints hold what is trained: the adapters alone, where there are any.
     """
     few_steps = 0 < train.max_steps <= train.checkpoint_every_steps
-    checkpoints = 0 if few_steps or not train.checkpoint_every_steps else 2
+    checkpoints = 0 if few_steps or not train.checkpoint_every_steps else train.keep_checkpoints
+    checkpoints += 1 if train.evaluate_every_steps else 0  # the best weights
     trained = BYTES_PER_PARAMETER * size.adapters if size and size.adapters else student_bytes
     return student_bytes + checkpoints * 3 * trained
 

@@ -126,6 +126,27 @@ def newest_good(checkpoints: Path, spec: CheckpointSpec) -> tuple[Checkpoint | N
     return None, problems
 
 
+def given_checkpoint(folder: str, spec: CheckpointSpec) -> Checkpoint:
+    """A checkpoint that the configuration names, of any packs and configuration; every worker must call it.
+
+    Raises:
+        ValueError: there is none, it is damaged, or another ZeRO stage wrote it.
+    """
+    wanted = Path(folder).resolve()
+    found = next((one for one in complete_checkpoints(wanted.parent) if one.folder == wanted), None)
+    if found is None:
+        raise ValueError(f"train: train.resume_from: {wanted} is no complete checkpoint; give a folder step-<number>")
+    problem = damage(found)
+    if problem:
+        raise ValueError(f"{problem}; give another as train.resume_from")
+    if found.spec.zero_stage != spec.zero_stage:
+        raise ValueError(
+            f"train: train.resume_from: {wanted} was written with zero_stage={found.spec.zero_stage}, this run has "
+            f"{spec.zero_stage}; run with the same"
+        )
+    return found
+
+
 def damage(checkpoint: Checkpoint) -> str:
     """What is wrong with a checkpoint, the same on every worker, each of which reads a part of it; "" if it is good."""
     marker = json.loads((checkpoint.folder / _MARKER).read_text())

@@ -104,6 +104,14 @@ class TrainConfig(StageConfig):
         ge=0,
         description="Number of steps between two checkpoints; 0 means none, so that a restart begins at step 0.",
     )
+    keep_checkpoints: Operational[int] = Field(
+        default=2, ge=1, description="Number of checkpoints that are kept while training; all go when it is done."
+    )
+    resume_from: str = Field(
+        default="",
+        description="Folder `step-<number>` of another run's checkpoint, whose weights, optimizer and step are taken "
+        "over, such as one before a divergence; empty begins with the student.",
+    )
     max_failures: Operational[int] = Field(
         default=3, ge=0, description="Number of restarts of the workers before the run fails."
     )

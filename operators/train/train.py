@@ -25,6 +25,7 @@ from operators.train.loop import read_failure, train_worker
 from operators.train.metrics import METRICS, read_metrics
 from operators.train.pack_order import PackIndex, read_index
 from operators.train.result import TrainResult
+from operators.train.stopping import stop_is_asked, stopping_cleanly
 
 __all__ = ["MANIFEST", "TrainConfig", "TrainResult", "TrainingStoppedError", "train"]
 
@@ -138,12 +139,15 @@ def _fit(job: TrainJob, index: PackIndex, target: Path) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with stopping_cleanly(target):
+            trainer.fit()
     except TrainingFailedError:
         if not read_failure(target):
             raise
     if read_failure(target):
         raise TrainingStoppedError(read_failure(target))
+    if stop_is_asked(target):  # where the signal itself has not ended the driver
+        raise TrainingStoppedError("train: stopped by SIGTERM after a checkpoint; run the same command to go on")
 
 
 def _result(job: TrainJob, index: PackIndex, target: Path, wall_seconds: float) -> TrainResult:

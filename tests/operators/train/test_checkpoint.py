@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from operators.student import chunked_loss
 from operators.train import checkpoint, loop
+from operators.train import trainer as trainer_module
 from operators.train.checkpoint import (
     CheckpointSpec,
     complete_checkpoints,
+    given_checkpoint,
     newest_good,
     require_continuable,
     save_checkpoint,
@@ -22,8 +24,8 @@ from operators.train.config import TrainConfig
 from operators.train.engine import loaded, prepare_process
 from operators.train.export import ExportError, export_student, gathered_weights
 from operators.train.job import TrainJob
-from operators.train.loop import Trainer
 from operators.train.pack_order import PackStore, read_index
+from operators.train.trainer import Trainer
 
 SPEC = CheckpointSpec("identity", world_size=2, zero_stage=2)
 
@@ -122,6 +124,18 @@ def test_a_checkpoint_of_another_number_of_workers_is_continued(tmp_path):
     write_checkpoint(tmp_path, 10)
     found, problems = newest_good(tmp_path, replace(SPEC, world_size=5))
     assert (found.step, found.spec.world_size, problems) == (10, 2, [])
+
+
+def test_a_given_checkpoint_may_be_of_any_run_but_is_complete_and_undamaged(tmp_path):
+    folder = write_checkpoint(tmp_path, 10, CheckpointSpec("of another run", 2, 2))
+    assert given_checkpoint(str(folder), SPEC).step == 10
+    with pytest.raises(ValueError, match="is no complete checkpoint"):
+        given_checkpoint(str(tmp_path / "step-00000011"), SPEC)
+    with pytest.raises(ValueError, match="written with zero_stage=2, this run has 3"):
+        given_checkpoint(str(folder), replace(SPEC, zero_stage=3))
+    (folder / "state" / "shard.pt").write_bytes(b"12x45")
+    with pytest.raises(ValueError, match="is damaged"):
+        given_checkpoint(str(folder), SPEC)
 
 
 def test_json_is_replaced_whole(tmp_path):
@@ -243,9 +257,9 @@ def test_nothing_is_updated_by_a_loss_that_is_not_finite(job, monkeypatch):
         trainer = Trainer(job, engine, noise, PackStore(job.files))
         before = gathered_weights(engine.module)
         sums = iter([float("nan")])
-        whole = loop.summed_loss
-        monkeypatch.setattr(loop, "summed_loss", lambda *args: whole(*args) * next(sums, 1.0))
-        with pytest.raises(loop.NotFiniteError, match="loss at step 0 is nan, and nothing was updated"):
+        whole = trainer_module.summed_loss
+        monkeypatch.setattr(trainer_module, "summed_loss", lambda *args: whole(*args) * next(sums, 1.0))
+        with pytest.raises(trainer_module.NotFiniteError, match="loss at step 0 is nan, and nothing was updated"):
             trainer.step(0)
         for name, weight in gathered_weights(engine.module).items():
             assert torch.equal(weight, before[name]), name

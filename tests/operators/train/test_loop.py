@@ -8,8 +8,9 @@ import torch
 from operators.train.config import TrainConfig
 from operators.train.export import ExportError
 from operators.train.job import FAILED, TrainJob
-from operators.train.loop import NotFiniteError, read_failure, train_worker, would_repeat
+from operators.train.loop import read_failure, train_worker, would_repeat
 from operators.train.pack_order import read_index
+from operators.train.trainer import NotFiniteError
 
 CONFIG = TrainConfig(max_steps=3, examples_per_step=9, learning_rate=1e-3, precision="fp32", threads_per_worker=1)
 

@@ -15,9 +15,9 @@ from operators.train.config import TrainConfig
 from operators.train.engine import loaded, prepare_process
 from operators.train.export import export_student
 from operators.train.job import TrainJob
-from operators.train.loop import Trainer
 from operators.train.lora import LoraConfig, adapted_layers, with_adapters
 from operators.train.pack_order import PackStore, read_index
+from operators.train.trainer import Trainer
 
 LORA = LoraConfig(r=4, dropout=0.1)
 

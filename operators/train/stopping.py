@@ -1,0 +1,44 @@
+"""SIGTERM while training, as a scheduler sends it before it takes a machine: the step ends, a checkpoint is saved.
+
+The driver writes a file where every worker can see it; rank 0 looks for it once a step, and all workers learn of it
+with the sums that they exchange anyway. A second signal is not held back.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from operators.train.job import CHECKPOINTS
+
+_STOP = "stop"
+
+
+def stop_is_asked(folder: Path) -> bool:
+    """Whether the driver of the training in `folder` was told to stop."""
+    return (folder / CHECKPOINTS / _STOP).exists()
+
+
+@contextmanager
+def stopping_cleanly(folder: Path) -> Iterator[None]:
+    """Hold SIGTERM back inside the context, and let it take its course afterwards; in the main thread only."""
+    asked = folder / CHECKPOINTS / _STOP
+    asked.unlink(missing_ok=True)  # a new run is a new attempt
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        signal.signal(number, before)
+        asked.touch()
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if asked.exists():
+            os.kill(os.getpid(), signal.SIGTERM)

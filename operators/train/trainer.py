@@ -1,0 +1,152 @@
+"""One worker's optimizer steps and evaluations: which packs, with which noise, and the sums over all workers."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from kernels.neftune import EmbeddingNoise, batch_of_pack
+from operators.student.encode import load_tokenizer
+from operators.student.packed_loss import summed_loss
+from operators.train.job import TrainJob
+from operators.train.metrics import StepMetrics
+from operators.train.pack_order import PackStore, dummy_pack, pack_order
+from operators.train.stopping import stop_is_asked
+from operators.train.throughput import model_cost, peak_flops
+from operators.train.validation import validation_packs
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or its gradient is not a finite number; a restart would give the same."""
+
+
+class Trainer:
+    """One worker's engine, packs and their order."""
+
+    def __init__(self, job: TrainJob, engine: Any, noise: EmbeddingNoise, store: PackStore) -> None:
+        self._job, self._engine, self._noise, self._store = job, engine, noise, store
+        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._order = pack_order(store.document_lengths, job.config)
+        self._dummy = dummy_pack(load_tokenizer(job.student).eos_token_id or 0)
+        self._cost, self._peak = model_cost(engine.module), peak_flops(str(engine.device))
+        kept_out = validation_packs(len(store), job.config)
+        trained = [index for index in range(len(store)) if index not in set(kept_out)]
+        self._validation, self._quiet = kept_out, trained[: len(kept_out)]
+        self.stop_asked = False  # the same on every worker
+        self.total_steps = job.config.total_steps(self._order.steps_per_epoch)
+
+    def step(self, step: int) -> StepMetrics:
+        """One optimizer step of all workers together.
+
+        Raises:
+            NotFiniteError: the loss is not a finite number, and nothing was updated; or the gradient is not, and the
+                weights are spoiled.
+        """
+        started = time.monotonic()
+        config, packs = self._job.config, self._order.packs_of(step)
+        supervised = self._store.supervised_tokens(packs)
+        rate = config.learning_rate_at(step, self.total_steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        loss_sum, l2_sum, documents = self._accumulate(step, supervised)
+        if not math.isfinite(loss_sum):
+            raise NotFiniteError(
+                f"train: loss at step {step} is {loss_sum}, and nothing was updated; lower train.learning_rate "
+                f"({config.learning_rate}) or use train.precision: fp32"
+            )
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        if norm is not None and not math.isfinite(float(norm)):
+            raise NotFiniteError(
+                f"train: norm of the gradient at step {step} is {float(norm)} with a loss of {loss_sum / supervised}; "
+                f"lower train.learning_rate ({config.learning_rate}) or use train.precision: fp32"
+            )
+        seconds, tokens = time.monotonic() - started, self._store.tokens(packs)
+        flops = sum(self._cost.flops(self._store.document_lengths[index]) for index in packs)
+        dummies = self._order.micro_steps(step, self._world_size) * self._world_size - len(packs)
+        return StepMetrics(
+            step=step,
+            epoch=self._order.epoch(step),
+            loss=loss_sum / supervised,
+            grad_norm=None if norm is None else float(norm),
+            learning_rate=rate,
+            tokens=tokens,
+            supervised_tokens=supervised,
+            examples=self._store.examples(packs),
+            neft_l2=l2_sum / documents if documents else None,
+            seconds=seconds,
+            pid=os.getpid(),
+            padded_tokens=tokens + dummies * len(self._dummy.input_ids),
+            model_flops=flops,
+            mfu=flops / seconds / (self._peak * self._world_size) if self._peak else None,
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        """Loss without noise of the packs that are kept out, and of as many that are trained on; all workers together.
+
+        Raises:
+            NotFiniteError: one of them is not a finite number.
+        """
+        found = {"validation_loss": self._mean_loss(self._validation), "quiet_loss": self._mean_loss(self._quiet)}
+        for name, loss in found.items():
+            if not math.isfinite(loss):
+                raise NotFiniteError(
+                    f"train: {name} is {loss}; lower train.learning_rate ({self._job.config.learning_rate}) or use "
+                    "train.precision: fp32"
+                )
+        return found
+
+    @torch.no_grad()
+    def _mean_loss(self, indices: list[int]) -> float:
+        """In nats per supervised token; each worker reads as many packs as every other, dummies included."""
+        device = str(self._engine.device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        self._engine.eval()
+        for place in range(self._rank, -(-len(indices) // self._world_size) * self._world_size, self._world_size):
+            pack = self._store.pack(indices[place]) if place < len(indices) else self._dummy
+            total += summed_loss(self._engine, pack, device).double()
+        self._engine.train()
+        dist.all_reduce(total)
+        return total.item() / self._store.supervised_tokens(indices)
+
+    def _accumulate(self, step: int, supervised: int) -> tuple[float, float, float]:
+        """Forward and backward passes of a step; all workers' sums of loss and noise norms, and their documents.
+
+        The host waits for the device once, here, so that nothing is updated before the loss is known to be finite.
+        """
+        device = str(self._engine.device)
+        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        config, share = self._job.config, self._order.share(step, self._rank, self._world_size)
+        for place, index in enumerate(share):
+            pack = self._dummy if index is None else self._store.pack(index)
+            last = place == len(share) - 1
+            self._engine.set_gradient_accumulation_boundary(last)
+            # Dropout, of adapters or of the student, is a function of the pack: the same on any number of workers.
+            torch.manual_seed(_seed_of(config.seed, step, index))
+            self._noise.set_batch(
+                batch_of_pack(
+                    pack.document_lengths, pack.document_uids, len(pack.input_ids), self._order.epoch(step), device
+                )
+            )
+            loss_sum = summed_loss(self._engine, pack, device)
+            # DeepSpeed averages gradients over the workers; times world size, the mean becomes the sum.
+            self._engine.backward(loss_sum * (self._world_size / supervised), scale_wrt_gas=False)
+            l2, count = self._noise.l2_sum()
+            totals[:3] += torch.stack([loss_sum.detach().double(), l2.double(), torch.full_like(l2, count).double()])
+            if not last:
+                self._engine.step()  # counts the micro-step
+        if self._rank == 0 and stop_is_asked(Path(self._job.folder)):
+            totals[3] = 1
+        dist.all_reduce(totals)
+        loss_sum, l2_sum, documents, stops = totals.tolist()
+        self.stop_asked = stops > 0
+        return loss_sum, l2_sum, documents
+
+
+def _seed_of(seed: int, step: int, pack: int | None) -> int:
+    return int(np.random.SeedSequence([seed, step, 0 if pack is None else pack]).generate_state(1, np.uint64)[0]) >> 1
