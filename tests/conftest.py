@@ -26,12 +26,12 @@ def local_ray() -> Iterator[None]:
     """One Ray of two logical CPUs for the whole session; workers import the repository."""
     import ray
 
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
     ray.init(
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield

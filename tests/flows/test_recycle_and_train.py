@@ -135,6 +135,7 @@ def test_a_second_refresh_takes_only_new_files_and_new_rows(flow: Flow, tmp_path
     assert "everything was up to date" in printed
 
 
+@pytest.mark.slow
 def test_an_earlier_refresh_made_again_loses_no_row_to_a_later_one(flow: Flow, tmp_path: Path) -> None:
     """Each called the other's rows seen, so that ten rows were in neither."""
     folder = tmp_path / "source"
@@ -154,6 +155,7 @@ def test_an_earlier_refresh_made_again_loses_no_row_to_a_later_one(flow: Flow, t
 class TestWithoutPayingTwice:
     REFLECT = ("source.held_out_fraction=0", "--select", "raw_instructions,instruction_reflections")
 
+    @pytest.mark.slow
     def test_reparse_reads_again_and_makes_no_call(self, flow: Flow, tmp_path: Path) -> None:
         source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
         assert flow(source, *self.REFLECT)[0] == 0
@@ -162,6 +164,7 @@ class TestWithoutPayingTwice:
         assert "made instruction_reflections: 4 rows" in printed
         assert manifest(tmp_path, "instruction_reflections")["metrics"]["calls"] == 0
 
+    @pytest.mark.slow
     def test_reparse_of_a_changed_prompt_is_refused(
         self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -180,6 +183,7 @@ class TestWithoutPayingTwice:
         assert "at most" not in printed.split("6 new calls")[1].splitlines()[0]
         assert "will stop at budget.max_tokens: 1500" in printed
 
+    @pytest.mark.slow
     def test_a_budget_stops_the_run_and_a_larger_one_finishes_it(
         self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -265,6 +269,7 @@ class TestExitCodes:
         assert "raw_instructions: no row of" in message
         assert "4 dropped:held_out" in message
 
+    @pytest.mark.slow
     def test_a_row_that_vanished_is_three(self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
         assert flow(source, "--select", "raw_instructions")[0] == 0
@@ -304,6 +309,7 @@ class TestExitCodes:
         assert flow(source, "--select", "instruction_reflections")[0] == 1
         assert f"{file} is damaged: its checksum is" in last_line(capsys)
 
+    @pytest.mark.slow
     def test_a_row_that_is_there_twice_in_place_of_another_is_three(
         self, flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

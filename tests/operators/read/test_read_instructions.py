@@ -13,7 +13,7 @@ from ray.data import Dataset
 
 from operators import columns
 from operators.read.config import ReadConfig
-from operators.read.read_instructions import _is_held_out, _rows, count_ignored_columns, read_instructions
+from operators.read.read_instructions import is_held_out, _rows, count_ignored_columns, read_instructions
 from operators.read.read_record import row_id_of
 from operators.read.record import Record
 from operators.read.source_files import Piece, list_source_files
@@ -272,7 +272,7 @@ def test_held_out_rows_follow_id_and_salt_alone() -> None:
 
     def held_out(**settings: object) -> set[str]:
         config = ReadConfig.model_validate({"path": "x", "held_out_fraction": 0.25, **settings})
-        return {row_id for row_id in ids if _is_held_out(row_id, config)}
+        return {row_id for row_id in ids if is_held_out(row_id, config)}
 
     assert 900 < len(held_out()) < 1_100
     assert held_out() == held_out(range_bytes=1)

@@ -62,6 +62,7 @@ def brother(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_actors_score_every_row_as_one_scorer_does_and_a_second_run_scores_none(
     tiny_model: str, tmp_path: Path

@@ -249,7 +249,7 @@ def test_instructions_are_chosen_by_the_students_scores(tiny_model: str, tmp_pat
     assert rows["left"]["outcome"] == "quarantined:empty_response"
 
 
-@pytest.mark.parametrize("keep", [pytest.param(True, id="real actors"), False])
+@pytest.mark.parametrize("keep", [pytest.param(True, id="real actors", marks=pytest.mark.slow), False])
 def test_responses_are_chosen_by_the_students_scores(
     tiny_model: str, local_ray: None, tmp_path: Path, keep: bool, request: pytest.FixtureRequest
 ) -> None:
