@@ -13,7 +13,7 @@ from ray.data import Dataset
 
 from operators import columns
 from operators.read.config import ReadConfig
-from operators.read.read_instructions import is_held_out, _rows, count_ignored_columns, read_instructions
+from operators.read.read_instructions import _rows, count_ignored_columns, is_held_out, read_instructions
 from operators.read.read_record import row_id_of
 from operators.read.record import Record
 from operators.read.source_files import Piece, list_source_files
