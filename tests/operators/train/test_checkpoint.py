@@ -146,25 +146,16 @@ def test_json_is_replaced_whole(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def patched_module():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def job(patched_module, tiny_model, packs_file, tmp_path_factory):
+def job(process_group, tiny_model, packs_file, tmp_path_factory):
     """A ZeRO-3 job of one worker, inside a process group of this process."""
     folder = tmp_path_factory.mktemp("checkpoint")
     config = TrainConfig(
         zero_stage=3, max_steps=4, packs_per_step=3, learning_rate=1e-3, precision="fp32", activation_checkpointing=True
     )
     files = [packs_file]
-    patched_module.setenv("LOCAL_RANK", "0")
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     prepare_process(config)
     digest = read_index(files).digest
-    yield TrainJob(config, tiny_model, str(folder), files, digest, config.run_identity(digest, tiny_model))
-    torch.distributed.destroy_process_group()
+    return TrainJob(config, tiny_model, str(folder), files, digest, config.run_identity(digest, tiny_model))
 
 
 @pytest.mark.slow

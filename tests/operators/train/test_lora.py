@@ -62,19 +62,15 @@ def test_layers_that_cannot_have_an_adapter_are_named(tiny_model, modules, text)
 
 
 @pytest.fixture(scope="module")
-def job(tiny_model, packs_file, tmp_path_factory):
+def job(process_group, tiny_model, packs_file, tmp_path_factory):
     """A job of one worker with adapters, inside a process group of this process."""
     folder = tmp_path_factory.mktemp("lora")
     config = TrainConfig(
         max_steps=4, packs_per_step=3, learning_rate=1e-2, precision="fp32", lora=LORA, activation_checkpointing=True
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-        prepare_process(config)
-        digest = read_index([packs_file]).digest
-        yield TrainJob(config, tiny_model, str(folder), [packs_file], digest, "identity")
-        torch.distributed.destroy_process_group()
+    prepare_process(config)
+    digest = read_index([packs_file]).digest
+    return TrainJob(config, tiny_model, str(folder), [packs_file], digest, "identity")
 
 
 def steps(job, count, start=0, save=None, saved=None):
