@@ -1,5 +1,6 @@
 """Dagster's own state under the storage: SQLite run history, and the launcher of scheduled runs as Ray jobs."""
 
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +12,7 @@ from files.places import PASSED_TO_WORKERS
 DRIVER_TAG = "recycle/driver"  # of a run that a process of the command line executes, under the storage's lease
 STORAGE_TAG = "recycle/storage"  # which storage a run works on
 RETRIES_TAG = "dagster/max_retries"
+POSTGRES_VARIABLE = "DAGSTER_PG_URL"  # postgresql://user:password@host:port/database, of every process
 RAY_DASHBOARD = "http://127.0.0.1:8265"
 # Where a run finds code and configuration: the launcher copies these from the daemon. No secrets: Ray shows them.
 PASSED_ON = ["RECYCLE_CONFIG", "RECYCLE_OVERRIDES", "RECYCLE_HOME", "PYTHONPATH", *PASSED_TO_WORKERS]
@@ -21,8 +23,15 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
     if not settings.exists():
-        settings.write_text(yaml.safe_dump(SETTINGS, sort_keys=False))
+        settings.write_text(yaml.safe_dump(SETTINGS | _history_in_postgres(), sort_keys=False))
     return dg.DagsterInstance.from_config(str(folder))
+
+
+def _history_in_postgres() -> dict[str, object]:
+    """Where $DAGSTER_PG_URL is set, whose name alone is stored: SQLite is not safe on a folder that hosts share."""
+    if not os.environ.get(POSTGRES_VARIABLE):
+        return {}
+    return {"storage": {"postgres": {"postgres_url": {"env": POSTGRES_VARIABLE}}}}
 
 
 def driver_tags(storage: str) -> dict[str, str]:

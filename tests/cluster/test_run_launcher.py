@@ -5,10 +5,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster_ray import RayRunLauncher
 
-from cluster import run_launcher
+from cluster import dagster_home, run_launcher
 from cluster.dagster_home import DRIVER_TAG, STORAGE_TAG, driver_tags, open_instance, reap
 from cluster.lease import lease
 from cluster.run_launcher import RayJobLauncher
@@ -59,6 +60,18 @@ def test_reaping_under_the_lease_ends_every_open_run_of_the_command_line_and_no_
     found = {run.run_id: run.status for run in instance.get_runs()}
     assert found[of_other_host.run_id] == dg.DagsterRunStatus.FAILURE
     assert found[of_other_storage.run_id] == found[of_the_daemon.run_id] == STARTED
+
+
+def test_postgres_is_configured_by_the_name_of_a_variable_and_its_password_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_PG_URL", "postgresql://dagster:secret@db/dagster")
+    monkeypatch.setattr(dagster_home.dg.DagsterInstance, "from_config", lambda folder: folder)
+    open_instance(tmp_path / "home")
+    text = (tmp_path / "home" / "dagster.yaml").read_text()
+    assert "secret" not in text
+    settings = yaml.safe_load(text)
+    assert settings["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_PG_URL"}}}
 
 
 @pytest.mark.parametrize("silent", ["unknown", "unreachable"])
