@@ -55,6 +55,7 @@ BENCHMARKS = (
         "Triton kernels, compiled ahead of time",
     ),
     Benchmark("roofline", (), "floor times on GPUs, counted"),
+    Benchmark("year", ("--refreshes", "12", "--really", "2"), "one more refresh after many, one look of the daemon"),
 )
 # Not run: what the others import, and what needs an environment of its own.
 NOT_RUN = {

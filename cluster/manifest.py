@@ -4,8 +4,13 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pyarrow import fs
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.files import StorageError
+
+MARKER, MANIFEST = "_SUCCESS", "manifest.json"
+MOST_READ = 50_000
 Description = dict[str, Any]  # what an asset is made from, as plain JSON
 
 
@@ -53,3 +58,42 @@ class Manifest(BaseModel):
 def fingerprint_of(description: Description) -> str:
     """A short hash of everything that an asset was made from."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# Manifests that this process has read, by place: when each was written, and what it says. A daemon opens the store at
+# every look and reads only what has changed since.
+_READ: dict[str, tuple[int, Manifest]] = {}
+
+
+def current_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Manifest | None:
+    """The record of the finished asset in a folder; None if it was never finished.
+
+    Raises:
+        StorageError: the record is there but cannot be read.
+    """
+    marker, file = filesystem.get_file_info([f"{folder}/{MARKER}", f"{folder}/{MANIFEST}"])
+    if marker.type == fs.FileType.NotFound:
+        return None
+    place = f"{filesystem.type_name}:{folder}"
+    known = _READ.get(place)
+    if known is None or known[0] != file.mtime_ns:
+        known = file.mtime_ns, read_manifest(filesystem, asset, folder)
+        if len(_READ) >= MOST_READ:
+            _READ.clear()
+        _READ[place] = known
+    return known[1]
+
+
+def read_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Manifest:
+    """The record in a folder, whether the asset is finished or not.
+
+    Raises:
+        StorageError: it cannot be read; the message says what to do.
+    """
+    try:
+        with filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
+            return Manifest.model_validate_json(stream.read())
+    except (OSError, ValidationError):
+        raise StorageError(
+            f"{asset}: {folder}/{MANIFEST} cannot be read; delete {folder}/{MARKER} and run again"
+        ) from None

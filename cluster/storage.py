@@ -10,7 +10,8 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,11 +26,10 @@ from pydantic import BaseModel, ValidationError
 from ray.data import Dataset
 
 from cluster.files import StorageError, checksums
-from cluster.manifest import Description, Manifest, fingerprint_of
+from cluster.manifest import MANIFEST, MARKER, Description, Manifest, current_manifest, fingerprint_of, read_manifest
 from cluster.memory import PeakMemory
 from files.atomic import open_filesystem, write_file
 
-MARKER, MANIFEST = "_SUCCESS", "manifest.json"
 ASIDE = ".making"  # readers of folders skip names that begin with a dot
 ID_WORDS = 8  # of eight bytes: the part of a row's id that is summed
 REFRESH_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -80,7 +80,7 @@ class AssetStore:
     def __init__(self, root: str) -> None:
         """Open a store at an absolute path or URI; assets lie under `<root>/assets/<asset>/[refresh=<key>/]`."""
         self._filesystem, self._root = open_filesystem(root)
-        self._known: dict[str, tuple[int, Manifest]] = {}  # by folder: when the file was written, and what it says
+        self._look: dict[str, Any] | None = None  # inside `looking`: manifests by folder, keys by asset
         self._verified: set[str] = set()  # files whose checksum this process has seen to be right
         self.made: set[tuple[str, str | None]] = set()  # (asset, refresh) that this process made rather than found
 
@@ -99,15 +99,38 @@ class AssetStore:
             StorageError: the record is there but cannot be read.
         """
         folder = self.folder(asset, refresh)
-        marker, file = self._filesystem.get_file_info([f"{folder}/{MARKER}", f"{folder}/{MANIFEST}"])
-        if marker.type == fs.FileType.NotFound:
-            return None
-        if folder not in self._known or self._known[folder][0] != file.mtime_ns:
-            self._known[folder] = file.mtime_ns, self._read_manifest(asset, folder)
-        return self._known[folder][1]
+        if self._look is not None and folder in self._look:
+            known: Manifest | None = self._look[folder]
+            return known
+        found = current_manifest(self._filesystem, asset, folder)
+        if self._look is not None:
+            self._look[folder] = found
+        return found
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Inside, each manifest is looked for once, however often it is asked for; what this process makes is seen.
+
+        A pass over the fingerprints of a year of refreshes asks for each of some thousands many times.
+        """
+        if self._look is not None:
+            yield
+            return
+        self._look = {}
+        try:
+            yield
+        finally:
+            self._look = None
 
     def refreshes(self, asset: str) -> list[str]:
         """Keys of all finished refreshes of an asset, in the order in which they were first made."""
+        if self._look is None:
+            return self._list_refreshes(asset)
+        if asset not in self._look:
+            self._look[asset] = self._list_refreshes(asset)
+        return list(self._look[asset])
+
+    def _list_refreshes(self, asset: str) -> list[str]:
         selector = fs.FileSelector(f"{self._root}/assets/{asset}", allow_not_found=True)
         names = [info.base_name for info in self._filesystem.get_file_info(selector)]
         keys = [name.removeprefix("refresh=") for name in names if name.startswith("refresh=")]
@@ -173,6 +196,7 @@ class AssetStore:
             **held,
         )
         self._swap(folder, manifest)
+        self._forget(asset, folder)
         self.made.add((asset, refresh))
         return manifest
 
@@ -181,18 +205,15 @@ class AssetStore:
         folder = self.folder(asset, refresh)
         if self._exists(f"{folder}/{MARKER}"):
             self._filesystem.delete_file(f"{folder}/{MARKER}")
+        self._forget(asset, folder)
+
+    def _forget(self, asset: str, folder: str) -> None:
+        for key in (asset, folder):
+            if self._look is not None:
+                self._look.pop(key, None)
 
     def _exists(self, path: str) -> bool:
         return bool(self._filesystem.get_file_info(path).type != fs.FileType.NotFound)
-
-    def _read_manifest(self, asset: str, folder: str) -> Manifest:
-        try:
-            with self._filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
-                return Manifest.model_validate_json(stream.read())
-        except (OSError, ValidationError):
-            raise StorageError(
-                f"{asset}: {folder}/{MANIFEST} cannot be read; delete {folder}/{MARKER} and run again"
-            ) from None
 
     def _finished(self, asset: str, refresh: str | None) -> Manifest:
         manifest = self.manifest(asset, refresh)
@@ -205,7 +226,7 @@ class AssetStore:
         folder = self.folder(asset, refresh)
         if self._exists(f"{folder}/{MANIFEST}"):
             try:
-                known = self._read_manifest(asset, folder).order
+                known = read_manifest(self._filesystem, asset, folder).order
             except StorageError:
                 known = 0
             if known:

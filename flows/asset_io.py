@@ -7,6 +7,7 @@ import dagster as dg
 from pydantic import BaseModel
 from ray.data import Dataset
 
+from cluster.manifest import fingerprint_of
 from cluster.storage import AssetStore, Recipe
 from flows.graph import Specs
 from flows.staleness import Staleness
@@ -44,7 +45,7 @@ class AssetIO(dg.IOManager):
         refresh = context.asset_partition_key if context.has_asset_partitions else None
         manifest = self._store.manifest(asset, refresh)
         made_from = self._staleness.describe(asset, refresh)
-        if manifest is None or asset in self._made_again or self._staleness.is_stale(asset, refresh):
+        if manifest is None or asset in self._made_again or manifest.fingerprint != fingerprint_of(made_from):
             self._before_making(asset)
             manifest = self._store.make(asset, refresh, obj, made_from)
         shown = manifest.model_dump(include={"rows", "outcomes", "metrics", "seconds", "fingerprint"})

@@ -6,6 +6,7 @@ recycle-and-train releases STORAGE           list the releases
 recycle-and-train rollback STORAGE VERSION   release an earlier student again
 recycle-and-train refreshes STORAGE          list the refreshes, and those that were given up
 recycle-and-train retry STORAGE KEY          try a given-up refresh again
+recycle-and-train metrics STORAGE            serve Prometheus metrics on 127.0.0.1
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,10 @@ def command(graph: Graph, argv: Sequence[str]) -> int:
             from flows.refreshes import retry_refresh
 
             return retry_refresh(rest)
+        case ["metrics", *rest]:
+            from flows.metrics import serve_metrics
+
+            return serve_metrics(rest)
         case ["run", *rest]:
             return run_flow(graph, rest)
         case rest:

@@ -20,6 +20,7 @@ from cluster.lease import StorageBusyError, lease
 from cluster.runtime import connected
 from cluster.storage import require_refresh_key
 from cluster.terminal import quiet_terminal
+from files.damage import DamagedFileError
 from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
 from flows.failures import root_cause
@@ -69,6 +70,9 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
             return UNUSABLE
         except (StorageBusyError, StorageError, TeacherStoppedError) as error:
             err.write(f"{error}\n")
+            return FAILED
+        except DamagedFileError as error:  # Ray's workers send it with their whole traceback
+            err.write(f"{str(error).rpartition(f'{DamagedFileError.__name__}: ')[2].splitlines()[0]}\n")
             return FAILED
         except OSError as error:
             known = explained(error, storage)

@@ -62,6 +62,10 @@ class Staleness:
             planned: a refresh that is to be made; its assets, and those over all refreshes, are taken as they will be.
                 Without it, inputs are taken as they are, since an asset is made from what is there.
         """
+        with self._store.looking():
+            return self._described(asset, refresh, planned)
+
+    def _described(self, asset: str, refresh: str | None, planned: str | None) -> Description:
         described = self._describe(asset, refresh, planned)
         manifest = self._store.manifest(asset, None) if asset in (PACKED_SEQUENCES, EVALUATION) else None
         if manifest is None:
@@ -116,8 +120,9 @@ class Staleness:
 
     def is_stale(self, asset: str, refresh: str | None, planned: str | None = None) -> bool:
         """Whether the asset is missing, or was made from something else."""
-        manifest = self._store.manifest(asset, refresh)
-        return manifest is None or manifest.fingerprint != self.fingerprint(asset, refresh, planned)
+        with self._store.looking():
+            manifest = self._store.manifest(asset, refresh)
+            return manifest is None or manifest.fingerprint != self.fingerprint(asset, refresh, planned)
 
     def files_of(self, refresh: str | None) -> list[RefreshFile]:
         """The files of a refresh: those that it took before, and those that no other refresh has taken or asked for.

@@ -118,9 +118,13 @@ def _dequantise(gguf: Path, target: Path) -> None:
     folder = str(gguf.parent)
     quantization = GgufConfig(gguf_file=gguf.name, dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=gguf.name, dtype=torch.float32, quantization_config=quantization
+        folder,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=quantization,
+        trust_remote_code=False,
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     model.save_pretrained(unfinished, safe_serialization=True)
     tokenizer.save_pretrained(unfinished)

@@ -14,6 +14,7 @@ from pyarrow import fs
 from ray.data import Dataset
 
 from files.atomic import open_filesystem, put_file
+from files.damage import DamagedFileError, naming_damage
 
 COMPACT_ABOVE, FILES_MERGED = 128, 256  # small files of a stage, and those that become one
 LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte has some thousands
@@ -73,8 +74,8 @@ class ParquetLog:
     def batches(self, stage: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """All committed records of a stage, batch by batch, read by the caller's own process."""
         for info in self._whole(stage):
-            with self._filesystem.open_input_file(info.path) as stream:
-                yield from pq.ParquetFile(stream).iter_batches(columns=columns)
+            with self._filesystem.open_input_file(info.path) as stream, naming_damage(info.path, _cure(info.path)):
+                yield from pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(columns=columns)
 
     def tidy(self, stage: str) -> int:
         """Set aside what is cut off, and merge many small files into few large ones, before a reader comes.
@@ -131,8 +132,9 @@ class ParquetLog:
 
     def _rows_of(self, file: str) -> int | None:
         try:
-            footer = pq.read_metadata(file, filesystem=self._filesystem)
-        except pa.ArrowInvalid:
+            with naming_damage(file, _cure(file)):
+                footer = pq.read_metadata(file, filesystem=self._filesystem)
+        except DamagedFileError:
             return None
         return int(footer.num_rows)
 
@@ -171,8 +173,9 @@ def _read(
         [name] = table.column_names
         keys = table[name].combine_chunks()
     for path in files["file"].to_pylist():
-        with filesystem.open_input_file(path) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=columns):
+        with filesystem.open_input_file(path) as stream, naming_damage(path, _cure(path)):
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 records = pa.Table.from_batches([batch])
                 yield records if keys is None else records.filter(pc.is_in(records[name], keys))
 
@@ -180,6 +183,15 @@ def _read(
 def _merge_files(folder: str, files: list[str]) -> None:
     """Write the records of these files into one, then delete them; cut off in between, some records lie there twice."""
     filesystem, _ = open_filesystem(folder)
-    write_whole(folder, pa.concat_tables(pq.read_table(file, filesystem=filesystem) for file in files))
+    write_whole(folder, pa.concat_tables(_whole_table(filesystem, file) for file in files))
     for file in files:
         filesystem.delete_file(file)
+
+
+def _whole_table(filesystem: fs.FileSystem, path: str) -> pa.Table:
+    with naming_damage(path, _cure(path)):
+        return pq.read_table(path, filesystem=filesystem, partitioning=None, page_checksum_verification=True)
+
+
+def _cure(path: str) -> str:
+    return f"rename it to {path.rpartition('/')[2]}{BROKEN} and run again: what only it held is made again"

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 import ray
+from ray.util.metrics import Gauge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -37,6 +38,10 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self._stages: dict[str, StageProgress] = {}
+        self._gauges = {
+            name: Gauge(f"recycle_stage_{name}", f"{words} of a stage of the run that goes on.", tag_keys=("stage",))
+            for name, words in (("rows", "Rows done"), ("tokens", "Tokens"), ("queue", "Rows to come"))
+        }
 
     def report(self, stage: str, rows: int, tokens: int, total: int | None, note: str) -> None:
         """Add to a stage's counts; `total` and `note` replace what was there."""
@@ -46,6 +51,9 @@ class ProgressBoard:
         entry.total = entry.total if total is None else total
         entry.note = note or entry.note
         entry.seen = time.monotonic()
+        queue = 0 if entry.total is None else max(0, entry.total - entry.rows)
+        for name, value in (("rows", entry.rows), ("tokens", entry.tokens), ("queue", queue)):
+            self._gauges[name].set(value, tags={"stage": stage})
 
     def snapshot(self) -> dict[str, StageProgress]:
         """All stages in the order of their first report."""

@@ -10,7 +10,9 @@ import pytest
 import ray
 from pydantic import BaseModel, ConfigDict
 
+from cluster import storage
 from cluster.files import StorageError
+from cluster.manifest import Manifest
 from cluster.storage import MARKER, AssetStore, Recipe, require_refresh_key, sum_of_ids
 
 MADE_FROM = {"code": "1"}
@@ -176,3 +178,26 @@ def test_the_sum_of_ids_knows_rows_in_any_order_and_misses_none() -> None:
     assert (sum_of_ids(pa.array(ids[:400])) + sum_of_ids(pa.array(ids[400:]))).tolist() == known
     assert sum_of_ids(pa.array([*ids[1:], ids[1]])).tolist() != known
     assert not sum_of_ids(pa.array([], pa.string())).any()
+
+
+def test_inside_a_look_each_manifest_is_looked_for_once_and_what_is_made_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = AssetStore(str(tmp_path))
+    folder = Path(store.folder("raw", "a"))
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(Manifest(order=1, fingerprint="0").model_dump_json())
+    (folder / "_SUCCESS").touch()
+    looked: list[str] = []
+    look = storage.current_manifest
+    monkeypatch.setattr(storage, "current_manifest", lambda *place: looked.append(place[2]) or look(*place))
+    with store.looking():
+        for _ in range(5):
+            assert store.refreshes("raw") == ["a"]
+            assert store.manifest("raw", "a") is not None
+        assert len(looked) == 1
+        store.invalidate("raw", "a")
+        assert store.manifest("raw", "a") is None
+        assert store.refreshes("raw") == []
+    (folder / "_SUCCESS").touch()
+    assert store.refreshes("raw") == ["a"], "outside, nothing is remembered"

@@ -16,7 +16,7 @@ def test_the_graph_is_run_with_and_without_its_word(words: list[str], capsys: py
     assert f"{MISSING}: no such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["browse", "releases", "rollback", "refreshes", "retry"])
+@pytest.mark.parametrize("word", ["browse", "releases", "rollback", "refreshes", "retry", "metrics"])
 def test_every_other_word_has_its_own_help(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         command(GRAPH, [word, "--help"])
