@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml .ci/install .ci/constraints-cpu.txt
 	.ci/install $(PYTHON) $(VENV) $(EXTRA)
 	@touch $@
 
-demo: $(INSTALLED) ## recycle a small data set, train on it, report: aim: 10 minutes on two quiet cores
+demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 7 minutes on two cores
 	$(BIN)/python flows/recycle_and_train.py --config configs/demo.yaml
 
 test: test-fast ## all tests; aim: 25 minutes on two quiet cores
