@@ -1,5 +1,7 @@
 """A log of records in Parquet files: that appears whole or not at all, many small ones merged into few large ones."""
 
+import hashlib
+import json
 import uuid
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ READ_BYTES, READ_FILES = 32 << 20, 128  # at most, by one task
 BATCH_ROWS = 32_768  # that a reader holds of a large file at a time
 BROKEN = ".broken"  # ends the name of a file that was set aside
 DISCOUNTED = ".discounted"  # ends the name of a file whose records are not to count
+MERGED = b"merged_files"  # in the footer of a merged file: names of the files whose records it holds, a JSON list
 MOST_WANTED = 100_000  # keys, by which records are picked while they are read
 READERS = 16  # threads that look at footers
 
@@ -33,6 +36,7 @@ class ParquetLog:
         self._filesystem, self._root = open_filesystem(folder)
         self._folder = folder
         self._num_rows: dict[str, int] = {}  # of the files whose footers were read
+        self._merged: dict[str, frozenset[str]] = {}  # of those that merged others: the names of these
 
     def of(self, stage: str) -> list[str]:
         """Paths of the finished files of a stage within the ledger's file system, sorted."""
@@ -40,8 +44,9 @@ class ParquetLog:
 
     def cut_off(self, stage: str) -> list[str]:
         """Names of the files that lost their end: no reader counts them, and the next `tidy` sets them aside."""
-        whole = set(self.of(stage))
-        return [info.base_name for info in self._found(stage) if info.path not in whole]
+        found = self._found(stage)
+        broken = self._read_footers([info.path for info in found])
+        return [info.base_name for info in found if info.path in broken]
 
     def read(self, stage: str, columns: list[str]) -> Dataset | None:
         """All committed records of a stage, lazily; None if there are none. Files that are cut off are left out."""
@@ -60,7 +65,7 @@ class ParquetLog:
         found, num_stored = self._whole(stage), self.count(stage)
         if num_asked > MOST_WANTED or num_asked >= num_stored:
             return self._records(found, columns, None), num_stored
-        return self._records(found, columns, asked.repartition(1).to_arrow_refs()[0]), num_asked
+        return self._records(found, columns, ray.put(_only_block(asked, columns))), num_asked
 
     def count(self, stage: str) -> int:
         """How many records a stage has, by the footers of its files; each is read once."""
@@ -81,6 +86,7 @@ class ParquetLog:
         """Set aside what is cut off, and merge many small files into few large ones, before a reader comes.
 
         A file gets its name when it is complete, but a machine that loses power may keep the name and lose the content.
+        A merge that was cut off may leave files whose records are in the merged one too: these are deleted.
 
         Returns:
             how many files were set aside: renamed, never deleted; the calls that they held are made again.
@@ -89,7 +95,12 @@ class ParquetLog:
         broken = self._read_footers([info.path for info in found])
         for file in broken:
             self._filesystem.move(file, f"{file}{BROKEN}")
-        small = [info for info in found if info.size < LARGE_BYTES and info.path not in broken]
+        whole = [info for info in found if info.path not in broken]
+        counted = self._counted(whole)
+        for info in whole:
+            if info not in counted:
+                self._filesystem.delete_file(info.path)
+        small = [info for info in counted if info.size < LARGE_BYTES]
         if len(small) > COMPACT_ABOVE:
             merge: Any = ray.remote(num_cpus=0.25)(_merge_files)
             groups = _groups(small, LARGE_BYTES, FILES_MERGED)
@@ -114,10 +125,15 @@ class ParquetLog:
         return sorted(finished, key=lambda info: info.path)
 
     def _whole(self, stage: str) -> list[fs.FileInfo]:
-        """The files that are not cut off: a reader may come before `tidy` has set those aside."""
+        """The files whose records count: a reader may come before `tidy` has done away with the others."""
         found = self._found(stage)
         broken = self._read_footers([info.path for info in found])
-        return [info for info in found if info.path not in broken]
+        return self._counted([info for info in found if info.path not in broken])
+
+    def _counted(self, whole: list[fs.FileInfo]) -> list[fs.FileInfo]:
+        """Without the files that another one has merged."""
+        merged = frozenset[str]().union(*(self._merged.get(info.path, frozenset()) for info in whole))
+        return [info for info in whole if info.base_name not in merged]
 
     def _read_footers(self, files: list[str]) -> set[str]:
         """Learn how many rows these files have; those whose end is missing, which is written last, are returned.
@@ -126,26 +142,34 @@ class ParquetLog:
         """
         unknown = [file for file in files if file not in self._num_rows]
         with ThreadPoolExecutor(READERS) as threads:
-            counts = dict(zip(unknown, threads.map(self._rows_of, unknown), strict=True))
-        self._num_rows |= {file: count for file, count in counts.items() if count is not None}
-        return {file for file, count in counts.items() if count is None}
+            footers = dict(zip(unknown, threads.map(self._footer, unknown), strict=True))
+        for file, footer in footers.items():
+            if footer is not None:
+                self._num_rows[file] = footer.num_rows
+                self._merged[file] = frozenset(json.loads((footer.metadata or {}).get(MERGED, b"[]")))
+        return {file for file, footer in footers.items() if footer is None}
 
-    def _rows_of(self, file: str) -> int | None:
+    def _footer(self, file: str) -> pq.FileMetaData | None:
         try:
             with naming_damage(file, _cure(file)):
-                footer = pq.read_metadata(file, filesystem=self._filesystem)
+                return pq.read_metadata(file, filesystem=self._filesystem)
         except DamagedFileError:
             return None
-        return int(footer.num_rows)
 
 
-def write_whole(folder: str, table: pa.Table) -> str:
-    """Write a Parquet file that appears whole or not at all, under a name that no other batch and no retry has.
+def write_whole(folder: str, table: pa.Table, name: str = "") -> str:
+    """Write a Parquet file that appears whole or not at all.
+
+    Args:
+        folder: a path or URI; need not exist.
+        table: its content.
+        name: of the file, without its ending: a writer that tries again under the same name stores the table once. By
+            default a name that no other batch and no retry has.
 
     Returns:
         its path within the file system of the folder.
     """
-    name = f"{uuid.uuid4().hex}.parquet"
+    name = f"{name or uuid.uuid4().hex}.parquet"
     put_file(f"{folder}/{name}", partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
     return f"{open_filesystem(folder)[1]}/{name}"
 
@@ -176,16 +200,32 @@ def _read(
         with filesystem.open_input_file(path) as stream, naming_damage(path, _cure(path)):
             file = pq.ParquetFile(stream, page_checksum_verification=True)
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                records = pa.Table.from_batches([batch])
+                records = pa.Table.from_batches([batch]).replace_schema_metadata(None)  # of a merge
                 yield records if keys is None else records.filter(pc.is_in(records[name], keys))
 
 
+def _only_block(asked: Dataset, columns: list[str]) -> pa.Table:
+    """The rows of a data set of one column; the blocks of an empty one have no columns at all."""
+    blocks = [block for block in ray.get(asked.to_arrow_refs()) if block.num_rows]
+    return pa.concat_tables(blocks) if blocks else pa.table({columns[0]: pa.array([], pa.string())})
+
+
 def _merge_files(folder: str, files: list[str]) -> None:
-    """Write the records of these files into one, then delete them; cut off in between, some records lie there twice."""
-    filesystem, _ = open_filesystem(folder)
-    write_whole(folder, pa.concat_tables(_whole_table(filesystem, file) for file in files))
-    for file in files:
-        filesystem.delete_file(file)
+    """Write the records of these files into one that names them, then delete them.
+
+    Cut off in between, no record counts twice: readers leave out files that another one names. A second attempt finds
+    the merged file, whose name follows from theirs.
+    """
+    filesystem, root = open_filesystem(folder)
+    names = sorted(file.rpartition("/")[2] for file in files)
+    merged = hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+    if filesystem.get_file_info(f"{root}/{merged}.parquet").type != fs.FileType.File:
+        tables = [_whole_table(filesystem, file) for file in files]
+        table = pa.concat_tables(tables, promote_options="default")
+        write_whole(folder, table.replace_schema_metadata({MERGED: json.dumps(names)}), merged)
+    for info in filesystem.get_file_info(files):
+        if info.type == fs.FileType.File:
+            filesystem.delete_file(info.path)
 
 
 def _whole_table(filesystem: fs.FileSystem, path: str) -> pa.Table:

@@ -1,6 +1,7 @@
 """Puts replies on disk as they come in, not when the slowest of a batch has: what is kept is kept within seconds."""
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import ray
 from operators.teacher.calls import Reply, replies_table
 from operators.teacher.failures import is_attempt
 
-Commit = Callable[[pa.Table], str]  # stores replies; returns the file's path
+Commit = Callable[[pa.Table, str], str]  # stores replies under a name, once however often; returns the file's path
 
 _TOLD = ("call_key", "prompt_tokens", "generated_tokens", "error")
 
@@ -23,13 +24,18 @@ class Store:
     commit: Commit
     supervisor: Any
 
-    def keep(self, replies: list[Reply]) -> None:
-        """Store the replies and the failed attempts, whole, then say so; blocks until both are done."""
+    def keep(self, replies: list[Reply], name: str) -> None:
+        """Store the replies and the failed attempts, whole, then say so; blocks until both are done.
+
+        Args:
+            replies: of calls.
+            name: the same when the same replies are tried again, so that none is stored twice.
+        """
         answered = [reply for reply in replies if not reply["error"]]
         attempts = [reply for reply in replies if reply["error"] and is_attempt(reply["error"])]
         if answered:
-            self.commit(replies_table(answered))
-        file = self.commit(replies_table(attempts)) if attempts else ""
+            self.commit(replies_table(answered), name)
+        file = self.commit(replies_table(attempts), f"{name}-failed") if attempts else ""
         told = [{name: reply[name] for name in _TOLD} for reply in replies]
         ray.get(self.supervisor.settle.remote(told, file))
 
@@ -37,16 +43,17 @@ class Store:
 class Journal:
     """Collects the replies of one asynchronous actor and stores them after a while."""
 
-    def __init__(self, keep: Callable[[list[Reply]], None], most_rows: int, most_seconds: float) -> None:
+    def __init__(self, keep: Callable[[list[Reply], str], None], most_rows: int, most_seconds: float) -> None:
         """Start empty.
 
         Args:
-            keep: stores replies; blocks, and is run in a thread.
+            keep: stores replies under a name; blocks, and is run in a thread.
             most_rows: stored as soon as so many have come.
             most_seconds: a reply waits no longer than this.
         """
         self._keep, self._most_rows, self._most_seconds = keep, most_rows, most_seconds
         self._waiting: list[Reply] = []
+        self._unkept: list[tuple[list[Reply], str]] = []  # that could not be stored, or of which nobody could be told
         self._timer: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
 
@@ -61,14 +68,12 @@ class Journal:
     async def flush(self) -> None:
         """Return when everything that was added before is stored."""
         async with self._writing:
-            replies, self._waiting = self._waiting, []
-            if not replies:
-                return
-            try:
-                await asyncio.to_thread(self._keep, replies)
-            except BaseException:  # the next flush tries again, and its error reaches the batch
-                self._waiting = replies + self._waiting
-                raise
+            if self._waiting:
+                self._unkept.append((self._waiting, uuid.uuid4().hex))
+                self._waiting = []
+            while self._unkept:  # an error reaches the batch, and the next flush tries again
+                await asyncio.to_thread(self._keep, *self._unkept[0])
+                del self._unkept[0]
 
     async def _flush_later(self) -> None:
         await asyncio.sleep(self._most_seconds)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+import uuid
 from functools import partial
 from typing import Any
 
@@ -59,7 +60,7 @@ def scripted_batch(batch: pa.Table, model: str, store: Store | None) -> pa.Table
     """The replies to a batch of calls, without their texts if they are stored."""
     replies = [scripted_reply(call, model) for call in batch.to_pylist()]
     if store is not None and replies:
-        store.keep(replies)
+        store.keep(replies, uuid.uuid4().hex)
         replies = [{**reply, "reply": None} for reply in replies]
     return replies_table(replies)
 

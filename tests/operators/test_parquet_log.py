@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
 
+from operators import parquet_log
 from operators.parquet_log import BROKEN, ParquetLog, write_whole
 
 
@@ -16,3 +19,58 @@ def test_a_file_that_is_cut_off_is_left_out_by_every_reader_and_then_set_aside(t
     assert [batch["n"].to_pylist() for batch in log.batches("stage", ["n"])] == [[1, 1]]
     assert log.tidy("stage") == 1
     assert {file.name for file in (tmp_path / "stage").iterdir()} == {whole.name, f"{cut_off.name}{BROKEN}"}
+
+
+def numbers(log: ParquetLog) -> list[int]:
+    return sorted(number for batch in log.batches("stage", ["n"]) for number in batch["n"].to_pylist())
+
+
+def small_files(folder: Path, count: int) -> list[str]:
+    return sorted(write_whole(f"{folder}/stage", pa.table({"n": [n]})) for n in range(count))
+
+
+def test_a_merge_that_is_cut_off_counts_no_record_twice_and_its_leftover_is_deleted(tmp_path: Path) -> None:
+    files = [Path(file) for file in small_files(tmp_path, 4)]
+    contents = [file.read_bytes() for file in files]
+    parquet_log._merge_files(f"{tmp_path}/stage", [str(file) for file in files])
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)  # as if the merge had been killed before it deleted them
+    assert len(list((tmp_path / "stage").iterdir())) == 5  # the records lie there twice
+    for log in (ParquetLog(str(tmp_path)), ParquetLog(str(tmp_path))):
+        assert numbers(log) == [0, 1, 2, 3]
+        assert log.count("stage") == 4
+        assert log.cut_off("stage") == []
+        assert log.tidy("stage") == 0
+    [merged] = (tmp_path / "stage").iterdir()
+    assert sorted(pq.read_table(merged)["n"].to_pylist()) == [0, 1, 2, 3]
+
+
+def test_a_merge_that_is_tried_again_writes_nothing_a_second_time(tmp_path: Path) -> None:
+    files = small_files(tmp_path, 3)
+    parquet_log._merge_files(f"{tmp_path}/stage", files)
+    [merged] = (tmp_path / "stage").iterdir()
+    parquet_log._merge_files(f"{tmp_path}/stage", files)  # as Ray does when the worker dies behind the first
+    assert list((tmp_path / "stage").iterdir()) == [merged]
+    assert numbers(ParquetLog(str(tmp_path))) == [0, 1, 2]
+
+
+def test_merged_files_are_merged_again_with_files_that_have_other_columns(tmp_path: Path) -> None:
+    parquet_log._merge_files(f"{tmp_path}/stage", small_files(tmp_path, 2))
+    write_whole(f"{tmp_path}/stage", pa.table({"n": [7], "later": ["x"]}))
+    parquet_log._merge_files(f"{tmp_path}/stage", ParquetLog(str(tmp_path)).of("stage"))
+    [merged] = (tmp_path / "stage").iterdir()
+    assert sorted(pq.read_table(merged).to_pylist(), key=lambda row: row["n"]) == [
+        {"n": 0, "later": None},
+        {"n": 1, "later": None},
+        {"n": 7, "later": "x"},
+    ]
+
+
+def test_no_key_that_is_asked_for_brings_no_record(tmp_path: Path, local_ray: None) -> None:
+    write_whole(f"{tmp_path}/stage", pa.table({"key": ["a", "b"], "n": [1, 2]}))
+    log = ParquetLog(str(tmp_path))
+    for asked in (ray.data.from_arrow(pa.table({"key": pa.array([], pa.string())})), ray.data.from_items([])):
+        found, about = log.read_for(asked, 0, "stage", ["key", "n"])
+        assert (found.take_all(), about) == ([], 0)
+    found, _ = log.read_for(ray.data.from_arrow(pa.table({"key": ["b"]})), 1, "stage", ["key", "n"])
+    assert found.take_all() == [{"key": "b", "n": 2}]

@@ -22,7 +22,7 @@ def test_a_reply_is_stored_while_the_slowest_of_its_batch_is_still_to_come() -> 
     async def story() -> None:
         first_stored, loop = slow_may_end(), asyncio.get_running_loop()
 
-        def keep(replies: list[dict[str, Any]]) -> None:
+        def keep(replies: list[dict[str, Any]], _: str) -> None:
             stored.append([one["call_key"] for one in replies])
             loop.call_soon_threadsafe(first_stored.set)
 
@@ -40,7 +40,7 @@ def test_a_full_batch_is_stored_at_once() -> None:
     stored: list[int] = []
 
     async def story() -> None:
-        journal = Journal(lambda replies: stored.append(len(replies)), most_rows=3, most_seconds=1000)
+        journal = Journal(lambda replies, _: stored.append(len(replies)), most_rows=3, most_seconds=1000)
         for number in range(7):
             await journal.add(reply(str(number)))
         await journal.flush()
@@ -53,7 +53,7 @@ def test_a_disk_that_is_full_is_told_to_the_next_who_flushes_and_loses_nothing()
     stored: list[str] = []
     full = [True]
 
-    def keep(replies: list[dict[str, Any]]) -> None:
+    def keep(replies: list[dict[str, Any]], _: str) -> None:
         if full.pop() if full else False:
             raise OSError("no space left")
         stored.extend(one["call_key"] for one in replies)
@@ -70,6 +70,27 @@ def test_a_disk_that_is_full_is_told_to_the_next_who_flushes_and_loses_nothing()
     assert stored == ["a", "b"]
 
 
+def test_replies_that_are_on_disk_but_not_told_are_tried_again_under_the_name_that_they_have() -> None:
+    tried: list[tuple[list[str], str]] = []
+
+    def keep(replies: list[dict[str, Any]], name: str) -> None:
+        tried.append(([one["call_key"] for one in replies], name))
+        if len(tried) == 1:
+            raise OSError("the supervisor is gone")
+
+    async def story() -> None:
+        journal = Journal(keep, most_rows=100, most_seconds=1000)
+        await journal.add(reply("a"))
+        with pytest.raises(OSError, match="gone"):
+            await journal.flush()
+        await journal.add(reply("b"))
+        await journal.flush()
+
+    asyncio.run(story())
+    assert [keys for keys, _ in tried] == [["a"], ["a"], ["b"]]
+    assert tried[0][1] == tried[1][1] != tried[2][1]
+
+
 class Supervisor:
     def __init__(self) -> None:
         self.settle = self
@@ -83,14 +104,14 @@ class Supervisor:
 def test_a_call_that_nobody_took_is_no_attempt(error: str, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
     committed: list[list[str]] = []
 
-    def commit(table: Any) -> str:
+    def commit(table: Any, name: str) -> str:
         committed.append(table["call_key"].to_pylist())
-        return f"file {len(committed)}"
+        return f"file {name}"
 
     monkeypatch.setattr("operators.teacher.journal.ray.get", lambda done: done)
     supervisor = Supervisor()
-    Store(commit, supervisor).keep([reply("a"), reply("b", error)])
+    Store(commit, supervisor).keep([reply("a"), reply("b", error)], "of a batch")
     assert committed == [["a"], ["b"]][: 1 + files]
     [(told, failures)] = supervisor.told
     assert [one["call_key"] for one in told] == ["a", "b"]
-    assert failures == ("file 2" if files else "")
+    assert failures == ("file of a batch-failed" if files else "")
