@@ -13,6 +13,7 @@ from operators.teacher.budget import BudgetConfig, Tokens
 from operators.teacher.calls import Reply
 from operators.teacher.deaths import Deaths, Verdict
 from operators.teacher.failures import is_teachers_fault, refusal, stage_failure
+from operators.teacher.settled import SettledKeys
 
 JUDGED_AFTER = 20  # calls, before a stage is judged while it runs; at its end every stage is judged
 # Share of the calls answered by earlier runs that must come back before a stage is judged while it runs: so many may
@@ -66,6 +67,7 @@ class Supervisor:
         self._in_flight: dict[str, Tokens] = {}
         self._reserved = Tokens()  # what the calls in flight cost at most
         self._answered_before = answered_before
+        self._settled_keys = SettledKeys()
         self._deaths = Deaths()
         self._settled = self._failed = self._teachers_fault = 0
         self._errors: Counter[str] = Counter()
@@ -77,10 +79,14 @@ class Supervisor:
     async def admit(self, keys: list[str], most: list[Tokens]) -> int:
         """Wait until these calls may be made; returns how many of them, from the first, may be.
 
+        A node that is lost takes calls with it that were admitted, and they are admitted again: those that have come
+        back before need nothing and stay settled (`open_calls`).
+
         Args:
             keys: of the calls; admitting a key again replaces it, so a task that is retried counts once.
             most: what each call costs at most: its prompt and the longest reply.
         """
+        most = [Tokens() if key in self._settled_keys else tokens for key, tokens in zip(keys, most, strict=True)]
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or self._fits(keys, most))
             if self._closed:
@@ -93,8 +99,9 @@ class Supervisor:
             if count < len(keys):
                 self._closed = self._over_budget(most[: count + 1])
             for key, tokens in zip(keys[:count], most[:count], strict=True):
-                self._in_flight[key] = tokens
-                self._reserved += tokens
+                if key not in self._settled_keys:
+                    self._in_flight[key] = tokens
+                    self._reserved += tokens
             return count
 
     async def open_calls(self, keys: list[str]) -> list[str]:
@@ -113,6 +120,7 @@ class Supervisor:
             for reply in replies:
                 if reply["call_key"] in self._in_flight:
                     self._release(reply["call_key"])
+                    self._settled_keys.add(reply["call_key"])
                     self._count(reply)
             self._closed = self._closed or refusal(reply["error"] for reply in replies)
             if self._settled >= max(JUDGED_AFTER, JUDGED_SHARE * self._answered_before):

@@ -128,3 +128,15 @@ def test_a_task_that_is_retried_does_not_wait_for_the_calls_that_it_lost() -> No
     assert run(watcher.admit(*calls), watcher.admit(*calls), watcher.closed()) == [3, 3, ""]
     [_, totals] = run(watcher.settle([reply(key) for key in names(3)]), watcher.totals())
     assert totals.settled == 3
+
+
+def test_calls_that_have_come_back_are_not_made_again_when_a_node_that_held_them_is_lost() -> None:
+    keys, most = names(4), [Tokens(10, 20)] * 4
+    watcher = Supervisor(BudgetConfig(max_tokens=150), Tokens(), 10, 0.5)
+    first = (watcher.admit(keys, most), watcher.settle([reply(key) for key in keys[:2]]))
+    # The block of admitted calls is made again from its lineage: the same task asks for the same calls.
+    again = (watcher.admit(keys, most), watcher.open_calls(keys), watcher.closed())
+    assert run(*first, *again)[2:] == [4, keys[2:], ""]
+    run(watcher.settle([reply(key) for key in keys]))
+    [totals, still_open] = run(watcher.totals(), watcher.open_calls(keys))
+    assert (totals.settled, totals.used, still_open) == (4, Tokens(40, 40), [])
