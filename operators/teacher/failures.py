@@ -6,6 +6,8 @@ FATAL = "fatal: "  # no teacher can answer this call: it is never made again and
 REFUSED = "no teacher: "  # no call is answered: the stage ends, and the row loses no attempt
 LOST = "connection lost: "  # may pass: a failure of the teacher, but no attempt of the row
 OVER_LONG = f"{FATAL}over teacher.max_model_len: "  # settled for as long as that limit stays
+TEXTLESS = "a reply without text, finish reason "  # and the reason: it may have thought until a limit
+CUT_TEXTLESS = f"{TEXTLESS}length"
 CRASHED = f"{FATAL}the engine crashed on this call"
 
 _NO_ATTEMPT = (REFUSED, LOST)

@@ -29,10 +29,10 @@ from operators.teacher.calls import CALLS, REPLIES, call_key
 from operators.teacher.config import TeacherConfig
 from operators.teacher.dispatch import Asking, TeacherStoppedError
 from operators.teacher.engine_pool import engine_starts
-from operators.teacher.ledger_tables import CALL_COLUMNS, KNOWN, REPLY_COLUMNS
+from operators.teacher.ledger_tables import CALL_COLUMNS, REPLY_COLUMNS
 from operators.teacher.variants import Member, member_of_row, members_of, teacher_of
 
-RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string())])
+RECORD = pa.schema([*REPLIES, ("stage", pa.string()), ("model", pa.string()), ("created", pa.string()), tables.CONTEXT])
 ROWS_PER_PARTITION = 50_000
 METRICS = (
     "calls",
@@ -63,6 +63,7 @@ class Ledger:
         """
         self._folder, self._offline, self._prompts = folder, offline, prompts
         self.files = ParquetLog(folder)
+        self._asked = ParquetLog(prompts) if prompts else None
         self._budget = budget or BudgetConfig()
         self._metrics: dict[str, float] = {}
 
@@ -112,7 +113,7 @@ class Ledger:
             ray.exceptions.RayTaskError: from a ValueError that names the missing columns.
             TeacherStoppedError: see `dispatch.Asking.run`; or the ledger is offline and lacks replies.
         """
-        broken = self.files.tidy(stage)
+        broken = self._tidy(stage)
         members = members_of(teacher_of(teacher, stage))
         keyed, asked = _keyed(calls, members, stage)
         num_rows, num_asked, schema = _survey(calls, stage)
@@ -120,9 +121,8 @@ class Ledger:
             self._add_metrics({})
             return keyed.map_batches(tables.without_replies, batch_format="pyarrow", num_cpus=0.25)
         attempts = 1 if self._offline else teacher.max_attempts
-
-        lens = {member.teacher.max_model_len for member in members}
-        pending = self._without_known(asked, stage, attempts, num_asked, lens)
+        tries = tables.Tries.of(members, attempts, lengthen=not self._offline)
+        pending = self._without_known(asked, stage, tries, num_asked)
         if first is not None or self.files.of(stage) or len(members) > 1:
             # Before the engines start: beside them, the tasks of a shuffle may wait for a free CPU for ever.
             pending = (pending if first is None else pending.limit(first)).materialize()
@@ -140,7 +140,7 @@ class Ledger:
         if num_new and not self._offline:
             made |= {"calls": num_new, **self._make_calls(pending, members, stage, num_asked - num_new)}
             if made["failed_calls"] and first is None:
-                made["retryable_calls"] = self._without_known(asked, stage, attempts, num_asked, lens).count()
+                made["retryable_calls"] = self._without_known(asked, stage, tries, num_asked).count()
         self._add_metrics(made)
         return self._bring_replies(keyed, stage, num_rows, schema.append(CALLS.field("call_key")))
 
@@ -153,8 +153,7 @@ class Ledger:
         members = members_of(teacher_of(teacher, stage))
         _, asked = _keyed(calls, members, stage)
         num_asked = asked.count()
-        lens = {member.teacher.max_model_len for member in members}
-        new = self._without_known(asked, stage, teacher.max_attempts, num_asked, lens)
+        new = self._without_known(asked, stage, tables.Tries.of(members, teacher.max_attempts), num_asked)
         measure = partial(tables.measure_calls, teacher=members[0].teacher)
         measured = new.map_batches(measure, batch_format="pyarrow", num_cpus=0.25)
         counts = add_up(measured, ["new", "over_long", "prompt_tokens", "reply_limit"])
@@ -174,7 +173,7 @@ class Ledger:
         starts = engine_starts()
         weights = [member.weight for member in members]
         for number, member in enumerate(members):
-            commit = partial(_commit, folder=f"{self._folder}/{stage}", stage=stage, model=member.teacher.model)
+            commit = partial(_commit, folder=f"{self._folder}/{stage}", stage=stage, teacher=member.teacher)
             spent = self.tokens() if self._budget.is_limited() else Tokens()
             mine = partial(_calls_of_member, weights=weights, number=number)
             own = pending if len(members) == 1 else pending.map_batches(mine, batch_format="pyarrow", num_cpus=0.25)
@@ -186,22 +185,26 @@ class Ledger:
             made["prompt_tokens"] += totals.used.prompt
             made["generated_tokens"] += totals.used.generated
             made["engine_deaths"] += totals.engine_deaths
-        self.files.tidy(stage)
+        self._tidy(stage)
         return made | {"engine_starts": engine_starts() - starts}
+
+    def _tidy(self, stage: str) -> int:
+        """Bound the number of files of replies and of prompts; returns how many files of replies were set aside."""
+        if self._asked is not None:
+            self._asked.tidy(stage)
+        return self.files.tidy(stage)
 
     def _add_metrics(self, made: dict[str, int]) -> None:
         for name in METRICS:
             self._metrics[name] = self._metrics.get(name, 0) + made.get(name, 0)
 
-    def _without_known(
-        self, asked: Dataset, stage: str, max_attempts: int, num_rows: int, max_model_lens: set[int]
-    ) -> Dataset:
+    def _without_known(self, asked: Dataset, stage: str, tries: tables.Tries, num_rows: int) -> Dataset:
         if not self.files.of(stage):
             return asked
         keys = asked.select_columns(["call_key"])
-        known, num_known = self.files.read_for(keys, num_rows, stage, ["call_key", "error"])
-        new_calls = partial(tables.new_calls, max_attempts=max_attempts, max_model_lens=max_model_lens)
-        return cogroup((asked, CALLS), (known, KNOWN), "call_key", _num_blocks(num_rows + num_known), new_calls)
+        known, num_known = self.files.read_for(keys, num_rows, stage, tables.KNOWN.names)
+        new_calls = partial(tables.new_calls, tries=tries)
+        return cogroup((asked, CALLS), (known, tables.KNOWN), "call_key", _num_blocks(num_rows + num_known), new_calls)
 
     def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int, schema: pa.Schema) -> Dataset:
         if not self.files.of(stage):
@@ -212,10 +215,11 @@ class Ledger:
         return cogroup(*sides, "call_key", _num_blocks(num_rows + num_known), tables.merge)
 
 
-def _commit(replies: pa.Table, folder: str, stage: str, model: str) -> str:
+def _commit(replies: pa.Table, name: str, folder: str, stage: str, teacher: TeacherConfig) -> str:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    columns = [*replies.columns, *(pa.array([text] * replies.num_rows) for text in (stage, model, now))]
-    file = write_whole(folder, pa.Table.from_arrays(columns, schema=RECORD))
+    told = (stage, teacher.model, now, teacher.max_model_len)
+    columns = [*replies.columns, *(pa.array([value] * replies.num_rows) for value in told)]
+    file = write_whole(folder, pa.table(columns, names=RECORD.names).cast(RECORD), name)
     report_progress(stage, rows=replies.num_rows, tokens=pc.sum(replies["generated_tokens"]).as_py() or 0)
     return file
 

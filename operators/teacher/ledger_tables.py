@@ -1,19 +1,50 @@
 """The ledger's joins within one partition: pure functions of Arrow tables."""
 
-from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.teacher.calls import CALLS, REPLIES
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import FATAL, OVER_LONG
+from operators.teacher.failures import CUT_TEXTLESS, FATAL, OVER_LONG
 from operators.teacher.prompt_tokens import num_prompt_tokens
+from operators.teacher.variants import Member, member_of_row
 
 CALL_COLUMNS = ("messages", "schema", "max_tokens")
 REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in ("call_key", "row_id"))
-KNOWN = pa.schema([REPLIES.field("call_key"), REPLIES.field("error")])
+CONTEXT = pa.field("max_model_len", pa.int32())  # of the teacher, when the call was made; null in older records
+_SETTLING = ("call_key", "error", "finish_reason", "prompt_tokens", "generated_tokens")
+KNOWN = pa.schema([*(REPLIES.field(name) for name in _SETTLING), CONTEXT])  # what says whether a call is settled
 KEYED_REPLIES = pa.schema([REPLIES.field("call_key"), *(REPLIES.field(name) for name in REPLY_COLUMNS)])
+
+
+@dataclass(frozen=True)
+class Tries:
+    """When a call is made although there are records of it.
+
+    Attributes:
+        max_attempts: failures after which it is not made again.
+        max_model_lens: of the teachers of the stage.
+        weights: of the teachers; they decide who answers a row.
+        lengthen: whether replies that a smaller max_model_len has cut off are asked for again.
+    """
+
+    max_attempts: int
+    max_model_lens: tuple[int, ...]
+    weights: tuple[float, ...] = (1.0,)
+    lengthen: bool = True
+
+    @classmethod
+    def of(cls, members: list[Member], max_attempts: int, *, lengthen: bool = True) -> "Tries":
+        """As these teachers are configured."""
+        lens = tuple(member.teacher.max_model_len for member in members)
+        return cls(max_attempts, lens, tuple(member.weight for member in members), lengthen)
+
+    def max_model_len(self, row_id: str) -> int:
+        """Of the teacher that answers this row."""
+        return self.max_model_lens[member_of_row(row_id, list(self.weights))]
 
 
 def measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:
@@ -30,24 +61,51 @@ def asked_calls(keyed: pa.Table) -> pa.Table:
     return keyed.filter(pc.is_valid(keyed["messages"])).select(CALLS.names).cast(CALLS)
 
 
-def new_calls(calls: pa.Table, records: pa.Table, max_attempts: int, max_model_lens: Collection[int] = ()) -> pa.Table:
+def new_calls(calls: pa.Table, records: pa.Table, tries: Tries) -> pa.Table:
     """Within one partition: the calls whose key no record settles.
+
+    `max_model_len` is not in the key, because it changes only what ran into it: a prompt that was too long, and a reply
+    that was cut off.
 
     Args:
         calls: columns of CALLS.
         records: columns of KNOWN.
-        max_attempts: failures after which a call is not made again.
-        max_model_lens: of the teachers; a prompt that was over another limit is tried again.
+        tries: what a record must say to settle its call.
     """
-    settled = _settled_keys(records.filter(pc.invert(_over_another_limit(records, max_model_lens))), max_attempts)
+    void = _over_another_limit(records, tries)
+    if tries.lengthen:
+        void = pc.or_(void, _cut_by_a_smaller_limit(records, calls, tries))
+    settled = _settled_keys(records.filter(pc.invert(void)).select(["call_key", "error"]), tries.max_attempts)
     return calls.filter(pc.invert(pc.is_in(calls["call_key"], settled["call_key"].combine_chunks())))
 
 
-def _over_another_limit(records: pa.Table, max_model_lens: Collection[int]) -> pa.ChunkedArray:
+def _over_another_limit(records: pa.Table, tries: Tries) -> pa.ChunkedArray:
     over = pc.starts_with(records["error"], OVER_LONG)
-    for limit in max_model_lens:
+    for limit in tries.max_model_lens:
         over = pc.and_not(over, pc.starts_with(records["error"], f"{OVER_LONG}{limit};"))
     return over
+
+
+def _cut_by_a_smaller_limit(records: pa.Table, calls: pa.Table, tries: Tries) -> pa.Array:
+    """Of each record, whether its reply ended at a `max_model_len` below that of now, and not at its own limit."""
+    cut = pc.or_(
+        pc.fill_null(pc.equal(records["finish_reason"], "length"), False), pc.equal(records["error"], CUT_TEXTLESS)
+    )
+    places: list[int] = pc.indices_nonzero(cut).to_pylist()
+    found = [False] * records.num_rows
+    if places:
+        of_call = calls.select(["call_key", "row_id", "max_tokens"]).to_pylist()
+        asked = {call["call_key"]: call for call in of_call}
+        for place, record in zip(places, records.take(pa.array(places)).to_pylist(), strict=True):
+            call = asked.get(record["call_key"])
+            found[place] = call is not None and _had_less_room(record, call, tries)
+    return pa.array(found, pa.bool_())
+
+
+def _had_less_room(record: dict[str, Any], call: dict[str, Any], tries: Tries) -> bool:
+    generated: int = record["generated_tokens"]
+    room: int = record[CONTEXT.name] or record["prompt_tokens"] + generated
+    return generated < call["max_tokens"] and room < tries.max_model_len(call["row_id"])
 
 
 def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:
@@ -75,8 +133,10 @@ def merge(rows: pa.Table, replies: pa.Table) -> pa.Table:
         rows: call_key, columns of CALL_COLUMNS, and any others.
         replies: columns of KEYED_REPLIES.
     """
-    # "" sorts first: after this, the first record of a key is an answer if there is one.
-    replies = replies.sort_by([("call_key", "ascending"), ("error", "ascending")])
+    # "" sorts first, "stop" after "length": the first record of a key is an answer if there is one, and a whole one
+    # or the longest if an answer was asked for again because it had been cut off.
+    order = [("error", "ascending"), ("finish_reason", "descending"), ("generated_tokens", "descending")]
+    replies = replies.sort_by([("call_key", "ascending"), *order])
     first = replies.group_by("call_key", use_threads=False).aggregate([(name, "first") for name in REPLY_COLUMNS])
     first = first.select(["call_key", *(f"{name}_first" for name in REPLY_COLUMNS)]).rename_columns(
         ["call_key", *REPLY_COLUMNS]

@@ -17,7 +17,7 @@ from aiolimiter import AsyncLimiter
 
 from operators.teacher.calls import Call, Reply, answered, call_seed, failed
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import FATAL, LOST, REFUSED
+from operators.teacher.failures import FATAL, LOST, REFUSED, TEXTLESS
 from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
 
 COMPLAINTS = (429, 503, 529)
@@ -154,7 +154,7 @@ def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Repl
     if reason == "content_filter":
         return failed(call, f"{FATAL}the endpoint's content filter stopped the reply", prompt, generated)
     if not text:
-        return failed(call, f"a reply without text, finish reason {reason}", prompt, generated)
+        return failed(call, f"{TEXTLESS}{reason}", prompt, generated)
     return answered(call, text, reason, prompt, generated)
 
 

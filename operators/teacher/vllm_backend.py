@@ -15,7 +15,7 @@ import ray
 from operators.teacher.calls import Call, Reply, answered, call_seed, failed
 from operators.teacher.config import TeacherConfig
 from operators.teacher.engine_pool import EngineSpec
-from operators.teacher.failures import over_long
+from operators.teacher.failures import TEXTLESS, over_long
 from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
 
 MOST_CALLS = 4096  # in one engine actor at once
@@ -80,7 +80,7 @@ class VllmEngine:
         output = await self._generate(ids, sampling, call["call_key"], ended)
         text = output.text if thoughts is None else thoughts.taken_off(output.text, call)
         if not text:
-            words = f"a reply without text, finish reason {output.finish_reason}"
+            words = f"{TEXTLESS}{output.finish_reason}"
             return failed(call, words, len(ids), len(output.token_ids))
         return answered(call, text, str(output.finish_reason), len(ids), len(output.token_ids))
 

@@ -61,6 +61,36 @@ class TestAnswer:
         assert sorted(kept["call_key"].to_pylist()) == sorted(stored["call_key"].to_pylist())
         assert json.loads(kept["messages"][0].as_py())[0]["content"] == "improve it"
 
+    def test_the_files_of_prompts_are_merged_as_those_of_replies_are(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("operators.parquet_log.COMPACT_ABOVE", 1)
+        ledger = Ledger(str(tmp_path / "ledger"), prompts=str(tmp_path / "prompts"))
+        one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
+        before = rows_of(ledger.answer(calls(*"abc"), one_by_one, "stage"))
+        for name in ("prompts", "ledger"):
+            [merged] = (tmp_path / name / "stage").iterdir()
+            assert pq.read_metadata(merged).num_rows == 3
+        assert rows_of(ledger.answer(calls(*"abc"), TEACHER, "stage")) == before
+        assert paid(ledger) == (3, 3)
+
+    def test_a_larger_context_pays_again_only_for_what_the_smaller_one_cut_off(self, tmp_path: Path) -> None:
+        first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abc"), TEACHER, "stage"))
+        [file] = (tmp_path / "stage").iterdir()
+        records = pq.read_table(file).to_pylist()
+        assert {record.pop("max_model_len") for record in records} == {4096}
+        cut = {"reply": "cut o", "finish_reason": "length", "prompt_tokens": 4090, "generated_tokens": 6}
+        records = [record | (cut if record["row_id"] == "b" else {}) for record in records]
+        pq.write_table(pa.Table.from_pylist(records), file)  # of a time when the limit was not recorded
+        paid_for = []
+        for limit in (4096, 8192, 8192):
+            ledger, teacher = Ledger(str(tmp_path)), TEACHER.model_copy(update={"max_model_len": limit})
+            assert ledger.count_calls(calls(*"abc"), teacher, "stage")["new"] == int(len(paid_for) == 1)
+            rows = rows_of(ledger.answer(calls(*"abc"), teacher, "stage"))
+            paid_for.append(paid(ledger))
+        assert paid_for == [(0, 3), (1, 2), (0, 3)]
+        assert rows == first
+
     def test_second_run_makes_no_call_and_gives_the_same_replies(self, tmp_path: Path) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage"))
         ledger = Ledger(str(tmp_path))

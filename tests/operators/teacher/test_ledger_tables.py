@@ -5,16 +5,18 @@ import pytest
 
 from operators.teacher.calls import CALLS
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import CRASHED, FATAL, over_long
+from operators.teacher.failures import CRASHED, CUT_TEXTLESS, FATAL, over_long
 from operators.teacher.ledger_tables import (
     KEYED_REPLIES,
     KNOWN,
+    Tries,
     asked_calls,
     measure_calls,
     merge,
     new_calls,
     without_replies,
 )
+from operators.teacher.variants import member_of_row
 
 ROWS = pa.schema([*CALLS, ("kept", pa.string())])
 
@@ -49,17 +51,63 @@ def calls_and_known(calls: list[str], records: list[dict[str, object]]) -> tuple
 )
 def test_a_call_is_new_until_a_record_settles_it(errors: list[str], new: bool) -> None:
     both = calls_and_known(["a", "b"], [record("a", error) for error in errors])
-    assert new_calls(*both, 2)["call_key"].to_pylist() == (["a", "b"] if new else ["b"])
+    assert new_calls(*both, Tries(2, (1024,)))["call_key"].to_pylist() == (["a", "b"] if new else ["b"])
 
 
-@pytest.mark.parametrize(("limits", "new"), [({1024}, False), ({1024, 2048}, False), ({2048}, True), ({102}, True)])
-def test_a_prompt_that_was_too_long_is_tried_again_under_another_limit(limits: set[int], new: bool) -> None:
+@pytest.mark.parametrize(("limits", "new"), [((1024,), False), ((1024, 2048), False), ((2048,), True), ((102,), True)])
+def test_a_prompt_that_was_too_long_is_tried_again_under_another_limit(limits: tuple[int, ...], new: bool) -> None:
     both = calls_and_known(["a"], [record("a", over_long(1500, 1024))])
-    assert new_calls(*both, 1, limits).num_rows == int(new)
+    assert new_calls(*both, Tries(1, limits)).num_rows == int(new)
+
+
+def cut_off(prompt: int, generated: int, made_under: int | None, error: str = "") -> dict[str, object]:
+    counts = {"prompt_tokens": prompt, "generated_tokens": generated, "max_model_len": made_under}
+    return {**record("a", error), "finish_reason": None if error else "length", **counts}
+
+
+@pytest.mark.parametrize(
+    ("known", "limit", "new"),
+    [
+        (cut_off(95, 5, 100), 200, True),  # the row asks for 8 tokens: the context cut it off
+        (cut_off(95, 5, 100), 100, False),
+        (cut_off(95, 5, 100), 50, False),
+        (cut_off(92, 8, 100), 200, False),  # its own limit did, and that is in the key
+        (cut_off(95, 5, None), 200, True),  # a record of a ledger that did not know the limit
+        (cut_off(95, 5, None), 100, False),
+        (cut_off(95, 5, 200), 200, False),  # an endpoint has a limit of its own: it is asked once for each of ours
+        (cut_off(95, 5, 100, CUT_TEXTLESS), 200, True),  # all of it were thoughts
+        (cut_off(95, 5, 200, CUT_TEXTLESS), 200, False),
+        ({**record("a"), "max_model_len": 100}, 200, False),  # ended by itself
+    ],
+)
+def test_a_reply_that_the_context_cut_off_is_asked_for_again_under_a_larger_one(
+    known: dict[str, object], limit: int, new: bool
+) -> None:
+    both = calls_and_known(["a"], [known])
+    assert new_calls(*both, Tries(1, (limit,))).num_rows == int(new)
+    assert new_calls(*both, Tries(1, (limit,), lengthen=False)).num_rows == 0
+
+
+def test_each_row_of_a_mix_is_held_against_the_context_of_its_own_teacher() -> None:
+    both = calls_and_known(["a"], [cut_off(95, 5, 100)])
+    first = member_of_row("row a", [1.0, 1.0])
+    for member, new in ((first, 1), (1 - first, 0)):
+        limits = tuple(200 if number == member else 100 for number in range(2))
+        assert new_calls(*both, Tries(1, limits, (1.0, 1.0))).num_rows == new
+
+
+def test_the_whole_reply_takes_the_place_of_the_one_that_was_cut_off() -> None:
+    rows = pa.Table.from_pylist([row("a"), row("b")], schema=ROWS)
+    whole = {**record("a", reply="a whole reply"), "generated_tokens": 4}
+    longer = {**cut_off(95, 7, 200), "call_key": "b", "reply": "b cut lat"}
+    records = [cut_off(95, 5, 100), whole, longer, {**cut_off(95, 5, 100), "call_key": "b"}]
+    replies = pa.Table.from_pylist(records, schema=KEYED_REPLIES)
+    merged = {one["kept"]: one["reply"] for one in merge(rows, replies).to_pylist()}
+    assert merged == {"a": "a whole reply", "b": "b cut lat"}
 
 
 def test_a_partition_without_rows_has_the_columns_of_calls() -> None:
-    assert new_calls(CALLS.empty_table(), KNOWN.empty_table(), 2).schema == CALLS
+    assert new_calls(CALLS.empty_table(), KNOWN.empty_table(), Tries(2, (1024,))).schema == CALLS
 
 
 def test_only_rows_that_ask_become_calls() -> None:
