@@ -1,5 +1,7 @@
 """Files and folders that appear complete or not at all, on any file system of pyarrow or fsspec."""
 
+import ctypes
+import errno
 import os
 import uuid
 from collections.abc import Callable
@@ -10,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 UNFINISHED = ".unfinished"
+REPLACED = ".replaced"  # ends the name of a folder whose place another has taken
 OBJECT_STORES = ("s3", "gcs", "abfs")  # show an object only when all of it is there, and rename by copying
 
 
@@ -79,8 +82,10 @@ def _write(filesystem: fs.FileSystem, path: str, content: str | bytes | Callable
 def swap_folder(filesystem: fs.FileSystem, beside: str, target: str, last: str) -> None:
     """Put the finished folder `beside` in the place of `target`; what was there is gone afterwards.
 
-    Locally two renames. An object store has no folders: the new files move one by one under names that the old ones do
-    not have, `last` moves last, and only then the old files are deleted.
+    Locally the two names change places in one step, so that a reader finds one or the other, however this process ends.
+    A file system that cannot do so (NFS) needs two renames; cut off in between, the next call puts back what was there.
+    An object store has no folders: the new files move one by one under names that the old ones do not have, `last`
+    moves last, and only then the old files are deleted.
 
     Args:
         filesystem: of both folders.
@@ -89,12 +94,9 @@ def swap_folder(filesystem: fs.FileSystem, beside: str, target: str, last: str) 
         last: a file of `beside` whose arrival says that all others are there.
     """
     if isinstance(filesystem, fs.LocalFileSystem):
-        old = Path(f"{target}.{uuid.uuid4().hex}.replaced")
-        if Path(target).exists():
-            Path(target).replace(old)
-        Path(beside).replace(target)
-        if old.exists():
-            filesystem.delete_dir(str(old))
+        _swap_local(Path(beside), Path(target))
+        for left in Path(target).parent.glob(f"{Path(target).name}.*{REPLACED}"):
+            filesystem.delete_dir(str(left))
         return
     new = [path.removeprefix(f"{beside}/") for path in _files(filesystem, beside)]
     before = [path.removeprefix(f"{target}/") for path in _files(filesystem, target)]
@@ -103,6 +105,34 @@ def swap_folder(filesystem: fs.FileSystem, beside: str, target: str, last: str) 
     for name in set(before) - set(new):
         filesystem.delete_file(f"{target}/{name}")
     filesystem.delete_dir(beside)
+
+
+def _swap_local(beside: Path, target: Path) -> None:
+    cut_off = sorted(target.parent.glob(f"{target.name}.*{REPLACED}"), key=lambda path: path.stat().st_mtime)
+    if not target.exists() and cut_off:
+        cut_off[-1].replace(target)
+    old = target.with_name(f"{target.name}.{uuid.uuid4().hex}{REPLACED}")
+    if not target.exists():
+        beside.replace(target)
+    elif _exchange(beside, target):
+        beside.replace(old)
+    else:
+        target.replace(old)
+        beside.replace(target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the kernel or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename is None:
+        return False
+    if rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def _files(filesystem: fs.FileSystem, folder: str) -> list[str]:

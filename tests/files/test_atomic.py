@@ -53,6 +53,55 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, old: dict[str, str]
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_swap_that_is_killed_leaves_one_folder_or_the_other_and_the_next_one_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool, step: int
+) -> None:
+    folders(tmp_path, {"README.md": "old"}, {"README.md": "new"})
+    target, renames = tmp_path / "target", iter(range(9))
+    rename = Path.replace
+
+    def killed(path: Path, to: Path) -> Path:
+        if next(renames) == step:
+            raise KilledError
+        return rename(path, to)
+
+    if not can_exchange:
+        monkeypatch.setattr("operators.files._exchange", lambda *_: False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        try:
+            swap_folder(fs.LocalFileSystem(), str(tmp_path / "beside"), str(target), "README.md")
+        except KilledError:
+            if can_exchange:
+                assert texts(target) in ({"README.md": "old"}, {"README.md": "new"})
+    folders(tmp_path, {}, {"README.md": "newer"})
+    swap_folder(fs.LocalFileSystem(), str(tmp_path / "beside"), str(target), "README.md")
+    assert texts(target) == {"README.md": "newer"}
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_what_was_there_is_put_back_if_the_next_swap_fails_before_its_own_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders(tmp_path, {}, {"README.md": "new"})
+    folders(tmp_path, {"README.md": "old"}, {})
+    (tmp_path / "target").rename(tmp_path / "target.0a.replaced")
+
+    def killed(*_: Path) -> bool:
+        raise KilledError
+
+    monkeypatch.setattr("operators.files._exchange", killed)
+    with pytest.raises(KilledError):
+        swap_folder(fs.LocalFileSystem(), str(tmp_path / "beside"), str(tmp_path / "target"), "README.md")
+    assert texts(tmp_path / "target") == {"README.md": "old"}
+
+
 def read(path: str) -> bytes:
     filesystem, inside = open_filesystem(path)
     with filesystem.open_input_stream(inside) as stream:
