@@ -30,17 +30,22 @@ class EvaluateConfig(StudentPoolConfig):
     judge_critique: bool = Field(True, description="Whether the judge explains itself before it scores.")
     judge_max_tokens: int = Field(256, ge=16, description="Longest verdict of the judge in tokens.")
 
-    def following(self, *, gpus_per_worker: float, longest_pack: int) -> Self:
-        """Fill in what the configuration does not name: the student's GPUs, and rows at least as long as its packs.
+    def following(self, *, gpus_per_worker: float, precision: str, longest_pack: int) -> Self:
+        """Fill in what is not configured: GPUs and number format of the training, rows at least as long as its packs.
 
         A model that is trained on GPUs would take days to evaluate on one CPU thread, and short rows say little about a
         model that is trained on long ones.
 
         Args:
             gpus_per_worker: of the student's training.
+            precision: of the student's training.
             longest_pack: `pack.max_tokens`.
         """
-        follows = {"gpus_per_actor": gpus_per_worker, "max_tokens": max(self.max_tokens, longest_pack)}
+        follows = {
+            "gpus_per_actor": gpus_per_worker,
+            "precision": precision,
+            "max_tokens": max(self.max_tokens, longest_pack),
+        }
         return self.model_copy(update={key: new for key, new in follows.items() if key not in self.model_fields_set})
 
 

@@ -6,7 +6,7 @@ that were not scored before are scored; if there are none, no student is loaded.
 their reason.
 
 Cost: one shuffle of rows and stored scores by `row_id`, and none while the ledger is empty. A batch is stored
-before its rows go on. Not part of the key: where the student ran (bfloat16 on GPUs, float32 on CPUs).
+before its rows go on. Not part of the key: where the student ran.
 """
 
 import hashlib
@@ -24,7 +24,9 @@ from operators.models import model_revision
 from operators.parquet_log import ParquetLog, write_whole
 from operators.select.ifd import Score, ScoreConfig, StudentScorer, Turn
 
-METHOD = 1  # raise it when the same text would get another score
+# Raise it when the same text would get another score. 1 did not tell bfloat16 on GPUs from float32 on CPUs, and found
+# targets of one token too short.
+METHOD = 2
 ROWS_PER_PARTITION = 50_000
 KNOWN = "known_scores"  # JSON list of records; a column only between the two steps here
 RECORD = pa.schema(
@@ -57,13 +59,13 @@ class Scorer:
 class Scores:
     """The scores that one batch of rows may ask for: those that are known, and a student for the others."""
 
-    def __init__(self, known: dict[str, Score], scorer: StudentScorer, max_tokens: int) -> None:
-        self._known, self._scorer, self._max_tokens = known, scorer, max_tokens
+    def __init__(self, known: dict[str, Score], scorer: StudentScorer, config: ScoreConfig) -> None:
+        self._known, self._scorer, self._config = known, scorer, config
         self.new: list[dict[str, Any]] = []  # records of what had to be scored
 
     def of(self, turns: Sequence[tuple[str, Turn]]) -> list[Score]:
         """One score for each (row_id, turn)."""
-        keys = [score_key(turn, self._max_tokens) for _, turn in turns]
+        keys = [score_key(turn, self._config) for _, turn in turns]
         asked = {key: each for key, each in zip(keys, turns, strict=True) if key not in self._known}
         made = self._scorer.score([turn for _, turn in asked.values()])
         for (key, (row_id, _)), score in zip(asked.items(), made, strict=True):
@@ -96,9 +98,9 @@ def map_with_scores(rows: Dataset, decide: Decide, scorer: Scorer, kind: str) ->
     )
 
 
-def score_key(turn: Turn, max_tokens: int) -> str:
+def score_key(turn: Turn, config: ScoreConfig) -> str:
     """Hash of everything but the student that determines a score."""
-    return hashlib.sha256(json.dumps([METHOD, max_tokens, *turn]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([METHOD, config.precision, config.max_tokens, *turn]).encode()).hexdigest()
 
 
 def _with_known(rows: Dataset, files: ParquetLog, name: str) -> Dataset:
@@ -131,11 +133,11 @@ def _merge(rows: pa.Table, records: pa.Table) -> pa.Table:
 
 class _ScoringActor:
     def __init__(self, decide: Decide, student: str, config: ScoreConfig, folder: str) -> None:
-        self._decide, self._folder, self._max_tokens = decide, folder, config.max_tokens
+        self._decide, self._folder, self._config = decide, folder, config
         self._scorer = StudentScorer(student, config)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        scores = Scores(_read_known(rows), self._scorer, self._max_tokens)
+        scores = Scores(_read_known(rows), self._scorer, self._config)
         decided = self._decide(rows.drop_columns([KNOWN]), scores)
         if scores.new:
             write_whole(self._folder, pa.Table.from_pylist(scores.new, schema=RECORD))
@@ -144,6 +146,4 @@ class _ScoringActor:
 
 def _read_known(rows: pa.Table) -> dict[str, Score]:
     records = [record for text in rows[KNOWN].drop_null().to_pylist() for record in json.loads(text)]
-    # Records "too_short" are of a time when no target of one token was scored.
-    kept = [each for each in records if each["reason"] != "too_short"]
-    return {each["score_key"]: Score(each["nll_given"], each["nll_alone"], each["reason"]) for each in kept}
+    return {each["score_key"]: Score(each["nll_given"], each["nll_alone"], each["reason"]) for each in records}

@@ -20,18 +20,18 @@ WORTH_A_PASS = 256  # tokens; with 512, padding costs more than further passes o
 
 
 def load_causal_lm(model: str, pool: StudentPoolConfig) -> PreTrainedModel:
-    """Load a model for reading: bfloat16 on a GPU, float32 on CPUs, SDPA attention, no dropout.
+    """Load a model for reading: SDPA attention, no dropout, and the same number format wherever it runs.
 
     Args:
         model: folder or hub id, as `resolve_model` returns it.
-        pool: says whether there is a GPU, and how many threads the process may use.
+        pool: says which format, whether there is a GPU, and how many threads the process may use.
     """
     on_gpu = pool.gpus_per_actor > 0
     if not on_gpu:
         torch.set_num_threads(pool.threads)
     loaded = AutoModelForCausalLM.from_pretrained(
         model,
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        dtype=torch.bfloat16 if pool.precision == "bf16" else torch.float32,
         attn_implementation="sdpa",
         trust_remote_code=False,
         use_safetensors=True,

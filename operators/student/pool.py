@@ -1,6 +1,6 @@
 """Where a student runs that only reads: how many actors, on what, and how much at a time."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,11 +23,16 @@ class StudentPoolConfig(StageConfig):
         ge=2,
         description="Length of the longest sequence that is scored, in tokens; longer ones get a counted reason.",
     )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Number format in which the student reads, on CPUs and on GPUs; bf16 takes half the memory, and "
+        "its scores are coarser.",
+    )
     actors: Operational[int] = Field(1, ge=1, description="Number of actors, each with a copy of the student.")
     gpus_per_actor: Operational[float] = Field(
         0,
         ge=0,
-        description="GPUs that an actor reserves; 0 runs the student on CPUs in float32, else it is bfloat16.",
+        description="GPUs that an actor reserves; 0 runs the student on CPUs.",
     )
     cpus_per_actor: Operational[float] = Field(1, gt=0, description="Logical CPUs that an actor reserves.")
     threads: Operational[int] = Field(1, ge=1, description="Number of torch threads of an actor on CPUs.")

@@ -105,6 +105,7 @@ def test_a_student_is_compared_with_the_released_and_the_best_one_but_not_with_i
 def test_evaluation_follows_the_students_resources(tmp_path: Path) -> None:
     overrides = ["train.gpus_per_worker=1", "pack.max_tokens=8192", f"storage={tmp_path}"]
     followed = evaluate_config(load_config(SMOKE, overrides))
-    assert (followed.gpus_per_actor, followed.max_tokens) == (1, 8192)
+    assert (followed.gpus_per_actor, followed.precision, followed.max_tokens) == (1, "fp32", 8192)
+    assert evaluate_config(load_config(SMOKE, [*overrides, "train.precision=bf16"])).precision == "bf16"
     named = evaluate_config(load_config(SMOKE, [*overrides, "evaluate.gpus_per_actor=0", "evaluate.max_tokens=99"]))
     assert (named.gpus_per_actor, named.max_tokens) == (0, 99)

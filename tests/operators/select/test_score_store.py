@@ -1,5 +1,6 @@
 """A text is scored once by a student: whatever the policy, the run, the crash; and another student scores it anew."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import INSTRUCTION_REFLECTED
-from operators.select.ifd import Pair, ScoreConfig, StudentScorer, ifd_turn
-from operators.select.score_store import Scorer, Scores, map_with_scores
+from operators.select.ifd import Pair, Score, ScoreConfig, StudentScorer, ifd_turn
+from operators.select.score_store import KNOWN, Scorer, Scores, _read_known, map_with_scores, score_key
 from operators.select.select import SelectConfig, select_instructions
 
 POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # of two: the shuffle finds no room beside it
@@ -127,3 +128,25 @@ def test_a_changed_policy_scores_nothing_that_the_one_before_had_scored(tiny_mod
         )
         assert rows.take_all()[0]["ifd_better_instruction"] is not None
         assert records(tmp_path).total() == 2
+
+
+class NobodyScores:
+    def score(self, turns: list[Any]) -> list[Score]:
+        assert not turns, "a text was scored that had its score"
+        return []
+
+
+def test_a_text_that_is_too_short_for_a_score_is_not_scored_again() -> None:
+    turn = ifd_turn(Pair("Name it.", "", "x"))
+    record = {"score_key": score_key(turn, POOL), "nll_given": None, "nll_alone": None, "reason": "too_short"}
+    known = _read_known(pa.table({KNOWN: pa.array([json.dumps([record]), None], pa.string())}))
+    scores = Scores(known, NobodyScores(), POOL)  # type: ignore[arg-type]
+    assert scores.of([("a", turn)]) == [Score(reason="too_short")]
+    assert scores.new == []
+
+
+def test_a_score_belongs_to_a_number_format_and_to_no_device() -> None:
+    turn = ifd_turn(Pair("Name it.", "", "x"))
+    on_gpus = POOL.model_copy(update={"gpus_per_actor": 1.0})
+    coarser = POOL.model_copy(update={"precision": "bf16"})
+    assert score_key(turn, on_gpus) == score_key(turn, POOL) != score_key(turn, coarser)

@@ -15,6 +15,11 @@ def model(tiny_model):
     return load_causal_lm(tiny_model, StudentPoolConfig())
 
 
+def test_the_number_format_is_configured_and_not_the_devices(tiny_model):
+    assert load_causal_lm(tiny_model, StudentPoolConfig()).dtype is torch.float32
+    assert load_causal_lm(tiny_model, StudentPoolConfig(precision="bf16")).dtype is torch.bfloat16
+
+
 def example(length, seed):
     tokens = torch.randint(10, 49_000, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
     return Encoded(tokens, [IGNORED] * (length // 2) + tokens[length // 2 :])

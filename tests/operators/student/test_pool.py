@@ -9,8 +9,8 @@ def test_an_actor_asks_ray_for_gpus_only_where_it_has_some():
     assert StudentPoolConfig(gpus_per_actor=0.5).resources() == {"num_cpus": 1, "num_gpus": 0.5}
 
 
-def test_only_the_longest_sequence_changes_results():
-    assert set(StudentPoolConfig().identity()) == {"max_tokens"}
+def test_results_depend_on_the_longest_sequence_and_the_number_format_and_on_no_device():
+    assert StudentPoolConfig(gpus_per_actor=1).identity() == {"max_tokens": 2048, "precision": "fp32"}
 
 
 def test_absurd_sizes_are_refused():
