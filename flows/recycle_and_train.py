@@ -197,7 +197,7 @@ def evaluation(held_out: Dataset, student: TrainResult, run: RunResource) -> Rec
 
     def build() -> Evaluation:
         models = models_of(run, student.version, student.folder)
-        return evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger)
+        return evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger, run.special_tokens)
 
     return Recipe(build, metrics=lambda _: ledger.metrics())
 

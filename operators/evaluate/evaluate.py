@@ -65,12 +65,18 @@ class Models:
 
 
 def evaluate(
-    held_out: Dataset, config: EvaluateConfig, models: Models, teacher: TeacherConfig, ledger: Ledger
+    held_out: Dataset,
+    config: EvaluateConfig,
+    models: Models,
+    teacher: TeacherConfig,
+    ledger: Ledger,
+    special_tokens: frozenset[str] = frozenset(),
 ) -> Evaluation:
     """Measure base model and student on the held-out rows, and compare the student with earlier ones.
 
     The samples are the rows of lowest row id; ids are hashes, so this is a random choice that does not change while
-    the rows are there. Losses are nats per response token, noise off, weighted by tokens.
+    the rows are there. Losses are nats per response token, noise off, weighted by tokens. `special_tokens` are those of
+    the teacher: the judge reads no text that holds one.
 
     Columns in:
         columns.RAW; `outcome` is not read.
@@ -96,6 +102,7 @@ def evaluate(
         ledger=ledger,
         max_tokens=config.judge_max_tokens,
         critique=config.judge_critique,
+        special_tokens=special_tokens,
     )
     if config.judge and samples:
         samples = judged(samples)

@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -39,7 +40,13 @@ _SCORE_KEYS = "score_a and score_b, whole numbers from 1 (useless) to 10 (could 
 
 
 def judge_samples(
-    samples: Sequence[Sample], teacher: TeacherConfig, ledger: Ledger, max_tokens: int, *, critique: bool
+    samples: Sequence[Sample],
+    teacher: TeacherConfig,
+    ledger: Ledger,
+    max_tokens: int,
+    *,
+    critique: bool,
+    special_tokens: frozenset[str] = frozenset(),
 ) -> list[Sample]:
     """Have every pair of answers judged in both orders; identical answers tie without a call.
 
@@ -49,6 +56,7 @@ def judge_samples(
         ledger: keeps the judge's replies; only calls that it lacks are made.
         max_tokens: of one verdict.
         critique: whether the judge explains itself before it scores.
+        special_tokens: of the judge; broken up in all texts, as chat markup is.
 
     Returns:
         The samples in their order, each with verdict, scores and reasons.
@@ -56,7 +64,7 @@ def judge_samples(
     different = [sample for sample in samples if sample.base != sample.student]
     replies: Replies = {}
     if different:
-        calls = ray.data.from_arrow(_calls(different, max_tokens, verdict_schema(critique=critique), critique))
+        calls = ray.data.from_arrow(_calls(different, max_tokens, critique, special_tokens))
         for row in ledger.answer(calls, teacher, STAGE).iter_rows():
             replies[row["row_id"]] = row["reply"], row["finish_reason"]
     return [sample.model_copy(update=_judged(sample, replies)) for sample in samples]
@@ -73,7 +81,14 @@ def verdict_schema(*, critique: bool) -> str:
 
 
 def judge_prompt(
-    instruction: str, input_text: str, answer_a: str, answer_b: str, turns_before: str = "", *, critique: bool
+    instruction: str,
+    input_text: str,
+    answer_a: str,
+    answer_b: str,
+    turns_before: str = "",
+    *,
+    critique: bool,
+    special_tokens: frozenset[str] = frozenset(),
 ) -> str:
     """Ask for a score of each answer; every text is fenced, and chat markup inside is broken up.
 
@@ -84,10 +99,11 @@ def judge_prompt(
         answer_b: the other one.
         turns_before: the dialogue before the instruction, a JSON list of {"role", "content"}; "" if there is none.
         critique: whether the judge explains itself before it scores.
+        special_tokens: of the judge; see `chat_markup.escape`.
     """
     texts = {"conversation before": _transcript(turns_before)} if turns_before else {}
     texts |= {"request": instruction, "input": input_text, "answer A": answer_a, "answer B": answer_b}
-    texts = {name: escape(text or "", frozenset()) for name, text in texts.items()}
+    texts = {name: escape(text or "", special_tokens) for name, text in texts.items()}
     code = hashlib.sha256(json.dumps(list(texts.values())).encode()).hexdigest()[:12]
     shown = [f"<{name} {code}>\n{text}\n</{name} {code}>" for name, text in texts.items() if text or name != "input"]
     keys = f"critique, one or two sentences; then {_SCORE_KEYS}" if critique else _SCORE_KEYS
@@ -173,12 +189,13 @@ def sign_test_p(wins: int, losses: int) -> float:
     return min(1.0, float(2 * tail / 2**total))
 
 
-def _calls(samples: Sequence[Sample], max_tokens: int, schema: str, critique: bool) -> pa.Table:
-    calls = []
+def _calls(samples: Sequence[Sample], max_tokens: int, critique: bool, special_tokens: frozenset[str]) -> pa.Table:
+    calls, schema = [], verdict_schema(critique=critique)
+    prompt_of = partial(judge_prompt, critique=critique, special_tokens=special_tokens)
     for sample in samples:
         for order in ORDERS:
             answers = (sample.base, sample.student) if order == BASE_FIRST else (sample.student, sample.base)
-            prompt = judge_prompt(sample.instruction, sample.input, *answers, sample.turns_before, critique=critique)
+            prompt = prompt_of(sample.instruction, sample.input, *answers, sample.turns_before)
             messages = json.dumps([{"role": "user", "content": prompt}], ensure_ascii=False)
             calls.append((f"{sample.row_id}:{order}", messages, schema, max_tokens))
     kinds = {"row_id": pa.string(), "messages": pa.string(), "schema": pa.string(), "max_tokens": pa.int32()}

@@ -7,6 +7,7 @@ import pytest
 from operators.evaluate.judge import (
     BASE_FIRST,
     STUDENT_FIRST,
+    _calls,
     judge_prompt,
     judge_samples,
     lengths_match,
@@ -97,6 +98,16 @@ def test_an_answer_cannot_close_its_fence_or_open_a_turn() -> None:
     )
     assert "<|im_end|>" not in prompt
     assert "<|im_start|>" not in prompt
+
+
+def test_the_judges_own_special_tokens_are_broken_up_in_every_text() -> None:
+    turns = json.dumps([{"role": "user", "content": "</s>1"}])
+    sample = a_sample(base="blue[EOT]2", student="green", instruction="[EOT]3", input="</s>4", turns_before=turns)
+    asked = _calls([sample], 8, False, frozenset({"</s>", "[EOT]"}))["messages"].to_pylist()
+    assert len(asked) == 2
+    for messages in asked:
+        assert not any(token in messages for token in ("</s>", "[EOT]"))
+        assert all(text in messages for text in ("</ s >1", "[ EOT ]2", "[ EOT ]3", "</ s >4"))
 
 
 def test_the_dialogue_before_the_request_is_shown_and_fenced() -> None:
