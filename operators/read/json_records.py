@@ -11,13 +11,23 @@ import re
 from collections.abc import Iterator
 
 from operators.outside_text import replace_surrogates
-from operators.read.record import MAX_RECORD_BYTES, READ_BYTES, Record
+from operators.read.record import MAX_RECORD_BYTES, READ_BYTES, Record, distinct
 from operators.read.text_streams import BOM, Binary, wrapped_records
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
 _KEY = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:')
-_DECODER = json.JSONDecoder()
+
+
+def _object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; what stands twice under one key is kept, not lost."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    return dict(zip(distinct([key for key, _ in pairs]), (value for _, value in pairs), strict=True))
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
 
 
 def line_records(stream: Binary, start: int, end: int) -> Iterator[Record]:
@@ -123,7 +133,7 @@ def _parse_line(position: int, line: bytes) -> Record:
     except UnicodeDecodeError:
         return Record(position, None, line.decode(errors="replace"), "invalid_utf8")
     try:
-        return Record(position, json.loads(text), text)
+        return Record(position, _DECODER.decode(text), text)
     except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
         return Record(position, None, text, "malformed_json")
 

@@ -1,5 +1,6 @@
 """What every format gives: a stream of records, defects among them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_RECORD_BYTES = 16 << 20
@@ -22,3 +23,16 @@ class Record(NamedTuple):
     raw: str
     reason: str = ""
     unread: tuple[str, ...] = ()
+
+
+def distinct(names: Sequence[str]) -> Sequence[str]:
+    """Names of columns or keys, the second `output` as `output (2)`: nothing reads that one, and so it is named."""
+    if len(set(names)) == len(names):
+        return names
+    found: dict[str, None] = {}
+    for name in names:
+        number, other = 2, name
+        while other in found or (other != name and other in names):
+            number, other = number + 1, f"{name} ({number})"
+        found[other] = None
+    return list(found)

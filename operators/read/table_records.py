@@ -1,19 +1,19 @@
 """Reads tables as a stream of records: CSV and TSV by Python's reader, Parquet and Arrow files batch by batch.
 
 Parquet is read by row groups, so that many tasks share one file. Only the columns that can be used are read; the
-others are named by what the file's own statistics say of them.
+others are named by what the file's own statistics say of them. Of two columns of one name the first keeps it.
 """
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.outside_text import replace_surrogates
-from operators.read.record import MAX_RECORD_BYTES, READ_BYTES, Record
+from operators.read.record import MAX_RECORD_BYTES, READ_BYTES, Record, distinct
 
 BATCH_ROWS = 1024
 DELIMITERS = ",;\t|"
@@ -32,7 +32,7 @@ def delimited_records(stream: io.BufferedReader, kind: str) -> Iterator[Record]:
     delimiter = "\t" if kind == "tsv" else max(DELIMITERS, key=head.count)
     csv.field_size_limit(MAX_RECORD_BYTES)
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    header: list[str] | None = None
+    header: Sequence[str] | None = None
     position = 0
     rows = csv.reader(text, delimiter=delimiter)
     while True:
@@ -47,7 +47,7 @@ def delimited_records(stream: io.BufferedReader, kind: str) -> Iterator[Record]:
         if not row:  # a blank line
             continue
         if header is None:
-            header = row
+            header = distinct(row)
             continue
         raw = delimiter.join(row)
         readable = replace_surrogates(raw)
@@ -67,13 +67,13 @@ def arrow_records(stream: Any, wanted: Wanted) -> Iterator[Record]:
     except (pa.ArrowException, OSError) as error:
         yield Record(0, None, str(error), "unreadable_file")
         return
-    columns = [name for name in schema.names if wanted(name)]
+    names = distinct(schema.names)
+    columns = [name for name in names if wanted(name)]
     position = 0
     try:
-        for batch in batches:
-            unread = tuple(
-                name for name in schema.names if not wanted(name) and batch[name].null_count < batch.num_rows
-            )
+        for unnamed in batches:
+            batch = unnamed.rename_columns(names)
+            unread = tuple(name for name in names if not wanted(name) and batch[name].null_count < batch.num_rows)
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for record in _rows(batch.select(columns).slice(start, BATCH_ROWS)):
                     yield record._replace(position=position, unread=unread)
@@ -100,7 +100,7 @@ def parquet_records(stream: Any, start: int, end: int, wanted: Wanted) -> Iterat
             done = 0
             try:
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                    for value in _rows(batch):
+                    for value in _rows(batch.rename_columns(distinct(batch.schema.names))):
                         yield value._replace(position=position + done, unread=unread)
                         done += 1
             except (pa.ArrowException, OSError) as error:

@@ -1,12 +1,16 @@
 """Rows of tables are records; a broken row, group or file costs no more than itself."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from operators.read.config import ReadConfig
+from operators.read.read_record import extract
+from operators.read.record_fields import is_wanted
 from operators.read.record_formats import read_records
 from operators.read.source_files import Piece
 from tests.operators.read.source_samples import alpaca_like, records_of
@@ -40,6 +44,7 @@ def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> Non
         ("a,b\n1\n2,3\n4,5,6\n", ["malformed_csv", {"a": "2", "b": "3"}, "malformed_csv"]),
         ("a,b\n", []),
         ("\n\na\n1\n", [{"a": "1"}]),
+        ("a,b,a,a,a (2)\n1,2,3,4,5\n", [{"a": "1", "b": "2", "a (3)": "3", "a (4)": "4", "a (2)": "5"}]),
     ],
 )
 def test_delimited_rows_are_dicts_of_text(tmp_path: Path, content: str, values: list[object]) -> None:
@@ -61,3 +66,29 @@ def test_columns_that_are_not_wanted_are_named_if_they_hold_something(tmp_path: 
     found = list(read_records(Piece(0, str(path), 0, path.stat().st_size), lambda name: name == "output"))
     assert [record.value for record in found] == [{"output": "a"}, {"output": "b"}]
     assert {record.unread for record in found} == {("vector",)}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow", "jsonl", "json"])
+def test_the_second_of_two_columns_of_one_name_is_named_as_unread_and_the_first_is_not_lost(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"data.{kind}"
+    table = pa.Table.from_arrays(
+        [pa.array([text]) for text in ("Add.", "2", "two")], ["instruction", "output", "output"]
+    )
+    if kind == "csv":
+        path.write_text("instruction,output,output\nAdd.,2,two\n")
+    elif kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        record = '{"instruction": "Add.", "output": "2", "output": "two"}'
+        path.write_text(f"[{record}]" if kind == "json" else record)
+    config = ReadConfig(path=str(path))
+    wanted = partial(is_wanted, columns={}, pass_through=())
+    [record] = read_records(Piece(0, str(path), 0, path.stat().st_size), wanted)
+    found = extract(record, config)
+    assert [exchange.texts for exchange in found.exchanges] == [("Add.", "", "2")]
+    assert found.unread == ["output (2)"]
