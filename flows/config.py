@@ -138,7 +138,10 @@ class RunConfig(StageConfig):
 
 def evaluate_config(config: RunConfig) -> EvaluateConfig:
     """Where and how the student is measured: on its own GPUs, on rows as long as its packs, unless told otherwise."""
-    return config.evaluate.following(gpus_per_worker=config.train.gpus_per_worker, longest_pack=config.pack.max_tokens)
+    train = config.train
+    return config.evaluate.following(
+        gpus_per_worker=train.gpus_per_worker, precision=train.precision, longest_pack=config.pack.max_tokens
+    )
 
 
 def default_config() -> Path:
@@ -223,13 +226,36 @@ def _known_keys(section: tuple[int | str, ...]) -> list[str]:
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Workers have other working directories than the command line."""
     source = config.source.model_copy(update={"path": _absolute(config.source.path)})
-    update: dict[str, Any] = {"source": source}
-    for section in ("teacher", "student"):
-        part = getattr(config, section)
-        if not part.model.startswith(PACKAGE_PREFIX) and Path(part.model).expanduser().is_dir():
-            update[section] = part.model_copy(update={"model": str(Path(part.model).expanduser().resolve())})
-    return config.model_copy(update=update)
+    student = config.student.model_copy(update={"model": _absolute_model(config.student.model)})
+    keys = ("backend", "model", "tokenizer", "stages", "mix")
+    teacher = _with_absolute_models({key: getattr(config.teacher, key) for key in keys})
+    return config.model_copy(
+        update={"source": source, "student": student, "teacher": config.teacher.model_copy(update=teacher)}
+    )
+
+
+def _with_absolute_models(teacher: dict[str, Any], backend: str = "") -> dict[str, Any]:
+    """Keys of a teacher, or of a part of one that has this backend unless it names its own.
+
+    The model of an endpoint is a name there, whatever folder is called so here.
+    """
+    backend = teacher.get("backend", backend)
+    found = dict(teacher)
+    for key in ("model", "tokenizer") if backend == "vllm" else ("tokenizer",):
+        if isinstance(found.get(key), str):
+            found[key] = _absolute_model(found[key])
+    if "stages" in found:
+        found["stages"] = {name: _with_absolute_models(part, backend) for name, part in found["stages"].items()}
+    if "mix" in found:
+        found["mix"] = tuple(_with_absolute_models(part, backend) for part in found["mix"])
+    return found
+
+
+def _absolute_model(model: str) -> str:
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if not model.startswith(PACKAGE_PREFIX) and folder.is_dir() else model
 
 
 def _absolute(path: str) -> str:

@@ -89,3 +89,26 @@ def test_shipped_configurations_are_found_from_any_folder_but_ones_own_come_firs
     assert load_config(Path("configs/smoke.yaml"), []).name == "mine"
     with pytest.raises(ConfigError, match=r"configs/other.yaml: no such file"):
         load_config(Path("configs/other.yaml"), [])
+
+
+def test_models_of_every_part_of_a_teacher_are_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "big").mkdir()
+    overrides = [
+        "teacher.backend=vllm",
+        "teacher.model=big",
+        "teacher.tokenizer=./big",
+        "teacher.stages={judge: {model: big}, repair: {mix: [{model: big}, {backend: openai, model: big}]}}",
+        "teacher.mix=[{model: big, weight: 2}, {model: org/hub}, {backend: openai, model: big, tokenizer: big}]",
+        "student.model=big",
+    ]
+    config, there = load_config(SMOKE, overrides), str(tmp_path / "big")
+    teacher = config.teacher
+    assert (teacher.model, teacher.tokenizer, config.student.model) == (there, there, there)
+    mixed = ({"model": there}, {"backend": "openai", "model": "big"})  # an endpoint knows its model by name
+    assert teacher.stages == {"judge": {"model": there}, "repair": {"mix": mixed}}
+    assert [part["model"] for part in teacher.mix] == [there, "org/hub", "big"]
+    assert teacher.mix[2]["tokenizer"] == there
+    assert load_config(SMOKE, ["teacher.backend=openai", "teacher.model=big"]).teacher.model == "big"
