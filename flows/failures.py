@@ -4,6 +4,7 @@ import dagster as dg
 
 from cluster.files import StorageError
 from files.damage import DamagedFileError
+from operators.redact import without_credentials
 from operators.teacher.dispatch import TeacherStoppedError
 
 SHOWN_CHARS = 500  # of an error on the terminal; the log has all of it
@@ -23,7 +24,7 @@ def root_cause(error: object) -> str:
     if error is None:
         return "failed without an error"
     lines = [line.strip() for line in error.message.splitlines() if line.strip()]  # type: ignore[attr-defined]
-    last = lines[-1] if lines else "failed without words"
+    last: str = without_credentials(lines[-1]) if lines else "failed without words"
     # Our own messages are complete sentences, so the name of the class is left out.
     head, _, words = last.partition(": ")
     shown = words if head.startswith(OURS) or head in SENTENCES else last

@@ -5,7 +5,9 @@ check failed; 1 anything else.
 """
 
 import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -33,6 +35,7 @@ from flows.run import Run, open_run
 from flows.steps import print_step
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
+from operators.redact import without_credentials
 from operators.stage import Finding
 from operators.teacher.dispatch import TeacherStoppedError
 from operators.teacher.engine_pool import stopping_engines
@@ -60,16 +63,16 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
             run = open_run(load_config(arguments.config, arguments.override), graph.specs, reparse=arguments.reparse)
             storage = run.config.storage
             if terminal is None:
-                log = Path(run.logs) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
+                log = _log_file(run, arguments)
                 out, err = stack.enter_context(quiet_terminal(log))
                 out.write(f"storage: {run.config.storage}\nlog: {log}\n")
             with ExitStack() as held:  # what it gives back may fail, and is told like any other error
                 return _run(graph, run, arguments, selected, held, (out, err))
         except (ConfigError, ModelNotFoundError, PreflightError) as error:
-            err.write(f"{error}\n")
+            err.write(f"{without_credentials(str(error))}\n")
             return UNUSABLE
         except (StorageBusyError, StorageError, TeacherStoppedError) as error:
-            err.write(f"{error}\n")
+            err.write(f"{without_credentials(str(error))}\n")
             return FAILED
         except DamagedFileError as error:  # Ray's workers send it with their whole traceback
             err.write(f"{str(error).rpartition(f'{DamagedFileError.__name__}: ')[2].splitlines()[0]}\n")
@@ -78,7 +81,7 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
             known = explained(error, storage)
             if known is None:
                 raise
-            err.write(f"{known}\n")
+            err.write(f"{without_credentials(known)}\n")
             return FAILED
 
 
@@ -92,8 +95,7 @@ def _run(
 ) -> int:
     out, _ = terminal
     _require_sense(arguments, selected)
-    looks_only = arguments.plan or arguments.doctor or arguments.step is not None
-    writes = bool(arguments.canary) or not looks_only
+    writes = _writes(arguments)
     if writes:
         stack.enter_context(lease(run.config.storage, run.config.storage_lost_after_seconds))
     logs = stack.enter_context(connected())
@@ -139,6 +141,21 @@ def _require_sense(arguments: argparse.Namespace, selected: Sequence[str]) -> No
         raise ConfigError("--retract: not together with --plan, --doctor, --step, --select or --stale")
     if arguments.stale and selected:
         raise ConfigError("--stale: not together with --select; it makes every stale asset again")
+
+
+def _writes(arguments: argparse.Namespace) -> bool:
+    """Whether the storage may change; all else only looks at it, and leaves nothing there."""
+    looks_only = arguments.plan or arguments.doctor or arguments.step is not None
+    return bool(arguments.canary) or not looks_only
+
+
+def _log_file(run: Run, arguments: argparse.Namespace) -> Path:
+    """Where the output of libraries goes."""
+    if _writes(arguments):
+        return Path(run.logs) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
+    number, name = tempfile.mkstemp(prefix="recycle-and-train-", suffix=".log")
+    os.close(number)
+    return Path(name)
 
 
 def print_findings(findings: Sequence[Finding], out: TextIO) -> int:

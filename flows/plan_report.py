@@ -12,6 +12,7 @@ from flows.run import Run
 from flows.staleness import differences
 from operators.models import ModelNotFoundError
 from operators.read.read_instructions import read_instructions
+from operators.redact import without_credentials
 from operators.reflect import reflect_instructions, reflect_responses
 from operators.reflect.reflect import Reflecting, reflection_calls
 from operators.stage import Finding
@@ -64,7 +65,7 @@ def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:
     try:
         reasons = differences(manifest.made_from, run.staleness.describe(asset, partition, planned))
     except ValueError as error:  # the source is gone; a finding says so
-        return f"unknown: {error}"
+        return f"unknown: {without_credentials(str(error))}"
     rows = "" if manifest.rows is None else f", {manifest.rows} rows"
     return f"stale: {'; '.join(reasons)}{rows}" if reasons else f"cached{rows}"
 

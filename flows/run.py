@@ -26,6 +26,7 @@ from operators.chat_markup import special_tokens_of
 from operators.models import resolve_model
 from operators.read.archive import rows_of_files
 from operators.read.drop_contaminated import EvaluationIndex, evaluation_index
+from operators.read.source_files import shown
 from operators.reflect.reflect import Reflection
 from operators.report.costs import StageCost, stage_costs
 from operators.select.score_store import Scorer
@@ -131,7 +132,7 @@ class Run:
             return [file.path for file in self.staleness.files_of(refresh)] if there else []
         paths = [file.path for file in self.staleness.files_of(refresh)]
         if not paths:
-            raise ValueError(f"source.path: {self.config.source.path} has no file for refresh {refresh}")
+            raise ValueError(f"source.path: {shown(self.config.source.path)} has no file for refresh {refresh}")
         return paths
 
     def archived(self, refresh: str) -> Dataset | None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from operators.redact import without_credentials
+
 Value = TypeVar("Value")
 _OPERATIONAL = "operational"
 # A field that says where or how fast a stage runs, never what it produces: `actors: Operational[int] = Field(1, ...)`.
@@ -23,8 +25,12 @@ class StageConfig(BaseModel):
         return frozenset(name for name, field in cls.model_fields.items() if _OPERATIONAL in field.metadata)
 
     def identity(self) -> dict[str, Any]:
-        """What determines the stage's output; a change in an operational field leaves finished work valid."""
-        return self.model_dump(mode="json", exclude=set(self.operational()))
+        """What determines the stage's output; a change in an operational field leaves finished work valid.
+
+        It is kept in manifests and published: credentials are hidden.
+        """
+        kept: dict[str, Any] = without_credentials(self.model_dump(mode="json", exclude=set(self.operational())))
+        return kept
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Finding:
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.text}"
+        return f"{self.key}: {without_credentials(self.text)}"
 
 
 def require_columns(stage: str, wanted: Collection[str], found: Collection[str]) -> None:

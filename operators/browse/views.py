@@ -8,8 +8,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from operators.columns import RECYCLED_OUTCOMES
+from operators.redact import without_credentials
 from operators.report.pairs import cut_critique, cut_text
-from operators.report.texts import count, decimal, redacted, short, visible, word_diff, words
+from operators.report.texts import count, decimal, short, visible, word_diff, words
 
 REPORT = Path(__file__).parent.parent / "report"
 MAX_CHARS = 6000  # of one text on a page; the cut is marked
@@ -101,7 +102,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {
         "visible": visible,
-        "redacted": redacted,
+        "redacted": without_credentials,
         "count": count,
         "decimal": decimal,
         "words": words,

@@ -11,6 +11,7 @@ from operators.read.record import READ_BYTES, Record
 from operators.read.source_files import Piece
 from operators.read.table_records import arrow_records, delimited_records, parquet_records
 from operators.read.text_streams import format_of, holds_lines, is_damaged, open_text
+from operators.redact import without_credentials
 
 __all__ = ["Record", "read_records"]
 
@@ -37,7 +38,7 @@ def read_records(piece: Piece, wanted: Callable[[str], bool] = lambda _: True) -
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError) or not is_damaged(error):
             raise
-        yield Record(piece.end, None, f"the rest of the file: {error}", "unreadable_file")
+        yield Record(piece.end, None, without_credentials(f"the rest of the file: {error}"), "unreadable_file")
 
 
 def _read(piece: Piece, wanted: Callable[[str], bool]) -> Iterator[Record]:

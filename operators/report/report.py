@@ -17,6 +17,7 @@ from ray.data import Dataset
 
 from operators.evaluate.release_history import Decision
 from operators.evaluate.results import Evaluation, Release
+from operators.redact import without_credentials
 from operators.report.charts import Chart, Series, curve, histogram
 from operators.report.conclusion import conclude
 from operators.report.costs import StageCost
@@ -24,7 +25,7 @@ from operators.report.figures import RATIO, Figures, ReportConfig, collect_figur
 from operators.report.pairs import cut_text
 from operators.report.stages import StageSummary
 from operators.report.styles import style_line, style_lines
-from operators.report.texts import count, decimal, duration, redacted, share, short, signed, visible, word_diff, words
+from operators.report.texts import count, decimal, duration, share, short, signed, visible, word_diff, words
 
 __all__ = ["Report", "ReportConfig", "Results", "build_report", "collect_figures"]
 
@@ -189,14 +190,14 @@ def _render(figures: Figures, config: dict[str, Any], report: ReportConfig) -> s
         "signed": signed,
     }
     environment.globals |= {"word_diff": word_diff, "cut_text": lambda text: cut_text(text or "", report.max_chars)}
-    plain = json.loads(json.dumps(config, default=str))
+    plain = without_credentials(json.loads(json.dumps(config, default=str)))
     return environment.get_template(TEMPLATE).render(
         **figures,
         score_names=SCORE_NAMES,
         funnel=_funnel(figures["rows"]),
         charts=_charts(figures),
         samples=(figures["evaluation"].get("samples") or [])[: report.num_samples],
-        configuration=redacted(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)),
+        configuration=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100),
     )
 
 

@@ -13,8 +13,6 @@ INVISIBLE = re.compile(
 )
 # A word or a run of punctuation with the space behind it, or the space at the head of the text.
 WORD = re.compile(r"\w+\s*|[^\w\s]+\s*|\s+")
-# Credentials inside an address, such as s3://key:secret@host or ...?token=...
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&])([^=&\s]+)=[^&\s]+")
 
 MAX_DIFF_WORDS = 1200  # comparing is quadratic; longer texts are shown side by side
 MIN_KEPT = 0.4  # of the shorter text's words; below it a diff is hard to read, and the texts are shown side by side
@@ -36,11 +34,6 @@ class _Change:
 def visible(text: str) -> str:
     """Name what cannot be seen: a direction override becomes `[U+202E]` and no longer changes the direction."""
     return INVISIBLE.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.replace("\r\n", "\n"))
-
-
-def redacted(text: str) -> str:
-    """Take user, password and query values out of addresses."""
-    return CREDENTIALS.sub(lambda found: f"{found[1]}=…" if found[1] else "…", text)
 
 
 def word_diff(before: str, after: str) -> tuple[tuple[str, str], ...]:

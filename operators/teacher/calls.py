@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from operators.outside_text import replace_surrogates
+from operators.redact import without_credentials
 
 CALLS = pa.schema(
     [
@@ -67,7 +68,7 @@ def failed(call: Call, error: str, prompt_tokens: int = 0, generated_tokens: int
         "finish_reason": None,
         "prompt_tokens": min(prompt_tokens, MOST_TOKENS),
         "generated_tokens": min(generated_tokens, MOST_TOKENS),
-        "error": replace_surrogates(error)[:ERROR_CHARS] or "failed without a word",
+        "error": replace_surrogates(without_credentials(error))[:ERROR_CHARS] or "failed without a word",
     }
 
 

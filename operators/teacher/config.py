@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from operators.redact import without_credentials
 from operators.stage import Operational, StageConfig
 from operators.teacher.prompt_tokens import chat_tokenizer
 
@@ -188,7 +189,7 @@ class TeacherConfig(StageConfig):
         ]
         later = {name: getattr(self, name) for name in _LATER if getattr(self, name) != _default(name)}
         later |= {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
-        return [*parts, json.dumps(later, sort_keys=True)] if later else parts
+        return [*parts, json.dumps(without_credentials(later), sort_keys=True)] if later else parts
 
     def identity(self) -> dict[str, Any]:
         """As of every stage; later keys only where they are set, without arguments that only change speed.

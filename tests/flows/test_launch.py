@@ -12,7 +12,7 @@ import pytest
 from cluster.files import explained
 from cluster.manifest import Manifest
 from flows.config import ConfigError, load_config
-from flows.launch import _conclude, _parse, _selection, _tell_what_was_made, run_flow
+from flows.launch import _conclude, _log_file, _parse, _selection, _tell_what_was_made, run_flow
 from flows.recycle_and_train import GRAPH
 from flows.run import open_run
 
@@ -66,6 +66,28 @@ def test_plan_and_doctor_exclude_each_other(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         _parse(["--plan", "--doctor"])
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["--plan"], False),
+        (["--doctor"], False),
+        (["--step", "3"], False),
+        ([], True),
+        (["--plan", "--canary=2"], True),
+    ],
+)
+def test_who_only_looks_leaves_nothing_in_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], kept: bool
+) -> None:
+    storage = tmp_path / "storage"
+    run = open_run(load_config(SMOKE, [f"storage={storage}"]), GRAPH.specs)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    log = _log_file(run, _parse(arguments))
+    assert log.is_relative_to(storage / "logs") is kept
+    assert log.is_file() is not kept
+    assert not storage.exists()
 
 
 @pytest.mark.parametrize("current", [True, False])

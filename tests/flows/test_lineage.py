@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,17 @@ def test_it_names_version_models_and_prompts_word_for_word(
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", not_installed)
-    settings = [f"storage={tmp_path}", f"student.model={tiny_model}"]
+    settings = [f"storage={tmp_path}", f"student.model={tiny_model}", "decontaminate.files=[s3://me:SECRET1@b/x.json]"]
+    settings += ["source.path=s3://me:SECRET2@b/data?token=SECRET3", "teacher.base_url=http://me:SECRET4@host/v1"]
+    settings += [
+        "teacher.extra_body={api_key: SECRET5}",
+        "teacher.stages={judge: {extra_body: {auth: {token: SECRET6}}}}",
+    ]
     run = open_run(load_config(REPOSITORY / "configs" / "smoke.yaml", settings), GRAPH.specs)
     lineage = lineage_of(run)
     assert lineage["version"] == VERSION
+    assert "SECRET" not in json.dumps(lineage)
+    assert "b/x.json" in json.dumps(lineage)
     assert lineage["student"]["model"] == tiny_model
     assert lineage["prompts"].keys() == {"reflect_instructions", "reflect_responses"}
     assert "steps" in lineage["configuration"]

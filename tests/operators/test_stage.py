@@ -17,6 +17,15 @@ def test_an_operational_key_takes_no_part_in_the_identity() -> None:
     assert Example(threshold=0.6).identity() != Example().identity()
 
 
+def test_what_identifies_a_stage_holds_no_credential() -> None:
+    class Reads(StageConfig):
+        files: list[str] = Field([], description="What.")
+
+    made_from = Reads(files=["s3://key:secret@bucket/x?token=t", "b.jsonl"]).identity()
+    assert made_from == {"files": ["s3://…@bucket/x?token=…", "b.jsonl"]}
+    assert str(Finding("source.path", "s3://key:secret@bucket is empty")) == "source.path: s3://…@bucket is empty"
+
+
 def test_an_operational_key_keeps_its_limits() -> None:
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         Example(actors=0)

@@ -83,3 +83,14 @@ def test_an_operational_key_of_a_stage_or_of_a_mix_throws_no_work_away() -> None
     assert identity(stages={"judge": where}) == identity()
     assert identity(stages={"judge": where | {"top_k": 5}}) == identity(stages={"judge": {"top_k": 5}}) != identity()
     assert identity(mix=[where | {"weight": 2}, {"top_k": 5}]) == identity(mix=[{"weight": 2}, {"top_k": 5}])
+
+
+def test_a_new_credential_changes_neither_identity_nor_keys() -> None:
+    def teacher(secret: str) -> TeacherConfig:
+        body = {"headers": {"Authorization": f"Bearer {secret}"}, "api_key": secret, "region": "eu"}
+        return TeacherConfig.model_validate(BASE | {"backend": "openai", "extra_body": body})
+
+    old, new = teacher("old-1234"), teacher("new-1234")
+    assert (old.identity(), old.key_parts()) == (new.identity(), new.key_parts())
+    assert "1234" not in f"{old.identity()} {old.key_parts()}"
+    assert old.extra_body["api_key"] == "old-1234"

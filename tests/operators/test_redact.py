@@ -1,0 +1,59 @@
+"""Credentials are hidden wherever they stand, and nothing else is."""
+
+from typing import Any
+
+import pytest
+
+from operators.redact import without_credentials
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:secret@bucket/x", "s3://…@bucket/x"),
+        ("https://u:p@ss@host:8000/v1", "https://…@host:8000/v1"),
+        ("https://ghp_123@host/v1", "https://…@host/v1"),
+        ("abfs://container@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
+        ("abfs://name:secret@account/x", "abfs://…@account/x"),
+        ("https://h/v1?a=1&token=abc", "https://h/v1?a=1&token=…"),
+        ("s3://b/x?access_key=A&secret_key=B&region=eu", "s3://b/x?access_key=…&secret_key=…&region=eu"),
+        ("https://h/f?sv=2024&sig=a%2Fb%3D&se=1", "https://h/f?sv=2024&sig=…&se=1"),
+        ("https://h/f?X-Amz-Signature=ab&X-Amz-Date=1", "https://h/f?X-Amz-Signature=…&X-Amz-Date=1"),
+        ("nobody at 'https://u:p@h/?api-key=1', retry", "nobody at 'https://…@h/?api-key=…', retry"),
+        ("Authorization: Bearer sk-12345678", "Authorization: Bearer …"),
+        ("the bearer understands it", "the bearer understands it"),
+        ("storage: out/demo", "storage: out/demo"),
+        ("mail me@home.org, see https://a.b/c?d=e", "mail me@home.org, see https://a.b/c?d=e"),
+        ("x = 1 if a else token", "x = 1 if a else token"),
+    ],
+)
+def test_credentials_in_texts_are_hidden(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+    assert without_credentials(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({"api_key": "k", "apiKey": "k", "hf_token": "t"}, {"api_key": "…", "apiKey": "…", "hf_token": "…"}),
+        (
+            {"headers": {"Authorization": "Bearer abc12345", "X-Api-Key": "k"}},
+            {"headers": {"Authorization": "Bearer …", "X-Api-Key": "…"}},
+        ),
+        ([("s3://a:b@c", 1), {"secret": "s"}], [["s3://…@c", 1], {"secret": "…"}]),
+    ],
+)
+def test_credentials_in_values_are_hidden_by_their_names(value: Any, shown: Any) -> None:
+    assert without_credentials(value) == shown
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"max_tokens": 5, "token": 7, "key": None, "password": ""},
+        {"eos_token": "</s>", "stop_token": "<e>", "tokenizer": "t", "keys": "k", "api_key_env": "OPENAI_API_KEY"},
+        {"signature": "Does it end with a signature?"},
+    ],
+)
+def test_what_only_looks_like_a_credential_stays(value: Any) -> None:
+    assert without_credentials(value) == value
