@@ -140,7 +140,10 @@ def evaluate_config(config: RunConfig) -> EvaluateConfig:
     """Where and how the student is measured: on its own GPUs, on rows as long as its packs, unless told otherwise."""
     train = config.train
     return config.evaluate.following(
-        gpus_per_worker=train.gpus_per_worker, precision=train.precision, longest_pack=config.pack.max_tokens
+        gpus_per_worker=train.gpus_per_worker,
+        precision=train.precision,
+        longest_pack=config.pack.max_tokens,
+        loss_on=config.pack.loss_on,
     )
 
 

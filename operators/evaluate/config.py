@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from operators.stage import Operational
+from operators.student.encode import LossOn
 from operators.student.pool import StudentPoolConfig
 
 MAX_SAMPLES = 5000  # samples are held by the driver and shown in the report
@@ -30,8 +31,12 @@ class EvaluateConfig(StudentPoolConfig):
     judge_critique: bool = Field(True, description="Whether the judge explains itself before it scores.")
     judge_max_tokens: int = Field(256, ge=16, description="Longest verdict of the judge in tokens.")
 
-    def following(self, *, gpus_per_worker: float, precision: str, longest_pack: int) -> Self:
-        """Fill in what is not configured: GPUs and number format of the training, rows at least as long as its packs.
+    loss_on: LossOn = Field(
+        "last", description="Turns of a dialogue whose loss is measured; as pack.loss_on unless it is set."
+    )
+
+    def following(self, *, gpus_per_worker: float, precision: str, longest_pack: int, loss_on: LossOn) -> Self:
+        """Fill in what is not configured: GPUs, number format and loss of the training, rows as long as its packs.
 
         A model that is trained on GPUs would take days to evaluate on one CPU thread, and short rows say little about a
         model that is trained on long ones.
@@ -40,11 +45,13 @@ class EvaluateConfig(StudentPoolConfig):
             gpus_per_worker: of the student's training.
             precision: of the student's training.
             longest_pack: `pack.max_tokens`.
+            loss_on: `pack.loss_on`.
         """
         follows = {
             "gpus_per_actor": gpus_per_worker,
             "precision": precision,
             "max_tokens": max(self.max_tokens, longest_pack),
+            "loss_on": loss_on,
         }
         return self.model_copy(update={key: new for key, new in follows.items() if key not in self.model_fields_set})
 

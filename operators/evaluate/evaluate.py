@@ -33,7 +33,7 @@ from operators.stage import require_columns
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
-TEXTS = ("row_id", "instruction", "input", "response", "turns_before")
+TEXTS = ("row_id", "instruction", "input", "response", "turns_before", "turns_after")
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def evaluate(
     """Measure base model and student on the held-out rows, and compare the student with earlier ones.
 
     The samples are the rows of lowest row id; ids are hashes, so this is a random choice that does not change while
-    the rows are there. Losses are nats per response token, noise off, weighted by tokens. `special_tokens` are those of
-    the teacher: the judge reads no text that holds one.
+    the rows are there. Losses are nats per learnt token of the whole dialogue (`loss_on`), noise off, weighted by
+    tokens. Samples answer the row's instruction. `special_tokens` are those of the teacher: the judge reads no text
+    that holds one.
 
     Columns in:
         columns.RAW; `outcome` is not read.

@@ -38,20 +38,22 @@ class ModelActor:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Measure a batch."""
-        texts = rows.select(["row_id", "instruction", "input", "response", "turns_before"])
+        texts = rows.select(["row_id", "instruction", "input", "response", "turns_before", "turns_after"])
         records = [self._encode(row) for row in texts.to_pylist()]
         with attending(self._model, self._attention):
             self._score([record for record in records if record["unscored"] is None])
-            self._answer([record for record in records if record["row_id"] in self._sample_ids and record["encoded"]])
+            self._answer([record for record in records if record["prompt"]])
         report_progress("evaluate", rows=rows.num_rows)
         return pa.Table.from_pylist(records, schema=MEASURED)
 
     def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
-        record = {"row_id": row["row_id"], "encoded": None, "num_tokens": 0, "unscored": None}
+        """The dialogue with the labels that training gives it; and for a sample what comes before its response."""
+        record = {"row_id": row["row_id"], "encoded": None, "prompt": None, "num_tokens": 0, "unscored": None}
+        pair = (row["instruction"], row["input"], row["response"], row["turns_before"])
         try:
-            encoded = encode_example(
-                self._tokenizer, row["instruction"], row["input"], row["response"], row["turns_before"]
-            )
+            encoded = encode_example(self._tokenizer, *pair, row["turns_after"], loss_on=self._config.loss_on)
+            if row["row_id"] in self._sample_ids:
+                record["prompt"] = prompt_of(encode_example(self._tokenizer, *pair))
         except EncodingError as error:
             return record | {"unscored": error.reason}
         unscored = OVER_LONG if len(encoded.input_ids) > self._limit else None
@@ -64,12 +66,11 @@ class ModelActor:
             record |= {"nll": nll} if math.isfinite(nll) else {"unscored": NOT_FINITE}
 
     def _answer(self, records: list[dict[str, Any]]) -> None:
-        prompts = [prompt_of(record["encoded"]) for record in records]
         room = longest_context(self._model, self._config.max_tokens + self._config.max_new_tokens)
         fitting = [
-            (record, prompt)
-            for record, prompt in zip(records, prompts, strict=True)
-            if len(prompt) + self._config.max_new_tokens <= room
+            (record, record["prompt"])
+            for record in records
+            if len(record["prompt"]) + self._config.max_new_tokens <= room
         ]
         answers = greedy_answers(
             self._model,

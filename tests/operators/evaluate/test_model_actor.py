@@ -9,6 +9,8 @@ import pytest
 from operators.columns import HELD_OUT, RAW
 from operators.evaluate.config import EvaluateConfig, TrainedAttention
 from operators.evaluate.model_actor import ModelActor
+from operators.student.encode import IGNORED, LossOn, encode_example, load_tokenizer
+from operators.student.nll import load_causal_lm, sum_nll
 
 TURNS = json.dumps([{"role": "system", "content": "Answer in one word."}])
 
@@ -48,8 +50,24 @@ def test_the_dialogue_before_the_instruction_is_context_and_carries_no_loss(tiny
     alone, after_turns = measure(tiny_model, rows_of(texts)), measure(tiny_model, rows_of(texts, turns_before=TURNS))
     assert alone["a"]["num_tokens"] == after_turns["a"]["num_tokens"]
     assert alone["a"]["nll"] != pytest.approx(after_turns["a"]["nll"], rel=1e-6)
-    followed = measure(tiny_model, rows_of(texts, turns_after=json.dumps([{"role": "user", "content": "Thanks"}])))
-    assert followed["a"]["nll"] == pytest.approx(alone["a"]["nll"], rel=1e-6), "what follows is not measured"
+
+
+AFTER = json.dumps([{"role": "user", "content": "And a second?"}, {"role": "assistant", "content": "Green, surely."}])
+
+
+@pytest.mark.parametrize("loss_on", ["last", "all"])
+def test_a_dialogue_is_measured_on_the_turns_that_training_learns(tiny_model: str, loss_on: LossOn) -> None:
+    texts = ("a", "Name a colour.", "Blue.")
+    before = json.dumps([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}])
+    rows = rows_of(texts, turns_before=before, turns_after=AFTER)
+    found = measure(tiny_model, rows, "a", loss_on=loss_on)["a"]
+    tokenizer, model = load_tokenizer(tiny_model), load_causal_lm(tiny_model, EvaluateConfig())
+    learnt = encode_example(tokenizer, *texts[1:2], None, texts[2], before, AFTER, loss_on=loss_on)
+    assert found["num_tokens"] == sum(label != IGNORED for label in learnt.labels)
+    assert found["nll"] == pytest.approx(sum_nll(model, [learnt], 4096)[0], rel=1e-5)
+    # Whatever is learnt, the sample answers the instruction of the row, which the teacher has rewritten elsewhere.
+    alone = measure(tiny_model, rows_of(texts, turns_before=before), "a")["a"]
+    assert found["answer"] == alone["answer"]
 
 
 def test_a_student_is_measured_with_the_attention_that_it_was_trained_with(tiny_model: str) -> None:
