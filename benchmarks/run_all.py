@@ -41,7 +41,12 @@ BENCHMARKS = (
         "speed and memory of HyperAttention",
     ),
     Benchmark(
-        "training", ("--tokens", "256", "--packs", "1", "--steps", "3"), "a training step against a plain torch loop"
+        "training",
+        ("--tokens", "256", "--packs", "1", "--steps", "3", "--rounds", "1"),
+        "a training step against a plain torch loop",
+    ),
+    Benchmark(
+        "same_curve", ("--stages", "2", "--paths", "1-2-1", "--steps", "3"), "losses after a resize of the workers"
     ),
     Benchmark("long_training", ("step", "--tokens", "2048", "--window", "512"), "a training step, exact and Hyper"),
     Benchmark(
@@ -61,6 +66,7 @@ BENCHMARKS = (
 NOT_RUN = {
     "run_all": "this file",
     "language_model": "imported by others",
+    "packs": "imported by others",
     "gpu": "needs a GPU",
     "gpu_cases": "imported by gpu.py",
     "teacher_distilabel": "needs a Python with distilabel; set DISTILABEL_PYTHON and run teacher.py",

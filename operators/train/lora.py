@@ -74,7 +74,8 @@ def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            wrapped = get_peft_model(model, settings)
+            # Adapters in the model's type, as ZeRO-3 demands; the optimizer has an fp32 copy of them in any case.
+            wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)
         except ValueError as error:
             raise ValueError(f"train: train.lora.target_modules: {' '.join(str(error).split())}") from None
     touched = [ends[id(layer.base_layer)] for layer in adapted_layers(wrapped).values() if id(layer.base_layer) in ends]

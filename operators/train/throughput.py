@@ -45,7 +45,10 @@ class ModelCost:
 
 
 def model_cost(model: Any) -> ModelCost:
-    """The cost of a model by its weights; those of the input embedding are looked up and multiply nothing."""
+    """The cost of a model by its weights; those of the input embedding are looked up and multiply nothing.
+
+    A model whose configuration names no attention heads, such as a state-space model, is taken to have no attention.
+    """
     text = model.config.get_text_config()
     looked_up = model.get_input_embeddings()
     tied = getattr(text, "tie_word_embeddings", False)
@@ -53,7 +56,9 @@ def model_cost(model: Any) -> ModelCost:
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in skipped]
     sizes = [(int(getattr(each, "ds_numel", each.numel())), each.requires_grad) for each in parameters]
     per_token = sum(size * (6 if trained else 4) for size, trained in sizes)
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None)
+    if not isinstance(heads, int) or not heads:
+        return ModelCost(float(per_token), 0.0)
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelCost(float(per_token), 6.0 * text.num_hidden_layers * heads * size)
 

@@ -24,6 +24,7 @@ from operators.train.config import TrainConfig
 from operators.train.engine import loaded, prepare_process
 from operators.train.export import ExportError, export_student, gathered_weights
 from operators.train.job import TrainJob
+from operators.train.metrics import read_metrics
 from operators.train.pack_order import PackStore, read_index
 from operators.train.trainer import Trainer
 
@@ -281,3 +282,53 @@ def test_the_head_in_parts_gives_the_same_step_where_its_weight_is_sharded(job, 
     for whole, parts in zip(*steps, strict=True):
         assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
         assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_best_weights_are_exported_and_training_stops_when_they_get_no_better(job, tmp_path, monkeypatch):
+    config = job.config.model_copy(
+        update={"evaluate_every_steps": 1, "validation_share": 0.2, "patience": 2, "max_steps": 9}
+    )
+    one = replace(job, folder=str(tmp_path), config=config)
+    (tmp_path / "checkpoints").mkdir()
+    exported, losses = {}, iter([3.0, 1.0, 2.0, 1.5])
+    evaluate = trainer_module.Trainer.evaluate
+
+    def evaluated(self):
+        exported[len(exported) + 1] = gathered_weights(self._engine.module)
+        quiet = evaluate(self)
+        assert quiet["validation_loss"] == pytest.approx(quiet["quiet_loss"], rel=0.1)
+        return quiet | {"validation_loss": next(losses)}
+
+    monkeypatch.setattr(trainer_module.Trainer, "evaluate", evaluated)
+    loop.train_worker({"job": one})
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["validation_loss"] for line in lines] == [3.0, 1.0, 2.0, 1.5]  # two without a better one
+    assert all(0 < line["goodput"] <= 1 and line["model_flops_per_second"] > 0 for line in lines)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, weight in exported[2].items():
+        assert torch.equal(dict(student.named_parameters())[name], weight), name
+    notes = json.loads((tmp_path / "checkpoints" / "exported.json").read_text())["notes"]
+    assert "stopped after 4 of 9 steps" in notes[0]
+    assert "exported the weights of step 2 of 4, with the lowest validation loss 1.0000" in notes[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_from_there(job, tmp_path):
+    one = replace(job, folder=str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "stop").touch()
+    loop.train_worker({"job": one})
+    assert [found.step for found in complete_checkpoints(tmp_path / "checkpoints")] == [1]
+    assert not (tmp_path / "checkpoints" / "exported.json").exists()
+    (tmp_path / "checkpoints" / "stop").unlink()
+    other = replace(job, folder=str(tmp_path / "other"), identity="of another run")
+    given = str(tmp_path / "checkpoints" / "step-00000001")
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    loop.train_worker({"job": replace(other, config=job.config.model_copy(update={"resume_from": given}))})
+    loop.train_worker({"job": one})
+    losses = [
+        [line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (tmp_path, tmp_path / "other")
+    ]
+    assert len(losses[0]) == 4
+    assert losses[1] == losses[0][1:]

@@ -64,13 +64,12 @@ def test_layers_that_cannot_have_an_adapter_are_named(tiny_model, modules, text)
 @pytest.fixture(scope="module")
 def job(process_group, tiny_model, packs_file, tmp_path_factory):
     """A job of one worker with adapters, inside a process group of this process."""
-    folder = tmp_path_factory.mktemp("lora")
     config = TrainConfig(
         max_steps=4, packs_per_step=3, learning_rate=1e-2, precision="fp32", lora=LORA, activation_checkpointing=True
     )
     prepare_process(config)
     digest = read_index([packs_file]).digest
-    return TrainJob(config, tiny_model, str(folder), [packs_file], digest, "identity")
+    return TrainJob(config, tiny_model, str(tmp_path_factory.mktemp("lora")), [packs_file], digest, "identity")
 
 
 def steps(job, count, start=0, save=None, saved=None):
@@ -85,12 +84,14 @@ def steps(job, count, start=0, save=None, saved=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_stage_learns_the_same_noised_and_goes_on_from_its_checkpoint(job, tmp_path, stage):
-    one = replace(job, config=job.config.model_copy(update={"zero_stage": stage}))
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (2, "fp32"), (3, "fp32"), (3, "bf16")])
+def test_every_stage_learns_the_same_noised_and_goes_on_from_its_checkpoint(job, tmp_path, stage, precision):
+    one = replace(job, config=job.config.model_copy(update={"zero_stage": stage, "precision": precision}))
     whole = steps(one, 4)
     expected = steps(replace(job, config=job.config.model_copy(update={"zero_stage": 1})), 4)
-    assert [step.loss for step in whole] == pytest.approx([step.loss for step in expected], rel=1e-5)
+    assert [step.loss for step in whole] == pytest.approx(
+        [step.loss for step in expected], rel=1e-5 if precision == "fp32" else 2e-3
+    )
     assert whole[-1].loss < whole[0].loss
     assert whole[0].neft_l2 == pytest.approx(5 / 3**0.5, rel=0.05)
     quiet = one.config.model_copy(update={"neftune_alpha": 0})
