@@ -32,9 +32,10 @@ def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, 
     """
     refused = any(finding.fatal for finding in findings)
     out.write(f"plan of {run.config.name}, refresh {refresh}, storage {run.config.storage}\n")
-    for asset, spec in run.specs.items():
-        partition = refresh if spec.partitions_def is not None else None
-        out.write(f"  {asset:<26}{_state(run, asset, partition, refresh)}\n")
+    with run.store.looking():
+        for asset, spec in run.specs.items():
+            partition = refresh if spec.partitions_def is not None else None
+            out.write(f"  {asset:<26}{_state(run, asset, partition, refresh)}\n")
     if not any(finding.key.startswith("source") and finding.fatal for finding in findings):
         with suppress(ModelNotFoundError):  # a finding says so
             out.writelines(f"  {line}\n" for line in _teacher_work(run, refresh, 0 if refused else canary))

@@ -29,7 +29,8 @@ def stale_assets(run: Run, refresh: str | None) -> list[str]:
 
 def tell_stale(run: Run, out: TextIO) -> int:
     """Print what `--stale` would make again, a line a refresh; returns how many refreshes are stale."""
-    stale = {key: found for key in run.store.refreshes(RAW_INSTRUCTIONS) if (found := stale_assets(run, key))}
+    with run.store.looking():
+        stale = {key: found for key in run.store.refreshes(RAW_INSTRUCTIONS) if (found := stale_assets(run, key))}
     for key, names in stale.items():
         out.write(f"stale: refresh {key}: {', '.join(names)}\n")
     over_all = stale_assets(run, None)

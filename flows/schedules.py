@@ -108,8 +108,9 @@ def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] |
         return dg.SkipReason(f"{_named(active[0])} is {active[0].status.value}; new files wait for its end")
     if is_leased(run.config.storage):
         return dg.SkipReason("a run of the command line is writing to the storage; new files wait for its end")
-    nothing_new = _request_new_files(run)
-    decided = decide(instance, run)
+    with run.store.looking():
+        nothing_new = _request_new_files(run)
+        decided = decide(instance, run)
     if decided.due:
         return decided.due
     return dg.SkipReason("; ".join([*decided.waiting, nothing_new, *decided.given_up]))
