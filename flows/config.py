@@ -257,6 +257,8 @@ def _with_absolute_models(teacher: dict[str, Any], backend: str = "") -> dict[st
 
 
 def _absolute_model(model: str) -> str:
+    if not model:  # no tokenizer is named; as a path it would be the working directory
+        return model
     folder = Path(model).expanduser()
     return str(folder.resolve()) if not model.startswith(PACKAGE_PREFIX) and folder.is_dir() else model
 

@@ -112,3 +112,9 @@ def test_models_of_every_part_of_a_teacher_are_found_from_another_folder(
     assert [part["model"] for part in teacher.mix] == [there, "org/hub", "big"]
     assert teacher.mix[2]["tokenizer"] == there
     assert load_config(SMOKE, ["teacher.backend=openai", "teacher.model=big"]).teacher.model == "big"
+
+
+def test_a_tokenizer_that_is_not_named_is_not_the_working_directory() -> None:
+    """Every endpoint was refused: `folder ... has no config.json`."""
+    endpoint = ["teacher.backend=openai", "teacher.model=m", "teacher.base_url=http://127.0.0.1:1/v1"]
+    assert load_config(REPOSITORY / "configs/smoke.yaml", endpoint).teacher.tokenizer == ""
