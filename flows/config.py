@@ -234,9 +234,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     student = config.student.model_copy(update={"model": _absolute_model(config.student.model)})
     keys = ("backend", "model", "tokenizer", "stages", "mix")
     teacher = _with_absolute_models({key: getattr(config.teacher, key) for key in keys})
-    return config.model_copy(
-        update={"source": source, "student": student, "teacher": config.teacher.model_copy(update=teacher)}
-    )
+    select = config.select.model_copy(update={"reward_model": _absolute_model(config.select.reward_model)})
+    update = {"source": source, "student": student, "teacher": config.teacher.model_copy(update=teacher)}
+    return config.model_copy(update={**update, "select": select})
 
 
 def _with_absolute_models(teacher: dict[str, Any], backend: str = "") -> dict[str, Any]:
@@ -260,7 +260,8 @@ def _absolute_model(model: str) -> str:
     if not model:  # no tokenizer is named; as a path it would be the working directory
         return model
     folder = Path(model).expanduser()
-    return str(folder.resolve()) if not model.startswith(PACKAGE_PREFIX) and folder.is_dir() else model
+    is_folder = bool(model) and not model.startswith(PACKAGE_PREFIX) and folder.is_dir()
+    return str(folder.resolve()) if is_folder else model
 
 
 def _absolute(path: str) -> str:

@@ -26,12 +26,15 @@ from flows.run import MOST_NAMED, Run
 from flows.source_versions import RefreshFile
 from operators.models import ModelNotFoundError
 from operators.read.doctor import examine_source
+from operators.select.reward import KEY as REWARD_MODEL
+from operators.select.reward import examine_reward_model
 from operators.stage import Finding
 from operators.student.doctor import StudentNeeds, examine_student
 from operators.teacher.doctor import check_teacher
 from operators.train.memory import StudentSize, measure
 
 NEED_TEACHER = (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS, EVALUATION)
+NEED_REWARD = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS)
 NEED_STUDENT = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES, STUDENT, EVALUATION)
 
 
@@ -60,6 +63,8 @@ def preflight(
     ]
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
+    if not models and run.reward_model and (thorough or _is_needed(run, refresh, NEED_REWARD, selected)):
+        found += examine_reward_model(run.reward_model)
     if not models and (thorough or _is_needed(run, refresh, NEED_TEACHER, selected)):
         found += check_teacher(run.teacher)
     if not models:
@@ -163,7 +168,11 @@ def _named(files: Sequence[str]) -> str:
 
 def _model_findings(run: Run) -> list[Finding]:
     found = []
-    for key, resolve in (("teacher.model", lambda: run.teacher), ("student.model", lambda: run.student)):
+    for key, resolve in (
+        ("teacher.model", lambda: run.teacher),
+        ("student.model", lambda: run.student),
+        (REWARD_MODEL, lambda: run.reward_model),
+    ):
         try:
             resolve()
         except ModelNotFoundError as error:

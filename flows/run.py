@@ -29,6 +29,7 @@ from operators.read.drop_contaminated import EvaluationIndex, evaluation_index
 from operators.read.source_files import shown
 from operators.reflect.reflect import Reflection
 from operators.report.costs import StageCost, stage_costs
+from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.score_store import Scorer
 from operators.teacher.config import TeacherConfig
 from operators.teacher.engine_pool import make_room
@@ -99,9 +100,10 @@ class Run:
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
-        """Control tokens of teacher and student, which no text may contain."""
+        """Control tokens of all models that read texts, which no text may contain."""
         models = {teacher.model for _, teacher in every_teacher(self.teacher) if teacher.backend == "vllm"}
-        return frozenset[str]().union(*(special_tokens_of(model) for model in {self.student, *models}))
+        models |= {self.student} | ({self.reward_model} if self.reward_model else set())
+        return frozenset[str]().union(*(special_tokens_of(model) for model in models))
 
     def ledger(self, *, offline: bool = False) -> Ledger:
         """The teacher ledger, with metrics of its own for the asset that asks for it."""
@@ -115,7 +117,13 @@ class Run:
     @cached_property
     def scorer(self) -> Scorer:
         """The student before training as a judge of texts, with its score ledger."""
-        return Scorer(self.student, self.config.score, self.path("scores"))
+        return Scorer(self.student, self.config.score, self.path("scores"), self.reward_model)
+
+    @cached_property
+    def reward_model(self) -> str:
+        """Folder or hub id of the model that selects; "" if none does."""
+        select = self.config.select
+        return resolve_model(select.reward_model, REWARD_MODEL) if select.policy == "reward" else ""
 
     def costs(self) -> list[StageCost]:
         """What the ledger holds by stage, however many runs made the calls."""

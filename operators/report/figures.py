@@ -27,8 +27,13 @@ WORD_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 38
 # Scores: perplexity ratios; 1 is an edge because the policy keeps what lies below it; the last bin is open.
 RATIO_EDGES = tuple(round(step * 0.05, 2) for step in range(41))
 # Policy perplexity scores by perplexities instead, which spread over orders of magnitude.
-RATIO, PERPLEXITY = "ratio", "perplexity"
-SCORE_EDGES: dict[str, tuple[float, ...]] = {RATIO: RATIO_EDGES, PERPLEXITY: WORD_EDGES}
+# Rewards are in units of their model, most of them near 0; what lies outside counts in the first and last bin.
+RATIO, PERPLEXITY, REWARD = "ratio", "perplexity", "reward"
+SCORE_EDGES: dict[str, tuple[float, ...]] = {
+    RATIO: RATIO_EDGES,
+    PERPLEXITY: WORD_EDGES,
+    REWARD: tuple(float(step) for step in range(-16, 17)),
+}
 # Which text a score belongs to: without the text there is nothing to score, with it a null counts as unscored.
 SCORED_TEXTS = {
     "ifd_original": "instruction",
@@ -71,7 +76,7 @@ def collect_figures(
     Columns in: `columns.RECYCLED`, `columns.PACKS`; None stands for a stage that did not run.
 
     Args:
-        policy: `select.policy`, which says what the scores are: perplexities under "perplexity", else ratios.
+        policy: `select.policy`, which says what the scores are: perplexities or rewards under these names, else ratios.
 
     Returns:
         rows {source, quarantined, dropped, recycled, active, escaped, packed, unpacked}, lengths (words),
@@ -80,7 +85,7 @@ def collect_figures(
     Raises:
         ValueError: a column is missing.
     """
-    measure = PERPLEXITY if policy == PERPLEXITY else RATIO
+    measure = policy if policy in SCORE_EDGES else RATIO
     counts, pairs = _fold_rows(recycled, report, policy, measure)
     packed = _fold_packs(packs)
     return {
@@ -173,7 +178,7 @@ def _summarise_rows(rows: pa.Table, report: ReportConfig, policy: str, measure: 
         with_text = recycled.filter(pc.is_valid(recycled[text]))
         values = pc.fill_null(with_text[name], math.nan).to_numpy()
         finite = values[np.isfinite(values)]
-        bins = np.searchsorted(SCORE_EDGES[measure], finite, side="right") - 1
+        bins = np.maximum(np.searchsorted(SCORE_EDGES[measure], finite, side="right") - 1, 0)
         counts[name] = {str(bin_): int(count) for bin_, count in zip(*np.unique(bins, return_counts=True), strict=True)}
         scored["score_sum"][name] = float(finite.sum())
         scored["scored"][name] = len(finite)

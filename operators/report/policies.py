@@ -21,7 +21,7 @@ from operators.select.select import (
     new_is_better,
 )
 
-POLICIES: tuple[Policy, ...] = ("none", "ifd", "ifd_rifd", "perplexity")
+POLICIES: tuple[Policy, ...] = ("none", "ifd", "ifd_rifd", "perplexity", "reward")
 SIDES = ("instructions", "responses")
 OFFERED = "offered"
 COLUMNS = (
@@ -68,7 +68,7 @@ def policy_figures(kept: Mapping[str, int], policy: str) -> dict[str, Any]:
 
 
 def _measures(policy: str) -> dict[str, Measure | None]:
-    config = SelectConfig(policy=policy)
+    config = SelectConfig.model_construct(policy=policy)  # what it compares, whatever model does
     return {"instructions": config.first_measure(), "responses": config.second_measure()}
 
 

@@ -245,7 +245,7 @@ def _charts(figures: Figures) -> dict[str, Chart | None]:
         ("r-IFD", "rifd_selected", "rifd_better_response"),
     ):
         is_ratio = scores[old]["measure"] == RATIO
-        name = kind if is_ratio else "Perplexity"
+        name = kind if is_ratio else str(scores[old]["measure"]).capitalize()
         both = [Series(SCORE_NAMES[one], css, scores[one]["counts"]) for one, css in ((old, "before"), (new, "after"))]
         title = f"{name} of the original and of the rewrite"
         charts[kind] = histogram(title, name, scores[old]["edges"], both, limit=1.0 if is_ratio else None)

@@ -64,11 +64,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean nats per target token with and without the context; None and a `reason` where there is no score."""
+    """Mean nats per target token with and without the context, or what a reward model says of the answer.
+
+    None, and a `reason`, where there is no score.
+    """
 
     nll_given: float | None = None
     nll_alone: float | None = None
     reason: str = ""
+    reward: float | None = None
 
     @property
     def ratio(self) -> float | None:

@@ -23,6 +23,7 @@ from operators.join import cogroup
 from operators.models import model_revision
 from operators.parquet_log import ParquetLog, write_whole
 from operators.select.ifd import Score, ScoreConfig, StudentScorer, Turn
+from operators.select.reward import RewardScorer
 
 # Raise it when the same text would get another score. 1 did not tell bfloat16 on GPUs from float32 on CPUs, and found
 # targets of one token too short.
@@ -36,8 +37,10 @@ RECORD = pa.schema(
         ("nll_given", pa.float64()),
         ("nll_alone", pa.float64()),
         ("reason", pa.string()),
+        ("reward", pa.float64()),
     ]
 )
+REWARDS = "reward"  # the kind of scores that a reward model gives
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,19 @@ class Scorer:
         config: size, resources and limits of its pool.
         folder: of the score ledger, an absolute path or a URI; it need not exist. A text is scored once, whatever the
             policy.
+        reward_model: folder or hub id of the model that gives REWARDS; "" if none does.
     """
 
     student: str
     config: ScoreConfig
     folder: str
+    reward_model: str = ""
 
 
 class Scores:
     """The scores that one batch of rows may ask for: those that are known, and a student for the others."""
 
-    def __init__(self, known: dict[str, Score], scorer: StudentScorer, config: ScoreConfig) -> None:
+    def __init__(self, known: dict[str, Score], scorer: StudentScorer | RewardScorer, config: ScoreConfig) -> None:
         self._known, self._scorer, self._config = known, scorer, config
         self.new: list[dict[str, Any]] = []  # records of what had to be scored
 
@@ -86,11 +91,13 @@ def map_with_scores(rows: Dataset, decide: Decide, scorer: Scorer, kind: str) ->
         scorer: the student.
         kind: names the folder of the scores within the ledger: what is asked there and nowhere else.
     """
-    student, config, folder = scorer.student, scorer.config, f"{scorer.folder}/{kind}"
-    name = hashlib.sha256(model_revision(student).encode()).hexdigest()[:16]
+    model = scorer.reward_model if kind == REWARDS else scorer.student
+    config, folder = scorer.config, f"{scorer.folder}/{kind}"
+    name = hashlib.sha256(model_revision(model).encode()).hexdigest()[:16]
+    judge = (RewardScorer if kind == REWARDS else StudentScorer)(model, config)
     return _with_known(rows, ParquetLog(folder), name).map_batches(
         _ScoringActor,
-        fn_constructor_kwargs={"decide": decide, "student": student, "config": config, "folder": f"{folder}/{name}"},
+        fn_constructor_kwargs={"decide": decide, "scorer": judge, "config": config, "folder": f"{folder}/{name}"},
         batch_size=config.batch_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=config.actors),
@@ -132,9 +139,8 @@ def _merge(rows: pa.Table, records: pa.Table) -> pa.Table:
 
 
 class _ScoringActor:
-    def __init__(self, decide: Decide, student: str, config: ScoreConfig, folder: str) -> None:
-        self._decide, self._folder, self._config = decide, folder, config
-        self._scorer = StudentScorer(student, config)
+    def __init__(self, decide: Decide, scorer: StudentScorer | RewardScorer, config: ScoreConfig, folder: str) -> None:
+        self._decide, self._folder, self._config, self._scorer = decide, folder, config, scorer
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         scores = Scores(_read_known(rows), self._scorer, self._config)
@@ -146,4 +152,5 @@ class _ScoringActor:
 
 def _read_known(rows: pa.Table) -> dict[str, Score]:
     records = [record for text in rows[KNOWN].drop_null().to_pylist() for record in json.loads(text)]
-    return {each["score_key"]: Score(each["nll_given"], each["nll_alone"], each["reason"]) for each in records}
+    names = ("nll_given", "nll_alone", "reason", "reward")
+    return {each["score_key"]: Score(*(each.get(name) for name in names)) for each in records}

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray.data import Dataset
 
 from operators.columns import (
@@ -30,11 +30,13 @@ from operators.columns import (
 )
 from operators.progress import report_progress
 from operators.select.ifd import Pair, Score, Turn, ifd_turn, reverse_ifd_turn
-from operators.select.score_store import Scorer, Scores, map_with_scores
+from operators.select.score_store import REWARDS, Scorer, Scores, map_with_scores
 from operators.stage import StageConfig, require_columns
 
-Policy = Literal["none", "ifd", "ifd_rifd", "perplexity"]
-Measure = Literal["ifd", "rifd", "perplexity"]
+Policy = Literal["none", "ifd", "ifd_rifd", "perplexity", "reward"]
+Measure = Literal["ifd", "rifd", "perplexity", "reward"]
+RATIOS: tuple[Measure, ...] = ("ifd", "rifd")
+HIGHER_IS_BETTER: tuple[Measure, ...] = ("ifd", "reward")
 Values = dict[str, Any]
 
 NOT_REFLECTED = "dropped:response_not_reflected"
@@ -47,7 +49,13 @@ class SelectConfig(StageConfig):
         "ifd_rifd",
         description="Which rewrites are chosen: ifd_rifd takes instructions of higher IFD and responses of lower r-IFD "
         "(the papers' version 2), ifd compares only instructions and takes every parsed better response, perplexity "
-        "takes the pair whose response is less perplexing, none takes every parsed reflection and loads no model.",
+        "takes the pair whose response is less perplexing, reward takes what select.reward_model scores higher, none "
+        "takes every parsed reflection and loads no model.",
+    )
+    reward_model: str = Field(
+        "",
+        description="The model that scores answers under policy reward: a folder or hub id of a "
+        "sequence-classification model with one label; it runs in the actors of the section score.",
     )
     keep_unreflected_responses: bool = Field(
         True,
@@ -60,15 +68,27 @@ class SelectConfig(StageConfig):
         "authors' code does.",
     )
 
+    @model_validator(mode="after")
+    def _reward_needs_a_model(self) -> Self:
+        if self.policy == "reward" and not self.reward_model:
+            raise ValueError("policy: reward needs reward_model, a sequence-classification model with one label")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Without the reward model where none is used, so that older work stays valid."""
+        return {name: value for name, value in super().identity().items() if name != "reward_model" or value}
+
     def first_measure(self) -> Measure | None:
         """What the choice of instructions compares; None if nothing."""
-        measures: dict[Policy, Measure] = {"ifd": "ifd", "ifd_rifd": "ifd", "perplexity": "perplexity"}
-        return measures.get(self.policy)
+        if self.policy == "ifd_rifd":
+            return "ifd"
+        return None if self.policy == "none" else self.policy
 
     def second_measure(self) -> Measure | None:
         """What the choice of responses compares; None if nothing."""
-        measures: dict[Policy, Measure] = {"ifd_rifd": "rifd", "perplexity": "perplexity"}
-        return measures.get(self.policy)
+        if self.policy == "ifd_rifd":
+            return "rifd"
+        return None if self.policy in ("none", "ifd") else self.policy
 
 
 def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dataset:
@@ -85,7 +105,7 @@ def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer) -> 
         columns.INSTRUCTION_REFLECTED.
     Columns out:
         columns.SELECTED. `ifd_original` is scored on every active row, also where there is nothing to choose.
-        Both scores are null under policy none, and perplexities under policy perplexity.
+        Both scores are null under policy none, perplexities or rewards under the policies of these names.
     Source:
         arXiv 2402.10110, section 3: argmax of IFD, from the student before training.
     """
@@ -106,7 +126,7 @@ def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dat
     Columns out:
         columns.RECYCLED. `outcome` becomes original, instruction (the reflected pair was selected first), response
         (the better response was chosen), both, or dropped:response_not_reflected if the configuration says so.
-        Scores are null under policies none and ifd, and perplexities under policy perplexity.
+        Scores are null under policies none and ifd, perplexities or rewards under the policies of these names.
     Source:
         arXiv 2402.10110, section 3: argmin of r-IFD, from the student before training. The second condition, an IFD of
         the final pair below 1 (`ifd_better_response`), is in the authors' code and not in the text.
@@ -128,7 +148,7 @@ def new_is_better(measure: Measure | None, old: float | None, new: float | None)
     """Whether the new candidate replaces the old one.
 
     Args:
-        measure: ifd: higher is better; rifd, perplexity: lower is better; None: the new one is always taken.
+        measure: ifd, reward: higher is better; rifd, perplexity: lower is better; None: the new one is always taken.
         old: score of what is there; None or not finite if it has none, and then nothing replaces it.
         new: score of the candidate; eligible if finite and, for ratios, below 1.
     """
@@ -136,9 +156,9 @@ def new_is_better(measure: Measure | None, old: float | None, new: float | None)
         return True
     if old is None or new is None or not (math.isfinite(old) and math.isfinite(new)):
         return False
-    if measure != "perplexity" and new >= 1:
+    if measure in RATIOS and new >= 1:
         return False
-    return new > old if measure == "ifd" else new < old
+    return new > old if measure in HIGHER_IS_BETTER else new < old
 
 
 def is_learnable(ifd: float | None) -> bool:
@@ -215,7 +235,7 @@ def _map(rows: Dataset, choice: Choice, scorer: Scorer) -> Dataset:
     if choice.measure is None:
         return rows.map_batches(partial(_select_unscored, choice=choice), batch_format="pyarrow", num_cpus=0.5)
     # Perplexities come from the same likelihoods as IFD and share its folder; those of r-IFD are other texts.
-    kind = "rifd" if choice.measure == "rifd" else "ifd"
+    kind = "rifd" if choice.measure == "rifd" else REWARDS if choice.measure == "reward" else "ifd"
     return map_with_scores(rows, partial(select_rows, choice=choice), scorer, kind)
 
 
@@ -268,6 +288,8 @@ def _final_ifd(
 def _value(score: Score | None, measure: Measure | None) -> float | None:
     if score is None:
         return None
+    if measure == "reward":
+        return score.reward
     return score.perplexity if measure == "perplexity" else score.ratio
 
 

@@ -50,7 +50,13 @@ def figures(policy: str) -> tuple[dict[str, int], dict[str, tuple[int | None, in
 def test_policies_that_compare_the_same_scores_are_counted_on_the_same_offer() -> None:
     offered, kept = figures("ifd_rifd")
     assert offered == {"instructions": 4, "responses": 4}
-    assert kept == {"none": (4, 4), "ifd": (1, 4), "ifd_rifd": (1, 2), "perplexity": (None, None)}
+    assert kept == {
+        "none": (4, 4),
+        "ifd": (1, 4),
+        "ifd_rifd": (1, 2),
+        "perplexity": (None, None),
+        "reward": (None, None),
+    }
 
 
 def test_what_was_not_scored_for_a_policy_is_not_counted_for_it() -> None:
@@ -59,5 +65,7 @@ def test_what_was_not_scored_for_a_policy_is_not_counted_for_it() -> None:
         "ifd": (None, 4),
         "ifd_rifd": (None, None),
         "perplexity": (None, None),
+        "reward": (None, None),
     }
+    assert figures("reward")[1]["reward"] == (2, 1), "higher reward, with no limit at 1"
     assert figures("perplexity")[1]["perplexity"] == (1, 2), "lower perplexity, with no limit at 1"

@@ -10,6 +10,7 @@ from ray.data import Dataset
 
 from operators.models import model_revision
 from operators.parquet_log import ParquetLog
+from operators.select.ifd import StudentScorer
 from operators.select.score_store import Decide, Scorer, _ScoringActor, _with_known
 
 
@@ -21,7 +22,7 @@ def map_here(monkeypatch: pytest.MonkeyPatch, local_ray: None) -> Callable[[Data
         folder = f"{scorer.folder}/{kind}"
         name = hashlib.sha256(model_revision(scorer.student).encode()).hexdigest()[:16]
         known = _with_known(rows, ParquetLog(folder), name)
-        actor = _ScoringActor(decide, scorer.student, scorer.config, f"{folder}/{name}")
+        actor = _ScoringActor(decide, StudentScorer(scorer.student, scorer.config), scorer.config, f"{folder}/{name}")
         return ray.data.from_arrow(actor(pa.concat_tables(ray.get(known.to_arrow_refs()))))
 
     monkeypatch.setattr("operators.select.select.map_with_scores", map_with_scores)

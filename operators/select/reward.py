@@ -1,0 +1,133 @@
+"""A reward model as a judge of answers: a sequence-classification model with one output, in place of the student.
+
+It reads the whole dialogue as its own chat template writes it, or, where it has none, the request and the answer as a
+pair of texts; its one output is the score, in units of its own. Answers to one request are compared as reward models
+are trained to; a pair against its rewrite has two requests, which is how far such a comparison can be trusted.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from operators.select.ifd import Score, ScoreConfig, Turn
+from operators.stage import Finding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KEY = "select.reward_model"
+
+
+class RewardScorer:
+    """Holds one reward model and scores answers with it; one for each actor. It is loaded when first needed."""
+
+    def __init__(self, model: str, config: ScoreConfig) -> None:
+        self._path, self._config = model, config
+
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
+
+    @cached_property
+    def _model(self) -> Any:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        on_gpu = self._config.gpus_per_actor > 0
+        if not on_gpu:
+            torch.set_num_threads(self._config.threads)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self._path,
+            dtype=torch.bfloat16 if self._config.precision == "bf16" else torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        # Without it a model that reads the last token cannot tell where a padded text ends.
+        given = (model.config.pad_token_id, self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
+        model.config.pad_token_id = next((number for number in given if number is not None), 0)
+        return model.to("cuda" if on_gpu else "cpu").eval()
+
+    def score(self, turns: Sequence[Turn]) -> list[Score]:
+        """Score the second text of each turn as an answer to the first."""
+        if not turns:
+            return []
+        from operators.student.nll import like_length_groups, longest_context
+
+        limit = longest_context(self._model, self._config.max_tokens)
+        scores: list[Score] = []
+        encoded: list[list[int]] = []
+        places: list[int] = []
+        for turn in turns:
+            found = token_ids(self._tokenizer, turn, limit)
+            scores.append(Score(reason=found if isinstance(found, str) else ""))
+            if not isinstance(found, str):
+                places.append(len(scores) - 1)
+                encoded.append(found)
+        for group in like_length_groups([len(ids) for ids in encoded], self._config.batch_tokens):
+            for number, reward in zip(group, self._rewards([encoded[number] for number in group]), strict=True):
+                scores[places[number]] = Score(reward=reward) if math.isfinite(reward) else Score(reason="not_finite")
+        return scores
+
+    def _rewards(self, texts: list[list[int]]) -> list[float]:
+        import torch
+
+        model, longest = self._model, max(map(len, texts))
+        padded = [[*ids, *[model.config.pad_token_id] * (longest - len(ids))] for ids in texts]
+        mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts]
+        with torch.inference_mode():
+            logits = model(
+                input_ids=torch.tensor(padded, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+            ).logits
+        return [float(reward) for reward in logits[:, 0].double()]
+
+
+def token_ids(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> list[int] | str:
+    """What a reward model reads of a turn, or why it cannot.
+
+    Returns:
+        Token ids, or a reason: "empty", "chat_template", "over_max_tokens".
+    """
+    from jinja2 import TemplateError
+
+    asked, answer, *before = turn
+    if not asked.strip() or not answer.strip():
+        return "empty"
+    earlier: list[dict[str, str]] = json.loads(before[0]) if before else []
+    if tokenizer.chat_template:
+        said = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        try:
+            ids: list[int] = list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False))
+        except (TemplateError, TypeError, ValueError):
+            return "chat_template"
+    else:
+        request = "\n\n".join([*(one["content"] for one in earlier), asked])
+        ids = list(tokenizer(request, answer).input_ids)
+    return ids if len(ids) <= max_tokens else "over_max_tokens"
+
+
+def examine_reward_model(model: str) -> Iterator[Finding]:
+    """What would end the run after the teacher was paid; only the configuration is read.
+
+    Args:
+        model: folder or hub id.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(model)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        yield Finding(KEY, f"{folder} has no .safetensors file; convert the weights with save_pretrained")
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    kinds = [name for name in config.architectures or [] if "SequenceClassification" in name]
+    if not kinds or config.num_labels != 1:
+        named = ", ".join(config.architectures or ["no architecture"])
+        yield Finding(
+            KEY,
+            f"{model} is {named} with {config.num_labels} labels; a reward model is a sequence-classification model "
+            "with 1 label",
+        )

@@ -1,0 +1,90 @@
+"""A reward model on a real, tiny sequence-classification model of random weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from operators.select.ifd import Pair, Score, ScoreConfig, ifd_turn
+from operators.select.reward import RewardScorer, examine_reward_model, token_ids
+
+TEXTS = [
+    ("Name a colour.", "", "Blue."),
+    ("Count to five.", "slowly", "one two three four five " * 6),
+    ("Say something.", "", "Well."),
+]
+
+
+@pytest.fixture(scope="module")
+def reward_model(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return made(tmp_path_factory.mktemp("models") / "reward", tiny_model, num_labels=1)
+
+
+def made(folder: Path, tokenizer: str, num_labels: int) -> str:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        num_labels=num_labels,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def alone(folder: str, turns: list[dict[str, str]]) -> float:
+    """By transformers itself, one dialogue at a time, without padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    with torch.inference_mode():
+        return float(model(torch.tensor([ids])).logits[0, 0])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 4096])
+def test_rewards_are_the_models_own_however_texts_are_batched(reward_model: str, batch_tokens: int) -> None:
+    scorer = RewardScorer(reward_model, ScoreConfig(max_tokens=200, batch_tokens=batch_tokens))
+    before = [{"role": "system", "content": "Be brief."}]
+    turns = [ifd_turn(Pair(*text)) for text in TEXTS] + [ifd_turn(Pair(*TEXTS[0], json.dumps(before)))]
+    scores = scorer.score(turns)
+    asked = [("Name a colour.", "Blue."), ("Count to five.\n\nslowly", TEXTS[1][2]), ("Say something.", "Well.")]
+    said = [[{"role": "user", "content": one}, {"role": "assistant", "content": two}] for one, two in asked]
+    expected = [alone(reward_model, dialogue) for dialogue in [*said, [*before, *said[0]]]]
+    assert [score.reward for score in scores] == pytest.approx(expected, abs=1e-5)
+    assert len({round(reward, 4) for reward in expected}) == 4, "the model tells these texts apart"
+    assert {score.reason for score in scores} == {""}
+
+
+def test_what_cannot_be_read_has_a_reason_and_costs_the_others_nothing(reward_model: str) -> None:
+    scorer = RewardScorer(reward_model, ScoreConfig(max_tokens=60))
+    turns = [("Hi", " "), ("Name a colour.", "Blue."), ("Go on.", "and on " * 100)]
+    empty, scored, long = scorer.score(turns)
+    assert (empty, long) == (Score(reason="empty"), Score(reason="over_max_tokens"))
+    assert scored.reward is not None
+    assert scorer.score([]) == []
+
+
+def test_a_model_without_a_template_reads_request_and_answer_as_a_pair(reward_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    tokenizer.chat_template = None
+    before = json.dumps([{"role": "user", "content": "Hello"}])
+    found = token_ids(tokenizer, ("Name a colour.", "Blue.", before), 100)
+    assert found == tokenizer("Hello\n\nName a colour.", "Blue.").input_ids
+    tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
+    assert token_ids(tokenizer, ("Name a colour.", "Blue."), 100) == "chat_template"
+
+
+def test_only_a_classifier_with_one_label_is_a_reward_model(reward_model: str, tiny_model: str, tmp_path: Path) -> None:
+    assert list(examine_reward_model(reward_model)) == []
+    [of_two] = examine_reward_model(made(tmp_path / "two", tiny_model, num_labels=2))
+    assert "LlamaForSequenceClassification with 2 labels" in str(of_two)
+    [causal] = examine_reward_model(tiny_model)
+    assert str(causal).startswith("select.reward_model: ")
+    assert "LlamaForCausalLM" in str(causal)
