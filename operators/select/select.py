@@ -88,7 +88,7 @@ class SelectConfig(StageConfig):
         """What the choice of responses compares; None if nothing."""
         if self.policy == "ifd_rifd":
             return "rifd"
-        return None if self.policy in ("none", "ifd") else self.policy
+        return self.policy if self.policy == "perplexity" or self.policy == "reward" else None
 
 
 def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dataset:

@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from operators.columns import INSTRUCTION_REFLECTED
 from operators.select.ifd import Pair, Score, ScoreConfig, ifd_turn
 from operators.select.reward import RewardScorer, examine_reward_model, token_ids
+from operators.select.score_store import KNOWN, REWARDS, Scorer, _ScoringActor
+from operators.select.select import SelectConfig, select_instructions
 
 TEXTS = [
     ("Name a colour.", "", "Blue."),
@@ -88,3 +95,54 @@ def test_only_a_classifier_with_one_label_is_a_reward_model(reward_model: str, t
     [causal] = examine_reward_model(tiny_model)
     assert str(causal).startswith("select.reward_model: ")
     assert "LlamaForCausalLM" in str(causal)
+
+
+class Rows:
+    """A data set of one block, as far as the selection asks it."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def columns(self) -> list[str]:
+        names: list[str] = self.table.column_names
+        return names
+
+
+def test_the_rewrite_of_higher_reward_is_selected_and_its_score_is_stored(
+    reward_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [("Name a colour.", "Blue."), ("Say something.", "Well, one thing.")]
+    scores = RewardScorer(reward_model, ScoreConfig()).score(pairs)
+    texts = {score.reward: pair for score, pair in zip(scores, pairs, strict=True)}
+    old, new = sorted(scores, key=lambda score: score.reward or 0)
+
+    def row(name: str, first: Score, second: Score) -> dict[str, Any]:
+        (instruction, response), (better, answer) = texts[first.reward], texts[second.reward]
+        row = {"row_id": name, "instruction": instruction, "input": "", "response": response, "outcome": ""}
+        row |= {"better_instruction": better, "better_instruction_response": answer}
+        return row | {"instruction_reflection": "parsed", "escaped": False}
+
+    def here(rows: Rows, decide: Any, scorer: Scorer, kind: str) -> pa.Table:
+        assert kind == REWARDS
+        judge = RewardScorer(scorer.reward_model, scorer.config)
+        unknown = rows.table.append_column(KNOWN, pa.nulls(rows.table.num_rows, pa.string()))
+        return _ScoringActor(decide, judge, scorer.config, str(tmp_path))(unknown)
+
+    monkeypatch.setattr("operators.select.select.map_with_scores", here)
+    table = pa.Table.from_pylist([row("better", old, new), row("worse", new, old)], schema=INSTRUCTION_REFLECTED)
+    config = SelectConfig(policy="reward", reward_model=reward_model)
+    scorer = Scorer("no student is loaded", ScoreConfig(), str(tmp_path), reward_model)
+    chosen: Any = select_instructions(Rows(table), config, scorer)  # type: ignore[arg-type]
+    found = {one["row_id"]: one for one in chosen.to_pylist()}
+    assert found["better"]["selected_instruction"] == found["better"]["better_instruction"]
+    assert found["worse"]["selected_instruction"] == found["worse"]["instruction"]
+    assert found["better"]["ifd_better_instruction"] == pytest.approx(new.reward, abs=1e-6)
+    [stored] = tmp_path.glob("*.parquet")
+    assert sorted(pq.read_table(stored)["reward"].to_pylist()) == pytest.approx([old.reward, new.reward], abs=1e-6)
+
+
+def test_the_policy_needs_a_model_and_older_work_stays_valid_without_one() -> None:
+    with pytest.raises(ValidationError, match="reward needs reward_model"):
+        SelectConfig(policy="reward")
+    assert "reward_model" not in SelectConfig().identity()
+    assert SelectConfig(policy="reward", reward_model="a").identity()["reward_model"] == "a"
