@@ -83,13 +83,12 @@ class TestAnswer:
         records = [record | (cut if record["row_id"] == "b" else {}) for record in records]
         pq.write_table(pa.Table.from_pylist(records), file)  # of a time when the limit was not recorded
         paid_for = []
-        for limit in (4096, 8192, 8192):
-            ledger, teacher = Ledger(str(tmp_path)), TEACHER.model_copy(update={"max_model_len": limit})
-            assert ledger.count_calls(calls(*"abc"), teacher, "stage")["new"] == int(len(paid_for) == 1)
-            rows = rows_of(ledger.answer(calls(*"abc"), teacher, "stage"))
+        for _ in range(2):
+            ledger, teacher = Ledger(str(tmp_path)), TEACHER.model_copy(update={"max_model_len": 8192})
+            rows = ledger.answer(calls(*"abc"), teacher, "stage")
             paid_for.append(paid(ledger))
-        assert paid_for == [(0, 3), (1, 2), (0, 3)]
-        assert rows == first
+        assert paid_for == [(1, 2), (0, 3)]
+        assert rows_of(rows) == first
 
     def test_second_run_makes_no_call_and_gives_the_same_replies(self, tmp_path: Path) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage"))
