@@ -73,6 +73,7 @@ class Clock:
 
 def main() -> None:
     arguments = _arguments()
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it names all layers that are left out
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +133,6 @@ def _cut(model: str, layers: int, folder: str) -> str:
     if not 0 < layers < config.num_hidden_layers:
         return model
     config.num_hidden_layers = layers
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # it names all that is left out
     AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32).save_pretrained(folder)
     load_tokenizer(model).save_pretrained(folder)
     return folder

@@ -54,9 +54,9 @@ def _training_memory(run: Run) -> str:
     size, train = measure(run.student, run.config.train.lora), run.config.train
     if not size.parameters:
         return "memory unknown, because the student is not in a folder"
-    trained = f"{size.adapters / 1e6:.1f} M of adapters" if size.adapters else "all of them"
+    trained = f"{size.adapters:,} of adapters" if size.adapters else "all of them"
     held = bytes_per_worker(size, train) / GIB
-    return f"{size.parameters / 1e6:.0f} M weights, trains {trained}: {held:.2f} GiB a worker without activations"
+    return f"{size.parameters:,} weights, trains {trained}: {held:.2f} GiB a worker without activations"
 
 
 def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:
