@@ -60,9 +60,9 @@ def fingerprint_of(description: Description) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# Manifests that this process has read, by place: when each was written, and what it says. A daemon opens the store at
-# every look and reads only what has changed since.
-_READ: dict[str, tuple[int, Manifest]] = {}
+# Manifests that this process has read, by place: when each was written, its size, and what it says. A daemon opens
+# the store at every look and reads only what has changed since.
+_READ: dict[str, tuple[tuple[int, int], Manifest]] = {}
 
 
 def current_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Manifest | None:
@@ -76,12 +76,18 @@ def current_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Mani
         return None
     place = f"{filesystem.type_name}:{folder}"
     known = _READ.get(place)
-    if known is None or known[0] != file.mtime_ns:
-        known = file.mtime_ns, read_manifest(filesystem, asset, folder)
+    written = file.mtime_ns, file.size
+    if known is None or known[0] != written:
+        known = written, read_manifest(filesystem, asset, folder)
         if len(_READ) >= MOST_READ:
             _READ.clear()
         _READ[place] = known
     return known[1]
+
+
+def forget_manifest(filesystem: fs.FileSystem, folder: str) -> None:
+    """Read the record in a folder again when it is asked for: a bucket's times are whole seconds."""
+    _READ.pop(f"{filesystem.type_name}:{folder}", None)
 
 
 def read_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Manifest:

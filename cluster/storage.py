@@ -1,7 +1,8 @@
 """Where assets live: a folder of Parquet an asset, a manifest of what it was made from, and a marker written last.
 
-What replaces an asset is written beside it and takes its place in one step, when its manifest is renamed: a build that
-fails leaves what was there. Whatever lacks its `_SUCCESS` marker, or is not the size that its manifest says, is never
+What replaces an asset is written beside it and takes its place in one step, when its manifest is replaced: a build that
+fails leaves what was there. A bucket cannot rename: there the new files stay under a name of their own, which the
+manifest names. Whatever lacks its `_SUCCESS` marker, or is not the size that its manifest says, is never
 read, and the checksum of each file is verified once by a process before it reads it.
 """
 
@@ -9,29 +10,35 @@ import json
 import re
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 from ray.data import Dataset
 
+from cluster.counts import count_rows
 from cluster.files import StorageError, checksums
-from cluster.manifest import MANIFEST, MARKER, Description, Manifest, current_manifest, fingerprint_of, read_manifest
+from cluster.manifest import (
+    MANIFEST,
+    MARKER,
+    Description,
+    Manifest,
+    current_manifest,
+    fingerprint_of,
+    forget_manifest,
+    read_manifest,
+)
 from cluster.memory import PeakMemory
 from files.atomic import open_filesystem, write_file
+from files.places import in_bucket
 
 ASIDE = ".making"  # readers of folders skip names that begin with a dot
-ID_WORDS = 8  # of eight bytes: the part of a row's id that is summed
 REFRESH_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Value = TypeVar("Value", bound=BaseModel)
 
@@ -64,16 +71,6 @@ def require_refresh_key(key: str) -> str:
     return key
 
 
-def sum_of_ids(row_ids: pa.Array) -> npt.NDArray[np.uint64]:
-    """Sums of the ids' bytes, word by word: equal for the same rows in any order.
-
-    If one row is missing and another is duplicated, the sums differ.
-    """
-    padded = np.asarray(row_ids.to_pylist(), dtype=f"S{8 * ID_WORDS}")
-    summed: npt.NDArray[np.uint64] = padded.view(np.uint64).reshape(-1, ID_WORDS).sum(axis=0, dtype=np.uint64)
-    return summed
-
-
 class AssetStore:
     """Writes and reads assets; whether one is stale is for others to decide (`flows.staleness`)."""
 
@@ -81,6 +78,7 @@ class AssetStore:
         """Open a store at an absolute path or URI; assets lie under `<root>/assets/<asset>/[refresh=<key>/]`."""
         self._filesystem, self._root = open_filesystem(root)
         self._look: dict[str, Any] | None = None  # inside `looking`: manifests by folder, keys by asset
+        self._renames = not in_bucket(root)
         self._verified: set[str] = set()  # files whose checksum this process has seen to be right
         self.made: set[tuple[str, str | None]] = set()  # (asset, refresh) that this process made rather than found
 
@@ -172,15 +170,16 @@ class AssetStore:
             Exception: whatever the recipe raises.
         """
         folder = self.folder(asset, refresh)
-        aside = f"{folder}/{ASIDE}"
-        self._filesystem.create_dir(aside)
-        self._filesystem.delete_dir_contents(aside)
+        aside = ASIDE if self._renames else uuid.uuid4().hex
+        if self._renames:
+            self._filesystem.create_dir(f"{folder}/{aside}")
+            self._filesystem.delete_dir_contents(f"{folder}/{aside}")
         started = time.monotonic()
         with PeakMemory() as memory:
             made = recipe.build()
             if isinstance(made, Dataset):
-                held = self._write_rows(aside, made)
-                made = self._open([f"{aside}/{name}" for name in held["files"]])
+                held = self._write_rows(folder, aside, made)
+                made = self._open([f"{folder}/{name}" for name in held["files"]])
             else:
                 held = {"value": made.model_dump(mode="json") if isinstance(made, BaseModel) else dict(made)}
             metrics = dict(recipe.metrics(made))
@@ -195,7 +194,7 @@ class AssetStore:
             metrics=metrics,
             **held,
         )
-        self._swap(folder, manifest)
+        self._swap(folder, aside, manifest)
         self._forget(asset, folder)
         self.made.add((asset, refresh))
         return manifest
@@ -257,42 +256,45 @@ class AssetStore:
         self._verified |= set(new)
         return list(paths)
 
-    def _write_rows(self, folder: str, rows: Dataset) -> dict[str, Any]:
-        rows.write_parquet(folder, filesystem=self._filesystem)
-        listed = self._filesystem.get_file_info(fs.FileSelector(folder))
-        files = {info.base_name: info.size for info in listed if info.base_name.endswith(".parquet")}
+    def _write_rows(self, folder: str, aside: str, rows: Dataset) -> dict[str, Any]:
+        """Write below `folder/aside`; the names of the files are relative to `folder`."""
+        rows.write_parquet(f"{folder}/{aside}", filesystem=self._filesystem)
+        listed = self._filesystem.get_file_info(fs.FileSelector(f"{folder}/{aside}", allow_not_found=True))
+        files = {f"{aside}/{info.base_name}": info.size for info in listed if info.base_name.endswith(".parquet")}
         if not files:  # Ray writes no file for no rows; a reader still needs the columns
             schema = rows.schema()
             empty = (schema.base_schema if schema is not None else pa.schema([])).empty_table()
-            name = f"empty-{uuid.uuid4().hex}.parquet"
+            name = f"{aside}/empty-{uuid.uuid4().hex}.parquet"
             pq.write_table(empty, f"{folder}/{name}", filesystem=self._filesystem)
             files = {name: self._filesystem.get_file_info(f"{folder}/{name}").size}
         paths = [f"{folder}/{name}" for name in files]
         found = checksums(self._filesystem, paths, sum(files.values()))
-        return {"files": files, "checksums": dict(zip(files, found, strict=True)), **self._count(paths)}
+        return {
+            "files": files,
+            "checksums": dict(zip(files, found, strict=True)),
+            **count_rows(self._filesystem, paths),
+        }
 
-    def _swap(self, folder: str, manifest: Manifest) -> None:
-        """Move the new files beside the old ones, then write the manifest that names them, then delete the old ones."""
-        for name in manifest.files:
-            self._filesystem.move(f"{folder}/{ASIDE}/{name}", f"{folder}/{name}")
+    def _swap(self, folder: str, aside: str, manifest: Manifest) -> None:
+        """Put the new files in their place, then write the manifest that names them, then delete the old ones."""
+        if self._renames:
+            for name in manifest.files:
+                self._filesystem.move(f"{folder}/{name}", f"{folder}/{_last(name)}")
+            moved = {
+                key: {_last(name): value for name, value in getattr(manifest, key).items()}
+                for key in ("files", "checksums")
+            }
+            manifest = manifest.model_copy(update=moved)
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
         write_file(self._filesystem, f"{folder}/{MANIFEST}", text.encode())
         write_file(self._filesystem, f"{folder}/{MARKER}", b"")
+        forget_manifest(self._filesystem, folder)
         for info in self._filesystem.get_file_info(fs.FileSelector(folder)):
-            if info.type == fs.FileType.File and info.base_name not in {*manifest.files, MANIFEST, MARKER}:
+            if info.type == fs.FileType.Directory and (self._renames or info.base_name != aside):
+                self._filesystem.delete_dir(info.path)
+            elif info.type == fs.FileType.File and info.base_name not in {*manifest.files, MANIFEST, MARKER}:
                 self._filesystem.delete_file(info.path)
-        self._filesystem.delete_dir(f"{folder}/{ASIDE}")
 
-    def _count(self, files: list[str]) -> Description:
-        """`rows`, `outcomes` (rows by outcome), `ids` (a sum over all row ids); reads two columns in batches."""
-        data = pads.dataset(files, filesystem=self._filesystem, format="parquet")
-        if "outcome" not in data.schema.names:
-            return {"rows": data.count_rows()}
-        named = "row_id" in data.schema.names
-        outcomes: Counter[str] = Counter()
-        ids = np.zeros(ID_WORDS, np.uint64)
-        for batch in data.to_batches(columns=["outcome", *(["row_id"] if named else [])]):
-            outcomes.update({item["values"]: item["counts"] for item in batch["outcome"].value_counts().to_pylist()})
-            ids += sum_of_ids(batch["row_id"]) if named else 0
-        summed = {"ids": ids.tobytes().hex()} if named else {}
-        return {"rows": outcomes.total(), "outcomes": dict(sorted(outcomes.items())), **summed}
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]

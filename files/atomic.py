@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -79,32 +80,19 @@ def _write(filesystem: fs.FileSystem, path: str, content: str | bytes | Callable
             os.fsync(written.fileno())
 
 
-def swap_folder(filesystem: fs.FileSystem, beside: str, target: str, last: str) -> None:
-    """Put the finished folder `beside` in the place of `target`; what was there is gone afterwards.
+def swap_folder(beside: str, target: str) -> None:
+    """Put the finished local folder `beside` in the place of `target`; what was there is gone afterwards.
 
-    Locally the two names change places in one step, so that a reader finds one or the other, however this process ends.
-    A file system that cannot do so (NFS) needs two renames; cut off in between, the next call puts back what was there.
-    An object store has no folders: the new files move one by one under names that the old ones do not have, `last`
-    moves last, and only then the old files are deleted.
+    The two names change places in one step, so that a reader finds one or the other, however this process ends. A file
+    system that cannot do so (NFS) needs two renames; cut off in between, the next call puts back what was there.
 
     Args:
-        filesystem: of both folders.
         beside: a finished folder.
         target: the folder to replace; need not exist.
-        last: a file of `beside` whose arrival says that all others are there.
     """
-    if isinstance(filesystem, fs.LocalFileSystem):
-        _swap_local(Path(beside), Path(target))
-        for left in Path(target).parent.glob(f"{Path(target).name}.*{REPLACED}"):
-            filesystem.delete_dir(str(left))
-        return
-    new = [path.removeprefix(f"{beside}/") for path in _files(filesystem, beside)]
-    before = [path.removeprefix(f"{target}/") for path in _files(filesystem, target)]
-    for name in sorted(new, key=lambda name: name == last):
-        filesystem.move(f"{beside}/{name}", f"{target}/{name}")
-    for name in set(before) - set(new):
-        filesystem.delete_file(f"{target}/{name}")
-    filesystem.delete_dir(beside)
+    _swap_local(Path(beside), Path(target))
+    for left in Path(target).parent.glob(f"{Path(target).name}.*{REPLACED}"):
+        shutil.rmtree(left)
 
 
 def _swap_local(beside: Path, target: Path) -> None:
@@ -133,8 +121,3 @@ def _exchange(one: Path, other: Path) -> bool:
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(number, os.strerror(number), str(one), None, str(other))
-
-
-def _files(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    found = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-    return [info.path for info in found if info.type == fs.FileType.File]

@@ -15,6 +15,15 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all ports of Ray on 127
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# For the S3 server of the tests, in this process and in all that it starts; nobody's own.
+os.environ.update(
+    AWS_ACCESS_KEY_ID="key-of-the-tests",
+    AWS_SECRET_ACCESS_KEY="SECRET",  # noqa: S106
+    AWS_DEFAULT_REGION="us-east-1",
+    AWS_EC2_METADATA_DISABLED="true",
+    AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+    AWS_CONFIG_FILE=os.devnull,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_cherry_1500.json"
@@ -57,12 +66,6 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     import boto3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-tests")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     name = f"bucket-{uuid.uuid4().hex}"
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from operators.evaluate.config import NOT_FINITE, OVER_LONG, EvaluateConfig, TrainedAttention
+from operators.model_copy import on_this_disk
 from operators.progress import report_progress
 from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer
 from operators.student.greedy_answers import greedy_answers
@@ -31,6 +32,7 @@ class ModelActor:
     def __init__(
         self, model: str, sample_ids: Sequence[str], config: EvaluateConfig, attention: TrainedAttention
     ) -> None:
+        model = on_this_disk(model)
         self._tokenizer = load_tokenizer(model)
         self._model = load_causal_lm(model, config)
         self._sample_ids, self._config, self._attention = frozenset(sample_ids), config, attention

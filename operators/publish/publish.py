@@ -7,10 +7,12 @@
     <folder>/README.md             the card, for people and for `datasets.load_dataset(<folder>)`
 
 Written by Ray Data tasks, one file a block, into a folder beside, which then takes the place of `<folder>`: a
-publication that fails leaves what was there.
+publication that fails leaves what was there. A bucket cannot rename a folder: there all of this lies in
+`<folder>/versions/<version>/`, and `<folder>/README.md`, which says so to `datasets`, is replaced last.
 """
 
 import json
+import uuid
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,14 +28,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.data import Dataset
 from ray.data.datasource import FilenameProvider
 
-from files.atomic import UNFINISHED, open_filesystem, swap_folder
+from files.atomic import OBJECT_STORES, UNFINISHED, open_filesystem, swap_folder, write_file
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
 from operators.publish.hub import REPOSITORY, push_folder
 from operators.publish.pass_through import Kinds, kinds_of, with_pass_through
 from operators.stage import StageConfig, require_columns
 from operators.student.encode import dialogue
 
-CARD, LINEAGE = "README.md", "lineage.json"
+CARD, LINEAGE, VERSIONS = "README.md", "lineage.json", "versions"
 TEMPLATE = "dataset_card.md.j2"
 RENAMED = {
     "row_id": "row_id",
@@ -104,8 +106,9 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
         ValueError: a column is missing, the rows are not as many as the lineage says, or a push lacks its token.
     """
     require_columns("publish", RECYCLED.names, rows.columns() or [])
-    filesystem, root = open_filesystem(folder)
-    beside = f"{root.rstrip('/')}{UNFINISHED}"
+    filesystem, root = open_filesystem(folder.rstrip("/"))
+    version = f"{VERSIONS}/{uuid.uuid4().hex}" if filesystem.type_name in OBJECT_STORES else ""
+    beside = f"{root}/{version}" if version else f"{root}{UNFINISHED}"
     if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
         filesystem.delete_dir(beside)  # an earlier publication broke off
     filesystem.create_dir(beside, recursive=True)
@@ -118,23 +121,44 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
             "materialise recycled_instructions again"
         )
     alpaca_rows = _write_records(rows, filesystem, beside)
-    _put(filesystem, f"{beside}/{LINEAGE}", json.dumps(lineage, indent=1, ensure_ascii=False))
-    _put(filesystem, f"{beside}/{CARD}", dataset_card(lineage, num_rows, alpaca_rows, kinds, config))
-    swap_folder(filesystem, beside, root.rstrip("/"), CARD)
-    pushed = push_folder(filesystem, root, config.hub_repo, private=config.hub_private) if config.hub_repo else ""
+    write_file(filesystem, f"{beside}/{LINEAGE}", json.dumps(lineage, indent=1, ensure_ascii=False))
+    write_file(filesystem, f"{beside}/{CARD}", dataset_card(lineage, num_rows, alpaca_rows, kinds, config))
+    if version:
+        card = dataset_card(lineage, num_rows, alpaca_rows, kinds, config, f"{version}/")
+        _switch(filesystem, root, version, card)
+    else:
+        swap_folder(beside, root)
+    place = f"{root}/{version}".rstrip("/")
+    pushed = push_folder(filesystem, place, config.hub_repo, private=config.hub_private) if config.hub_repo else ""
     return Published(folder=folder, rows=num_rows, alpaca_rows=alpaca_rows, hub_commit=pushed)
 
 
+def _switch(filesystem: fs.FileSystem, root: str, version: str, card: str) -> None:
+    """Replace the card, which names the version that counts, and delete the other versions."""
+    write_file(filesystem, f"{root}/{CARD}", card)
+    for info in filesystem.get_file_info(fs.FileSelector(f"{root}/{VERSIONS}")):
+        if info.base_name != version.rpartition("/")[2]:
+            filesystem.delete_dir(info.path)
+
+
 def dataset_card(
-    lineage: Mapping[str, Any], num_rows: int, alpaca_rows: int, kinds: Kinds, config: PublishConfig
+    lineage: Mapping[str, Any], num_rows: int, alpaca_rows: int, kinds: Kinds, config: PublishConfig, below: str = ""
 ) -> str:
-    """The card's Markdown, with the header that `datasets` reads; all values are quoted as JSON, which YAML takes."""
+    """The card's Markdown, with the header that `datasets` reads; all values are quoted as JSON, which YAML takes.
+
+    `below` is where the data lies from the card, empty or with a slash at its end.
+    """
     environment = Environment(  # noqa: S701 - Markdown, and every text from outside is quoted
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment.get_template(TEMPLATE).render(
-        config=config, lineage=lineage, num_rows=num_rows, alpaca_rows=alpaca_rows, passed_through=list(kinds)
+        config=config,
+        lineage=lineage,
+        num_rows=num_rows,
+        alpaca_rows=alpaca_rows,
+        passed_through=list(kinds),
+        below=below,
     )
 
 
@@ -215,8 +239,3 @@ def _dialogues(rows: pa.Table) -> pa.Array:
     names = ("final_instruction", "input", "final_response", "turns_before", "turns_after")
     columns = (rows[name].to_pylist() for name in names)
     return pa.array([dialogue(*texts) for texts in zip(*columns, strict=True)], MESSAGES)
-
-
-def _put(filesystem: fs.FileSystem, path: str, text: str) -> None:
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(text.encode())

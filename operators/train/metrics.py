@@ -104,6 +104,10 @@ def metrics_file(folder: Path, start: int, began: float) -> Iterator[Metrics]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a killed worker left half written is not one."""
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    """The lines of metrics.jsonl; none if there is no such file."""
+    return lines_of(path.read_text() if path.is_file() else "")
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a killed worker left half written is not one."""
+    return [json.loads(line) for line in text.split("\n")[:-1]]

@@ -12,33 +12,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from files.atomic import put_file
+from files.copies import delete, exists
 from operators.train.job import CHECKPOINTS
 
-_STOP = "stop"
+STOP = "stop"
 
 
-def stop_is_asked(folder: Path) -> bool:
-    """Whether the driver of the training in `folder` was told to stop."""
-    return (folder / CHECKPOINTS / _STOP).exists()
+def stop_is_asked(folder: Path | str) -> bool:
+    """Whether the driver of the training in `folder`, a path or a URI, was told to stop."""
+    return exists(f"{folder}/{CHECKPOINTS}/{STOP}")
 
 
 @contextmanager
-def stopping_cleanly(folder: Path) -> Iterator[None]:
+def stopping_cleanly(folder: Path | str) -> Iterator[None]:
     """Hold SIGTERM back inside the context, and let it take its course afterwards; in the main thread only."""
-    asked = folder / CHECKPOINTS / _STOP
-    asked.unlink(missing_ok=True)  # a new run is a new attempt
+    asked = f"{folder}/{CHECKPOINTS}/{STOP}"
+    delete(asked)  # a new run is a new attempt
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def note(number: int, _: FrameType | None) -> None:
         signal.signal(number, before)
-        asked.touch()
+        put_file(asked, "")
 
     before = signal.signal(signal.SIGTERM, note)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        if asked.exists():
+        if exists(asked):
             os.kill(os.getpid(), signal.SIGTERM)

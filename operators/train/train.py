@@ -1,11 +1,11 @@
 """Train the student on packs: Ray Train places and restarts the workers, DeepSpeed shards, the plan feeds them.
 
 `folder` holds metrics.jsonl from the first step, checkpoints/ while training, and manifest.json once the student is
-complete. Only the manifest says that a run is finished; Ray Train's own state is never asked.
+complete. Only the manifest says that a run is finished; Ray Train's own state is never asked. `folder` may be in a
+bucket: see `operators.train.bucket`.
 """
 
 import json
-import shutil
 import time
 import uuid
 from pathlib import Path
@@ -15,15 +15,19 @@ from ray.data import Dataset, SaveMode
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from files.atomic import open_filesystem, put_file
+from files.copies import delete, files_below, read_text
+from files.places import in_bucket
 from operators import columns
 from operators.progress import report_progress
 from operators.stage import require_columns
-from operators.train.checkpoint import require_continuable, write_json
+from operators.train.bucket import PACKS, RAY_TRAIN, train_from_bucket
+from operators.train.checkpoint import require_continuable
 from operators.train.config import TrainConfig
 from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, TrainJob
-from operators.train.loop import read_failure, train_worker
-from operators.train.metrics import METRICS, read_metrics
-from operators.train.pack_order import PackIndex, read_index
+from operators.train.loop import train_worker
+from operators.train.metrics import METRICS, lines_of
+from operators.train.pack_order import PackIndex, index_of, read_index
 from operators.train.result import TrainResult
 from operators.train.stopping import stop_is_asked, stopping_cleanly
 
@@ -48,7 +52,7 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> Tra
         packs: from any storage; copied into `folder` while training.
         config: what to do and with how many workers.
         student: folder or hub id of the base model.
-        folder: gets the Hugging Face folder; a path that all workers share.
+        folder: gets the Hugging Face folder; a path that all workers share, or `s3://bucket/prefix`.
 
     Returns:
         What is in the student's manifest.
@@ -60,71 +64,72 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> Tra
         TrainingFailedError (of Ray Train): the workers failed more than `max_failures` times.
     """
     require_columns("train", columns.PACKS.names, packs.columns())
-    target = Path(folder).resolve()
-    (target / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    files = _shared_files(packs, target)
-    index = read_index(files)
+    home = folder if in_bucket(folder) else str(Path(folder).resolve())
+    files = _shared_files(packs, home)
+    index = index_of(packs) if in_bucket(home) else read_index(files)
     identity = config.run_identity(index.digest, student)
-    job = TrainJob(config, student, str(target), files, index.digest, identity, _began(target))
-    finished = _finished(target, job.identity)
+    job = TrainJob(config, student, home, files, index.digest, identity, _began(home))
+    finished = _finished(home, job.identity)
     if finished is not None:
         return finished
     started = time.monotonic()
-    if (_exported(target) or {}).get("identity") != job.identity:
-        require_continuable(target / CHECKPOINTS, job.spec)
-        _fit(job, index, target)
-    result = _result(job, index, target, time.monotonic() - started)
-    write_json(target / MANIFEST, result.model_dump(mode="json"))
-    shutil.rmtree(target / CHECKPOINTS)
+    if _state(home, EXPORTED).get("identity") != job.identity:
+        if not in_bucket(home):  # else the workers look, who have the shards
+            require_continuable(Path(home) / CHECKPOINTS, job.spec)
+        _fit(job, index)
+    result = _result(job, index, time.monotonic() - started)
+    put_file(f"{home}/{MANIFEST}", json.dumps(result.model_dump(mode="json"), indent=1))
+    delete(f"{home}/{CHECKPOINTS}")
     return result
 
 
-def _shared_files(packs: Dataset, target: Path) -> list[str]:
-    """Copy the packs beside the student, where every worker can map them, wherever they came from.
+def _shared_files(packs: Dataset, home: str) -> list[str]:
+    """Copy the packs beside the student, where every worker can map or fetch them, wherever they came from.
 
     `Dataset.input_files()` would save the copy but is empty for Ray 2.58's Parquet reader.
     """
-    copy = target / CHECKPOINTS / "packs"
-    packs.write_parquet(str(copy), mode=SaveMode.OVERWRITE)
-    return sorted(str(file) for file in copy.rglob("*.parquet"))
+    copy = f"{home}/{CHECKPOINTS}/{PACKS}"
+    filesystem, inside = open_filesystem(copy)
+    packs.write_parquet(inside, filesystem=filesystem, mode=SaveMode.OVERWRITE)
+    return sorted(f"{copy}/{name}" for name in files_below(copy) if name.endswith(".parquet"))
 
 
-def _began(target: Path) -> float:
+def _began(home: str) -> float:
     """Unix time of the first attempt, also where this is a later one."""
-    path = target / CHECKPOINTS / _BEGAN
-    if not path.is_file():
-        write_json(path, {"began": time.time()})
-    return float(json.loads(path.read_text())["began"])
+    if not _state(home, _BEGAN):
+        put_file(f"{home}/{CHECKPOINTS}/{_BEGAN}", json.dumps({"began": time.time()}))
+    return float(_state(home, _BEGAN)["began"])
 
 
-def _finished(target: Path, identity: str) -> TrainResult | None:
-    path = target / MANIFEST
-    if not path.is_file():
+def _finished(home: str, identity: str) -> TrainResult | None:
+    text = read_text(f"{home}/{MANIFEST}")
+    if text is None:
         return None
-    result = TrainResult.model_validate_json(path.read_text())
+    result = TrainResult.model_validate_json(text)
     if result.identity != identity:
         raise ValueError(
-            f"train: {target} holds a finished student of other packs or another configuration "
+            f"train: {home} holds a finished student of other packs or another configuration "
             f"({result.identity} against {identity}); train into a folder of its own"
         )
-    shutil.rmtree(target / CHECKPOINTS, ignore_errors=True)
+    delete(f"{home}/{CHECKPOINTS}")
     return result
 
 
-def _exported(target: Path) -> dict[str, Any] | None:
-    path = target / CHECKPOINTS / EXPORTED
-    return json.loads(path.read_text()) if path.is_file() else None
+def _state(home: str, name: str) -> dict[str, Any]:
+    """What a file of the training says; nothing if there is none."""
+    return dict(json.loads(read_text(f"{home}/{CHECKPOINTS}/{name}") or "{}"))
 
 
-def _fit(job: TrainJob, index: PackIndex, target: Path) -> None:
-    config = job.config
-    (target / CHECKPOINTS / FAILED).unlink(missing_ok=True)  # a new run is a new attempt
+def _fit(job: TrainJob, index: PackIndex) -> None:
+    config, home = job.config, job.folder
+    delete(f"{home}/{CHECKPOINTS}/{FAILED}")  # a new run is a new attempt
+    filesystem, inside = open_filesystem(f"{home}/{CHECKPOINTS}/{RAY_TRAIN}")
     report_progress("train", total=config.total_steps(index.order(config).steps_per_epoch), note="loading")
     resources = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
     trainer = TorchTrainer(
-        train_worker,
+        train_from_bucket if in_bucket(home) else train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
@@ -133,26 +138,28 @@ def _fit(job: TrainJob, index: PackIndex, target: Path) -> None:
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train v1
             # A new name each time: Ray Train takes a known name for a finished run and trains nothing.
             name=uuid.uuid4().hex,
-            storage_path=str(target / CHECKPOINTS / "ray_train"),
+            storage_path=inside,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
-        with stopping_cleanly(target):
+        with stopping_cleanly(home):
             trainer.fit()
     except TrainingFailedError:
-        if not read_failure(target):
+        if not _state(home, FAILED):
             raise
-    if read_failure(target):
-        raise TrainingStoppedError(read_failure(target))
-    if stop_is_asked(target):  # where the signal itself has not ended the driver
+    if failure := _state(home, FAILED):
+        raise TrainingStoppedError(failure["error"])
+    if stop_is_asked(home):  # where the signal itself has not ended the driver
         raise TrainingStoppedError("train: stopped by SIGTERM after a checkpoint; run the same command to go on")
 
 
-def _result(job: TrainJob, index: PackIndex, target: Path, wall_seconds: float) -> TrainResult:
-    config, lines, exported = job.config, read_metrics(target / METRICS), _exported(target)
-    assert exported is not None, f"train: workers ended without {EXPORTED} in {target}"
+def _result(job: TrainJob, index: PackIndex, wall_seconds: float) -> TrainResult:
+    config, home = job.config, job.folder
+    lines, exported = lines_of(read_text(f"{home}/{METRICS}") or ""), _state(home, EXPORTED)
+    assert exported, f"train: workers ended without {EXPORTED} in {home}"
     losses = [line["loss"] for line in lines]
     norms = [line["neft_l2"] for line in lines if line["neft_l2"] is not None]
     evaluated = [line for line in lines if line["validation_loss"] is not None]
@@ -160,7 +167,7 @@ def _result(job: TrainJob, index: PackIndex, target: Path, wall_seconds: float) 
     seconds, tokens = sum(line["seconds"] for line in lines), sum(line["tokens"] for line in lines)
     return TrainResult(
         **exported,
-        folder=str(target),
+        folder=home,
         student=job.student,
         packs=index.num_packs,
         packs_digest=index.digest,

@@ -11,9 +11,12 @@ import ray
 from pydantic import BaseModel, ConfigDict
 
 from cluster import storage
+from cluster.counts import sum_of_ids
 from cluster.files import StorageError
 from cluster.manifest import Manifest
-from cluster.storage import MARKER, AssetStore, Recipe, require_refresh_key, sum_of_ids
+from cluster.storage import MARKER, AssetStore, Recipe, require_refresh_key
+from files.atomic import put_file
+from files.copies import files_below
 
 MADE_FROM = {"code": "1"}
 
@@ -201,3 +204,36 @@ def test_inside_a_look_each_manifest_is_looked_for_once_and_what_is_made_is_seen
         assert store.refreshes("raw") == []
     (folder / "_SUCCESS").touch()
     assert store.refreshes("raw") == ["a"], "outside, nothing is remembered"
+
+
+def test_in_a_bucket_too_a_build_that_fails_leaves_what_was_there(bucket: str, local_ray: None) -> None:
+    store, place = AssetStore(f"{bucket}/runs"), f"{bucket}/runs/assets/source/refresh=a"
+    for name in ("first", "old"):
+        store.make("source", "a", Recipe(lambda name=name: rows_of(name)), MADE_FROM)  # type: ignore[misc]
+
+    def cut_off(_: Any) -> dict[str, int]:
+        raise OSError("connection lost")  # after the rows were written
+
+    with pytest.raises(OSError, match="connection lost"):
+        store.make("source", "a", Recipe(lambda: rows_of("new"), metrics=cut_off), MADE_FROM)
+    assert texts(AssetStore(f"{bucket}/runs")) == ["old0", "old1", "old2"]
+    assert len({name.split("/")[0] for name in files_below(place) if name.endswith(".parquet")}) == 2
+    made = store.make("source", "a", Recipe(lambda: rows_of("new")), MADE_FROM)
+    assert texts(store) == ["new0", "new1", "new2"]
+    assert set(files_below(place)) == {*made.files, "manifest.json", MARKER}
+
+
+def test_in_a_bucket_refreshes_invalid_and_damaged_assets_are_known_too(bucket: str, local_ray: None) -> None:
+    store = AssetStore(f"{bucket}/runs")
+    assert store.refreshes("source") == []
+    for key in ("b", "a"):
+        store.make("source", key, Recipe(lambda key=key: rows_of(key)), MADE_FROM)  # type: ignore[misc]
+    assert AssetStore(f"{bucket}/runs").refreshes("source") == ["b", "a"]
+    [name] = store.make("source", "c", Recipe(lambda: rows_of("c").repartition(1)), MADE_FROM).files
+    put_file(f"{bucket}/runs/assets/source/refresh=c/{name}", b"damaged")
+    with pytest.raises(StorageError, match="has 7 bytes, its manifest says"):
+        AssetStore(f"{bucket}/runs").rows("source", ["c"])
+    store.invalidate("source", "c")
+    assert store.manifest("source", "c") is None
+    store.make("losses", None, Recipe(lambda: Loss(base=2.5, student=2.25)), MADE_FROM)
+    assert AssetStore(f"{bucket}/runs").value("losses", Loss) == Loss(base=2.5, student=2.25)

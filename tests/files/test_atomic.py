@@ -41,14 +41,10 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("old", [{}, {"README.md": "old", "parquet/1.parquet": "old"}])
-@pytest.mark.parametrize("is_object_store", [False, True])
-def test_a_folder_takes_the_place_of_another(tmp_path: Path, old: dict[str, str], is_object_store: bool) -> None:
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, old: dict[str, str]) -> None:
     new = {"README.md": "new", "parquet/2.parquet": "new"}
     folders(tmp_path, old, new)
-    local = fs.LocalFileSystem()
-    filesystem, root = (fs.SubTreeFileSystem(str(tmp_path), local), "") if is_object_store else (local, f"{tmp_path}/")
-    (tmp_path / "target" / "parquet").mkdir(parents=True, exist_ok=True)
-    swap_folder(filesystem, f"{root}beside", f"{root}target", "README.md")
+    swap_folder(f"{tmp_path}/beside", f"{tmp_path}/target")
     assert texts(tmp_path / "target") == new
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -76,12 +72,12 @@ def test_a_swap_that_is_killed_leaves_one_folder_or_the_other_and_the_next_one_c
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", killed)
         try:
-            swap_folder(fs.LocalFileSystem(), str(tmp_path / "beside"), str(target), "README.md")
+            swap_folder(str(tmp_path / "beside"), str(target))
         except KilledError:
             if can_exchange:
                 assert texts(target) in ({"README.md": "old"}, {"README.md": "new"})
     folders(tmp_path, {}, {"README.md": "newer"})
-    swap_folder(fs.LocalFileSystem(), str(tmp_path / "beside"), str(target), "README.md")
+    swap_folder(str(tmp_path / "beside"), str(target))
     assert texts(target) == {"README.md": "newer"}
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -98,7 +94,7 @@ def test_what_was_there_is_put_back_if_the_next_swap_fails_before_its_own_rename
 
     monkeypatch.setattr("files.atomic._exchange", killed)
     with pytest.raises(KilledError):
-        swap_folder(fs.LocalFileSystem(), str(tmp_path / "beside"), str(tmp_path / "target"), "README.md")
+        swap_folder(str(tmp_path / "beside"), str(tmp_path / "target"))
     assert texts(tmp_path / "target") == {"README.md": "old"}
 
 

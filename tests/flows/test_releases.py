@@ -61,7 +61,7 @@ def test_a_storage_without_releases_says_so(tmp_path: Path) -> None:
     assert out.getvalue() == "released: nothing yet\n"
 
 
-@pytest.mark.parametrize(("name", "message"), [("no_such", "no such folder"), ("s3://bucket/runs", "an object store")])
+@pytest.mark.parametrize(("name", "message"), [("no_such", "no such folder"), ("s3://bucket/runs/", "ends with a sl")])
 def test_a_storage_that_is_not_there_is_one_line_and_is_not_created(tmp_path: Path, name: str, message: str) -> None:
     storage = name if "://" in name else str(tmp_path / name)
     out, err = io.StringIO(), io.StringIO()

@@ -7,9 +7,12 @@ from typing import Any
 import datasets
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pytest
 import yaml
 
+from files.atomic import open_filesystem
+from files.copies import files_below, read_text
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
 from operators.publish.publish import (
     PublishConfig,
@@ -149,3 +152,32 @@ def test_the_card_says_licence_counts_and_models_and_keeps_its_form() -> None:
 
 def test_the_lineage_lies_beside(published: Path) -> None:
     assert json.loads((published / "lineage.json").read_text()) == LINEAGE
+
+
+def test_in_a_bucket_the_card_switches_to_the_new_version_and_the_old_one_goes(bucket: str, local_ray: None) -> None:
+    import ray
+
+    place = f"{bucket}/runs/published"
+
+    def version() -> str:
+        card = yaml.safe_load((read_text(f"{place}/README.md") or "").split("---")[1])
+        return str(card["configs"][0]["data_files"]).removesuffix("/parquet/*.parquet")
+
+    publish(ray.data.from_arrow(TABLE), place, LINEAGE, CONFIG)
+    first = version()
+    with pytest.raises(ValueError, match="rows were written, the lineage counts"):
+        publish(ray.data.from_arrow(TABLE), place, LINEAGE | {"outcomes": {"both": 3}}, CONFIG)
+    assert version() == first
+    made = publish(ray.data.from_arrow(TABLE), place, LINEAGE, CONFIG)
+    assert (made.rows, made.alpaca_rows) == (len(KEPT), len(KEPT) - 1)
+    names = files_below(place)
+    assert {name.rpartition("/")[0].removeprefix(version()) for name in names} == {
+        "",
+        "/parquet",
+        "/alpaca",
+        "/messages",
+    }
+    assert version() != first
+    filesystem, inside = open_filesystem(f"{place}/{version()}/parquet")
+    assert pads.dataset(inside, filesystem=filesystem).count_rows() == len(KEPT)
+    assert json.loads(read_text(f"{place}/{version()}/lineage.json") or "") == LINEAGE

@@ -1,0 +1,141 @@
+"""Training of a student that lies in a bucket: the workers of one node share a folder on its disk, and it is mirrored.
+
+Before an attempt the node gets what is in the bucket. While it trains, each checkpoint is copied there as soon as it is
+complete, its marker last, and what retention deleted is deleted there too; the steps' metrics come with it. At the end
+the student follows, and the file that says so comes last. So an attempt on another node goes on from the bucket.
+"""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import ray
+import torch.distributed as dist
+
+from files.atomic import put_file
+from files.copies import delete, files_below, pull, push
+from operators.models import cache_folder
+from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, TrainJob
+from operators.train.loop import train_worker
+from operators.train.metrics import METRICS
+from operators.train.stopping import STOP, stop_is_asked
+
+PACKS, RAY_TRAIN = "packs", "ray_train"  # below CHECKPOINTS
+MARKER = "COMPLETE"
+LOOK_S = 2.0  # between two looks for a checkpoint that was completed
+
+
+def train_from_bucket(settings: dict[str, TrainJob]) -> None:
+    """The body of one Ray Train worker whose `job.folder` is in a bucket; see `loop.train_worker`."""
+    with working_copy(settings["job"]) as job:
+        train_worker({"job": job})
+
+
+def working_folder(home: str) -> Path:
+    """Where a student in a bucket is trained, on the disk of the node that trains it."""
+    return cache_folder() / "training" / sha256(home.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def working_copy(job: TrainJob) -> Iterator[TrainJob]:
+    """The job with its folder on the disk of this node; every worker must call it.
+
+    Raises:
+        ValueError: the workers are on several nodes, which share no folder.
+    """
+    folder, first = working_folder(job.folder), dist.get_rank() == 0
+    try:
+        _require_one_node()
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
+            pull(job.folder, folder, lambda name: not name.startswith(f"{CHECKPOINTS}/{RAY_TRAIN}/"))
+            (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        mirror = Mirror(folder, job.folder) if first else None
+        here = [str(folder / file.removeprefix(f"{job.folder}/")) for file in job.files]
+        with mirror or nullcontext():
+            yield replace(job, folder=str(folder), files=here)
+    except ValueError as error:
+        _tell(job, str(error))
+        raise
+    finally:
+        failed = folder / CHECKPOINTS / FAILED
+        if failed.is_file():  # whoever wrote it: the first worker may be killed before its mirror ends
+            _tell(job, str(json.loads(failed.read_text())["error"]))
+    dist.barrier()
+    if first:
+        shutil.rmtree(folder)
+
+
+def _require_one_node() -> None:
+    nodes: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+    if len(set(nodes)) > 1:
+        raise ValueError(
+            f"train: {len(nodes)} workers are on {len(set(nodes))} nodes, and a student in a bucket is trained on one; "
+            "lower train.num_workers, or give storage=<folder that all nodes share>"
+        )
+
+
+def _tell(job: TrainJob, error: str) -> None:
+    """Let the driver and restarted workers know what would repeat, with the places that the user knows."""
+    text = error.replace(str(working_folder(job.folder)), job.folder)
+    put_file(f"{job.folder}/{CHECKPOINTS}/{FAILED}", json.dumps({"error": text}))
+
+
+class Mirror(threading.Thread):
+    """Copies what a training writes on this disk to its place in the bucket, while inside and at the end."""
+
+    def __init__(self, folder: Path, home: str) -> None:
+        super().__init__(daemon=True, name="mirror")
+        self._folder, self._home = folder, home
+        self._ended = threading.Event()
+        there = files_below(f"{home}/{CHECKPOINTS}")
+        self._there = {str(Path(name).parent) for name in there if Path(name).name == MARKER}
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        """Copy the rest: checkpoints, metrics, the student, and last what says that it is complete."""
+        self._ended.set()
+        self.join()
+        self.look()
+        names = [str(file.relative_to(self._folder)) for file in self._folder.rglob("*") if file.is_file()]
+        push(self._folder, self._home, [name for name in names if not name.startswith(f"{CHECKPOINTS}/")])
+        push(self._folder, self._home, [name for name in names if name == f"{CHECKPOINTS}/{EXPORTED}"])
+
+    def run(self) -> None:
+        """The thread's body: a look at the disk now and then. What fails is tried again, the last time at the end."""
+        while not self._ended.wait(LOOK_S):
+            with suppress(Exception):
+                self.look()
+
+    def look(self) -> None:
+        """Copy checkpoints that were completed since the last look, delete those that are gone, and hand on a stop."""
+        checkpoints = self._folder / CHECKPOINTS
+        if stop_is_asked(self._home):
+            (checkpoints / STOP).touch()
+        here = {str(marker.parent.relative_to(checkpoints)) for marker in checkpoints.rglob(MARKER)}
+        for name in sorted(here - self._there):
+            self._push_checkpoint(checkpoints / name, f"{self._home}/{CHECKPOINTS}/{name}", name)
+        for name in sorted(self._there - here):
+            delete(f"{self._home}/{CHECKPOINTS}/{name}/{MARKER}")
+            delete(f"{self._home}/{CHECKPOINTS}/{name}")
+            self._there.discard(name)
+
+    def _push_checkpoint(self, folder: Path, home: str, name: str) -> None:
+        if (self._folder / METRICS).is_file():
+            push(self._folder, self._home, [METRICS])
+        try:
+            push(folder, home, json.loads((folder / MARKER).read_text())["files"])
+            push(folder, home, [MARKER])
+        except FileNotFoundError:  # retention deleted it meanwhile: a newer one is complete
+            delete(home)
+            return
+        self._there.add(name)
