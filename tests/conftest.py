@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # For the S3 server of the tests, in this process and in all that it starts; nobody's own.
 os.environ.update(
     AWS_ACCESS_KEY_ID="key-of-the-tests",
-    AWS_SECRET_ACCESS_KEY="SECRET",  # noqa: S106
+    AWS_SECRET_ACCESS_KEY="planted-secret-of-the-tests",  # noqa: S106
     AWS_DEFAULT_REGION="us-east-1",
     AWS_EC2_METADATA_DISABLED="true",
     AWS_SHARED_CREDENTIALS_FILE=os.devnull,
