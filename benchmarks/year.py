@@ -163,7 +163,7 @@ def main() -> None:
         run = open_run(load_config(Path("configs/smoke.yaml"), settings(folder)), GRAPH.specs)
         last = arguments.refreshes - arguments.really
         for number in range(arguments.really, last):
-            write_like(run, folder, "day-0001", number)
+            write_like(run, folder, "day-0000", number)
         state(folder, arguments.refreshes, [really_run(folder, number) for number in range(last, arguments.refreshes)])
 
 
