@@ -20,7 +20,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from cluster.files import StorageError
-from files.places import BUCKETS, CREDENTIALS, ENDPOINT_VARIABLE
+from operators.files.places import BUCKETS, CREDENTIALS, ENDPOINT_VARIABLE
 
 LEASE = ".lease.json"
 LOST_AFTER_S = 60.0  # without renewal; a dead holder keeps the storage for so long

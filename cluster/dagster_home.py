@@ -7,7 +7,7 @@ import dagster as dg
 import yaml
 
 from cluster.lease import is_leased
-from files.places import PASSED_TO_WORKERS
+from operators.files.places import PASSED_TO_WORKERS
 
 DRIVER_TAG = "recycle/driver"  # of a run that a process of the command line executes, under the storage's lease
 STORAGE_TAG = "recycle/storage"  # which storage a run works on

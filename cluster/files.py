@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 from pyarrow import fs
 
-from files.places import in_bucket
+from operators.files.places import in_bucket
 
 READERS = 8  # threads of the driver
 MOST_ON_DRIVER = 1 << 30  # bytes; more are read by tasks on the whole cluster

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.bucket_lease import LOST_AFTER_S, StorageBusyError, bucket_lease, is_bucket_leased
-from files.places import in_bucket
+from operators.files.places import in_bucket
 
 __all__ = ["LOST_AFTER_S", "StorageBusyError", "is_leased", "lease"]
 

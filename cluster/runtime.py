@@ -14,10 +14,10 @@ import ray
 from ray._private import ray_constants, services
 
 from cluster.local import LOOPBACK_ONLY
-from files.places import BUCKETS, in_bucket, require_place, store_environment
+from operators.files.places import BUCKETS, in_bucket, require_place, store_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("flows", "operators", "kernels", "cluster", "files")
+PACKAGES = ("flows", "operators", "kernels", "cluster")
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UPLOADED_PACKAGE = "_ray_pkg_"
 HOME_VARIABLE = "RECYCLE_HOME"

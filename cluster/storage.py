@@ -35,8 +35,8 @@ from cluster.manifest import (
     read_manifest,
 )
 from cluster.memory import PeakMemory
-from files.atomic import open_filesystem, write_file
-from files.places import in_bucket
+from operators.files.atomic import open_filesystem, write_file
+from operators.files.places import in_bucket
 
 ASIDE = ".making"  # readers of folders skip names that begin with a dot
 REFRESH_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

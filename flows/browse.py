@@ -30,7 +30,6 @@ from cluster.files import StorageError
 from cluster.manifest import Manifest
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
-from files.atomic import open_filesystem
 from flows.config import ConfigError, load_config
 from flows.graph import (
     EVALUATION,
@@ -57,6 +56,7 @@ from operators.browse.views import (
     row_view,
 )
 from operators.evaluate.judge import ORDERS
+from operators.files.atomic import open_filesystem
 from operators.parquet_log import ParquetLog
 from operators.report.costs import stage_costs
 from operators.teacher.budget import BudgetConfig, Tokens

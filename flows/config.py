@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from cluster.runtime import REPOSITORY
-from files.places import require_endpoint
 from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.release import ReleaseConfig
+from operators.files.places import require_endpoint
 from operators.models import PACKAGE_PREFIX
 from operators.publish.publish import PublishConfig
 from operators.read.config import ReadConfig

@@ -3,12 +3,12 @@
 import dagster as dg
 
 from cluster.files import StorageError
-from files.damage import DamagedFileError
+from operators.files.damage import DamagedFileError
 from operators.redact import without_credentials
 from operators.teacher.dispatch import TeacherStoppedError
 
 SHOWN_CHARS = 500  # of an error on the terminal; the log has all of it
-OURS = ("flows.", "operators.", "cluster.", "files.", "kernels.")  # errors that this project raises
+OURS = ("flows.", "operators.", "cluster.", "kernels.")  # errors that this project raises
 # The same where Ray leaves the module out.
 SENTENCES = (TeacherStoppedError.__name__, StorageError.__name__, DamagedFileError.__name__)
 LAST_EVENTS = 200  # of a run, among which the failure is looked for

@@ -22,7 +22,6 @@ from cluster.lease import StorageBusyError, lease
 from cluster.runtime import connected
 from cluster.storage import require_refresh_key
 from cluster.terminal import quiet_terminal
-from files.damage import DamagedFileError
 from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
 from flows.failures import root_cause
@@ -33,6 +32,7 @@ from flows.remake import assets_by_refresh, retract, stale_assets, tell_stale
 from flows.results import UNUSED_COLUMNS
 from flows.run import Run, open_run
 from flows.steps import print_step
+from operators.files.damage import DamagedFileError
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
 from operators.redact import without_credentials

@@ -22,7 +22,6 @@ from cluster.files import StorageError
 from cluster.lease import is_leased
 from cluster.manifest import MANIFEST
 from cluster.storage import AssetStore
-from files.atomic import open_filesystem
 from flows.graph import (
     EVALUATION,
     HELD_OUT,
@@ -35,6 +34,7 @@ from flows.refresh_requests import Requests
 from flows.releases import existing_storage
 from operators.columns import ACTIVE
 from operators.evaluate.release_history import ReleaseHistory
+from operators.files.atomic import open_filesystem
 
 DONE, UNUSABLE = 0, 2
 PORT = 9105

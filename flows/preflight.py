@@ -8,7 +8,6 @@ from pathlib import Path
 from cluster.files import StorageError
 from cluster.lease import is_leased
 from cluster.runtime import cluster_nodes, exposed_address
-from files.places import in_bucket
 from flows.config import RunConfig
 from flows.graph import (
     EVALUATION,
@@ -24,6 +23,7 @@ from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
 from flows.retries import describe
 from flows.run import MOST_NAMED, Run
 from flows.source_versions import RefreshFile
+from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
 from operators.read.doctor import examine_source
 from operators.select.reward import KEY as REWARD_MODEL

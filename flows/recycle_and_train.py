@@ -21,7 +21,6 @@ import dagster as dg
 from ray.data import Dataset
 
 from cluster.storage import Recipe
-from files.atomic import put_file
 from flows.checks import CHECKS
 from flows.command import command
 from flows.config import evaluate_config
@@ -36,6 +35,7 @@ from operators.evaluate.evaluate import evaluate
 from operators.evaluate.release import release as decide_release
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
+from operators.files.atomic import put_file
 from operators.publish.publish import publish
 from operators.read.drop_contaminated import drop_contaminated
 from operators.read.own_steps import apply_steps

@@ -11,7 +11,7 @@ from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.files import StorageError
-from files.atomic import open_filesystem, put_file
+from operators.files.atomic import open_filesystem, put_file
 
 REQUESTS = "refreshes"
 _SUFFIX = ".json"

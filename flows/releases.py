@@ -15,7 +15,6 @@ from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
-from files.atomic import open_filesystem, put_file
 from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS
 from flows.run import Run
 from operators.columns import ACTIVE, HELD_OUT, RECYCLED_OUTCOMES
@@ -23,6 +22,7 @@ from operators.evaluate.config import TrainedAttention
 from operators.evaluate.evaluate import Models, Rival
 from operators.evaluate.release_history import Decision, ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED
+from operators.files.atomic import open_filesystem, put_file
 from operators.report.history import RefreshLine, build_history
 
 DONE, FAILED, UNUSABLE = 0, 1, 2

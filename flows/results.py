@@ -8,11 +8,11 @@ from typing import Any
 from pyarrow import fs
 
 from cluster.manifest import Manifest
-from files.atomic import open_filesystem
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.run import Run
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
+from operators.files.atomic import open_filesystem
 from operators.report.report import Results
 from operators.report.stages import StageSummary
 

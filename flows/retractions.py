@@ -7,7 +7,7 @@ from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.files import StorageError
-from files.atomic import open_filesystem, put_file
+from operators.files.atomic import open_filesystem, put_file
 
 RETRACTED = "retracted.json"
 Version = tuple[str, str]  # name of a file below the source, and the identity of its content

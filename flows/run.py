@@ -8,7 +8,6 @@ from ray.data import Dataset
 
 from cluster.runtime import anchor, local_part
 from cluster.storage import AssetStore
-from files.places import use_endpoint
 from flows.asset_io import AssetIO
 from flows.config import ConfigError, RunConfig
 from flows.graph import (
@@ -23,6 +22,7 @@ from flows.refresh_requests import Requests
 from flows.retractions import Retractions
 from flows.staleness import Staleness
 from operators.chat_markup import special_tokens_of
+from operators.files.places import use_endpoint
 from operators.models import resolve_model
 from operators.read.archive import rows_of_files
 from operators.read.drop_contaminated import EvaluationIndex, evaluation_index

@@ -6,8 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
-from files.copies import files_below, pull
-from files.places import in_bucket
+from operators.files.copies import files_below, pull
+from operators.files.places import in_bucket
 from operators.models import cache_folder
 
 COPIES = "copies"  # below the cache

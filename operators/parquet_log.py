@@ -15,8 +15,8 @@ import ray
 from pyarrow import fs
 from ray.data import Dataset
 
-from files.atomic import open_filesystem, put_file
-from files.damage import DamagedFileError, naming_damage
+from operators.files.atomic import open_filesystem, put_file
+from operators.files.damage import DamagedFileError, naming_damage
 
 COMPACT_ABOVE, FILES_MERGED = 128, 256  # small files of a stage, and those that become one
 LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte has some thousands

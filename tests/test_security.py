@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("flows", "operators", "kernels", "cluster", "files")
+PACKAGES = ("flows", "operators", "kernels", "cluster")
 SOURCES = sorted(file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py"))
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 READS_PICKLES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib", "cloudpickle"}

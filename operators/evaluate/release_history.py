@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar
 from pyarrow import fs
 from pydantic import ValidationError
 
-from files.atomic import open_filesystem, put_file
 from operators.evaluate.results import Comparison, Evaluation, HeldOutLoss, Judgement, Result
+from operators.files.atomic import open_filesystem, put_file
 
 POINTER, HISTORY = "released.json", "releases"
 _NUMBERED = re.compile(r"(\d{6,})\.json")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from scipy import stats
 
-from files.atomic import open_filesystem, put_file
 from operators.evaluate.config import NOT_FINITE
 from operators.evaluate.results import NUM_QUANTILES, HeldOutLoss, PairedChange
+from operators.files.atomic import open_filesystem, put_file
 
 # What `evaluate.rows` holds of every held-out row: sums of nats over its response tokens, and the answers of samples.
 ROWS = pa.schema(

@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.data import Dataset
 from ray.data.datasource import FilenameProvider
 
-from files.atomic import OBJECT_STORES, UNFINISHED, open_filesystem, swap_folder, write_file
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
+from operators.files.atomic import OBJECT_STORES, UNFINISHED, open_filesystem, swap_folder, write_file
 from operators.publish.hub import REPOSITORY, push_folder
 from operators.publish.pass_through import Kinds, kinds_of, with_pass_through
 from operators.stage import StageConfig, require_columns

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 
-from files.atomic import open_filesystem
+from operators.files.atomic import open_filesystem
 from operators.read.config import ReadConfig
 from operators.read.read_record import extract
 from operators.read.record import Record

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from pyarrow import fs
 
-from files.atomic import open_filesystem
+from operators.files.atomic import open_filesystem
 from operators.read.json_records import line_records, value_records
 from operators.read.record import READ_BYTES, Record
 from operators.read.source_files import Piece

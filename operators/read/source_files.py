@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
-from files.atomic import open_filesystem
+from operators.files.atomic import open_filesystem
 from operators.read.record import READ_BYTES
 from operators.read.text_streams import LINES, format_of, holds_lines
 
@@ -29,7 +29,7 @@ class SourceFile(NamedTuple):
     """One file of the source.
 
     Attributes:
-        path: path or URI that `files.atomic.open_filesystem` opens.
+        path: path or URI that `operators.files.atomic.open_filesystem` opens.
         name: path relative to the folder that the source names, so that it does not depend on what else is there.
         size: bytes.
         mtime_ns: when it was written, in ns since 1970; None if unknown.

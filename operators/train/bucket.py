@@ -17,8 +17,8 @@ from pathlib import Path
 import ray
 import torch.distributed as dist
 
-from files.atomic import put_file
-from files.copies import delete, files_below, pull, push
+from operators.files.atomic import put_file
+from operators.files.copies import delete, files_below, pull, push
 from operators.models import cache_folder
 from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, TrainJob
 from operators.train.loop import train_worker

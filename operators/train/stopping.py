@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from files.atomic import put_file
-from files.copies import delete, exists
+from operators.files.atomic import put_file
+from operators.files.copies import delete, exists
 from operators.train.job import CHECKPOINTS
 
 STOP = "stop"

@@ -15,10 +15,10 @@ from ray.data import Dataset, SaveMode
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from files.atomic import open_filesystem, put_file
-from files.copies import delete, files_below, read_text
-from files.places import in_bucket
 from operators import columns
+from operators.files.atomic import open_filesystem, put_file
+from operators.files.copies import delete, files_below, read_text
+from operators.files.places import in_bucket
 from operators.progress import report_progress
 from operators.stage import require_columns
 from operators.train.bucket import PACKS, RAY_TRAIN, train_from_bucket

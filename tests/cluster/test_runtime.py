@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runtime import JOB_CONFIG_VARIABLE, _runtime_env, anchor, local_part
-from files.places import ENDPOINT_VARIABLE, PASSED_TO_WORKERS
+from operators.files.places import ENDPOINT_VARIABLE, PASSED_TO_WORKERS
 
 PACKAGE = "/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_1234"
 

@@ -15,8 +15,8 @@ from cluster.counts import sum_of_ids
 from cluster.files import StorageError
 from cluster.manifest import Manifest
 from cluster.storage import MARKER, AssetStore, Recipe, require_refresh_key
-from files.atomic import put_file
-from files.copies import files_below
+from operators.files.atomic import put_file
+from operators.files.copies import files_below
 
 MADE_FROM = {"code": "1"}
 

@@ -18,8 +18,8 @@ from moto.s3.models import s3_backends
 
 from cluster.bucket_lease import LEASE, LOST_AFTER_S, StorageBusyError
 from cluster.lease import lease
-from files.atomic import open_filesystem
-from files.copies import files_below, read_text
+from operators.files.atomic import open_filesystem
+from operators.files.copies import files_below, read_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = b"planted-secret-of-the-tests"  # of tests/conftest.py

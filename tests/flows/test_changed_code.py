@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-PARTS = ("flows", "operators", "cluster", "files", "kernels", "configs", "pyproject.toml")
+PARTS = ("flows", "operators", "cluster", "kernels", "configs", "pyproject.toml")
 ROWS = 100
 UP_TO = "raw_instructions,instruction_reflections,selected_instructions,response_reflections"
 

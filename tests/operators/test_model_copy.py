@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from files.atomic import put_file
-from files.copies import pull
+from operators.files.atomic import put_file
+from operators.files.copies import pull
 from operators.model_copy import COPIES, KEPT_S, MARKER, on_this_disk
 
 

@@ -11,9 +11,9 @@ import pyarrow.dataset as pads
 import pytest
 import yaml
 
-from files.atomic import open_filesystem
-from files.copies import files_below, read_text
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
+from operators.files.atomic import open_filesystem
+from operators.files.copies import files_below, read_text
 from operators.publish.publish import (
     PublishConfig,
     alpaca_table,

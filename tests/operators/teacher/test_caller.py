@@ -121,7 +121,7 @@ def test_a_batch_that_ends_with_its_stage_stores_what_was_answered(monkeypatch: 
     monkeypatch.setattr("operators.teacher.journal.ray.get", Result.get)
     supervisor = Supervisor()
     supervisor.open_calls, supervisor.settle = Method(lambda keys: keys), Method(None)  # type: ignore[attr-defined]
-    store = Store(lambda replies: stored.extend(replies["reply"].to_pylist()) or "file", supervisor)
+    store = Store(lambda replies, _: stored.extend(replies["reply"].to_pylist()) or "file", supervisor)
     batch = pa.Table.from_pylist([CALL, {**CALL, "call_key": "other"}], schema=CALLS)
 
     async def answer() -> None:

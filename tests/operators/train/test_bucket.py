@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from files.atomic import put_file
-from files.copies import files_below, push, read_text
+from operators.files.atomic import put_file
+from operators.files.copies import files_below, push, read_text
 from operators.train.bucket import CHECKPOINTS, EXPORTED, FAILED, MARKER, Mirror, working_copy, working_folder
 from operators.train.config import TrainConfig
 from operators.train.job import TrainJob

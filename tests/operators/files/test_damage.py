@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from files.damage import DamagedFileError, naming_damage
+from operators.files.damage import DamagedFileError, naming_damage
 from operators.parquet_log import ParquetLog, write_whole
 
 TABLE = pa.table({"call_key": [f"k{n}" for n in range(500)], "reply": [f"reply number {n}" for n in range(500)]})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from files.atomic import open_filesystem, write_file
+from operators.files.atomic import open_filesystem, write_file
 
 COPIERS = 8
 CHUNK_BYTES = 8 << 20

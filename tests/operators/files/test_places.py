@@ -2,7 +2,7 @@
 
 import pytest
 
-from files.places import (
+from operators.files.places import (
     ENDPOINT_VARIABLE,
     in_bucket,
     require_endpoint,

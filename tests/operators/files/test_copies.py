@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from files.copies import delete, files_below, pull, push, read_text
+from operators.files.copies import delete, files_below, pull, push, read_text
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from files.atomic import open_filesystem, put_file, swap_folder
+from operators.files.atomic import open_filesystem, put_file, swap_folder
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
