@@ -68,7 +68,7 @@ def test_a_swap_that_is_killed_leaves_one_folder_or_the_other_and_the_next_one_c
         return rename(path, to)
 
     if not can_exchange:
-        monkeypatch.setattr("files.atomic._exchange", lambda *_: False)
+        monkeypatch.setattr("operators.files.atomic._exchange", lambda *_: False)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", killed)
         try:
@@ -92,7 +92,7 @@ def test_what_was_there_is_put_back_if_the_next_swap_fails_before_its_own_rename
     def killed(*_: Path) -> bool:
         raise KilledError
 
-    monkeypatch.setattr("files.atomic._exchange", killed)
+    monkeypatch.setattr("operators.files.atomic._exchange", killed)
     with pytest.raises(KilledError):
         swap_folder(str(tmp_path / "beside"), str(tmp_path / "target"))
     assert texts(tmp_path / "target") == {"README.md": "old"}
