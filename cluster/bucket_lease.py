@@ -26,7 +26,7 @@ LEASE = ".lease.json"
 LOST_AFTER_S = 60.0  # without renewal; a dead holder keeps the storage for so long
 BEATS = 6  # renewals in that time
 STOPS_AT = 0.7  # share of that time after which a holder that could not renew stops itself
-GRACE_S = 20.0  # for a run that lost its lease to end by itself
+GRACE_S, LEAST_GRACE_S = 20.0, 1.0  # for a run that lost its lease to end by itself, at most and at least
 CLOCK_S = 1.0  # resolution of the store's times
 CONFLICT = (409, 412)
 
@@ -139,7 +139,7 @@ def bucket_lease(storage: str, lost_after_s: float = LOST_AFTER_S) -> Iterator[N
     """
     lease = LeaseObject(storage)
     me = Record(uuid.uuid4().hex, socket.gethostname(), os.getpid(), lost_after_s)
-    keeper = _Keeper(lease, _take(lease, me))
+    keeper = _Keeper(lease, *_take(lease, me))
     keeper.start()
     try:
         yield
@@ -161,15 +161,20 @@ def _is_free(seen: Seen) -> bool:
     return seen.record.released or seen.age_s > seen.record.lost_after_s + CLOCK_S
 
 
-def _take(lease: LeaseObject, me: Record) -> Seen:
-    """Take the lease; a holder that seems to be alive is watched until it renews or has been silent for too long."""
+def _take(lease: LeaseObject, me: Record) -> tuple[Seen, float]:
+    """Take the lease; a holder that seems to be alive is watched until it renews or has been silent for too long.
+
+    Returns:
+        what was written, and when that was begun, by `time.monotonic`.
+    """
     silent: Seen | None = None
     while True:
         seen = lease.read()
         if seen is None or _is_free(seen):
+            tried = time.monotonic()
             taken = lease.write(me, seen)
             if taken is not None:
-                return taken
+                return taken, tried
             continue
         if silent is not None and seen.etag != silent.etag:
             raise _busy(lease.storage, seen.record)
@@ -184,26 +189,26 @@ def _busy(storage: str, holder: Record) -> StorageBusyError:
 
 
 class _Keeper(threading.Thread):
-    """Renews the lease until `end`; where that fails for too long, it stops the run."""
+    """Renews the lease until `end`; where that fails or hangs for too long, it stops the run."""
 
-    def __init__(self, lease: LeaseObject, held: Seen) -> None:
+    def __init__(self, lease: LeaseObject, held: Seen, tried: float) -> None:
         super().__init__(daemon=True, name="lease")
         self._lease, self._held = lease, held
-        self._ended, self._lost = threading.Event(), ""
+        self._renewed = tried  # when the last renewal that succeeded was begun
+        self._ended, self._stopping, self._lost = threading.Event(), threading.Lock(), ""
+        self._failed = f"storage: {lease.storage}: the store does not answer"
 
     def run(self) -> None:
         """The thread's body."""
         limit_s = self._held.record.lost_after_s
-        renewed = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True, name="lease watch").start()
         while not self._ended.wait(limit_s / BEATS):
             tried = time.monotonic()
             try:
                 beaten = replace(self._held.record, beats=self._held.record.beats + 1)
                 held = self._lease.write(beaten, self._held)
             except StorageError as error:
-                if time.monotonic() - renewed > STOPS_AT * limit_s:
-                    self._stop_the_run(f"{error}; the lease could not be renewed for {limit_s:g} s, so this run ends")
-                    return
+                self._failed = str(error)
                 continue
             if held is None:
                 self._stop_the_run(
@@ -211,7 +216,16 @@ class _Keeper(threading.Thread):
                     f"{limit_s:g} s, and ends; run the same command again after the other"
                 )
                 return
-            self._held, renewed = held, tried
+            self._held, self._renewed = held, tried
+
+    def _watch(self) -> None:
+        """Stop the run in time, also while a renewal hangs: its own time limits and repetitions may take longer."""
+        patience_s = STOPS_AT * self._held.record.lost_after_s
+        while not self._ended.wait(max(0.0, self._renewed + patience_s - time.monotonic())):
+            if time.monotonic() - self._renewed >= patience_s:
+                why = f"the lease could not be renewed for {patience_s:g} s, so this run ends"
+                self._stop_the_run(f"{self._failed}; {why}")
+                return
 
     def end(self) -> None:
         """Give the lease back.
@@ -227,8 +241,12 @@ class _Keeper(threading.Thread):
             self._lease.write(replace(self._held.record, released=True), self._held)
 
     def _stop_the_run(self, why: str) -> None:
-        self._lost = why
+        with self._stopping:
+            if self._lost:
+                return
+            self._lost = why
         os.kill(os.getpid(), signal.SIGINT)
-        if not self._ended.wait(GRACE_S):  # whatever it waits for, it must not write any more
+        left_s = (1 - STOPS_AT) * self._held.record.lost_after_s  # then another may take over
+        if not self._ended.wait(max(LEAST_GRACE_S, min(GRACE_S, left_s))):  # it must not write any more
             sys.stderr.write(f"{why}\n")
             os._exit(1)

@@ -1,9 +1,11 @@
 """One run at a time on one storage."""
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from cluster.bucket_lease import LOST_AFTER_S, StorageBusyError, bucket_lease, is_bucket_leased
 from operators.files.places import in_bucket
@@ -11,6 +13,7 @@ from operators.files.places import in_bucket
 __all__ = ["LOST_AFTER_S", "StorageBusyError", "is_leased", "lease"]
 
 LEASE = ".lease"
+LOOKER_S, LOOKS = 0.01, 500  # how long, and how often, a writer waits for those who only look
 
 
 @contextmanager
@@ -34,10 +37,8 @@ def lease(storage: str, lost_after_s: float = LOST_AFTER_S) -> Iterator[None]:
         return
     Path(storage).mkdir(parents=True, exist_ok=True)
     with (Path(storage) / LEASE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageBusyError(f"storage: another run is writing to {storage}; wait for it or stop it") from None
+        if not _hold(file):
+            raise StorageBusyError(f"storage: another run is writing to {storage}; wait for it or stop it")
         yield
 
 
@@ -53,8 +54,27 @@ def is_leased(storage: str) -> bool:
     if not path.is_file():
         return False
     with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        return not _locked(file, fcntl.LOCK_SH)
+
+
+def _hold(file: TextIO) -> bool:
+    """Lock the file for writing; False if another writes.
+
+    Whoever only looks shares the lock for a moment, as `is_leased` does, and is no reason to refuse a run.
+    """
+    for _ in range(LOOKS):
+        if _locked(file, fcntl.LOCK_EX):
             return True
+        if not _locked(file, fcntl.LOCK_SH):
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(LOOKER_S)
     return False
+
+
+def _locked(file: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -24,13 +24,14 @@ def age(bucket: str, seconds: float) -> None:
 
 
 @pytest.fixture
-def storage(bucket: str) -> str:
+def storage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("cluster.bucket_lease.LEAST_GRACE_S", 20.0)  # a busy machine must not end the tests
     return f"{bucket}/runs"
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(storage: str) -> None:
     assert not is_leased(storage)
-    with lease(storage, 3.0):  # renewed twice a second, and alive on a machine that is busy
+    with lease(storage, 6.0):  # renewed once a second, and alive on a machine that is busy
         assert is_leased(storage)
         with pytest.raises(StorageBusyError, match=f"another run is writing to {storage} \\(process "), lease(storage):
             pytest.fail("both hold it")
@@ -67,7 +68,7 @@ def test_a_silent_holder_is_watched_until_it_counts_as_dead(storage: str, monkey
 
 def test_a_holder_that_lost_its_lease_is_stopped(storage: str) -> None:
     def work() -> None:
-        with bucket_lease(storage, QUICK_S):
+        with bucket_lease(storage, 3.0):
             mine = LeaseObject(storage)
             while mine.write(OTHER, mine.read()) is None:
                 pass  # it was renewed in between
@@ -93,6 +94,32 @@ def test_a_holder_that_cannot_renew_stops_before_another_may_take_over(
 
     with pytest.raises(StorageBusyError, match="the lease could not be renewed"):
         work()
+
+
+def test_a_holder_whose_renewal_hangs_stops_before_another_may_take_over(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def hang(*_: Any) -> None:
+        answered.wait(5)
+        raise StorageError("storage: too late")
+
+    def work() -> None:
+        with bucket_lease(storage, QUICK_S):
+            monkeypatch.setattr(LeaseObject, "write", hang)
+            try:
+                threading.Event().wait(4)
+            finally:
+                hung.append(not answered.is_set())
+                answered.set()
+
+    hung: list[bool] = []
+    with pytest.raises(
+        StorageBusyError, match=r"the store does not answer; the lease could not be renewed for 0\.42 s"
+    ):
+        work()
+    assert hung == [True]
 
 
 def test_a_write_whose_answer_was_lost_is_known_as_ones_own(storage: str) -> None:

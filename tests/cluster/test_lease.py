@@ -1,12 +1,13 @@
 """Two runs never write to one storage; a killed run leaves it free."""
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cluster.lease import StorageBusyError, lease
+from cluster.lease import LEASE, LOOKS, StorageBusyError, is_leased, lease
 
 HOLD = """
 import sys
@@ -30,3 +31,30 @@ def test_second_run_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     holder.wait()
     with lease(str(tmp_path)):
         pass
+
+
+def test_whoever_only_looks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LEASE).touch()
+    waited: list[float] = []
+    with (tmp_path / LEASE).open() as looker:  # as `is_leased` does for a moment: the sensor, and each scrape
+        fcntl.flock(looker, fcntl.LOCK_SH)
+
+        def end_the_look(seconds: float) -> None:
+            waited.append(seconds)
+            fcntl.flock(looker, fcntl.LOCK_UN)
+
+        monkeypatch.setattr("cluster.lease.time.sleep", end_the_look)
+        with lease(str(tmp_path)):
+            assert is_leased(str(tmp_path))
+        assert len(waited) == 1
+
+
+def test_a_look_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LEASE).touch()
+    waited: list[float] = []
+    monkeypatch.setattr("cluster.lease.time.sleep", waited.append)
+    with (tmp_path / LEASE).open() as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        with pytest.raises(StorageBusyError), lease(str(tmp_path)):
+            pass
+    assert len(waited) == LOOKS
