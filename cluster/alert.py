@@ -1,5 +1,6 @@
 """Tells people that something needs them: a POST to a webhook, a command, or both."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -40,15 +41,20 @@ def _post(url: str, text: str, url_env: str) -> list[str]:
             return []
     except urllib.error.HTTPError as error:
         return [f"the webhook of ${url_env} answered {error.code}"]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # whose texts may hold the URL
         return [f"the webhook of ${url_env} cannot be reached: {type(error).__name__}"]
 
 
 def _run(command: Sequence[str], text: str) -> list[str]:
     try:
         done = subprocess.run(  # noqa: S603 - the operator's own command
-            list(command), input=text, text=True, capture_output=True, timeout=TIMEOUT_S, check=False
+            list(command),
+            input=text.encode(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=TIMEOUT_S,
+            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         return [f"schedule.alert_command: {command[0]}: {type(error).__name__}"]
     return [] if done.returncode == 0 else [f"schedule.alert_command: {command[0]} ended with {done.returncode}"]

@@ -13,12 +13,21 @@ import dagster as dg
 
 from cluster.alert import send_alert
 from cluster.dagster_home import RETRIES_TAG, STORAGE_TAG
+from cluster.storage import AssetStore
 from flows.failures import failure_of
-from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS
+from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.refresh_requests import GivenUp, Request
 from flows.run import Run
+from operators.columns import ACTIVE
 
 BUSY_TAG = "recycle/storage_was_busy"  # of a run that ended because another held the storage
+UNFINISHED_RUNS = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 @dataclass
@@ -50,8 +59,19 @@ def decide(instance: dg.DagsterInstance, run: Run) -> Decided:
 
 def _is_pointless(run: Run, request: Request) -> bool:
     """Whether none of its files is there any more, and none was taken: what they hold now is another request."""
-    made = run.store.manifest(RAW_INSTRUCTIONS, request.key)
-    return made is None and not run.staleness.files_of(request.key)
+    if run.store.manifest(RAW_INSTRUCTIONS, request.key) is not None:
+        return False
+    try:
+        return not run.staleness.files_of(request.key)
+    except ValueError:  # the source has no file at all
+        return True
+
+
+def is_broken_off(store: AssetStore, refresh: str) -> bool:
+    """Whether a refresh has rows to recycle that were not recycled to the end."""
+    made = store.manifest(RAW_INSTRUCTIONS, refresh)
+    has_rows = made is not None and made.outcomes.get(ACTIVE, 0) > 0
+    return has_rows and store.manifest(RECYCLED_INSTRUCTIONS, refresh) is None
 
 
 def _decide_one(instance: dg.DagsterInstance, run: Run, request: Request, decided: Decided) -> None:
@@ -61,11 +81,17 @@ def _decide_one(instance: dg.DagsterInstance, run: Run, request: Request, decide
         for record in instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: request.key}))
         if record.dagster_run.tags.get(STORAGE_TAG, run.config.storage) == run.config.storage
     ]
+    for record in records:  # sensor and schedule look at the same time: one sees the run that the other asked for
+        if record.dagster_run.status in UNFINISHED_RUNS:
+            decided.waiting.append(f"refresh {request.key} is {record.dagster_run.status.value}")
+            return
     new = [record for record in records if record.dagster_run.run_id not in request.forgiven]
-    if new and new[0].dagster_run.status == dg.DagsterRunStatus.SUCCESS:
+    succeeded = [record for record in new if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
+    # A run of some assets alone may have left the refresh unfinished.
+    if succeeded and succeeded[0] is new[0] and not is_broken_off(run.store, request.key):
         run.requests.remove(request.key)
         return
-    attempts = [record for record in new if BUSY_TAG not in record.dagster_run.tags]
+    attempts = [record for record in new if record not in succeeded and BUSY_TAG not in record.dagster_run.tags]
     cancelled = bool(attempts) and attempts[0].dagster_run.status == dg.DagsterRunStatus.CANCELED
     if request.given_up is None and (cancelled or len(attempts) >= limits.max_attempts):
         reason = "a person cancelled it" if cancelled else failure_of(instance, attempts[0].dagster_run)
@@ -75,7 +101,8 @@ def _decide_one(instance: dg.DagsterInstance, run: Run, request: Request, decide
         request = run.requests.put(request.model_copy(update={"given_up": given_up}))
     if request.given_up is not None:
         request = _alerted(run, request, request.given_up)
-        decided.given_up.append(describe(request))
+        if request.given_up is not None:
+            decided.given_up.append(describe(request))
         return
     wait = _seconds_to_wait(attempts[0], len(attempts), run) if attempts else 0.0
     if wait > 0:
@@ -129,6 +156,9 @@ def _alerted(run: Run, request: Request, given_up: GivenUp) -> Request:
         "files": [name for name, _ in request.files],
     }
     errors = send_alert(message, schedule.alert_url_env, schedule.alert_command)
+    now = run.requests.get(request.key)
+    if now != request:  # a person let it run again, or made it, while the alert went out
+        return now or request.model_copy(update={"given_up": None})
     update = {"alerted": not errors, "alert_errors": tuple(errors)}
     if update == given_up.model_dump(include=set(update)):
         return request

@@ -22,23 +22,15 @@ from cluster.runtime import connected
 from cluster.storage import AssetStore, require_refresh_key
 from flows.asset_io import AssetIO
 from flows.config import RunConfig, config_of_environment
-from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, Graph, Specs
+from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, Graph, Specs
 from flows.preflight import preflight, require_sound
 from flows.refresh_requests import Request
-from flows.retries import BUSY_TAG, decide
+from flows.retries import BUSY_TAG, UNFINISHED_RUNS, decide, is_broken_off
 from flows.run import MOST_NAMED, Run, open_run
 from flows.source_versions import RefreshFile
-from operators.columns import ACTIVE
 from operators.progress import ProgressLines
 
 JOB = "refresh_and_retrain"
-UNFINISHED_RUNS = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def definitions(graph: Graph) -> dg.Definitions:
@@ -195,9 +187,7 @@ def _look(config: RunConfig, specs: Specs) -> Run:
 
 def _broken_off(store: AssetStore) -> list[str]:
     """Refreshes that have rows to recycle and were not recycled to the end."""
-    finished = set(store.refreshes(RECYCLED_INSTRUCTIONS))
-    begun = {key: store.manifest(RAW_INSTRUCTIONS, key) for key in store.refreshes(RAW_INSTRUCTIONS)}
-    return [key for key, made in begun.items() if key not in finished and made and made.outcomes.get(ACTIVE, 0) > 0]
+    return [key for key in store.refreshes(RAW_INSTRUCTIONS) if is_broken_off(store, key)]
 
 
 def _named(run: dg.DagsterRun) -> str:

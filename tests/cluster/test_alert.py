@@ -58,6 +58,7 @@ def test_both_get_the_message(
         ("http://127.0.0.1:1/secret-path", f"the webhook of ${VARIABLE} cannot be reached: URLError"),
         ("file:///etc/secret-path", f"${VARIABLE} holds no http or https URL"),
         ("http://[secret-path", f"the webhook of ${VARIABLE} cannot be reached: ValueError"),
+        ("http://127.0.0.1/secret path", f"the webhook of ${VARIABLE} cannot be reached: InvalidURL"),
     ],
 )
 def test_a_webhook_that_does_not_take_it_is_said_without_its_address(
@@ -70,3 +71,10 @@ def test_a_webhook_that_does_not_take_it_is_said_without_its_address(
 def test_a_command_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert send_alert(MESSAGE, VARIABLE, ("false",)) == ["schedule.alert_command: false ended with 1"]
+
+
+def test_what_a_command_prints_may_be_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    print_bytes = "import sys; sys.stdin.read(); sys.stdout.buffer.write(bytes([255]))"
+    assert send_alert(MESSAGE, VARIABLE, (sys.executable, "-c", print_bytes)) == []
+    assert send_alert(MESSAGE, VARIABLE, ("\0",)) == ["schedule.alert_command: \0: ValueError"]

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from cluster.manifest import Manifest
 from flows.config import load_config
 from flows.graph import PARTITION_TAG
 from flows.recycle_and_train import GRAPH
@@ -165,3 +166,49 @@ def test_retry_lets_it_run_again_as_if_it_had_never_failed(run: Run, instance: d
     end(instance, FAILURE)
     assert "failed 1 of 3 times" in decide(instance, run).waiting[0]
     assert show_refreshes([run.config.storage], out, err) == 0
+
+
+def test_a_run_that_goes_on_is_no_failed_attempt(run: Run, instance: dg.DagsterInstance, alerts: Path) -> None:
+    for _ in range(2):
+        end(instance, FAILURE, 9999)
+    # Asked for by the schedule after the sensor had found that nothing runs.
+    instance.add_run(dg.DagsterRun(job_name=JOB, tags={PARTITION_TAG: KEY}, status=dg.DagsterRunStatus.STARTED))
+    decided = decide(instance, run)
+    assert (decided.due, decided.given_up) == ([], [])
+    assert decided.waiting == [f"refresh {KEY} is STARTED"]
+    assert not alerts.exists()
+
+
+def test_a_retry_while_the_alert_goes_out_is_kept(
+    run: Run, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        end(instance, FAILURE)
+
+    def a_person_retries(*_: Any) -> list[str]:
+        assert retry_refresh([run.config.storage, KEY], io.StringIO()) == 0
+        return ["the webhook cannot be reached"]
+
+    monkeypatch.setattr("flows.retries.send_alert", a_person_retries)
+    assert decide(instance, run).given_up == []
+    assert keys(run, instance) == [f"{KEY}#4"]
+
+
+def test_a_request_is_forgotten_when_the_source_has_no_file_left(
+    run: Run, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    (tmp_path / "source/a.jsonl").unlink()
+    fresh = open_run(run.config, GRAPH.specs)
+    assert decide(instance, fresh).due == []
+    assert fresh.requests.all() == []
+
+
+def test_a_successful_run_of_some_assets_leaves_the_refresh_asked_for(run: Run, instance: dg.DagsterInstance) -> None:
+    folder = Path(run.store.folder("raw_instructions", KEY))
+    folder.mkdir(parents=True)
+    manifest = Manifest(order=1, fingerprint="0", made_from={"files": []}, outcomes={"": 1})
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "_SUCCESS").touch()
+    end(instance, SUCCESS)  # `--select raw_instructions`
+    assert keys(run, instance) == [f"{KEY}#2"]
+    assert [request.key for request in run.requests.all()] == [KEY]
