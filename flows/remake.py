@@ -44,6 +44,8 @@ def tell_stale(run: Run, out: TextIO) -> int:
 def retract(run: Run, name: str, out: TextIO) -> list[str]:
     """Take the rows of a source file out: record it, and say how many rows of which refreshes that are.
 
+    A retraction that was recorded and broke off before its rows were gone is carried on.
+
     Returns:
         the refreshes that hold such rows, in the order in which they were made; their raw instructions are stale now.
 
@@ -53,11 +55,13 @@ def retract(run: Run, name: str, out: TextIO) -> list[str]:
     already = run.retractions.all()
     refreshes = run.store.refreshes(RAW_INSTRUCTIONS)
     taken: dict[str, set[Version]] = {
-        key: {(file, identity) for file, identity in run.staleness.taken(key)} - already for key in refreshes
+        key: {(file, identity) for file, identity in run.staleness.taken(key)} for key in refreshes
     }
+    held: set[Version] = set().union(*taken.values())
+    unfinished = [version for version in held & already if version[0] == name]
     there = [(file.name, file.identity) for file in run.staleness.there()]
     try:
-        versions = versions_to_retract(name, set().union(*taken.values()), there)
+        versions = unfinished or versions_to_retract(name, held - already, there)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     affected = [key for key in refreshes if taken[key] & set(versions)]
