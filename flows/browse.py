@@ -101,8 +101,9 @@ def browse(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stde
     server = uvicorn.Server(uvicorn.Config(application(pages), port=arguments.port, log_level="warning"))
     try:
         listening = socket.create_server(("127.0.0.1", arguments.port))
-    except OSError as error:
-        err.write(f"browse: --port {arguments.port}: {error.strerror}; give another port, or 0 for a free one\n")
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        err.write(f"browse: --port {arguments.port}: {why}; give another port, or 0 for a free one\n")
         return FAILED
     out.write(f"http://127.0.0.1:{listening.getsockname()[1]}\nCtrl-C ends it\n")
     out.flush()

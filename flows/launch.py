@@ -42,6 +42,7 @@ from operators.teacher.engine_pool import stopping_engines
 
 DONE, FAILED, UNUSABLE, BROKEN_INVARIANT = 0, 1, 2, 3
 Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
+OTHER_COMMANDS = "Other commands, each with --help: browse, releases, rollback, refreshes, retry, metrics."
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -168,7 +169,9 @@ def print_findings(findings: Sequence[Finding], out: TextIO) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="flows/recycle_and_train.py", description="Recycle a data set, train on it.")
+    parser = argparse.ArgumentParser(
+        prog="flows/recycle_and_train.py", description="Recycle a data set, train on it.", epilog=OTHER_COMMANDS
+    )
     parser.add_argument("--config", type=Path, default=default_config(), help="YAML file (%(default)s)")
     parser.add_argument("override", nargs="*", help="dotted.key=value, such as train.max_steps=20")
     looks = parser.add_mutually_exclusive_group()

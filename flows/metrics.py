@@ -52,9 +52,9 @@ def serve_metrics(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
     arguments = parser.parse_args(argv)
     registry = CollectorRegistry()
     try:
-        registry.register(StorageMetrics(existing_storage(arguments.storage)))
+        registry.register(StorageMetrics(existing_storage(arguments.storage), err))
         server, _ = start_http_server(arguments.port, addr="127.0.0.1", registry=registry)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:  # the last is a port over 65535
         err.write(f"{error}\n")
         return UNUSABLE
     out.write(f"metrics: http://127.0.0.1:{arguments.port}/metrics\n")
@@ -69,9 +69,11 @@ def serve_metrics(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
 class StorageMetrics(Collector):
     """Looks at the storage whenever Prometheus asks; a part that cannot be read is counted and leaves the others."""
 
-    def __init__(self, storage: str) -> None:
-        """Look at the storage at an absolute path or URI."""
+    def __init__(self, storage: str, err: TextIO = sys.stderr) -> None:
+        """Look at the storage at an absolute path or URI; what cannot be read is said in `err` when it changes."""
         self._storage = storage
+        self._err = err
+        self._told: list[str] = []
         self._store = AssetStore(storage)
 
     def describe(self) -> list[Metric]:
@@ -81,13 +83,18 @@ class StorageMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics; README of the names: docs/operations.md."""
         parts: list[Callable[[], list[Metric]]] = [self._rows, self._teacher, self._refreshes, self._releases]
-        broken = 0
+        broken: list[str] = []
         for part in parts:
             try:
                 yield from part()
-            except (StorageError, ValueError, OSError):
-                broken += 1
-        yield _gauge("recycle_unreadable_parts", "Parts of the storage that could not be read; see the log.", broken)
+            except (StorageError, ValueError, OSError) as error:
+                broken.append(str(error))
+        if broken != self._told:
+            self._err.writelines(f"metrics: {text}\n" for text in broken)
+            self._err.flush()
+            self._told = broken
+        text = "Parts of the storage that could not be read; the output of `recycle-and-train metrics` says why."
+        yield _gauge("recycle_unreadable_parts", text, len(broken))
 
     def _rows(self) -> list[Metric]:
         found = GaugeMetricFamily("recycle_rows", "Rows of all refreshes.", labels=["asset", "outcome"])

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from cluster.files import StorageError
+from cluster.files import StorageError, explained
 from cluster.storage import AssetStore
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.refresh_requests import Request, Requests
@@ -23,8 +23,9 @@ def show_refreshes(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = 
     """Print a line a refresh, in the order in which they were made; 1 if one was given up, 2 if nothing can be read."""
     parser = argparse.ArgumentParser(prog="recycle-and-train refreshes", description="List the refreshes of a storage.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
+    arguments = parser.parse_args(argv)
     try:
-        storage = existing_storage(parser.parse_args(argv).storage)
+        storage = existing_storage(arguments.storage)
         store, requests = AssetStore(storage), {request.key: request for request in Requests(storage).all()}
         made = store.refreshes(RAW_INSTRUCTIONS)
         for key in made:
@@ -32,8 +33,8 @@ def show_refreshes(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = 
         for key, request in requests.items():
             if key not in made:
                 out.write(f"{key:<24}  {len(request.files):>6} files{_request_note(request)}\n")
-    except (ValueError, StorageError) as error:
-        err.write(f"{error}\n")
+    except (ValueError, StorageError, OSError) as error:
+        err.write(f"{_line(error, arguments.storage)}\n")
         return UNUSABLE
     given_up = [request for request in requests.values() if request.given_up is not None]
     for request in given_up:
@@ -53,15 +54,19 @@ def retry_refresh(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
         if request is None or request.given_up is None:
             known = ", ".join(each.key for each in requests.all() if each.given_up is not None) or "none"
             raise ValueError(f"retry: {arguments.key}: no such refresh was given up; given up were: {known}")
-    except (ValueError, StorageError) as error:
-        err.write(f"{error}\n")
+        forgiven = (*request.forgiven, *request.given_up.runs)
+        requests.put(request.model_copy(update={"forgiven": forgiven, "given_up": None}))
+    except (ValueError, StorageError, OSError) as error:
+        err.write(f"{_line(error, arguments.storage)}\n")
         return UNUSABLE
-    forgiven = (*request.forgiven, *request.given_up.runs)
-    requests.put(request.model_copy(update={"forgiven": forgiven, "given_up": None}))
     out.write(
         f"refresh {request.key} is asked for at the daemon's next look, or make it now: --refresh {request.key}\n"
     )
     return DONE
+
+
+def _line(error: Exception, storage: str) -> str:
+    return (explained(error, storage) if isinstance(error, OSError) else None) or str(error)
 
 
 def _made_line(store: AssetStore, key: str) -> str:

@@ -92,6 +92,9 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
     except ValueError as error:
         err.write(f"{error}\n")
         return UNUSABLE
+    except OSError as error:
+        err.write(f"{explained(error, storage) or error}\n")
+        return FAILED
     out.write(
         f"released: {decision.version}, in place of {decision.previous}; the latter does not come back by itself\n"
     )

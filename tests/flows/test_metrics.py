@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -55,7 +56,7 @@ def finish(
 
 def scraped(storage: Path) -> dict[str, float]:
     registry = CollectorRegistry()
-    registry.register(StorageMetrics(str(storage)))
+    registry.register(StorageMetrics(str(storage), sys.stderr))
     lines = generate_latest(registry).decode().splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
@@ -78,10 +79,13 @@ def test_rows_calls_refreshes_losses_and_ages_are_those_of_the_storage(storage: 
         assert scraped(storage)["recycle_storage_busy"] == 1
 
 
-def test_a_broken_manifest_is_counted_and_hides_no_other_part(storage: Path) -> None:
+def test_a_broken_manifest_is_counted_and_hides_no_other_part(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (storage / "assets/recycled_instructions/refresh=a/manifest.json").write_text("{")
     found = scraped(storage)
     assert found["recycle_unreadable_parts"] == 2
+    assert capsys.readouterr().err.count("manifest.json cannot be read; delete") == 2
     assert found['recycle_held_out_loss{model="student"}'] == 1.5
 
 
@@ -112,6 +116,7 @@ def test_the_command_serves_on_loopback_until_ctrl_c_and_refuses_what_is_not_the
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert serve_metrics([str(storage / "none")]) == 2
+    assert serve_metrics([str(storage), "--port", "99999"]) == 2
     port, answers = free_port(), []
 
     class Asked:
