@@ -10,12 +10,13 @@ from typing import Any
 HIDDEN = "…"
 # Names of options and fields that hold a credential; the special tokens of a tokenizer are none.
 _SECRET = re.compile(
-    r"(?!.*(?:bos|eos|eot|pad|unk|sep|cls|mask|stop|begin|end|special)_?token$)(?:.*[_.-])?"
+    r"(?!.*(?:bos|eos|eot|pad|unk|sep|cls|mask|stop|begin|end|special)_?token$)(?:.*(?:[_.-]|(?-i:(?<=\w)(?=[A-Z][a-z]))))?"
     r"(?:(?:api|access|account|private|secret|storage|subscription)[_-]?key(?:[_-]?id)?|key|secret|passw(?:or)?d|pass|pwd|"
     r"token|auth|authorization|credentials?|signature|sig|sas|jwt|cookie)",
     re.IGNORECASE,
 )
-_USER = re.compile(r"\b([a-z][a-z0-9+.-]*)://([^/?#\s]+)@", re.IGNORECASE)
+# A scheme is short: without a limit the time grows with the square of a text of dots.
+_USER = re.compile(r"\b([a-z][a-z0-9+.-]{0,30})://([^/?#\s]+)@", re.IGNORECASE)
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # before the @ of these stands a container
 _OPTION = re.compile(r"(?<=[?&;])([\w.-]+)=([^&;\s\"'<>]+)")
 _BEARER = re.compile(r"\b(bearer) (?=[^\s\"']*\d)[^\s\"']{8,}", re.IGNORECASE)

@@ -69,7 +69,7 @@ def _name_of(origin: str, names: frozenset[str]) -> str:
 
 
 def _renewed(rows: pa.Table, config: ReadConfig, special_tokens: frozenset[str]) -> pa.Table:
-    """As the rows were when they had just been read; a copy gets the id of its texts and keeps its outcome."""
+    """As the rows were when they had just been read; a copy gets the id of its texts, as if it were the first."""
     records = rows.select(RAW.names).to_pylist()
     for row in records:
         outcome = row["outcome"]
@@ -81,10 +81,9 @@ def _renewed(rows: pa.Table, config: ReadConfig, special_tokens: frozenset[str])
         before = [row[name] for name in TEXTS]
         row |= {name: escape(row[name], special_tokens) for name in TEXTS}
         row["escaped"] = row["escaped"] or before != [row[name] for name in TEXTS]
-        if outcome != DUPLICATE:
-            alone = not row["turns_before"] and not row["turns_after"]  # dialogues are held out as a whole or not
-            held_out = outcome == HELD_OUT or (alone and is_held_out(row["row_id"], config))
-            row["outcome"] = HELD_OUT if held_out else ACTIVE
+        alone = not row["turns_before"] and not row["turns_after"]  # dialogues are held out as a whole or not
+        held_out = outcome == HELD_OUT or (alone and is_held_out(row["row_id"], config))
+        row["outcome"] = HELD_OUT if held_out else ACTIVE
     return pa.Table.from_pylist(records, schema=_RENEWED)
 
 
@@ -97,7 +96,7 @@ def _join(rows: pa.Table, archived: pa.Table) -> pa.Table:
     for copy in archived.filter(is_copy).sort_by([("origin", "ascending"), (PLACE, "ascending")]).to_pylist():
         first = copy["row_id"] not in known
         known.add(copy["row_id"])
-        kept.append(copy | ({"outcome": ACTIVE} if first else {"row_id": copy[PLACE]}))
+        kept.append(copy | ({} if first else {"row_id": copy[PLACE], "outcome": DUPLICATE}))
     return pa.concat_tables([rows, pa.Table.from_pylist(kept, schema=_RENEWED).select(RAW.names)])
 
 

@@ -29,10 +29,13 @@ def distinct(names: Sequence[str]) -> Sequence[str]:
     """Names of columns or keys, the second `output` as `output (2)`: nothing reads that one, and so it is named."""
     if len(set(names)) == len(names):
         return names
-    found: dict[str, None] = {}
+    taken, numbers = set(names), dict[str, int]()
+    found = []
     for name in names:
-        number, other = 2, name
-        while other in found or (other != name and other in names):
-            number, other = number + 1, f"{name} ({number})"
-        found[other] = None
-    return list(found)
+        other, number = name, numbers.get(name, 1)
+        while number > 1 and other in taken:
+            other, number = f"{name} ({number})", number + 1
+        taken.add(other)
+        numbers[name] = max(2, number)  # where the next one of this name begins to look: a record may hold a million
+        found.append(other)
+    return found

@@ -56,6 +56,11 @@ def test_a_copy_whose_first_is_gone_takes_its_place() -> None:
     assert joined(table(row("two")), copies) == {"two": ACTIVE, "one": ACTIVE}
 
 
+def test_a_copy_that_takes_the_place_of_a_held_out_row_is_held_out() -> None:
+    config = ReadConfig(path="x", held_out_fraction=0.999999)
+    assert joined(table(), table(row("one", DUPLICATE, "/s/b.jsonl", "place-1")), config) == {"one": HELD_OUT}
+
+
 def test_other_copies_stay_copies_however_often_the_archive_is_read() -> None:
     copies = table(row("one", DUPLICATE, "/s/b.jsonl", "place-1"), row("one", DUPLICATE, "/s/c.jsonl", "place-2"))
     found = _join(table(), _renewed(copies, CONFIG, frozenset()))
