@@ -8,6 +8,7 @@ are trained to; a pair against its rewrite has two requests, which is how far su
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,40 +59,54 @@ class RewardScorer:
             return []
         from operators.student.nll import like_length_groups, longest_context
 
-        limit = longest_context(self._model, self._config.max_tokens)
+        # Of encoders such as RoBERTa only the tokenizer says how many tokens they have places for.
+        limit = min(longest_context(self._model, self._config.max_tokens), self._tokenizer.model_max_length)
         scores: list[Score] = []
-        encoded: list[list[int]] = []
+        encoded: list[Encoded] = []
         places: list[int] = []
         for turn in turns:
-            found = token_ids(self._tokenizer, turn, limit)
+            found = encode(self._tokenizer, turn, limit)
             scores.append(Score(reason=found if isinstance(found, str) else ""))
             if not isinstance(found, str):
                 places.append(len(scores) - 1)
                 encoded.append(found)
-        for group in like_length_groups([len(ids) for ids in encoded], self._config.batch_tokens):
+        for group in like_length_groups([len(text.ids) for text in encoded], self._config.batch_tokens):
             for number, reward in zip(group, self._rewards([encoded[number] for number in group]), strict=True):
                 scores[places[number]] = Score(reward=reward) if math.isfinite(reward) else Score(reason="not_finite")
         return scores
 
-    def _rewards(self, texts: list[list[int]]) -> list[float]:
+    def _rewards(self, texts: "list[Encoded]") -> list[float]:
         import torch
 
-        model, longest = self._model, max(map(len, texts))
-        padded = [[*ids, *[model.config.pad_token_id] * (longest - len(ids))] for ids in texts]
-        mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts]
+        model, longest = self._model, max(len(text.ids) for text in texts)
+
+        def padded(rows: list[list[int]], filled: int) -> Any:
+            return torch.tensor([row + [filled] * (longest - len(row)) for row in rows], device=model.device)
+
+        read = {
+            "input_ids": padded([text.ids for text in texts], model.config.pad_token_id),
+            "attention_mask": padded([[1] * len(text.ids) for text in texts], 0),
+        }
+        if texts[0].types:
+            read["token_type_ids"] = padded([text.types for text in texts], 0)
         with torch.inference_mode():
-            logits = model(
-                input_ids=torch.tensor(padded, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-            ).logits
+            logits = model(**read).logits
         return [float(reward) for reward in logits[:, 0].double()]
 
 
-def token_ids(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> list[int] | str:
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, and which text of a pair each belongs to, where the model asks for it; else empty."""
+
+    ids: list[int]
+    types: list[int] = field(default_factory=list)
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> Encoded | str:
     """What a reward model reads of a turn, or why it cannot.
 
     Returns:
-        Token ids, or a reason: "empty", "chat_template", "over_max_tokens".
+        Tokens, or a reason: "empty", "chat_template", "over_max_tokens".
     """
     from jinja2 import TemplateError
 
@@ -102,13 +117,14 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int)
     if tokenizer.chat_template:
         said = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         try:
-            ids: list[int] = list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False))
+            found = Encoded(list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False)))
         except (TemplateError, TypeError, ValueError):
             return "chat_template"
     else:
         request = "\n\n".join([*(one["content"] for one in earlier), asked])
-        ids = list(tokenizer(request, answer).input_ids)
-    return ids if len(ids) <= max_tokens else "over_max_tokens"
+        pair = tokenizer(request, answer)
+        found = Encoded(list(pair.input_ids), list(pair.get("token_type_ids", [])))
+    return found if len(found.ids) <= max_tokens else "over_max_tokens"
 
 
 def examine_reward_model(model: str) -> Iterator[Finding]:

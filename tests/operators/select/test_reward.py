@@ -9,11 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from operators.columns import INSTRUCTION_REFLECTED
 from operators.select.ifd import Pair, Score, ScoreConfig, ifd_turn
-from operators.select.reward import RewardScorer, examine_reward_model, token_ids
+from operators.select.reward import Encoded, RewardScorer, encode, examine_reward_model
 from operators.select.score_store import KNOWN, REWARDS, Scorer, _ScoringActor
 from operators.select.select import SelectConfig, select_instructions
 
@@ -82,10 +89,29 @@ def test_a_model_without_a_template_reads_request_and_answer_as_a_pair(reward_mo
     tokenizer = AutoTokenizer.from_pretrained(reward_model)
     tokenizer.chat_template = None
     before = json.dumps([{"role": "user", "content": "Hello"}])
-    found = token_ids(tokenizer, ("Name a colour.", "Blue.", before), 100)
-    assert found == tokenizer("Hello\n\nName a colour.", "Blue.").input_ids
+    found = encode(tokenizer, ("Name a colour.", "Blue.", before), 100)
+    assert found == Encoded(tokenizer("Hello\n\nName a colour.", "Blue.").input_ids)
     tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
-    assert token_ids(tokenizer, ("Name a colour.", "Blue."), 100) == "chat_template"
+    assert encode(tokenizer, ("Name a colour.", "Blue."), 100) == "chat_template"
+
+
+def test_an_encoder_is_told_which_text_is_the_answer_and_how_long_both_may_be(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "name", "colour", "blue"]
+    tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}, model_max_length=30)
+    tokenizer.save_pretrained(tmp_path)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_labels=1, initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    model = BertForSequenceClassification.from_pretrained(tmp_path).eval()
+    turns = [("name colour", "blue"), ("name", "blue blue"), ("name", "blue " * 28)]
+    with torch.inference_mode():
+        expected = [float(model(**tokenizer(*turn, return_tensors="pt")).logits[0, 0]) for turn in turns[:2]]
+    *scored, long = RewardScorer(str(tmp_path), ScoreConfig()).score(turns)
+    assert [score.reward for score in scored] == pytest.approx(expected, abs=1e-5)
+    assert long == Score(reason="over_max_tokens")
 
 
 def test_only_a_classifier_with_one_label_is_a_reward_model(reward_model: str, tiny_model: str, tmp_path: Path) -> None:
