@@ -235,8 +235,10 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     keys = ("backend", "model", "tokenizer", "stages", "mix")
     teacher = _with_absolute_models({key: getattr(config.teacher, key) for key in keys})
     select = config.select.model_copy(update={"reward_model": _absolute_model(config.select.reward_model)})
+    resume_from = config.train.resume_from
+    train = config.train.model_copy(update={"resume_from": resume_from and _absolute(resume_from)})
     update = {"source": source, "student": student, "teacher": config.teacher.model_copy(update=teacher)}
-    return config.model_copy(update={**update, "select": select})
+    return config.model_copy(update={**update, "select": select, "train": train})
 
 
 def _with_absolute_models(teacher: dict[str, Any], backend: str = "") -> dict[str, Any]:

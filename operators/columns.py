@@ -88,7 +88,7 @@ RECYCLED = _extend(
 # packed_sequences: one row a pack; all documents of a pack lie one after the other. `labels` is -100 where there is
 # no loss; `position_ids` restarts at 0 with each document. A row that could not be packed is a row of its own with
 # empty lists, its id in `row_ids` and its reason in `outcome`; packs have outcome "packed".
-# `cut_rows` of its rows lost `lost_tokens` supervised tokens, because they were longer than a pack and truncated.
+# `cut_rows` of its rows were longer than a pack, and of their tokens some are nowhere: `lost_tokens` supervised ones.
 PACKED = "packed"
 PACKS = pa.schema(
     [

@@ -20,7 +20,7 @@ from operators.train.engine import loaded, prepare_process
 from operators.train.export import ExportError, export_student
 from operators.train.job import BEST, CHECKPOINTS, EXPORTED, FAILED, TrainJob
 from operators.train.metrics import METRICS, metrics_file, read_metrics
-from operators.train.pack_order import PackStore
+from operators.train.pack_order import PackStore, pack_order
 from operators.train.trainer import NotFiniteError, Trainer
 from operators.train.validation import History, history_of
 
@@ -67,7 +67,7 @@ def _train(job: TrainJob) -> None:
     folder = Path(job.folder)
     checkpoint, notes = newest_good(folder / CHECKPOINTS, job.spec)
     if checkpoint is None and job.config.resume_from:
-        checkpoint = given_checkpoint(job.config.resume_from, job.spec)
+        checkpoint = _given(job, store)
         notes.append(f"began with the checkpoint {checkpoint.folder} of another run, at its step {checkpoint.step}")
     start = checkpoint.step if checkpoint else 0
     if checkpoint and checkpoint.spec.world_size != dist.get_world_size():
@@ -87,6 +87,18 @@ def _train(job: TrainJob) -> None:
     if best is not None:
         with loaded(job, best) as (engine, _):
             _finish(job, engine, store, notes)
+
+
+def _given(job: TrainJob, store: PackStore) -> Checkpoint:
+    """The checkpoint of another run to begin with, which leaves something to train."""
+    found = given_checkpoint(job.config.resume_from, job.spec)
+    total = job.config.total_steps(pack_order(store.document_lengths, job.config).steps_per_epoch)
+    if found.step >= total:
+        raise ValueError(
+            f"train: train.resume_from: {found.folder} is at step {found.step}, and this run has {total} steps; give "
+            "an earlier checkpoint, or raise train.max_steps or train.epochs"
+        )
+    return found
 
 
 def _steps(job: TrainJob, engine: Any, trainer: Trainer, start: int) -> tuple[int, int, History]:

@@ -6,7 +6,7 @@ from typing import Literal
 from operators.student.encode import IGNORED, Encoded
 
 Overlong = Literal["quarantine", "truncate", "split"]
-_PART = "#"  # ids of rows are hashes or the source's; a second part of row x is x#2
+_PART = "#"  # ids of rows are hashes; a second part of row x is x#2
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,12 @@ class Fitted:
     Attributes:
         parts: in their order; none if nothing is left to learn.
         lost: supervised tokens that are in no part.
+        cut: whether text that counts is in no part: the end of an answer, or what comes before one.
     """
 
     parts: list[Encoded]
     lost: int = 0
+    cut: bool = False
 
 
 def fit(encoded: Encoded, max_tokens: int, overlong: Overlong) -> Fitted:
@@ -41,13 +43,15 @@ def fit(encoded: Encoded, max_tokens: int, overlong: Overlong) -> Fitted:
     if overlong == "truncate":
         kept = Encoded(tokens[:max_tokens], labels[:max_tokens])
         lost = _supervised(labels) - _supervised(kept.labels)
-        return Fitted([kept] if _supervised(kept.labels) else [], lost)
+        return Fitted([kept] if _supervised(kept.labels) else [], lost, cut=lost > 0)
     begins = range(0, len(tokens) - 1, max_tokens - 1)
     parts = [
         Encoded(tokens[begin : begin + max_tokens], [IGNORED, *labels[begin + 1 : begin + max_tokens]])
         for begin in begins
     ]
-    return Fitted([part for part in parts if _supervised(part.labels)])
+    learnt = [part for part in parts if _supervised(part.labels)]
+    # Of the last part only what a template writes behind the answer may be without loss.
+    return Fitted(learnt, cut=any(not _supervised(part.labels) for part in parts[:-1]))
 
 
 def part_id(row_id: str, part: int) -> str:

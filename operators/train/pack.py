@@ -70,11 +70,15 @@ class PackConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Document:
-    """One encoded example with the id of its row, or one part of it; `lost` are supervised tokens that were cut off."""
+    """One encoded example with the id of its row, or one part of it.
+
+    Of a row that was cut, the first part says so; `lost` are the supervised tokens that were cut off.
+    """
 
     row_id: str
     encoded: Encoded
     lost: int = 0
+    cut: bool = False
 
     def __len__(self) -> int:
         return len(self.encoded.input_ids)
@@ -86,7 +90,7 @@ def pack(rows: Dataset, config: PackConfig, student: str) -> Dataset:
     Columns in: RECYCLED; rows whose outcome is none of RECYCLED_OUTCOMES are skipped, their stage has counted them.
     Columns out: PACKS; every recycled row's id is in exactly one `row_ids`, of a pack or of a quarantined row
         (`quarantined:too_long`, `:special_tokens`, `:chat_template`, `:no_loss`, `:no_end_of_turn`). Further parts of a
-        split row have ids of their own, see `part_id`. `cut_rows` and `lost_tokens` count what truncation took.
+        split row have ids of their own, see `part_id`. `cut_rows` and `lost_tokens` count what is in no part.
 
     Packs are a function of the rows, the tokenizer and the configuration; neither the order of the rows nor the number
     of tokenizers changes them.
@@ -155,7 +159,7 @@ class Packer:
             if not fitted.parts:
                 quarantined.append((row["row_id"], TOO_LONG))
             for number, part in enumerate(fitted.parts):
-                documents.append(Document(part_id(row["row_id"], number), part, fitted.lost))
+                documents.append(Document(part_id(row["row_id"], number), part, fitted.lost, fitted.cut and not number))
         if self._config.packed:
             packs = best_fit_decreasing(documents, self._config.max_tokens)
         else:
@@ -176,7 +180,7 @@ class Packer:
 
 def count_packed(packs: Dataset) -> dict[str, int]:
     """For the manifest and the check of conservation: rows in packs and quarantine, tokens, rows that were split and
-    truncated, and supervised tokens that truncation lost.
+    cut, and supervised tokens that are lost.
     """
     return add_up(packs.map_batches(_count_pack_rows, batch_format="pyarrow", num_cpus=0.25), list(_COUNTED))
 
@@ -233,6 +237,6 @@ def _pack_row(documents: list[Document]) -> dict[str, object]:
         "document_lengths": [len(document) for document in documents],
         "row_ids": [document.row_id for document in documents],
         "outcome": columns.PACKED,
-        "cut_rows": sum(document.lost > 0 for document in documents),
+        "cut_rows": sum(document.cut for document in documents),
         "lost_tokens": sum(document.lost for document in documents),
     }

@@ -23,6 +23,11 @@ def test_every_text_that_is_trained_on_can_be_scored_and_evaluated(path: Path) -
     assert evaluate_config(config).max_tokens >= config.pack.max_tokens
 
 
+def test_a_checkpoint_to_begin_with_is_named_from_here_not_from_a_worker() -> None:
+    assert load_config(SMOKE, ["train.resume_from=a/step-1"]).train.resume_from == str(Path("a/step-1").absolute())
+    assert load_config(SMOKE, []).train.resume_from == ""
+
+
 def test_overrides_are_applied_and_typed() -> None:
     config = load_config(SMOKE, ["train.max_steps=7", "select.policy=none", "teacher.replicas=[1, 4]", "source.limit="])
     assert config.train.max_steps == 7

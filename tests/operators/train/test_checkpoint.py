@@ -159,6 +159,15 @@ def job(process_group, tiny_model, packs_file, tmp_path_factory):
     return TrainJob(config, tiny_model, str(folder), files, digest, config.run_identity(digest, tiny_model))
 
 
+def test_a_given_checkpoint_leaves_something_to_train(tmp_path, packs_file):
+    config = TrainConfig(max_steps=10, resume_from=str(write_checkpoint(tmp_path, 10, replace(SPEC, world_size=1))))
+    one = TrainJob(config, "student", str(tmp_path), [packs_file], "digest", "identity")
+    with pytest.raises(ValueError, match="is at step 10, and this run has 10 steps; give an earlier checkpoint"):
+        loop._given(one, PackStore(one.files))
+    more = replace(one, config=config.model_copy(update={"max_steps": 11}))
+    assert loop._given(more, PackStore(one.files)).step == 10
+
+
 @pytest.mark.slow
 def test_a_restored_engine_goes_on_as_if_nothing_had_happened(job, tmp_path):
     store = PackStore(job.files)

@@ -21,7 +21,7 @@ def test_truncation_keeps_the_beginning_and_says_how_many_supervised_tokens_it_l
     fitted = fit(example(6, 7), 10, "truncate")
     assert [part.input_ids for part in fitted.parts] == [list(range(10))]
     assert fitted.parts[0].labels == [IGNORED] * 6 + [6, 7, 8, 9]
-    assert fitted.lost == 3
+    assert (fitted.lost, fitted.cut) == (3, True)
 
 
 def test_where_only_the_prompt_is_left_there_is_nothing_to_learn():
@@ -41,6 +41,17 @@ def test_split_parts_learn_each_supervised_token_once_from_the_token_before_it(m
         pairs = zip(part.input_ids, part.labels[1:], strict=False)
         learnt += [(before, label) for before, label in pairs if label != IGNORED]
     assert learnt == [(token - 1, token) for token in range(prompt, prompt + 50)]
+
+
+@pytest.mark.parametrize(("prompt", "answer", "cut"), [(5, 30, False), (9, 3, False), (12, 8, True), (40, 8, True)])
+def test_a_split_that_leaves_out_the_beginning_of_a_prompt_says_so(prompt, answer, cut):
+    assert fit(example(prompt, answer), 10, "split").cut is cut
+
+
+def test_a_split_that_leaves_out_what_follows_the_answer_is_not_cut():
+    tokens = list(range(12))
+    fitted = fit(Encoded(tokens, [IGNORED, *range(1, 10), IGNORED, IGNORED]), 10, "split")
+    assert (len(fitted.parts), fitted.cut) == (1, False)
 
 
 def test_a_quarantined_example_loses_all_of_its_loss():
