@@ -1,23 +1,51 @@
-"""Checksums of the storage's files, and in one line what the storage refuses."""
+"""The storage's Parquet files as rows, their checksums, and in one line what the storage refuses."""
 
 import errno
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
+from ray.data import Dataset
 
 from operators.files.places import in_bucket
 
 READERS = 8  # threads of the driver
 MOST_ON_DRIVER = 1 << 30  # bytes; more are read by tasks on the whole cluster
 CHUNK_BYTES = 8 << 20
+MANY, SMALL_BYTES = 32, 1 << 20  # so many files of at most this mean size are read group by group
+GROUP_BYTES = 64 << 20  # that one task reads
 S3_ERROR = "AWS Error "  # comes before the code in pyarrow's messages
 
 
 class StorageError(RuntimeError):
     """The storage cannot be read or written; the message names what, why and the cure, and is shown as one line."""
+
+
+def open_rows(filesystem: fs.FileSystem, files: Sequence[str]) -> Dataset:
+    """The rows of Parquet files of one schema, lazily.
+
+    A year of refreshes leaves hundreds of small files an asset. `ray.data.read_parquet` took 6.4 s for 365 files of 8
+    rows, tasks that read them one after another 0.4 s (two CPUs); larger files are its to read, for it skips columns.
+    """
+    if len(files) <= MANY:
+        return ray.data.read_parquet(list(files), filesystem=filesystem, partitioning=None)
+    size = sum(info.size or 0 for info in filesystem.get_file_info(list(files)))
+    if size > len(files) * SMALL_BYTES:
+        return ray.data.read_parquet(list(files), filesystem=filesystem, partitioning=None)
+    each = -(-len(files) // (1 + size // GROUP_BYTES))
+    groups = [pa.table({"file": files[start : start + each]}) for start in range(0, len(files), each)]
+    read = partial(_read_group, filesystem=filesystem)
+    return ray.data.from_arrow(groups).map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+
+
+def _read_group(group: pa.Table, filesystem: fs.FileSystem) -> Iterator[pa.Table]:
+    for path in group["file"].to_pylist():
+        yield pq.read_table(path, filesystem=filesystem, partitioning=None)
 
 
 def checksums(filesystem: fs.FileSystem, paths: Sequence[str], total_bytes: int) -> list[str]:

@@ -17,13 +17,12 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 from ray.data import Dataset
 
 from cluster.counts import count_rows
-from cluster.files import StorageError, checksums
+from cluster.files import StorageError, checksums, open_rows
 from cluster.manifest import (
     MANIFEST,
     MARKER,
@@ -145,7 +144,7 @@ class AssetStore:
         for refresh in refreshes:
             folder, manifest = self.folder(asset, refresh), self._finished(asset, refresh)
             files += self._checked(asset, folder, manifest)
-        return self._open(files)
+        return open_rows(self._filesystem, files)
 
     def value(self, asset: str, kind: type[Value]) -> Value:
         """What a finished asset without rows holds.
@@ -179,7 +178,7 @@ class AssetStore:
             made = recipe.build()
             if isinstance(made, Dataset):
                 held = self._write_rows(folder, aside, made)
-                made = self._open([f"{folder}/{name}" for name in held["files"]])
+                made = open_rows(self._filesystem, [f"{folder}/{name}" for name in held["files"]])
             else:
                 held = {"value": made.model_dump(mode="json") if isinstance(made, BaseModel) else dict(made)}
             metrics = dict(recipe.metrics(made))
@@ -232,9 +231,6 @@ class AssetStore:
                 return known
         others = (self.manifest(asset, key) for key in self.refreshes(asset))
         return 1 + max((other.order for other in others if other), default=0)
-
-    def _open(self, files: list[str]) -> Dataset:
-        return ray.data.read_parquet(files, filesystem=self._filesystem, partitioning=None)
 
     def _checked(self, asset: str, folder: str, manifest: Manifest) -> list[str]:
         paths = {f"{folder}/{name}": size for name, size in manifest.files.items()}

@@ -1,0 +1,30 @@
+"""Rows of Parquet files, however many files there are."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from cluster import files
+from cluster.files import MANY, open_rows
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("group_bytes", [1 << 20, 1000], ids=["one task", "several"])
+def test_many_small_files_hold_the_rows_that_few_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int
+) -> None:
+    monkeypatch.setattr(files, "GROUP_BYTES", group_bytes)
+    schema = pa.schema([("row_id", pa.string()), ("text", pa.string())])
+    for number in range(MANY + 8):
+        ids = [f"{number}-{row}" for row in range(number % 3)]  # some files are empty
+        pq.write_table(pa.table({"row_id": ids, "text": ["x"] * len(ids)}, schema), tmp_path / f"{number:03d}.parquet")
+    paths = sorted(str(path) for path in tmp_path.glob("*.parquet"))
+    rows = open_rows(fs.LocalFileSystem(), paths)
+    few = open_rows(fs.LocalFileSystem(), paths[:MANY])
+    assert rows.columns() == few.columns() == schema.names
+    expected = [f"{number}-{row}" for number in range(MANY + 8) for row in range(number % 3)]
+    assert sorted(row["row_id"] for row in rows.select_columns(["row_id"]).take_all()) == sorted(expected)
+    assert few.count() == sum(number % 3 for number in range(MANY))
