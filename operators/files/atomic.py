@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def write_file(filesystem: fs.FileSystem, target: str, content: str | bytes | Ca
     """Write a file whole: readers see what was there before or all of `content`, also after a power failure.
 
     It is written beside under a hidden name, locally flushed to disk, and renamed; on an object store a PUT is atomic.
+    There a function that fails leaves no file, also where there was one: closing its stream stores what it had written.
 
     Args:
         filesystem: of the file.
@@ -55,7 +57,13 @@ def write_file(filesystem: fs.FileSystem, target: str, content: str | bytes | Ca
         content: text is written as UTF-8; a function is handed an open pyarrow stream to write to.
     """
     if filesystem.type_name in OBJECT_STORES:
-        _write(filesystem, target, content)
+        try:
+            _write(filesystem, target, content)
+        except BaseException:
+            if callable(content):
+                with suppress(OSError):
+                    filesystem.delete_file(target)
+            raise
         return
     folder, _, name = target.rpartition("/")
     filesystem.create_dir(folder)

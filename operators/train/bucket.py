@@ -6,10 +6,11 @@ the student follows, and the file that says so comes last. So an attempt on anot
 """
 
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from operators.files.atomic import put_file
 from operators.files.copies import delete, files_below, pull, push
 from operators.models import cache_folder
+from operators.redact import without_credentials
 from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, TrainJob
 from operators.train.loop import train_worker
 from operators.train.metrics import METRICS
@@ -27,6 +29,7 @@ from operators.train.stopping import STOP, stop_is_asked
 
 PACKS, RAY_TRAIN = "packs", "ray_train"  # below CHECKPOINTS
 MARKER = "COMPLETE"
+_LOG = logging.getLogger(__name__)
 LOOK_S = 2.0  # between two looks for a checkpoint that was completed
 
 
@@ -112,9 +115,17 @@ class Mirror(threading.Thread):
 
     def run(self) -> None:
         """The thread's body: a look at the disk now and then. What fails is tried again, the last time at the end."""
+        told = ""
         while not self._ended.wait(LOOK_S):
-            with suppress(Exception):
+            try:
                 self.look()
+            except Exception as error:  # noqa: BLE001 - until it works, a lost node costs all that is not there
+                words = without_credentials(" ".join(str(error).split()))[:300]
+                if words != told:
+                    _LOG.warning("train: %s is tried again: a checkpoint could not be copied: %s", self._home, words)
+                told = words
+            else:
+                told = ""
 
     def look(self) -> None:
         """Copy checkpoints that were completed since the last look, delete those that are gone, and hand on a stop."""

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,3 +139,14 @@ def test_a_relative_path_is_one_of_this_process(tmp_path: Path, monkeypatch: pyt
 def test_a_scheme_that_nobody_knows_is_named() -> None:
     with pytest.raises(ValueError, match="gopher"):
         open_filesystem("gopher://host/file")
+
+
+def test_a_function_that_fails_leaves_no_half_object_in_a_bucket(bucket: str) -> None:
+    def half(stream: Any) -> None:
+        stream.write(b"half")
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        put_file(f"{bucket}/a", half)
+    filesystem, inside = open_filesystem(f"{bucket}/a")
+    assert filesystem.get_file_info(inside).type == fs.FileType.NotFound

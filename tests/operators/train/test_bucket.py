@@ -141,3 +141,20 @@ def test_workers_on_several_nodes_are_refused_with_the_cure(
     with pytest.raises(ValueError, match="2 workers are on 2 nodes"), working_copy(job_of(home)):
         pytest.fail("trained all the same")
     assert "lower train.num_workers" in json.loads(read_text(f"{home}/{CHECKPOINTS}/{FAILED}") or "")["error"]
+
+
+def test_a_bucket_that_cannot_be_written_is_told_once_and_tried_again(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("operators.train.bucket.LOOK_S", 0.01)
+    mirror, looks = Mirror(tmp_path, home), iter(range(4))
+
+    def look() -> None:
+        if next(looks) < 3:
+            raise OSError("no network to s3://key:secret@bucket")
+        mirror._ended.set()
+
+    monkeypatch.setattr(mirror, "look", look)
+    mirror.run()
+    [record] = caplog.records
+    assert f"{home} is tried again: a checkpoint could not be copied: no network to s3://…@bucket" in record.message
