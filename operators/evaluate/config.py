@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -30,7 +30,18 @@ class EvaluateConfig(StudentPoolConfig):
     judge: bool = Field(True, description="Whether the teacher compares the sample answers.")
     judge_critique: bool = Field(True, description="Whether the judge explains itself before it scores.")
     judge_max_tokens: int = Field(256, ge=16, description="Longest verdict of the judge in tokens.")
-
+    max_tokens: int = Field(
+        2048,
+        ge=2,
+        description="Length of the longest sequence that is scored, in tokens; longer ones get a counted reason. At "
+        "least pack.max_tokens unless it is set.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Number format in which base model and student read; as train.precision unless it is set."
+    )
+    gpus_per_actor: Operational[float] = Field(
+        0, ge=0, description="GPUs that an actor reserves, 0 for CPUs; as train.gpus_per_worker unless it is set."
+    )
     loss_on: LossOn = Field(
         "last", description="Turns of a dialogue whose loss is measured; as pack.loss_on unless it is set."
     )

@@ -14,7 +14,7 @@ class TrainResult(BaseModel):
         student: the model that it was made from.
         identity: hash of packs, student and everything in the configuration that changes the result.
         packs, packs_digest: how many packs there were, and a hash of their rows and lengths.
-        steps, tokens, supervised_tokens, examples: over the whole run.
+        steps, tokens, supervised_tokens, examples: over the whole run; those before `train.resume_from` are not its.
         seconds: of the steps that count; wall_seconds: of the last call, with loading and export.
         tokens_per_second: tokens / seconds.
         losses, grad_norms: by step; a norm is None where DeepSpeed does not tell it.

@@ -58,8 +58,8 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> Tra
         What is in the student's manifest.
 
     Raises:
-        ValueError: no pack, or a row in two; the folder holds a student of another run; a checkpoint of another world
-            size.
+        ValueError: no pack, or a row in two; the folder holds a student of another run, or a checkpoint of another run
+            or ZeRO stage.
         TrainingStoppedError: the loss is not finite, the model does not fit its memory, the student cannot be written.
         TrainingFailedError (of Ray Train): the workers failed more than `max_failures` times.
     """
