@@ -63,6 +63,8 @@ def preflight(
     ]
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
+    if thorough or _is_needed(run, refresh, (STUDENT,), selected):
+        found += _resume_findings(run.config)
     if not models and run.reward_model and (thorough or _is_needed(run, refresh, NEED_REWARD, selected)):
         found += examine_reward_model(run.reward_model)
     if not models and (thorough or _is_needed(run, refresh, NEED_TEACHER, selected)):
@@ -106,6 +108,18 @@ def _storage_findings(run: Run, holds_lease: bool) -> list[Finding]:
         text = f"training writes about {need / GIB:.1f} GiB, {free / GIB:.1f} GiB are free at {folder}; free space"
         found.append(Finding("storage", text))
     return found
+
+
+def _resume_findings(config: RunConfig) -> list[Finding]:
+    if not config.train.resume_from:
+        return []
+    from operators.train.checkpoint import named_checkpoint  # imports torch: a second that most runs save
+
+    try:
+        named_checkpoint(config.train.resume_from, config.train.zero_stage)
+    except ValueError as error:
+        return [Finding("train.resume_from", str(error).removeprefix("train: train.resume_from: "))]
+    return []
 
 
 def _student_size(run: Run) -> tuple[int, StudentSize]:

@@ -132,17 +132,27 @@ def given_checkpoint(folder: str, spec: CheckpointSpec) -> Checkpoint:
     Raises:
         ValueError: there is none, it is damaged, or another ZeRO stage wrote it.
     """
+    found = named_checkpoint(folder, spec.zero_stage)
+    problem = damage(found)
+    if problem:
+        raise ValueError(f"{problem}; give another as train.resume_from")
+    return found
+
+
+def named_checkpoint(folder: str, zero_stage: int) -> Checkpoint:
+    """A checkpoint that the configuration names; its content is not looked at.
+
+    Raises:
+        ValueError: there is none, or another ZeRO stage wrote it.
+    """
     wanted = Path(folder).resolve()
     found = next((one for one in complete_checkpoints(wanted.parent) if one.folder == wanted), None)
     if found is None:
         raise ValueError(f"train: train.resume_from: {wanted} is no complete checkpoint; give a folder step-<number>")
-    problem = damage(found)
-    if problem:
-        raise ValueError(f"{problem}; give another as train.resume_from")
-    if found.spec.zero_stage != spec.zero_stage:
+    if found.spec.zero_stage != zero_stage:
         raise ValueError(
             f"train: train.resume_from: {wanted} was written with zero_stage={found.spec.zero_stage}, this run has "
-            f"{spec.zero_stage}; run with the same"
+            f"{zero_stage}; run with the same"
         )
     return found
 

@@ -12,7 +12,14 @@ from cluster.manifest import Manifest, fingerprint_of
 from flows.config import load_config
 from flows.graph import RAW_INSTRUCTIONS, STUDENT
 from flows.placement import GIB
-from flows.preflight import PreflightError, _source_findings, _storage_findings, require_sound, student_needs
+from flows.preflight import (
+    PreflightError,
+    _resume_findings,
+    _source_findings,
+    _storage_findings,
+    require_sound,
+    student_needs,
+)
 from flows.recycle_and_train import GRAPH
 from flows.refresh_requests import GivenUp, Request
 from flows.run import Run, open_run
@@ -49,6 +56,17 @@ def test_only_fatal_findings_refuse_a_run_and_each_is_one_line() -> None:
     require_sound([warning])
     with pytest.raises(PreflightError, match=r"^storage: is full\nstudent.model: is gone$"):
         require_sound([fatal, warning, Finding("student.model", "is gone")])
+
+
+def test_a_checkpoint_that_is_not_there_is_found_before_the_teacher_is_paid(tmp_path: Path) -> None:
+    for name in ("", "step-00000002"):
+        if name:
+            (tmp_path / name).mkdir()
+        run = look(tmp_path, f"train.resume_from={tmp_path / 'step-00000002'}")
+        [found] = _resume_findings(run.config)
+        assert found.fatal
+        assert "step-00000002 is no complete checkpoint" in str(found)
+    assert _resume_findings(look(tmp_path).config) == []
 
 
 def test_a_storage_that_another_run_holds_is_a_warning_and_nothing_is_made_by_looking(tmp_path: Path) -> None:
