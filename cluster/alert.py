@@ -12,6 +12,13 @@ from typing import Any
 TIMEOUT_S = 15.0
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would arrive as a GET without the message, and count as delivered."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none: the answer itself is the error."""
+
+
 def send_alert(message: Mapping[str, Any], url_env: str, command: Sequence[str]) -> list[str]:
     """Deliver a message as JSON to each destination that is configured; nothing configured is no error.
 
@@ -37,7 +44,7 @@ def _post(url: str, text: str, url_env: str) -> list[str]:
         return [f"${url_env} holds no http or https URL"]
     try:
         request = urllib.request.Request(url, text.encode(), {"Content-Type": "application/json"})  # noqa: S310 - see above
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310 - see above
+        with urllib.request.build_opener(_NoRedirect()).open(request, timeout=TIMEOUT_S):
             return []
     except urllib.error.HTTPError as error:
         return [f"the webhook of ${url_env} answered {error.code}"]

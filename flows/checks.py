@@ -26,6 +26,7 @@ from operators.columns import ACTIVE, PACKED, RECYCLED_OUTCOMES
 from operators.join import ROWS_PER_PARTITION, add_up, group_by_key
 from operators.read.drop_seen import SEEN
 from operators.read.read_instructions import DUPLICATE
+from operators.read.source_files import shown
 
 SURVIVAL_CHECK = "some_row_survives"
 STAGES = (INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS, RECYCLED_INSTRUCTIONS)
@@ -44,7 +45,7 @@ def some_row_survives(context: dg.AssetCheckExecutionContext, run: dg.ResourcePa
     lost = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "no records"
     retracted = run.staleness.taken(refresh) == []  # all its files were taken out on purpose
     passed = outcomes.get(ACTIVE, 0) > 0 or SEEN in outcomes or retracted
-    message = f"raw_instructions: no row of {run.config.source.path} survives ({lost})"
+    message = f"raw_instructions: no row of {shown(run.config.source.path)} survives ({lost})"
     return _result(run, RAW_INSTRUCTIONS, refresh, passed, message)
 
 

@@ -44,4 +44,8 @@ def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
         if error is not None:
             return root_cause(error)
     words = [line for event in events for line in (event.message or "").splitlines() if line.strip()]
-    return words[0][:SHOWN_CHARS] if words else f"run {run.run_id[:8]} ended as {run.status.value}"
+    return (
+        str(without_credentials(words[0]))[:SHOWN_CHARS]
+        if words
+        else f"run {run.run_id[:8]} ended as {run.status.value}"
+    )

@@ -61,6 +61,7 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
         out, err = terminal or (sys.stdout, sys.stderr)
         try:
             selected = _selection(graph, arguments)
+            _require_sense(arguments, selected)
             run = open_run(load_config(arguments.config, arguments.override), graph.specs, reparse=arguments.reparse)
             storage = run.config.storage
             if terminal is None:
@@ -95,7 +96,6 @@ def _run(
     terminal: Terminal,
 ) -> int:
     out, _ = terminal
-    _require_sense(arguments, selected)
     writes = _writes(arguments)
     if writes:
         stack.enter_context(lease(run.config.storage, run.config.storage_lost_after_seconds))
@@ -134,6 +134,8 @@ def _require_sense(arguments: argparse.Namespace, selected: Sequence[str]) -> No
         ConfigError: naming both.
     """
     looks_only = arguments.plan or arguments.doctor or arguments.step is not None
+    if arguments.retract == "":  # an unset variable of a script must not start a whole run
+        raise ConfigError("--retract: name a file below source.path")
     if arguments.canary < 0:
         raise ConfigError(f"--canary: {arguments.canary}: give a number of calls, 1 or more")
     if arguments.canary and not arguments.plan:
@@ -185,8 +187,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--reparse", action="store_true", help="read the stored replies again; make no teacher call")
     parser.add_argument("--stale", action="store_true", help="make every stale refresh again, then what depends on it")
-    parser.add_argument("--retract", default="", metavar="FILE", help="take the rows of this source file out")
-    parser.add_argument("--select", default="", metavar="ASSET,...", help="make only these assets")
+    parser.add_argument("--retract", metavar="FILE", help="take the rows of this source file out")
+    parser.add_argument("--select", metavar="ASSET,...", help="make only these assets")
     parser.add_argument("--refresh", default="base", metavar="KEY", help="batch of source data (%(default)s)")
     return parser.parse_intermixed_args(argv)
 
@@ -197,10 +199,12 @@ def _selection(graph: Graph, arguments: argparse.Namespace) -> list[str]:
         require_refresh_key(arguments.refresh)
     except ValueError as error:
         raise ConfigError(f"--{error}") from None
-    names = arguments.select.split(",") if arguments.select else []
+    names = arguments.select.split(",") if arguments.select is not None else []
     unknown = [name for name in names if name not in graph.specs]
     if unknown:
-        raise ConfigError(f"--select: {', '.join(unknown)}: no such asset; there are {', '.join(graph.specs)}")
+        raise ConfigError(
+            f"--select: {', '.join(unknown) or 'nothing'}: no such asset; there are {', '.join(graph.specs)}"
+        )
     return names
 
 

@@ -26,6 +26,7 @@ from flows.source_versions import RefreshFile
 from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
 from operators.read.doctor import examine_source
+from operators.read.source_files import shown
 from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.reward import examine_reward_model
 from operators.stage import Finding
@@ -165,7 +166,7 @@ def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
 
 def _file_findings(run: Run, refresh: str, gone: Sequence[str], there: Sequence[RefreshFile]) -> list[Finding]:
     if not there and not run.staleness.taken(refresh):
-        text = f"{run.config.source.path} has no file that no other refresh has taken or asked for"
+        text = f"{shown(run.config.source.path)} has no file that no other refresh has taken or asked for"
         return [Finding("source.path", text)]
     found = examine_source(run.config.source, [file.path for file in there]) if there else []
     if gone:

@@ -73,7 +73,8 @@ class Requests:
         filesystem, root = open_filesystem(self._folder)
         found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
         names = sorted(info.base_name for info in found if info.base_name.endswith(_SUFFIX))
-        return [self._read(filesystem, f"{root}/{name}") for name in names if not name.startswith(".")]
+        read = [self._read(filesystem, f"{root}/{name}") for name in names if not name.startswith(".")]
+        return [request for request in read if request is not None]
 
     def get(self, key: str) -> Request | None:
         """The request for a refresh; None if there is none."""
@@ -95,10 +96,12 @@ class Requests:
         if filesystem.get_file_info(path).type == fs.FileType.File:
             filesystem.delete_file(path)
 
-    def _read(self, filesystem: Any, path: str) -> Request:
+    def _read(self, filesystem: Any, path: str) -> Request | None:
         try:
             with filesystem.open_input_stream(path) as stream:
                 return Request.model_validate_json(stream.read())
+        except FileNotFoundError:  # finished since the folder was listed
+            return None
         except (OSError, ValidationError):
             raise StorageError(
                 f"refreshes: {path} holds no request; delete it, and its files are asked for again"

@@ -29,6 +29,7 @@ from flows.retries import BUSY_TAG, UNFINISHED_RUNS, decide, is_broken_off
 from flows.run import MOST_NAMED, Run, open_run
 from flows.source_versions import RefreshFile
 from operators.progress import ProgressLines
+from operators.read.source_files import shown
 
 JOB = "refresh_and_retrain"
 
@@ -117,8 +118,8 @@ def _request_new_files(run: Run) -> str:
     if not new:
         unreadable = run.staleness.unreadable()
         return (
-            f"source.path: {run.config.source.path} has no file that no refresh has taken and that is older than "
-            f"{run.config.schedule.settle_seconds:g} s"
+            f"source.path: {shown(run.config.source.path)} has no file that no refresh has taken and that is older "
+            f"than {run.config.schedule.settle_seconds:g} s"
         ) + (f"; cannot be read: {', '.join(unreadable[:MOST_NAMED])}" if unreadable else "")
     for broken in _broken_off(run.store):
         if run.requests.get(broken) is None:

@@ -135,10 +135,11 @@ def server_environment(run: Run, config: Path, overrides: Sequence[str]) -> dict
     """What server, daemon and the jobs of the daemon need to know; paths are absolute, for jobs run elsewhere."""
     pinned = {
         "storage": run.config.storage,
-        "source.path": run.config.source.path,
         "teacher.model": run.config.teacher.model,
         "student.model": run.config.student.model,
     }
+    if "://" not in run.config.source.path:  # a URI is the same everywhere, and Ray shows what jobs are told
+        pinned["source.path"] = run.config.source.path
     return {
         **os.environ,
         "DAGSTER_HOME": run.dagster_home,

@@ -45,6 +45,33 @@ def test_every_promise_names_a_test_that_exists() -> None:
         assert name in functions, f"{file} has no {name}"
 
 
+def test_credentials_in_the_address_of_a_configured_source_are_not_told_to_jobs(tmp_path: Path) -> None:
+    """Ray's dashboard shows the environment of a job, and the daemon hands its overrides on in it."""
+    from flows.config import OVERRIDES_VARIABLE, load_config
+    from flows.recycle_and_train import GRAPH
+    from flows.run import open_run
+    from flows.ui import server_environment
+
+    smoke = (REPOSITORY / "configs/smoke.yaml").read_text()
+    config = tmp_path / "mine.yaml"
+    told = {}
+    for path in (f"{tmp_path}/records", "s3://KEYID:PASSWORD@bucket/records"):
+        config.write_text(re.sub(r"(?m)^  path: .*$", f"  path: {path}", smoke, count=1))
+        run = open_run(load_config(config, [f"storage={tmp_path}/storage"]), GRAPH.specs)
+        assert run.config.source.path == path
+        told[path] = server_environment(run, config, [])[OVERRIDES_VARIABLE]
+    local, remote = told.values()
+    assert f'source.path="{tmp_path}/records"' in local
+    assert "PASSWORD" not in remote
+
+
+def test_no_message_of_a_flow_shows_the_address_of_the_source_as_it_is() -> None:
+    for file in (REPOSITORY / "flows").glob("*.py"):
+        texts = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FormattedValue)]
+        raw = [text.lineno for text in texts if ast.unparse(text.value).endswith("source.path")]
+        assert not raw, f"{file}:{raw}: it may hold credentials; use `shown`"
+
+
 def test_nothing_here_reads_a_pickle_or_runs_a_text() -> None:
     """DeepSpeed's shards are the one exception; they carry digests and belong to this user alone."""
     for file in SOURCES:

@@ -17,13 +17,18 @@ MESSAGE = {"text": "refresh a was given up", "attempts": 3}
 
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, list[bytes]]]:
-    """A URL and the bodies that were posted to it; a path that ends in 500 is answered with 500."""
+    """A URL and the bodies that were posted to it; a path that ends in a number is answered with it."""
     got: list[bytes] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             got.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(500 if self.path.endswith("500") else 204)
+            self.send_response(int(self.path[-3:]) if self.path[-3:].isdigit() else 204)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_response(204)
             self.end_headers()
 
         def log_message(self, *_: object) -> None: ...
@@ -55,6 +60,7 @@ def test_both_get_the_message(
     ("url", "said"),
     [
         ("{webhook}500", f"the webhook of ${VARIABLE} answered 500"),
+        ("{webhook}302", f"the webhook of ${VARIABLE} answered 302"),
         ("http://127.0.0.1:1/secret-path", f"the webhook of ${VARIABLE} cannot be reached: URLError"),
         ("file:///etc/secret-path", f"${VARIABLE} holds no http or https URL"),
         ("http://[secret-path", f"the webhook of ${VARIABLE} cannot be reached: ValueError"),

@@ -61,5 +61,5 @@ def test_a_run_whose_driver_was_killed_says_so() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         run = dg.DagsterRun(job_name="job", status=dg.DagsterRunStatus.STARTED)
         instance.add_run(run)
-        instance.report_run_failed(run, message="its driver was killed")
-        assert failure_of(instance, run) == "its driver was killed"
+        instance.report_run_failed(run, message="its driver was killed: https://me:word@host")
+        assert failure_of(instance, run) == "its driver was killed: https://…@host"

@@ -62,6 +62,23 @@ def test_a_negative_number_of_canary_calls_is_refused(tmp_path: Path) -> None:
     assert err.getvalue() == "--canary: -3: give a number of calls, 1 or more\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--retract", ""], "--retract: name a file below source.path\n"),
+        (["--select", ""], "--select: nothing: no such asset; there are raw_instructions, "),
+        (["--canary", "3"], "--canary: only with --plan; a run makes all its calls\n"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_starts_no_run_and_writes_nothing(
+    tmp_path: Path, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = tmp_path / "storage"
+    assert run_flow(GRAPH, ["--config", str(SMOKE), f"storage={storage}", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(line)
+    assert not storage.exists()
+
+
 def test_plan_and_doctor_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         _parse(["--plan", "--doctor"])
