@@ -24,9 +24,7 @@ def print_step(run: Run, step: int, out: TextIO) -> int:
         rows = index.rows_of_step(run.config.train, step)
     except ValueError as error:
         raise ConfigError(f"--step: {error}") from None
-    epoch = index.order(run.config.train).epoch(step)
-    out.write(
-        f"step {step}, epoch {epoch}: {len(rows)} rows; each of the {index.num_rows} packed rows is in one step\n"
-    )
+    epoch, trained = index.order(run.config.train).epoch(step), index.num_trained(run.config.train)
+    out.write(f"step {step}, epoch {epoch}: {len(rows)} rows; each of the {trained} rows is in one step of an epoch\n")
     out.writelines(f"{row_id}\n" for row_id in rows)
     return 0

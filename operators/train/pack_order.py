@@ -103,10 +103,10 @@ class PackIndex:
         """Packs of one epoch."""
         return len(self.row_ids)
 
-    @property
-    def num_rows(self) -> int:
-        """Rows in all packs; an epoch sees each once."""
-        return sum(len(row_ids) for row_ids in self.row_ids)
+    def num_trained(self, config: TrainConfig) -> int:
+        """Rows, or parts of split ones, in the packs that are trained on; an epoch sees each once."""
+        kept_out = set(validation_packs(self.num_packs, config))
+        return sum(len(row_ids) for index, row_ids in enumerate(self.row_ids) if index not in kept_out)
 
     @property
     def digest(self) -> str:

@@ -128,3 +128,11 @@ def test_a_row_in_two_packs_is_refused(tmp_path):
 def test_one_size_of_a_step_is_enough():
     with pytest.raises(ValidationError, match="examples_per_step: 1 beside tokens_per_step: 2"):
         TrainConfig(examples_per_step=1, tokens_per_step=2)
+
+
+def test_rows_that_are_kept_for_validation_are_in_no_step(tmp_path):
+    index = read_index([write_packs(tmp_path / "packs.parquet", [f"r{n}" for n in range(10)])])
+    config = TrainConfig(epochs=1, packs_per_step=3, evaluate_every_steps=1, validation_share=0.2)
+    seen = [row_id for step in range(3) for row_id in index.rows_of_step(config, step)]
+    assert len(set(seen)) == len(seen) == index.num_trained(config) == 8
+    assert index.num_trained(TrainConfig()) == 10
