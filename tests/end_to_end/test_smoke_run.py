@@ -74,7 +74,7 @@ print(*sorted(str(file) for file in files("recycle-and-train")))
     [folder] = set(folders)
     assert Path(folder).is_relative_to(installed.parent)
     tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    packaged = ("flows/", "operators/", "kernels/", "cluster/", "files/", "configs/")
+    packaged = ("flows/", "operators/", "kernels/", "cluster/", "configs/")
     missing = {name for name in tracked.stdout.splitlines() if name.startswith(packaged)} - set(files)
     assert {name for name in missing if not name.endswith("README.md")} == set()
 
