@@ -23,12 +23,12 @@ $(INSTALLED): pyproject.toml .ci/install .ci/constraints-cpu.txt
 demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 7 minutes on two cores
 	$(BIN)/python flows/recycle_and_train.py --config configs/demo.yaml
 
-test: test-fast ## all tests; aim: 25 minutes on two quiet cores
-	@echo "the slow tests: about a quarter of an hour on two cores"
+test: test-fast ## all tests: half an hour on two cores
+	@echo "the slow tests: 20 to 30 minutes on two cores"
 	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile --durations 15
 
-test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers; aim: 4 minutes on two quiet cores
-	@echo "the fast tests: some minutes on two cores"
+test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: 5 to 6 minutes on two cores
+	@echo "the fast tests: 5 to 6 minutes on two cores"
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types, import contracts: about 2 minutes
