@@ -31,6 +31,7 @@ from cluster.manifest import Manifest
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.config import ConfigError, load_config
+from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.graph import (
     EVALUATION,
     HELD_OUT,
@@ -61,7 +62,6 @@ from operators.parquet_log import ParquetLog
 from operators.report.costs import stage_costs
 from operators.teacher.budget import BudgetConfig, Tokens
 
-DONE, FAILED, UNUSABLE = 0, 1, 2
 TABLES = (
     *(RAW_INSTRUCTIONS, HELD_OUT, INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS),
     *(RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES),

@@ -24,6 +24,7 @@ from cluster.storage import require_refresh_key
 from cluster.terminal import quiet_terminal
 from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
+from flows.exit_codes import BROKEN_INVARIANT, DONE, FAILED, UNUSABLE
 from flows.failures import root_cause
 from flows.graph import RAW_INSTRUCTIONS, REPORT, Graph
 from flows.plan_report import print_plan
@@ -40,7 +41,6 @@ from operators.stage import Finding
 from operators.teacher.dispatch import TeacherStoppedError
 from operators.teacher.engine_pool import stopping_engines
 
-DONE, FAILED, UNUSABLE, BROKEN_INVARIANT = 0, 1, 2, 3
 Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
 OTHER_COMMANDS = "Other commands, each with --help: browse, releases, rollback, refreshes, retry, metrics."
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

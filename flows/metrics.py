@@ -22,6 +22,7 @@ from cluster.files import StorageError
 from cluster.lease import is_leased
 from cluster.manifest import MANIFEST
 from cluster.storage import AssetStore
+from flows.exit_codes import DONE, UNUSABLE
 from flows.graph import (
     EVALUATION,
     HELD_OUT,
@@ -36,7 +37,6 @@ from operators.columns import ACTIVE
 from operators.evaluate.release_history import ReleaseHistory
 from operators.files.atomic import open_filesystem
 
-DONE, UNUSABLE = 0, 2
 PORT = 9105
 COUNTED = (RAW_INSTRUCTIONS, HELD_OUT, RECYCLED_INSTRUCTIONS)
 REFLECTIONS = (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS)

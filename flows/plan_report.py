@@ -6,6 +6,7 @@ from typing import TextIO
 from ray.data import Dataset
 
 from cluster.runtime import cluster_nodes
+from flows.exit_codes import DONE, UNUSABLE
 from flows.graph import RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS
 from flows.placement import GIB, demands
 from flows.run import Run
@@ -47,7 +48,7 @@ def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, 
         out.write(f"  {'train':<26}{_training_memory(run)}\n")
     for finding in findings:
         out.write(f"  {'refused' if finding.fatal else 'warning'}: {finding}\n")
-    return 2 if refused else 0
+    return UNUSABLE if refused else DONE
 
 
 def _training_memory(run: Run) -> str:

@@ -11,12 +11,11 @@ from typing import TextIO
 
 from cluster.files import StorageError, explained
 from cluster.storage import AssetStore
+from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.refresh_requests import Request, Requests
 from flows.releases import existing_storage
 from flows.retries import describe
-
-DONE, FAILED, UNUSABLE = 0, 1, 2
 
 
 def show_refreshes(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:

@@ -15,6 +15,7 @@ from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
+from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS
 from flows.run import Run
 from operators.columns import ACTIVE, HELD_OUT, RECYCLED_OUTCOMES
@@ -24,8 +25,6 @@ from operators.evaluate.release_history import Decision, ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED
 from operators.files.atomic import open_filesystem, put_file
 from operators.report.history import RefreshLine, build_history
-
-DONE, FAILED, UNUSABLE = 0, 1, 2
 
 
 def models_of(run: Run, version: str, folder: str) -> Models:

@@ -3,6 +3,7 @@
 from typing import TextIO
 
 from flows.config import ConfigError
+from flows.exit_codes import DONE
 from flows.graph import PACKED_SEQUENCES
 from flows.run import Run
 
@@ -27,4 +28,4 @@ def print_step(run: Run, step: int, out: TextIO) -> int:
     epoch, trained = index.order(run.config.train).epoch(step), index.num_trained(run.config.train)
     out.write(f"step {step}, epoch {epoch}: {len(rows)} rows; each of the {trained} rows is in one step of an epoch\n")
     out.writelines(f"{row_id}\n" for row_id in rows)
-    return 0
+    return DONE

@@ -24,10 +24,10 @@ from cluster.dagster_home import RAY_DASHBOARD, open_instance
 from cluster.local import answers, child, local_cluster, wait_for
 from cluster.runtime import REPOSITORY
 from flows.config import CONFIG_VARIABLE, OVERRIDES_VARIABLE, ConfigError, default_config, load_config
+from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
 
-DONE, FAILED, UNUSABLE = 0, 1, 2
 MODULE = "flows.recycle_and_train"
 RAY_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 EARLY_S, MOST_EARLY = 120.0, 3  # a server that ends sooner, so many times in a row, has a fault that stays

@@ -24,7 +24,6 @@ TOP_LEVEL = {
 TESTED_BY = {
     "cluster/dagster_home.py": "tests/cluster/test_run_launcher.py",
     "cluster/counts.py": "tests/cluster/test_storage.py",
-    "cluster/files.py": "tests/cluster/test_storage.py",
     "cluster/manifest.py": "tests/cluster/test_storage.py",
     "cluster/memory.py": "tests/cluster/test_storage.py",
     "flows/asset_io.py": "tests/flows/test_recycle_and_train.py",
