@@ -25,6 +25,7 @@ TESTED_BY = {
     "cluster/dagster_home.py": "tests/cluster/test_run_launcher.py",
     "cluster/counts.py": "tests/cluster/test_storage.py",
     "cluster/manifest.py": "tests/cluster/test_storage.py",
+    "operators/report/page.py": "tests/operators/report/test_report.py",
     "cluster/memory.py": "tests/cluster/test_storage.py",
     "flows/asset_io.py": "tests/flows/test_recycle_and_train.py",
     "flows/plan_report.py": "tests/flows/test_recycle_and_train.py",

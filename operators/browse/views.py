@@ -5,14 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from operators.columns import RECYCLED_OUTCOMES
 from operators.redact import without_credentials
+from operators.report.page import page_environment
 from operators.report.pairs import cut_critique, cut_text
-from operators.report.texts import count, decimal, short, visible, word_diff, words
 
-REPORT = Path(__file__).parent.parent / "report"
 MAX_CHARS = 6000  # of one text on a page; the cut is marked
 # Where the text is that a stage would go on with: the first of these columns that has one.
 AFTER = {
@@ -93,22 +90,9 @@ def reply_view(record: Mapping[str, Any], prompt: str | None, cost: float | None
 
 def render(template: str, **values: Any) -> str:
     """A page from a template of this room; it can use the report's style sheet and macros."""
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, REPORT]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": visible,
-        "redacted": without_credentials,
-        "count": count,
-        "decimal": decimal,
-        "words": words,
-        "short": short,
-    }
-    environment.globals |= {"word_diff": word_diff, "cut_text": _cut, "recycled_outcomes": RECYCLED_OUTCOMES}
+    environment = page_environment([Path(__file__).parent])
+    environment.filters["redacted"] = without_credentials
+    environment.globals |= {"cut_text": _cut, "recycled_outcomes": RECYCLED_OUTCOMES}
     return environment.get_template(template).render(**values)
 
 

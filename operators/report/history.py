@@ -1,14 +1,12 @@
 """One page over all refreshes and releases of a storage: loss, win rate, rows and cost, as lines and as numbers."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict
 
 from operators.evaluate.release_history import Decision, Pointer
 from operators.report.charts import Chart, curve
-from operators.report.texts import visible
+from operators.report.page import page_environment
 
 TEMPLATE = "history.html.j2"
 
@@ -43,20 +41,16 @@ def build_history(
     storage: str, refreshes: Sequence[RefreshLine], decisions: Sequence[Decision], current: Pointer | None
 ) -> str:
     """The page as HTML without scripts; refreshes and decisions in the order in which they were made."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"visible": visible}
-    return environment.get_template(TEMPLATE).render(
-        storage=storage,
-        refreshes=refreshes,
-        decisions=decisions,
-        released=current.version if current else "",
-        charts=history_charts(refreshes, decisions),
+    return (
+        page_environment()
+        .get_template(TEMPLATE)
+        .render(
+            storage=storage,
+            refreshes=refreshes,
+            decisions=decisions,
+            released=current.version if current else "",
+            charts=history_charts(refreshes, decisions),
+        )
     )
 
 

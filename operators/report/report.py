@@ -7,12 +7,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ray.data import Dataset
 
 from operators.evaluate.release_history import Decision
@@ -22,10 +20,10 @@ from operators.report.charts import Chart, Series, curve, histogram
 from operators.report.conclusion import conclude
 from operators.report.costs import StageCost
 from operators.report.figures import RATIO, Figures, ReportConfig, collect_figures
+from operators.report.page import page_environment
 from operators.report.pairs import cut_text
 from operators.report.stages import StageSummary
 from operators.report.styles import style_line, style_lines
-from operators.report.texts import count, decimal, duration, share, short, signed, visible, word_diff, words
 
 __all__ = ["Report", "ReportConfig", "Results", "build_report", "collect_figures"]
 
@@ -172,24 +170,8 @@ def _json_ready(value: Any) -> Any:
 
 
 def _render(figures: Figures, config: dict[str, Any], report: ReportConfig) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": visible,
-        "count": count,
-        "decimal": decimal,
-        "duration": duration,
-        "share": share,
-        "words": words,
-        "short": short,
-        "signed": signed,
-    }
-    environment.globals |= {"word_diff": word_diff, "cut_text": lambda text: cut_text(text or "", report.max_chars)}
+    environment = page_environment()
+    environment.globals["cut_text"] = lambda text: cut_text(text or "", report.max_chars)
     plain = without_credentials(json.loads(json.dumps(config, default=str)))
     return environment.get_template(TEMPLATE).render(
         **figures,
