@@ -76,7 +76,6 @@ TESTED_BY = {
     "operators/teacher/config.py": "tests/operators/teacher/test_generate.py",
     "operators/teacher/prompt_tokens.py": "tests/operators/teacher/test_generate.py",
     "operators/train/engine.py": "tests/operators/train/test_checkpoint.py",
-    "operators/train/export.py": "tests/operators/train/test_checkpoint.py",
     "operators/train/loop.py": "tests/operators/train/test_train.py",
     "operators/train/metrics.py": "tests/operators/train/test_train.py",
     "operators/train/resize.py": "tests/operators/train/test_train.py",

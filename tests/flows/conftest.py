@@ -1,12 +1,17 @@
-"""A real Ray cluster of this machine, apart from all others, for tests of jobs and of the daemon."""
+"""The flow on a storage of a test's own, and a real Ray cluster, apart from all others, for jobs and the daemon."""
 
+import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.flows.flow_runs import Flow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+SMOKE = str(REPOSITORY / "configs" / "smoke.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +47,20 @@ def small_run(tmp_path: Path, tiny_model: str) -> list[str]:
         "train.zero_stage=0",
         "train.max_steps=1",
     ]
+
+
+@pytest.fixture
+def flow(tmp_path: Path, tiny_model: str, local_ray: None) -> Flow:
+    """Runs the flow on a storage of the test's own; returns the exit code and what was printed."""
+
+    from flows.launch import run_flow
+    from flows.recycle_and_train import GRAPH
+
+    def run(*arguments: str) -> tuple[int, str]:
+        out, err = io.StringIO(), io.StringIO()
+        settings = [f"storage={tmp_path}/storage", f"student.model={tiny_model}", "evaluate.judge=false"]
+        code = run_flow(GRAPH, ["--config", SMOKE, *settings, "train.num_workers=1", *arguments], (out, err))
+        sys.stderr.write(err.getvalue())
+        return code, out.getvalue()
+
+    return run

@@ -1,4 +1,4 @@
-"""Checkpoints and export, on one in-process worker with a real DeepSpeed engine."""
+"""Checkpoints, on one in-process worker with a real DeepSpeed engine."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM
 
 from operators.student import chunked_loss
 from operators.train import checkpoint, loop
@@ -21,11 +21,11 @@ from operators.train.checkpoint import (
     write_json,
 )
 from operators.train.config import TrainConfig
-from operators.train.engine import loaded, prepare_process
-from operators.train.export import ExportError, export_student, gathered_weights
+from operators.train.engine import loaded
+from operators.train.export import gathered_weights
 from operators.train.job import TrainJob
 from operators.train.metrics import read_metrics
-from operators.train.pack_order import PackStore, read_index
+from operators.train.pack_order import PackStore
 from operators.train.trainer import Trainer
 
 SPEC = CheckpointSpec("identity", world_size=2, zero_stage=2)
@@ -146,19 +146,6 @@ def test_json_is_replaced_whole(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"n": 2}
 
 
-@pytest.fixture(scope="module")
-def job(process_group, tiny_model, packs_file, tmp_path_factory):
-    """A ZeRO-3 job of one worker, inside a process group of this process."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    config = TrainConfig(
-        zero_stage=3, max_steps=4, packs_per_step=3, learning_rate=1e-3, precision="fp32", activation_checkpointing=True
-    )
-    files = [packs_file]
-    prepare_process(config)
-    digest = read_index(files).digest
-    return TrainJob(config, tiny_model, str(folder), files, digest, config.run_identity(digest, tiny_model))
-
-
 def test_a_given_checkpoint_leaves_something_to_train(tmp_path, packs_file):
     config = TrainConfig(max_steps=10, resume_from=str(write_checkpoint(tmp_path, 10, replace(SPEC, world_size=1))))
     one = TrainJob(config, "student", str(tmp_path), [packs_file], "digest", "identity")
@@ -187,29 +174,6 @@ def test_a_restored_engine_goes_on_as_if_nothing_had_happened(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_exported_student_is_the_engine_s_model(job, tmp_path):
-    with loaded(job) as (engine, noise):
-        Trainer(job, engine, noise, PackStore(job.files)).step(0)
-        export_student(engine, job.student, tmp_path)
-        tokens = torch.tensor([PackStore(job.files).pack(0).input_ids])
-        engine.eval()
-        with torch.no_grad():
-            expected = engine(input_ids=tokens, use_cache=False).logits
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
-    with torch.no_grad():
-        base = AutoModelForCausalLM.from_pretrained(job.student)(input_ids=tokens).logits
-        got = exported(input_ids=tokens).logits
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(got, base, rtol=1e-5, atol=1e-6)
-    assert (
-        AutoTokenizer.from_pretrained(tmp_path).chat_template
-        == AutoTokenizer.from_pretrained(job.student).chat_template
-    )
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
-    assert next(exported.parameters()).dtype == torch.float32
-
-
-@pytest.mark.slow
 def test_old_checkpoints_are_removed_and_an_unfinished_one_is_replaced(job, tmp_path):
     with loaded(job) as (engine, _):
         (tmp_path / "step-00000003").mkdir()
@@ -218,38 +182,6 @@ def test_old_checkpoints_are_removed_and_an_unfinished_one_is_replaced(job, tmp_
             save_checkpoint(engine, tmp_path, step, job.spec, keep=2)
     assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [2, 3]
     assert not (tmp_path / "step-00000003" / "half").exists()
-
-
-@pytest.mark.slow
-def test_a_failed_export_keeps_the_training_and_the_next_attempt_only_exports(job, tmp_path, monkeypatch):
-    blocked = replace(job, folder=str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "tokenizer.json").mkdir()  # a folder where a file is to be written
-    with pytest.raises(ExportError, match="cannot be written"):
-        loop.train_worker({"job": blocked})
-    assert "cannot be written" in loop.read_failure(tmp_path)
-    assert [found.step for found in complete_checkpoints(tmp_path / "checkpoints")] == [4]
-    lines = (tmp_path / "metrics.jsonl").read_text()
-    (tmp_path / "tokenizer.json").rmdir()
-    (tmp_path / "checkpoints" / "failed.json").unlink()
-    monkeypatch.setattr(loop.Trainer, "step", None)  # no step is trained again
-    loop.train_worker({"job": blocked})
-    assert (tmp_path / "metrics.jsonl").read_text() == lines
-    assert (tmp_path / "checkpoints" / "exported.json").is_file()
-    AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
-    assert list((tmp_path / "tensorboard").glob("events.*"))
-
-
-@pytest.mark.slow
-def test_a_student_that_cannot_be_saved_as_it_is_and_does_not_stop_is_exported_right(job, tmp_path):
-    with loaded(job) as (engine, _):
-        settings = engine.module.generation_config
-        settings.temperature, settings.top_p, settings.do_sample, settings.eos_token_id = 0.9, 0.6, False, 0
-        changed = export_student(engine, job.student, tmp_path)
-    exported = GenerationConfig.from_pretrained(tmp_path)
-    assert changed == "do_sample: true"
-    assert (exported.do_sample, exported.temperature) == (True, 0.9)
-    assert exported.eos_token_id == [2, 0]  # the end of turn that was learnt, and the model's own
 
 
 @pytest.mark.slow
