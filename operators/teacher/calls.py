@@ -16,6 +16,7 @@ CALLS = pa.schema(
         ("messages", pa.string()),
         ("schema", pa.string()),
         ("max_tokens", pa.int32()),
+        ("base_key", pa.string()),
     ]
 )
 REPLIES = pa.schema(
@@ -27,6 +28,7 @@ REPLIES = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("generated_tokens", pa.int32()),
         ("error", pa.string()),
+        ("base_key", pa.string()),  # null in records of a time when there was none
     ]
 )
 ERROR_CHARS = 500
@@ -37,8 +39,12 @@ Reply = dict[str, Any]
 
 def call_key(call: Call, stage: str, teacher_parts: list[str | float | int]) -> str:
     """Hash of everything that determines a reply: row, stage, prompt, output format, length limit, teacher."""
-    parts = [stage, call["row_id"], call["messages"], call["schema"], call["max_tokens"], *teacher_parts]
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+    return _hash([stage, call["row_id"], call["messages"], call["schema"], call["max_tokens"], *teacher_parts])
+
+
+def base_key(call: Call, stage: str, teacher_parts: list[str | float | int]) -> str:
+    """As `call_key` without the length limit: a reply that ended by itself is the reply under any limit."""
+    return _hash([stage, call["row_id"], call["messages"], call["schema"], *teacher_parts])
 
 
 def call_seed(key: str) -> int:
@@ -56,6 +62,7 @@ def answered(call: Call, text: str, finish_reason: str, prompt_tokens: int, gene
         "prompt_tokens": min(prompt_tokens, MOST_TOKENS),
         "generated_tokens": min(generated_tokens, MOST_TOKENS),
         "error": "",
+        "base_key": call.get("base_key"),
     }
 
 
@@ -69,7 +76,12 @@ def failed(call: Call, error: str, prompt_tokens: int = 0, generated_tokens: int
         "prompt_tokens": min(prompt_tokens, MOST_TOKENS),
         "generated_tokens": min(generated_tokens, MOST_TOKENS),
         "error": replace_surrogates(without_credentials(error))[:ERROR_CHARS] or "failed without a word",
+        "base_key": call.get("base_key"),
     }
+
+
+def _hash(parts: list[str | float | int]) -> str:
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
 
 def replies_table(replies: list[Reply]) -> pa.Table:

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from operators.redact import without_credentials
+from operators.redact import without_certain_credentials
 from operators.stage import Operational, StageConfig
 from operators.teacher.prompt_tokens import chat_tokenizer
 
@@ -60,6 +60,7 @@ _LATER = (
     "response_format",
     "extra_body",
 )
+_TOLD = ("stop", "chat_template_kwargs")  # of them, what the model is told: no credential is among it
 _LATER_IDENTITY = (*_LATER, "engine_kwargs", "max_tokens", "stages", "mix")
 Parameter = Literal["max_tokens", "temperature", "top_p", "seed", "top_k", "min_p", "stop"]
 
@@ -189,7 +190,9 @@ class TeacherConfig(StageConfig):
         ]
         later = {name: getattr(self, name) for name in _LATER if getattr(self, name) != _default(name)}
         later |= {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
-        return [*parts, json.dumps(without_credentials(later), sort_keys=True)] if later else parts
+        told = {name: value for name, value in later.items() if name in _TOLD}
+        # A new password of the endpoint asks for nothing again.
+        return [*parts, json.dumps(without_certain_credentials(later) | told, sort_keys=True)] if later else parts
 
     def identity(self) -> dict[str, Any]:
         """As of every stage; later keys only where they are set, without arguments that only change speed.

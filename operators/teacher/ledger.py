@@ -2,7 +2,8 @@
 
 One Parquet row a call, under `<folder>/<stage>/`, keyed by a hash of everything that determines the reply
 (`calls.call_key`). A call whose key is there is answered from there: after a crash, in the next scheduled run, or when
-a later stage changes. Files appear whole or not at all, and one that lost its end is set aside; many small ones are
+a later stage changes. Of a call that was made under another limit of length, only a reply that was cut off is asked for
+again. Files appear whole or not at all, and one that lost its end is set aside; many small ones are
 merged into large ones, and only then deleted. Failed calls are kept too: they are made again until they have failed
 `teacher.max_attempts` times.
 
@@ -25,7 +26,7 @@ from operators.progress import report_progress
 from operators.stage import require_columns
 from operators.teacher import ledger_tables as tables
 from operators.teacher.budget import BudgetConfig, Tokens
-from operators.teacher.calls import CALLS, REPLIES, call_key
+from operators.teacher.calls import CALLS, REPLIES, base_key, call_key
 from operators.teacher.config import TeacherConfig
 from operators.teacher.dispatch import Asking, TeacherStoppedError
 from operators.teacher.engine_pool import engine_starts
@@ -142,7 +143,9 @@ class Ledger:
             if made["failed_calls"] and first is None:
                 made["retryable_calls"] = self._without_known(asked, stage, tries, num_asked).count()
         self._add_metrics(made)
-        return self._bring_replies(keyed, stage, num_rows, schema.append(CALLS.field("call_key")))
+        for name in tables.KEY_COLUMNS:
+            schema = schema.append(CALLS.field(name))
+        return self._bring_replies(keyed, stage, num_rows, schema)
 
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
         """What `answer` would do, without doing it: calls asked, new, over_long (new and too long for the teacher).
@@ -201,18 +204,18 @@ class Ledger:
     def _without_known(self, asked: Dataset, stage: str, tries: tables.Tries, num_rows: int) -> Dataset:
         if not self.files.of(stage):
             return asked
-        keys = asked.select_columns(["call_key"])
+        keys = asked.select_columns(["row_id"])
         known, num_known = self.files.read_for(keys, num_rows, stage, tables.KNOWN.names)
         new_calls = partial(tables.new_calls, tries=tries)
-        return cogroup((asked, CALLS), (known, tables.KNOWN), "call_key", _num_blocks(num_rows + num_known), new_calls)
+        return cogroup((asked, CALLS), (known, tables.KNOWN), "row_id", _num_blocks(num_rows + num_known), new_calls)
 
     def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int, schema: pa.Schema) -> Dataset:
         if not self.files.of(stage):
             return keyed.map_batches(tables.without_replies, batch_format="pyarrow", num_cpus=0.25)
-        keys = keyed.select_columns(["call_key"])
-        known, num_known = self.files.read_for(keys, num_rows, stage, ["call_key", *REPLY_COLUMNS])
+        keys = keyed.select_columns(["row_id"])
+        known, num_known = self.files.read_for(keys, num_rows, stage, tables.KEYED_REPLIES.names)
         sides = (keyed, schema), (known, tables.KEYED_REPLIES)
-        return cogroup(*sides, "call_key", _num_blocks(num_rows + num_known), tables.merge)
+        return cogroup(*sides, "row_id", _num_blocks(num_rows + num_known), tables.merge)
 
 
 def _commit(replies: pa.Table, name: str, folder: str, stage: str, teacher: TeacherConfig) -> str:
@@ -245,16 +248,18 @@ class _KeyParts:
 
 def _add_keys(calls: pa.Table, stage: str, members: list[_KeyParts]) -> pa.Table:
     weights = [member.weight for member in members]
-    keys, limits = [], []
+    keys, bases, limits = [], list[str | None](), []
     for call in calls.select(["row_id", *CALL_COLUMNS]).to_pylist():
         member = members[member_of_row(call["row_id"], weights)]
         call["max_tokens"] = member.max_tokens or call["max_tokens"]
         limits.append(call["max_tokens"])
         asks = call["messages"] is not None
         keys.append(call_key(call, stage, member.parts) if asks else f"not asked {call['row_id']}")
+        bases.append(base_key(call, stage, member.parts) if asks else None)
     place = calls.column_names.index("max_tokens")
     calls = calls.set_column(place, calls.field(place), pa.array(limits, calls.field(place).type))
-    return calls.append_column("call_key", pa.array(keys, pa.string()))
+    calls = calls.append_column("call_key", pa.array(keys, pa.string()))
+    return calls.append_column("base_key", pa.array(bases, pa.string()))
 
 
 def _calls_of_member(calls: pa.Table, weights: list[float], number: int) -> pa.Table:

@@ -13,11 +13,13 @@ from operators.teacher.prompt_tokens import num_prompt_tokens
 from operators.teacher.variants import Member, member_of_row
 
 CALL_COLUMNS = ("messages", "schema", "max_tokens")
-REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in ("call_key", "row_id"))
+KEY_COLUMNS = ("call_key", "base_key")
+REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in (*KEY_COLUMNS, "row_id"))
 CONTEXT = pa.field("max_model_len", pa.int32())  # of the teacher, when the call was made; null in older records
-_SETTLING = ("call_key", "error", "finish_reason", "prompt_tokens", "generated_tokens")
+_SETTLING = ("row_id", *KEY_COLUMNS, "error", "finish_reason", "prompt_tokens", "generated_tokens")
 KNOWN = pa.schema([*(REPLIES.field(name) for name in _SETTLING), CONTEXT])  # what says whether a call is settled
-KEYED_REPLIES = pa.schema([REPLIES.field("call_key"), *(REPLIES.field(name) for name in REPLY_COLUMNS)])
+# `row_id` is the key of the joins: the records of a row under all limits of length come together.
+KEYED_REPLIES = pa.schema([*(REPLIES.field(name) for name in ("row_id", *KEY_COLUMNS, *REPLY_COLUMNS)), CONTEXT])
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,38 @@ def new_calls(calls: pa.Table, records: pa.Table, tries: Tries) -> pa.Table:
         records: columns of KNOWN.
         tries: what a record must say to settle its call.
     """
+    records = adopted(records, calls)
     void = _over_another_limit(records, tries)
     if tries.lengthen:
         void = pc.or_(void, _cut_by_a_smaller_limit(records, calls, tries))
     settled = _settled_keys(records.filter(pc.invert(void)).select(["call_key", "error"]), tries.max_attempts)
     return calls.filter(pc.invert(pc.is_in(calls["call_key"], settled["call_key"].combine_chunks())))
+
+
+def adopted(records: pa.Table, calls: pa.Table) -> pa.Table:
+    """The records, each under the key of the call that it answers, although it was made under another length limit.
+
+    Those are replies that ended by themselves or are longer than the limit of now, and failures that no limit mends.
+    A reply that only its own, smaller limit has cut off keeps its key: it is asked for again.
+
+    Args:
+        records: columns of KNOWN.
+        calls: call_key, base_key, max_tokens.
+    """
+    if not records.num_rows or records["base_key"].null_count == records.num_rows:
+        return records
+    place = pc.index_in(records["base_key"], calls["base_key"].combine_chunks(), skip_nulls=True)
+    limit = calls["max_tokens"].combine_chunks().take(place.combine_chunks())
+    used = pc.add(records["prompt_tokens"], records["generated_tokens"])
+    by_context = pc.greater_equal(used, records[CONTEXT.name])  # and whether that is larger now is asked of all alike
+    long_enough = pc.or_kleene(pc.greater_equal(records["generated_tokens"], limit), by_context)
+    is_whole = pc.or_kleene(pc.not_equal(records["finish_reason"], "length"), long_enough)
+    settles = pc.or_(pc.and_kleene(pc.equal(records["error"], ""), is_whole), pc.starts_with(records["error"], FATAL))
+    takes = pc.and_kleene(pc.is_valid(place), pc.fill_null(settles, False))
+    takes = pc.and_(takes, pc.invert(pc.is_in(records["call_key"], calls["call_key"].combine_chunks())))
+    theirs = calls["call_key"].combine_chunks().take(place.combine_chunks())
+    keys = pc.if_else(takes, theirs, records["call_key"].combine_chunks())
+    return records.set_column(records.column_names.index("call_key"), REPLIES.field("call_key"), keys)
 
 
 def _over_another_limit(records: pa.Table, tries: Tries) -> pa.ChunkedArray:
@@ -120,7 +149,7 @@ def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:
 
 def without_replies(keyed: pa.Table) -> pa.Table:
     """Rows of which none asked anything, with the columns of a reply."""
-    rows = keyed.drop_columns(["call_key", *CALL_COLUMNS])
+    rows = keyed.drop_columns([*KEY_COLUMNS, *CALL_COLUMNS])
     for name in REPLY_COLUMNS:
         rows = rows.append_column(REPLIES.field(name), pa.nulls(rows.num_rows, REPLIES.field(name).type))
     return rows
@@ -130,11 +159,12 @@ def merge(rows: pa.Table, replies: pa.Table) -> pa.Table:
     """Within one partition: give every row its reply, an answer before a failure, and drop what nobody asked for.
 
     Args:
-        rows: call_key, columns of CALL_COLUMNS, and any others.
+        rows: KEY_COLUMNS, CALL_COLUMNS, and any others.
         replies: columns of KEYED_REPLIES.
     """
     # "" sorts first, "stop" after "length": the first record of a key is an answer if there is one, and a whole one
     # or the longest if an answer was asked for again because it had been cut off.
+    replies = adopted(replies, rows).drop_columns(["row_id", "base_key", CONTEXT.name])
     order = [("error", "ascending"), ("finish_reason", "descending"), ("generated_tokens", "descending")]
     replies = replies.sort_by([("call_key", "ascending"), *order])
     first = replies.group_by("call_key", use_threads=False).aggregate([(name, "first") for name in REPLY_COLUMNS])
@@ -142,4 +172,4 @@ def merge(rows: pa.Table, replies: pa.Table) -> pa.Table:
         ["call_key", *REPLY_COLUMNS]
     )
     joined = rows.drop_columns(list(CALL_COLUMNS)).join(first, "call_key", join_type="left outer")
-    return joined.drop_columns(["call_key"])
+    return joined.drop_columns([*KEY_COLUMNS])

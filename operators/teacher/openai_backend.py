@@ -70,15 +70,14 @@ class OpenAIEndpoint:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self._teacher = teacher
-        # Local servers ask for no key, and the client insists on one.
-        self._key = os.environ.get(teacher.api_key_env) or "none"
+        self._key = os.environ.get(teacher.api_key_env, "")
         self._slots = Slots(teacher.concurrent_requests)
         rate = teacher.requests_per_minute
         self._rate = AsyncLimiter(1, MINUTE / rate) if rate else None
         self._refused = ""
         hooks: dict[str, list[Callable[..., Awaitable[None]]]] = {"request": [self._wait], "response": [self._hear]}
         self._client = AsyncOpenAI(
-            api_key=self._key,
+            api_key=self._key or "none",  # local servers ask for no key, and the client insists on one
             base_url=teacher.base_url or None,
             max_retries=teacher.max_retries,
             timeout=teacher.request_timeout_s,
@@ -94,7 +93,8 @@ class OpenAIEndpoint:
                 completion = await self._client.chat.completions.create(**request_body(call, self._teacher))
             return read_completion(completion, call, self._teacher)
         except Exception as error:  # noqa: BLE001 - an endpoint may answer anything; no answer of it may end the run
-            text = f"{failure_kind(error)}{type(error).__name__}: {_words(error)}".replace(self._key, "<key>")
+            text = f"{failure_kind(error)}{type(error).__name__}: {_words(error)}"
+            text = text.replace(self._key, "<key>") if self._key else text
             if text.startswith(REFUSED):
                 self._refused = text
             return failed(call, text)

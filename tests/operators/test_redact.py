@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from operators.redact import without_credentials
+from operators.redact import without_certain_credentials, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,14 @@ from operators.redact import without_credentials
         ("https://h/f?X-Amz-Signature=ab&X-Amz-Date=1", "https://h/f?X-Amz-Signature=…&X-Amz-Date=1"),
         ("nobody at 'https://u:p@h/?api-key=1', retry", "nobody at 'https://…@h/?api-key=…', retry"),
         ("Authorization: Bearer sk-12345678", "Authorization: Bearer …"),
+        ("Authorization: Basic dXNlcjpwdw==", "Authorization: Basic …"),
+        (
+            "{'Authorization': 'Token abcdef', 'x-api-key': 'k3y-of-mine'}",
+            "{'Authorization': 'Token …', 'x-api-key': '…'}",
+        ),
+        ("authorization=sk-12345678 was refused", "authorization=… was refused"),
+        ("authorization: required, api-key: missing", "authorization: required, api-key: missing"),
+        ("a basic understanding of it", "a basic understanding of it"),
         ("the bearer understands it", "the bearer understands it"),
         ("storage: out/demo", "storage: out/demo"),
         ("mail me@home.org, see https://a.b/c?d=e", "mail me@home.org, see https://a.b/c?d=e"),
@@ -44,6 +52,26 @@ def test_credentials_in_texts_are_hidden(text: str, shown: str) -> None:
             {"authToken": "t", "clientSecret": "s", "SharedAccessKey": "k"},
             dict.fromkeys(("authToken", "clientSecret", "SharedAccessKey"), "…"),
         ),
+        (
+            {"Authorization": "Basic dXNlcjpwdw==", "password": "correct horse battery staple"},
+            {"Authorization": "Basic …", "password": "…"},
+        ),
+        (
+            {
+                "api_keys": ["a", "b"],
+                "secrets": {"one": "s"},
+                "passwords": ["p"],
+                "access_tokens": "t",
+                "hf_tokens": ["t"],
+            },
+            {
+                "api_keys": ["…", "…"],
+                "secrets": {"one": "…"},
+                "passwords": ["…"],
+                "access_tokens": "…",
+                "hf_tokens": ["…"],
+            },
+        ),
         ([("s3://a:b@c", 1), {"secret": "s"}], [["s3://…@c", 1], {"secret": "…"}]),
     ],
 )
@@ -57,7 +85,11 @@ def test_credentials_in_values_are_hidden_by_their_names(value: Any, shown: Any)
         {"max_tokens": 5, "token": 7, "key": None, "password": ""},
         {"eosToken": "</s>", "monkey": "m", "maxTokens": "5"},
         {"eos_token": "</s>", "stop_token": "<e>", "tokenizer": "t", "keys": "k", "api_key_env": "OPENAI_API_KEY"},
-        {"signature": "Does it end with a signature?"},
+        {
+            "signature": "Does it end with a signature?",
+            "secret": "Does the answer keep the secret of the riddle to itself?",
+        },
+        {"max_tokens": "max_completion_tokens", "stop_tokens": ["<e>"], "passport": "p", "tokenizers": ["t"]},
     ],
 )
 def test_what_only_looks_like_a_credential_stays(value: Any) -> None:
@@ -67,3 +99,26 @@ def test_what_only_looks_like_a_credential_stays(value: Any) -> None:
 def test_the_time_of_a_long_text_does_not_grow_with_the_square_of_its_length() -> None:
     text = "a." * 100_000 + " s3://key:secret@bucket"
     assert without_credentials(text).endswith(" s3://…@bucket")  # 40,000 characters took 49 s
+
+
+@pytest.mark.parametrize("name", ["think_token", "image_token", "sort_key", "token", "tokens", "signature"])
+def test_what_may_be_a_credential_is_not_shown_and_two_values_stay_two(name: str) -> None:
+    one, other = ({name: [text] if name == "tokens" else text} for text in ("<one>", "<other>"))
+    shown = without_credentials(one)
+    assert "one" not in str(shown)
+    assert without_credentials(shown) == shown
+    assert shown != without_credentials(other)
+    assert without_certain_credentials(one) == one
+
+
+def test_a_certain_credential_is_hidden_from_hashes_too() -> None:
+    value = {
+        "api_key": "k",
+        "headers": {"Authorization": "Bearer abc12345"},
+        "url": "https://u:p@h/?api_key=1&page_token=2",
+    }
+    assert without_certain_credentials(value) == {
+        "api_key": "…",
+        "headers": {"Authorization": "Bearer …"},
+        "url": "https://…@h/?api_key=…&page_token=2",
+    }

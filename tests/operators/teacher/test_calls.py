@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.teacher.calls import CALLS, ERROR_CHARS, REPLIES, answered, call_key, call_seed, failed, replies_table
+from operators.teacher.calls import (
+    CALLS,
+    ERROR_CHARS,
+    REPLIES,
+    answered,
+    base_key,
+    call_key,
+    call_seed,
+    failed,
+    replies_table,
+)
 
 CALL = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tokens": 8}
 
@@ -22,10 +32,17 @@ def test_whatever_a_teacher_says_fits_into_a_table(text: str, reason: str, count
     assert 0 < len(silent["error"]) <= ERROR_CHARS
 
 
-@pytest.mark.parametrize("column", [name for name in CALLS.names if name != "call_key"])
-def test_each_part_of_a_call_is_in_its_key(column: str) -> None:
+@pytest.mark.parametrize("column", [name for name in CALLS.names if not name.endswith("_key")])
+def test_each_part_of_a_call_is_in_its_key_and_all_but_its_limit_in_the_base(column: str) -> None:
     changed = {**CALL, column: 9 if column == "max_tokens" else "other"}
     assert call_key(changed, "stage", ["teacher"]) != call_key(CALL, "stage", ["teacher"])
+    same_base = base_key(changed, "stage", ["teacher"]) == base_key(CALL, "stage", ["teacher"])
+    assert same_base == (column == "max_tokens")
+
+
+def test_a_reply_carries_the_base_of_its_call() -> None:
+    asked = {**CALL, "base_key": "b"}
+    assert replies_table([answered(asked, "x", "stop", 1, 1), failed(asked, "x")])["base_key"].to_pylist() == ["b"] * 2
 
 
 def test_stage_and_teacher_are_in_the_key() -> None:

@@ -90,6 +90,22 @@ class TestAnswer:
         assert paid_for == [(1, 2), (0, 3)]
         assert rows_of(rows) == first
 
+    def test_another_reply_length_pays_again_only_for_what_the_smaller_one_cut_off(self, tmp_path: Path) -> None:
+        first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abc"), TEACHER, "stage"))
+        [file] = (tmp_path / "stage").iterdir()
+        cut = {"reply": "cut o", "finish_reason": "length", "generated_tokens": 64}
+        records = [record | (cut if record["row_id"] == "b" else {}) for record in pq.read_table(file).to_pylist()]
+        pq.write_table(pa.Table.from_pylist(records), file)
+        paid_for, replies = [], []
+        for limit in (128, 128, 96, 512):
+            ledger = Ledger(str(tmp_path))
+            teacher = TEACHER.model_copy(update={"max_tokens": limit})
+            rows = rows_of(ledger.answer(calls(*"abc"), teacher, "stage"))
+            paid_for.append(paid(ledger))
+            replies.append({row_id: row["reply"] for row_id, row in rows.items()})
+        assert paid_for == [(1, 2), (0, 3), (0, 3), (0, 3)]
+        assert all(found["a"] == first["a"]["reply"] and found["b"].startswith("{") for found in replies)
+
     def test_second_run_makes_no_call_and_gives_the_same_replies(self, tmp_path: Path) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage"))
         ledger = Ledger(str(tmp_path))

@@ -71,7 +71,7 @@ def cut_off(prompt: int, generated: int, made_under: int | None, error: str = ""
         (cut_off(95, 5, 100), 200, True),  # the row asks for 8 tokens: the context cut it off
         (cut_off(95, 5, 100), 100, False),
         (cut_off(95, 5, 100), 50, False),
-        (cut_off(92, 8, 100), 200, False),  # its own limit did, and that is in the key
+        (cut_off(92, 8, 100), 200, False),  # its own limit did
         (cut_off(95, 5, None), 200, True),  # a record of a ledger that did not know the limit
         (cut_off(95, 5, None), 100, False),
         (cut_off(95, 5, 200), 200, False),  # an endpoint has a limit of its own: it is asked once for each of ours
@@ -104,6 +104,47 @@ def test_the_whole_reply_takes_the_place_of_the_one_that_was_cut_off() -> None:
     replies = pa.Table.from_pylist(records, schema=KEYED_REPLIES)
     merged = {one["kept"]: one["reply"] for one in merge(rows, replies).to_pylist()}
     assert merged == {"a": "a whole reply", "b": "b cut lat"}
+
+
+def of_base(record: dict[str, object]) -> dict[str, object]:
+    """The record as of a call that was made under another length limit, of which its base is known."""
+    return {**record, "call_key": "made before", "base_key": "base of a"}
+
+
+@pytest.mark.parametrize(
+    ("known", "new"),
+    [
+        (of_base(record("a")), False),  # ended by itself
+        (of_base(record("a", "boom")), True),  # another limit, another try
+        (of_base(record("a", f"{FATAL}filtered")), False),
+        (of_base(record("a", over_long(1500, 1024))), True),
+        (of_base(cut_off(50, 5, 100)), True),  # its own limit of 5 has cut it off, the row asks for 8
+        (of_base(cut_off(50, 8, 100)), False),  # cut off, but as long as the row wants it
+        (of_base(cut_off(50, 5, 100, CUT_TEXTLESS)), True),
+        (of_base(cut_off(95, 5, 100)), True),  # the context did, and it is larger now
+        (of_base(cut_off(195, 5, 200)), False),  # the context did, and it is the same
+        ({**of_base(record("a")), "base_key": "other"}, True),
+        ({**of_base(record("a")), "base_key": None}, True),  # of a ledger without bases
+    ],
+)
+def test_another_length_limit_asks_only_for_what_the_old_one_cut_off(known: dict[str, object], new: bool) -> None:
+    called = pa.Table.from_pylist([{**row("a"), "base_key": "base of a"}, row("b")], schema=CALLS)
+    assert (
+        "a" in new_calls(called, pa.Table.from_pylist([known], schema=KNOWN), Tries(3, (200,)))["call_key"].to_pylist()
+    ) == new
+
+
+def test_a_reply_under_another_limit_is_brought_and_the_one_of_now_comes_first() -> None:
+    rows = pa.Table.from_pylist([{**row("a"), "base_key": "base of a"}], schema=ROWS)
+    before, cut = of_base(record("a", reply="whole")), {**of_base(cut_off(50, 5, 100)), "reply": "cut"}
+    now = record("a", reply="now")
+
+    def brought(*records: dict[str, object]) -> object:
+        return merge(rows, pa.Table.from_pylist([*records], schema=KEYED_REPLIES))["reply"].to_pylist()
+
+    assert brought(cut, before) == ["whole"]
+    assert brought(cut) == [None]
+    assert brought(cut, now) == ["now"]
 
 
 def test_a_partition_without_rows_has_the_columns_of_calls() -> None:

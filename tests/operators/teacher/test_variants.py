@@ -94,3 +94,15 @@ def test_a_new_credential_changes_neither_identity_nor_keys() -> None:
     assert (old.identity(), old.key_parts()) == (new.identity(), new.key_parts())
     assert "1234" not in f"{old.identity()} {old.key_parts()}"
     assert old.extra_body["api_key"] == "old-1234"
+
+
+def test_two_calls_that_differ_in_what_may_be_a_credential_have_two_keys() -> None:
+    def teacher(**changes: object) -> TeacherConfig:
+        return TeacherConfig.model_validate(BASE | {"backend": "openai"} | changes)
+
+    for key in ("think_token", "response_key", "password"):
+        one, other = (teacher(chat_template_kwargs={key: text}) for text in ("<one>", "<other>"))
+        assert one.key_parts() != other.key_parts()
+    one, other = (teacher(extra_body={"chat_template_kwargs": {"image_token": text}}) for text in ("<a>", "<b>"))
+    assert one.key_parts() != other.key_parts()
+    assert one.identity() != other.identity()
