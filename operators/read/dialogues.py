@@ -91,7 +91,7 @@ def read_dialogue(messages: object) -> Dialogue:
         else:
             has_parts = known is not None and isinstance(_first(message, _TEXT_KEYS), list)
             return Dialogue(turns, "non_text_content" if has_parts and _is_media(message) else "malformed_messages")
-        used = (*_ROLE_KEYS, *_TEXT_KEYS, "tool_calls", "function_call", "replies", "rank")
+        used = (*_ROLE_KEYS, *_TEXT_KEYS, "tool_calls", "function_call", "replies", "rank", "deleted")
         unread |= {key: None for key, value in message.items() if key not in used and value not in (None, "", [], {})}
     return Dialogue(turns, "" if _alternates(turns) else "malformed_messages", tuple(unread))
 
@@ -99,15 +99,16 @@ def read_dialogue(messages: object) -> Dialogue:
 def tree_path(root: object) -> tuple[list[object], int]:
     """The messages of the best path through a tree of replies, as oasst has them, and how many others there are.
 
-    At each message the reply of the lowest `rank` is followed; without ranks the first one.
+    At each message the reply of the lowest `rank` is followed; without ranks the first one; never one that is deleted.
     """
     path: list[object] = []
     others = 0
     while isinstance(root, dict):
         path.append(root)
         replies = _replies_of(root)
-        ranked = [reply for reply in replies if isinstance(reply.get("rank"), int)]
-        root = min(ranked, key=lambda reply: reply["rank"]) if ranked else next(iter(replies), None)
+        there = [reply for reply in replies if reply.get("deleted") is not True]
+        ranked = [reply for reply in there if isinstance(reply.get("rank"), int)]
+        root = min(ranked, key=lambda reply: reply["rank"]) if ranked else next(iter(there), None)
         others += sum(_num_messages(reply) for reply in replies if reply is not root)
     while path and _ROLE_OF.get(str(path[-1].get("role")).casefold()) == USER:  # type: ignore[attr-defined]
         path.pop()  # a question at the end of the path that nobody answered

@@ -23,6 +23,7 @@ from operators.read.dialogues import (
     read_dialogue,
     tree_path,
 )
+from operators.read.message_tables import COLUMNS as OF_MESSAGES
 
 Field = Literal["messages", "instruction", "input", "response", "system", "history"]
 
@@ -65,7 +66,7 @@ def plain(name: str) -> str:
 
 def is_wanted(name: str, columns: Mapping[Field, str], pass_through: Iterable[str]) -> bool:
     """Whether a column of this name is read."""
-    known = any(plain(name) in names for names in NAMES.values())
+    known = name in OF_MESSAGES or any(plain(name) in names for names in NAMES.values())
     return known or name in columns.values() or name in pass_through
 
 

@@ -7,6 +7,7 @@ from pyarrow import fs
 
 from operators.files.atomic import open_filesystem
 from operators.read.json_records import line_records, value_records
+from operators.read.message_tables import assembled
 from operators.read.record import READ_BYTES, Record
 from operators.read.source_files import Piece
 from operators.read.table_records import arrow_records, delimited_records, parquet_records
@@ -17,7 +18,7 @@ __all__ = ["Record", "read_records"]
 
 
 def read_records(piece: Piece, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[Record]:
-    """All records of a piece, in the order of the file.
+    """All records of a piece, in the order of the file; a tree of a table of messages is one record.
 
     A file that is empty, damaged or not what its name says gives one record `unreadable_file`. A file that is absent or
     forbidden, and any other failure of the storage, is raised: data that may be there on the next attempt must not be
@@ -34,7 +35,7 @@ def read_records(piece: Piece, wanted: Callable[[str], bool] = lambda _: True) -
         yield Record(0, None, "the file is empty", "unreadable_file")
         return
     try:
-        yield from _read(piece, wanted)
+        yield from assembled(_read(piece, wanted))
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError) or not is_damaged(error):
             raise

@@ -1,15 +1,19 @@
 """Finds the source's files on any file system and cuts them into pieces that independent tasks read."""
 
+import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from operators.files.atomic import open_filesystem
+from operators.read.message_tables import is_message_table
 from operators.read.record import READ_BYTES
-from operators.read.text_streams import LINES, format_of, holds_lines
+from operators.read.text_streams import BOM, LINES, format_of, holds_lines
 
 READABLE = ("csv", "json", "jsonl", "ndjson", "parquet", "tsv", "arrow")
 ALL_SPLITS = "all"
@@ -145,9 +149,26 @@ def _can_be_cut(filesystem: pafs.FileSystem, path: str) -> bool:
     if compression is not None or kind not in (*LINES, "parquet"):
         return False
     if kind == "parquet":
-        return True
+        return not is_message_table(_columns_of(filesystem, path))
     with filesystem.open_input_stream(path) as stream:
-        return holds_lines(stream.read(READ_BYTES), kind)
+        head = stream.read(READ_BYTES)
+    return holds_lines(head, kind) and not is_message_table(_keys_of_first_line(head))
+
+
+def _columns_of(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    try:
+        names: list[str] = pq.read_schema(path, filesystem=filesystem).names
+    except (pa.ArrowException, OSError):  # a damaged file is told by whoever reads it
+        return []
+    return names
+
+
+def _keys_of_first_line(head: bytes) -> list[str]:
+    try:
+        value = json.loads(head.lstrip().partition(b"\n")[0].removeprefix(BOM))
+    except (ValueError, RecursionError):
+        return []
+    return list(value) if isinstance(value, dict) else []
 
 
 def _is_readable(name: str) -> bool:
