@@ -27,10 +27,10 @@ from flows.config import ConfigError, default_config, load_config
 from flows.exit_codes import BROKEN_INVARIANT, DONE, FAILED, UNUSABLE
 from flows.failures import root_cause
 from flows.graph import RAW_INSTRUCTIONS, REPORT, Graph
+from flows.made import Terminal, tell_what_was_made
 from flows.plan_report import print_plan
 from flows.preflight import PreflightError, preflight, require_sound
 from flows.remake import assets_by_refresh, retract, stale_assets, tell_stale
-from flows.results import UNUSED_COLUMNS
 from flows.run import Run, open_run
 from flows.steps import print_step
 from operators.files.damage import DamagedFileError
@@ -41,7 +41,6 @@ from operators.stage import Finding
 from operators.teacher.dispatch import TeacherStoppedError
 from operators.teacher.engine_pool import stopping_engines
 
-Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
 OTHER_COMMANDS = "Other commands, each with --help: browse, releases, rollback, refreshes, retry, metrics."
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -251,7 +250,7 @@ def _make(
 def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -> int:
     """Print what was made and how it ended, in lines that a person reads."""
     out, err = terminal
-    _tell_what_was_made(run, terminal)
+    tell_what_was_made(run, terminal)
     if not run.store.made and result.success:
         out.write("everything was up to date: no teacher call, no training\n")
     failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
@@ -274,24 +273,3 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
         out.write(f"{conclusion['gained']}\n" if conclusion else "")
         out.write(f"report: {report.value['html']}\n")
     return DONE
-
-
-def _tell_what_was_made(run: Run, terminal: Terminal) -> None:
-    out, err = terminal
-    order = list(run.specs)
-    for asset, refresh in sorted(run.store.made, key=lambda made: (order.index(made[0]), str(made[1]))):
-        manifest = run.store.manifest(asset, refresh)
-        if manifest is None:
-            continue
-        rows = "" if manifest.rows is None else f"{manifest.rows} rows in "
-        peak = f"{manifest.peak_memory_mib} MiB at its peak"
-        out.write(f"made {asset}: {rows}{manifest.seconds} s, {peak}\n")
-        failed, again = (manifest.metrics.get(name, 0) for name in ("failed_calls", "retryable_calls"))
-        if failed:
-            err.write(f"{asset}: {failed} teacher calls failed; the next run makes {again} of them again\n")
-        ignored = manifest.metrics.get(UNUSED_COLUMNS)
-        if isinstance(ignored, dict) and ignored:
-            named = ", ".join(f"{name} ({number} rows)" for name, number in ignored.items())
-            err.write(
-                f"{asset}: nothing reads these columns of the source: {named}; see source.columns, pass_through\n"
-            )

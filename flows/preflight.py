@@ -26,7 +26,7 @@ from flows.source_versions import RefreshFile
 from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
 from operators.read.doctor import examine_source
-from operators.read.source_files import shown
+from operators.read.source_files import shown, unknown_files
 from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.reward import examine_reward_model
 from operators.stage import Finding
@@ -154,6 +154,9 @@ def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Fi
 def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
     """Files that nobody takes, and the refreshes that were given up."""
     found = []
+    if unknown := unknown_files(run.config.source.path):
+        text = f"{shown(unknown)}: not read, nobody here knows the format; convert them"
+        found.append(Finding("source.path", text, fatal=False))
     if unreadable := run.staleness.unreadable():
         text = f"{_named(unreadable)} cannot be read and count as not taken; give this user the right to read them"
         found.append(Finding("source.path", text, fatal=False))

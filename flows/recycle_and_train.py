@@ -42,7 +42,7 @@ from operators.read.own_steps import apply_steps
 from operators.read.read_instructions import count_ignored_columns
 from operators.read.read_refresh import read_refresh
 from operators.reflect.filter_rewrites import filter_rewrites
-from operators.reflect.reflect import reflection_version
+from operators.reflect.reflect import count_unread, reflection_version
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
 from operators.reflect.reflect_instructions import reflect_instructions
 from operators.reflect.reflect_responses import ABOUT as RESPONSES
@@ -101,7 +101,7 @@ def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Reci
     """The teacher's critique of every instruction, and a better one with its own answer."""
     reflection = run.reflection()
     reflected = partial(reflect_instructions, raw_instructions, reflection)
-    return Recipe(reflected, metrics=lambda _: reflection.ledger.metrics())
+    return Recipe(reflected, metrics=lambda rows: reflection.ledger.metrics() | count_unread(rows, INSTRUCTIONS))
 
 
 @dg.asset(
@@ -135,7 +135,7 @@ def response_reflections(selected_instructions: Dataset, run: RunResource) -> Re
     """The teacher's critique of every selected response, and a better one."""
     reflection = run.reflection()
     reflected = partial(reflect_responses, selected_instructions, reflection)
-    return Recipe(reflected, metrics=lambda _: reflection.ledger.metrics())
+    return Recipe(reflected, metrics=lambda rows: reflection.ledger.metrics() | count_unread(rows, RESPONSES))
 
 
 @dg.asset(

@@ -13,6 +13,8 @@ RECYCLED_OUTCOMES = (ORIGINAL, INSTRUCTION, RESPONSE, BOTH)
 ACTIVE = ""
 PARSED = ("parsed", "repaired")  # statuses of reflections that may replace something
 HELD_OUT = "dropped:held_out"
+QUARANTINED, REJECTED = "quarantined:", "rejected:"  # open the outcome of a row, the status of a reflection
+CALL_FAILED = "call_failed"  # the reason of a rejected reflection whose call has no reply
 
 _TEXT = pa.string()
 _SCORE = pa.float64()

@@ -25,7 +25,7 @@ class ReadConfig(StageConfig):
     columns: dict[SourceField, str] = Field(
         {},
         description="The source's column for instruction, input, response, system, history or messages, where it has "
-        "none of the usual names.",
+        "none of the usual names; `answers.text` is a part of a column.",
     )
     pass_through: list[str] = Field(
         [], description="The source's columns that are kept as they are and published with the rows."

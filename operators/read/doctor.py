@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from operators.files.atomic import open_filesystem
 from operators.read.config import ReadConfig
+from operators.read.nested_columns import paths_below
 from operators.read.read_record import extract
+from operators.read.reasons import told
 from operators.read.record import Record
 from operators.read.record_fields import missing_fields
 from operators.read.record_formats import read_records
@@ -53,13 +55,14 @@ def _first_records(path: str) -> list[Record]:
 
 
 def _why(path: str, records: Sequence[Record], reasons: Counter[str], config: ReadConfig) -> str:
-    counted = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-    text = f"{shown(path)}: none of the first {len(records)} records can be used: {counted}"
+    text = f"{shown(path)}: none of the first {len(records)} records can be used: {told(reasons)}"
     objects = [record.value for record in records if isinstance(record.value, dict)]
-    if "missing_field" not in reasons or not objects:
+    if not objects or not {"missing_field", "non_string_field"} & reasons.keys():
         return text
     missing = dict.fromkeys(field for value in objects for field in missing_fields(value, config.columns))
-    columns = dict.fromkeys(name for value in objects for name in value)
+    columns = dict.fromkeys(name for value in objects for name in paths_below(value))
+    if not missing:
+        return f"{text}; the columns are {_named(columns)}"
     return (
         f"{text}; missing: {', '.join(missing)}; the columns are {_named(columns)}; "
         f"say which is which by source.columns={{{next(iter(missing), 'response')}: <column>}}"

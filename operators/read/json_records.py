@@ -56,7 +56,7 @@ def line_records(stream: Binary, start: int, end: int) -> Iterator[Record]:
 
 
 def value_records(stream: Binary) -> Iterator[Record]:
-    """The elements of one JSON array, or values that follow each other; a break ends it with one malformed record."""
+    """The elements of one JSON array, or values that follow each other; a break ends it with one bad record."""
     text = _JsonText(stream)
     is_wrapped = text.enter_wrapper()
     is_array = is_wrapped or text.next_character() == "["
@@ -114,7 +114,8 @@ def _other_keys(text: "_JsonText", position: int) -> Iterator[Record]:
 
 
 def _broken(text: "_JsonText", position: int) -> Record:
-    return Record(position, None, replace_surrogates(text.rest()) or "the array has no end", "malformed_json")
+    reason = "rest_malformed" if position else "malformed_json"
+    return Record(position, None, replace_surrogates(text.rest()) or "the array has no end", reason)
 
 
 def _skip_line(stream: Binary) -> int:

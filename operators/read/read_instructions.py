@@ -51,11 +51,10 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
     Columns out: `columns.RAW`. `row_id` is unique: the hash of the canonical texts, or of the place of a row that
     was quarantined or is a copy. `outcome` is one of
         "" (active), `dropped:held_out`, `dropped:duplicate` (not the first of its texts in file order),
-        `quarantined:` + malformed_json, malformed_csv, not_an_object, second_list, missing_parent, missing_field,
-        non_string_field,
-        empty_instruction, empty_response, too_long, too_deep, invalid_utf8, control_characters, system_turn,
-        malformed_messages, non_text_content, no_plain_answer, unreadable_file.
-    A JSON array that breaks midway keeps the rows before the break and adds one malformed_json row for the rest.
+        `quarantined:` + malformed_json, rest_malformed, malformed_csv, not_an_object, second_list, missing_parent,
+        missing_field, non_string_field, empty_instruction, empty_response, too_long, too_deep, invalid_utf8,
+        control_characters, system_turn, malformed_messages, non_text_content, no_plain_answer, unreadable_file.
+    A JSON array that breaks midway keeps the rows before the break and adds one rest_malformed row for the rest.
 
     Args:
         config: how records are read.

@@ -24,6 +24,7 @@ from operators.read.dialogues import (
     tree_path,
 )
 from operators.read.message_tables import COLUMNS as OF_MESSAGES
+from operators.read.nested_columns import roots, with_nested
 
 Field = Literal["messages", "instruction", "input", "response", "system", "history"]
 
@@ -48,6 +49,9 @@ LONGEST_PLACEHOLDER = 32  # characters
 _NO_RESPONSE = "nan"  # what pandas writes for a missing text
 
 
+# Columns of pictures and sounds, and what stands for one of them in a text.
+_MEDIA = frozenset(f"{kind}{plural}" for kind in ("image", "audio", "video") for plural in ("", "s"))
+_MEDIA_PLACE = re.compile(r"<(?:image|audio|video)(?:_\d+|-\d+)?>")
 PAIR: tuple[Field, ...] = ("instruction", "input", "response")
 _ABSENT: tuple[str, object] = ("", None)
 
@@ -67,7 +71,7 @@ def plain(name: str) -> str:
 def is_wanted(name: str, columns: Mapping[Field, str], pass_through: Iterable[str]) -> bool:
     """Whether a column of this name is read."""
     known = name in OF_MESSAGES or any(plain(name) in names for names in NAMES.values())
-    return known or name in columns.values() or name in pass_through
+    return known or name in columns.values() or name in roots(columns.values()) or name in pass_through
 
 
 def read_fields(
@@ -82,6 +86,7 @@ def read_fields(
         pass_through: columns that go on as they are.
         policy: which pairs of a dialogue.
     """
+    record = with_nested(record, columns.values()) if columns else record
     plain_names, layout = _layout(tuple(record), tuple(columns.items()))
     if plain_names is not None:
         texts = [record[name] for name in plain_names]
@@ -100,13 +105,16 @@ def read_fields(
             used.add(values["response"][0])
     else:
         exchanges = _from_texts(values, policy)
-    kept = used.union(pass_through)
+    kept = used.union(pass_through, roots(columns.values()))
     unread = [name for name in record if name not in kept and not is_empty(record[name])]
+    if any(plain(name) in _MEDIA for name in unread) and any(map(_shows_media, exchanges)):
+        exchanges = [each._replace(reason=each.reason or "non_text_content") for each in exchanges]
     return Found(exchanges, [*unread, *others])
 
 
 def missing_fields(record: Mapping[str, object], columns: Mapping[Field, str]) -> list[Field]:
     """Which of instruction and response a record has no column for, or nothing in it."""
+    record = with_nested(record, columns.values())
     _, layout = _layout(tuple(record), tuple(columns.items()))
     needed: tuple[Field, ...] = ("instruction", "response")
     return [field for field in needed if not layout[field] or is_empty(_first(record, layout[field])[1])]
@@ -207,7 +215,7 @@ def _exchanges(dialogue: Dialogue, system: object, policy: Policy) -> list[Excha
 
 
 def _from_texts(values: Mapping[Field, tuple[str, object]], policy: Policy) -> list[Exchange]:
-    found = (values["instruction"][1], values["input"][1], values["response"][1])
+    found = (values["instruction"][1], _number_as_text(values["input"][1]), _number_as_text(values["response"][1]))
     instruction, given, response = (_shown(value) for value in found)
     pair = Exchange(instruction, given, response)
     if found[0] is None or found[2] is None:
@@ -224,6 +232,16 @@ def _from_texts(values: Mapping[Field, tuple[str, object]], policy: Policy) -> l
         return [pair._replace(before=tuple(before))]
     asked = f"{pair.instruction}\n\n{pair.input}" if pair.input.strip() else pair.instruction
     return list(exchanges_of([*before, Turn(USER, asked), Turn(ASSISTANT, pair.response)], policy))
+
+
+def _shows_media(pair: Exchange) -> bool:
+    texts = (*pair.texts, *(turn.content for turn in (*pair.before, *pair.after)))
+    return any(_MEDIA_PLACE.search(text) for text in texts)
+
+
+def _number_as_text(value: object) -> object:
+    """A whole number, such as the answer of a sum, as a text: it has one reading, which true and 0.30 have not."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _shown(value: object) -> str:

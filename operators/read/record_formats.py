@@ -34,12 +34,22 @@ def read_records(piece: Piece, wanted: Callable[[str], bool] = lambda _: True) -
             raise FileNotFoundError(f"{piece.path} went away while it was to be read")
         yield Record(0, None, "the file is empty", "unreadable_file")
         return
+    found = False
     try:
-        yield from assembled(_read(piece, wanted))
+        for record in assembled(_read(piece, wanted)):
+            found = True
+            yield record
+        if not found and _is_whole(piece):
+            yield Record(0, None, "the file holds no record", "unreadable_file")
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError) or not is_damaged(error):
             raise
         yield Record(piece.end, None, without_credentials(f"the rest of the file: {error}"), "unreadable_file")
+
+
+def _is_whole(piece: Piece) -> bool:
+    filesystem, path = open_filesystem(piece.path)
+    return piece.start == 0 and piece.end >= (filesystem.get_file_info(path).size or 0)
 
 
 def _read(piece: Piece, wanted: Callable[[str], bool]) -> Iterator[Record]:

@@ -74,7 +74,7 @@ def list_source_files(path: str, split: str = ALL_SPLITS) -> list[SourceFile]:
             f"read_instructions: source.path: {shown(path)!r} matches no file; give a file, folder or glob"
         )
     readable = [info for info in found if _is_readable(info.base_name)]
-    others = [info.path for info in found if not _is_readable(info.base_name)]
+    others = _unknown(found)
     if not readable:
         raise ValueError(
             f"read_instructions: source.path: {shown(path)!r} has no file that ends in .{', .'.join(READABLE)}, or in "
@@ -88,6 +88,17 @@ def list_source_files(path: str, split: str = ALL_SPLITS) -> list[SourceFile]:
         for info in readable
     ]
     return of_split(sorted(files), split)
+
+
+def unknown_files(path: str) -> str:
+    """Names of files of the source whose format nobody here reads, the first few of them; "" if there are none."""
+    filesystem, base, _ = _resolve(path)
+    others = _unknown(_walk(filesystem, base))
+    return _some(others) if others else ""
+
+
+def _unknown(found: Iterable[pafs.FileInfo]) -> list[str]:
+    return [info.path for info in found if not _is_readable(info.base_name) and info.base_name not in METADATA]
 
 
 def of_split(files: list[SourceFile], split: str) -> list[SourceFile]:

@@ -6,13 +6,14 @@ others are named by what the file's own statistics say of them. Of two columns o
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.outside_text import replace_surrogates
+from operators.read.nested_columns import class_labels, with_labels
 from operators.read.record import MAX_RECORD_BYTES, READ_BYTES, Record, distinct
 
 BATCH_ROWS = 1024
@@ -69,13 +70,14 @@ def arrow_records(stream: Any, wanted: Wanted) -> Iterator[Record]:
         return
     names = distinct(schema.names)
     columns = [name for name in names if wanted(name)]
+    labels = class_labels(schema)
     position = 0
     try:
         for unnamed in batches:
             batch = unnamed.rename_columns(names)
             unread = tuple(name for name in names if not wanted(name) and batch[name].null_count < batch.num_rows)
             for start in range(0, batch.num_rows, BATCH_ROWS):
-                for record in _rows(batch.select(columns).slice(start, BATCH_ROWS)):
+                for record in _rows(batch.select(columns).slice(start, BATCH_ROWS), labels):
                     yield record._replace(position=position, unread=unread)
                     position += 1
     except (pa.ArrowException, OSError) as error:
@@ -91,6 +93,7 @@ def parquet_records(stream: Any, start: int, end: int, wanted: Wanted) -> Iterat
             yield Record(0, None, str(error), "unreadable_file")
         return
     columns = [name for name in file.schema_arrow.names if wanted(name)]
+    labels = class_labels(file.schema_arrow)
     position = 0
     for group in range(file.num_row_groups):
         metadata = file.metadata.row_group(group)
@@ -100,7 +103,7 @@ def parquet_records(stream: Any, start: int, end: int, wanted: Wanted) -> Iterat
             done = 0
             try:
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                    for value in _rows(batch.rename_columns(distinct(batch.schema.names))):
+                    for value in _rows(batch.rename_columns(distinct(batch.schema.names)), labels):
                         yield value._replace(position=position + done, unread=unread)
                         done += 1
             except (pa.ArrowException, OSError) as error:
@@ -149,15 +152,15 @@ def _first_byte(group: pq.RowGroupMetaData) -> int:
     return int(column.dictionary_page_offset or column.data_page_offset)
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[Record]:
+def _rows(batch: pa.RecordBatch, labels: Mapping[str, list[str]]) -> Iterator[Record]:
     try:
         values = batch.to_pylist()
     except UnicodeDecodeError:  # some string of the batch; find out which row's
         for index in range(batch.num_rows):
             try:
-                yield Record(0, batch.slice(index, 1).to_pylist()[0], "")
+                yield Record(0, with_labels(batch.slice(index, 1).to_pylist()[0], labels), "")
             except UnicodeDecodeError as error:
                 yield Record(0, None, bytes(error.object).decode(errors="replace"), "invalid_utf8")
         return
     for value in values:
-        yield Record(0, value, "")
+        yield Record(0, with_labels(value, labels), "")

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,7 +17,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from operators.chat_markup import escape
-from operators.columns import ACTIVE, conform
+from operators.columns import ACTIVE, CALL_FAILED, REJECTED, conform
 from operators.reflect import parse_replies, refusals, reply_headings, reply_json, reply_parts, rewrite_text
 from operators.reflect.config import ReflectConfig
 from operators.reflect.parse_replies import Rejected, parse_reply
@@ -27,6 +28,7 @@ from operators.teacher.ledger import REPLY_COLUMNS, Ledger
 
 PARSER = (parse_replies, reply_headings, reply_json, reply_parts, rewrite_text, refusals)
 SHOWN = ("input", "turns_before")  # columns that a prompt shows beside the pair, where the rows have them
+UNREAD_REPLIES = "unread_replies"  # a metric: why replies could not be read -> how many
 REPAIR = "_repair"  # after the stage's name: its second turns in the ledger
 
 
@@ -88,6 +90,17 @@ def reflect(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset
     return first.map_batches(partial(conform, schema=about.schema_out), batch_format="pyarrow", num_cpus=0.25)
 
 
+def count_unread(rows: Dataset, about: Reflecting) -> dict[str, dict[str, int]]:
+    """UNREAD_REPLIES of what `reflect` gave: the replies that were refused for what they say, after the repair turn."""
+    counts: Counter[str] = Counter()
+    for batch in rows.select_columns([about.status_column]).iter_batches(batch_size=None, batch_format="pyarrow"):
+        table: pa.Table = batch
+        for each in table[about.status_column].value_counts().to_pylist():
+            counts[each["values"] or ""] += each["counts"]
+    refused = {status.removeprefix(REJECTED): n for status, n in counts.most_common() if status.startswith(REJECTED)}
+    return {UNREAD_REPLIES: {reason: number for reason, number in refused.items() if reason != CALL_FAILED}}
+
+
 def reflection_version(about: Reflecting) -> str:
     """Changes with every word of the prompt and with the parser, so that a finished reflection is known to be stale.
 
@@ -141,7 +154,7 @@ def turns_of(turns_before: str | None, special_tokens: frozenset[str]) -> list[d
 
 def _add_repairs(rows: pa.Table, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]) -> pa.Table:
     """The columns of a second call for rows whose reply could not be read; the others ask nothing."""
-    reasons = [(status or "").removeprefix("rejected:") for status in rows[about.status_column].to_pylist()]
+    reasons = [(status or "").removeprefix(REJECTED) for status in rows[about.status_column].to_pylist()]
     replies_so_far = rows["reply"].to_pylist()
     rows = _add_calls(rows.drop_columns(list(REPLY_COLUMNS)), about, config, special_tokens)
     prompter = about.prompter(config)
@@ -198,7 +211,7 @@ def read_replies(
                 status = "repaired" if repaired else "parsed"
                 values = [*texts, json.dumps(parsed.critique, ensure_ascii=False), status]
             elif not repaired:
-                values[-1] = f"rejected:{parsed.reason}"
+                values[-1] = f"{REJECTED}{parsed.reason}"
         for column, value in zip(new.values(), values, strict=True):
             column.append(value)
     rows = rows.drop_columns(kept)

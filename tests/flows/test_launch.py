@@ -12,7 +12,7 @@ import pytest
 from cluster.files import explained
 from cluster.manifest import Manifest
 from flows.config import ConfigError, load_config
-from flows.launch import _conclude, _log_file, _parse, _selection, _tell_what_was_made, run_flow
+from flows.launch import _conclude, _log_file, _parse, _selection, run_flow
 from flows.recycle_and_train import GRAPH
 from flows.run import open_run
 
@@ -121,17 +121,3 @@ def test_only_a_report_that_is_current_is_shown_at_the_end(tmp_path: Path, curre
     out = io.StringIO()
     assert _conclude(run, result, (out, io.StringIO())) == 0
     assert out.getvalue() == ("It gained.\nreport: r.html\n" if current else "")
-
-
-def test_columns_of_the_source_that_nothing_reads_are_named_at_the_end(tmp_path: Path) -> None:
-    run = open_run(load_config(SMOKE, [f"storage={tmp_path}"]), GRAPH.specs)
-    folder = tmp_path / "assets" / "raw_instructions" / "refresh=a"
-    folder.mkdir(parents=True)
-    metrics: Any = {"ignored_columns": {"context": 7, "system": 1}}
-    manifest = Manifest(fingerprint="x", made_from={}, rows=0, metrics=metrics)
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
-    (folder / "_SUCCESS").touch()
-    run.store.made.add(("raw_instructions", "a"))
-    out, err = io.StringIO(), io.StringIO()
-    _tell_what_was_made(run, (out, err))
-    assert "nothing reads these columns of the source: context (7 rows), system (1 rows)" in err.getvalue()

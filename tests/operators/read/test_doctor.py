@@ -30,7 +30,7 @@ def test_one_file_that_cannot_be_used_among_others_is_a_warning(tmp_path: Path) 
     bad = write(tmp_path / "b.jsonl", {"title": "Birds"}, [1])
     found = examine_source(ReadConfig(path="x"), [good, bad])
     assert not any(each.fatal for each in found)
-    assert "missing_field 1, not_an_object 1" in found[0].text
+    assert "missing_field 1 (say which column is which by source.columns), not_an_object 1" in found[0].text
     assert "missing: instruction, response" in found[0].text
     assert "topic, title" in found[1].text
 

@@ -23,11 +23,11 @@ def test_a_json_array_is_the_same_through_any_window(
 @pytest.mark.parametrize(
     ("content", "reasons"),
     [
-        (b"[]", []),
-        (b"[{}, {}", ["", "", "malformed_json"]),
-        (b"[{}, {]", ["", "malformed_json"]),
-        (b"[{} {}]", ["", "malformed_json"]),
-        (b"[{}] tail", ["", "malformed_json"]),
+        (b"[]", ["unreadable_file"]),  # no record at all
+        (b"[{}, {}", ["", "", "rest_malformed"]),
+        (b"[{}, {]", ["", "rest_malformed"]),
+        (b"[{} {}]", ["", "rest_malformed"]),
+        (b"[{}] tail", ["", "rest_malformed"]),
         (b"[" * 100_000, ["malformed_json"]),
         (b'[{"a": "\xff"}, {}]', ["invalid_utf8", ""]),
         (b"\xef\xbb\xbf[{}]", [""]),
@@ -36,10 +36,10 @@ def test_a_json_array_is_the_same_through_any_window(
         (b'{"data": [{}, {}]}', ["", ""]),
         (b'{"v": 1, "data": [\n{}, {}\n], "n": 2}', ["", ""]),
         (b'{"data": [{}], "test": [{}, {}]}', ["", "second_list"]),
-        (b'{"data": [{}, {}', ["", "", "malformed_json"]),
-        (b'{"data": [{}]', ["", "malformed_json"]),
-        (b'{"data": [{}]} tail', ["", "malformed_json"]),
-        (b'{"data": []}', []),
+        (b'{"data": [{}, {}', ["", "", "rest_malformed"]),
+        (b'{"data": [{}]', ["", "rest_malformed"]),
+        (b'{"data": [{}]} tail', ["", "rest_malformed"]),
+        (b'{"data": []}', ["unreadable_file"]),
         (b"", ["unreadable_file"]),
     ],
 )

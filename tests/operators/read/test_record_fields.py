@@ -126,6 +126,8 @@ def test_a_response_that_pandas_wrote_for_nothing_is_empty() -> None:
         ({"instruction": ASK}, "missing_field"),
         ({"output": ANSWER, "ask": ASK}, "missing_field"),
         ({"instruction": 7, "output": ANSWER}, "non_string_field"),
+        ({"instruction": ASK, "output": True}, "non_string_field"),
+        ({"instruction": ASK, "output": 42.0}, "non_string_field"),  # pandas wrote 42 so, or it was 42.0
         ({"instruction": ASK, "output": ANSWER, "history": "none"}, "malformed_messages"),
         ({"instruction": ASK, "output": ANSWER, "history": "7"}, "malformed_messages"),
         ({"instruction": ASK, "output": ANSWER, "history": [7]}, "malformed_messages"),
@@ -140,6 +142,20 @@ def test_a_response_that_pandas_wrote_for_nothing_is_empty() -> None:
 )
 def test_a_record_without_a_pair_has_a_reason(record: dict[str, object], reason: str) -> None:
     assert [pair.reason for pair in found(record).exchanges] == [reason]
+
+
+def test_a_whole_number_is_its_digits() -> None:
+    assert found({"question": "6 times 7?", "answer": 42}) == ([Exchange("6 times 7?", "", "42")], [])
+
+
+@pytest.mark.parametrize(
+    ("column", "ask", "reason"),
+    [("images", "<image>\nWhat?", "non_text_content"), ("images", ASK, ""), ("note", "<image>", "")],
+)
+def test_a_text_about_a_picture_that_is_not_read_is_refused(column: str, ask: str, reason: str) -> None:
+    for record in ({"instruction": ask, "output": ANSWER}, {"messages": chat(("user", ask), ("assistant", ANSWER))}):
+        ((pair,), unread) = found({**record, column: ["a.png"]})
+        assert (pair.reason, unread) == (reason, [column])
 
 
 def test_columns_can_be_mapped() -> None:

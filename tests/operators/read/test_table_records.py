@@ -42,7 +42,7 @@ def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> Non
         ("\ufeffa;b\n1;2,5\n", [{"a": "1", "b": "2,5"}]),  # a spreadsheet of a country with decimal commas
         ('a,b\n"x\n\ny","say ""hi"""\n\n3,4', [{"a": "x\n\ny", "b": 'say "hi"'}, {"a": "3", "b": "4"}]),
         ("a,b\n1\n2,3\n4,5,6\n", ["malformed_csv", {"a": "2", "b": "3"}, "malformed_csv"]),
-        ("a,b\n", []),
+        ("a,b\n", ["unreadable_file"]),  # no record at all
         ("\n\na\n1\n", [{"a": "1"}]),
         ("a,b,a,a,a (2)\n1,2,3,4,5\n", [{"a": "1", "b": "2", "a (3)": "3", "a (4)": "4", "a (2)": "5"}]),
     ],

@@ -1,0 +1,53 @@
+"""Says at the end of a run what was made, and what of it was refused, failed or not read."""
+
+from collections.abc import Mapping
+from typing import TextIO
+
+from cluster.manifest import Manifest
+from flows.graph import RAW_INSTRUCTIONS
+from flows.results import UNUSED_COLUMNS
+from flows.run import Run
+from operators.columns import QUARANTINED
+from operators.read.reasons import told
+from operators.reflect.reflect import UNREAD_REPLIES
+
+Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
+
+
+def tell_what_was_made(run: Run, terminal: Terminal) -> None:
+    """A line for each asset that this run made, and one for each kind of thing that a person should look at."""
+    out, err = terminal
+    order = list(run.specs)
+    for asset, refresh in sorted(run.store.made, key=lambda made: (order.index(made[0]), str(made[1]))):
+        manifest = run.store.manifest(asset, refresh)
+        if manifest is None:
+            continue
+        rows = "" if manifest.rows is None else f"{manifest.rows} rows in "
+        peak = f"{manifest.peak_memory_mib} MiB at its peak"
+        out.write(f"made {asset}: {rows}{manifest.seconds} s, {peak}\n")
+        err.writelines(f"{asset}: {line}\n" for line in _to_look_at(asset, manifest, run.config.storage))
+
+
+def _to_look_at(asset: str, manifest: Manifest, storage: str) -> list[str]:
+    lines = []
+    failed, again = (manifest.metrics.get(name, 0) for name in ("failed_calls", "retryable_calls"))
+    if failed:
+        lines.append(f"{failed} teacher calls failed; the next run makes {again} of them again")
+    if unread := _counts(manifest, UNREAD_REPLIES):
+        named = ", ".join(f"{reason} {number}" for reason, number in unread.items())
+        lines.append(
+            f"{sum(unread.values())} replies could not be read, and their rows keep what they had: {named}; "
+            f"see them by recycle-and-train browse {storage}; docs/operations.md says what to change"
+        )
+    bad = {name.removeprefix(QUARANTINED): n for name, n in manifest.outcomes.items() if name.startswith(QUARANTINED)}
+    if asset == RAW_INSTRUCTIONS and bad:
+        lines.append(f"{sum(bad.values())} of {manifest.rows} records cannot be used: {told(bad)}")
+    if ignored := _counts(manifest, UNUSED_COLUMNS):
+        named = ", ".join(f"{name} ({number} rows)" for name, number in ignored.items())
+        lines.append(f"nothing reads these columns of the source: {named}; see source.columns, pass_through")
+    return lines
+
+
+def _counts(manifest: Manifest, name: str) -> Mapping[str, int]:
+    found = manifest.metrics.get(name)
+    return found if isinstance(found, dict) else {}

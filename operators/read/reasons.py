@@ -1,0 +1,32 @@
+"""Why a record of the source cannot be used, and what mends it: for people, one line each."""
+
+from collections.abc import Mapping
+
+CURES = {
+    "malformed_json": "write one JSON object a line, or one array",
+    "rest_malformed": "a JSON file is read up to its first error: mend it there",
+    "malformed_csv": "quote fields that hold the delimiter or a line end; a row has as many fields as the header",
+    "invalid_utf8": "save the file as UTF-8, such as by iconv -f cp1252 -t utf-8",
+    "unreadable_file": "the file is damaged, empty or not what its name says",
+    "not_an_object": "a record is an object with named columns",
+    "second_list": "put each list of records into a file of its own",
+    "missing_parent": "a message is read only with all messages above it",
+    "missing_field": "say which column is which by source.columns",
+    "non_string_field": "say which column, or which part of one, holds the text by source.columns",
+    "too_long": "raise source.max_chars",
+    "too_deep": "unpack the record",
+    "control_characters": "the text was damaged on its way; look where it comes from",
+    "non_text_content": "pictures and sounds cannot be recycled",
+    "malformed_messages": "turns of user and assistant alternate, each with role and content",
+    "no_plain_answer": "the assistant only calls tools",
+    "system_turn": "see source.system_turn",
+}
+MOST_NAMED = 6
+
+
+def told(reasons: Mapping[str, int]) -> str:
+    """Reasons with how often and what mends each, the most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
+    named = [f"{reason} {number}" + (f" ({CURES[reason]})" if reason in CURES else "") for reason, number in ordered]
+    more = len(named) - MOST_NAMED
+    return ", ".join(named[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

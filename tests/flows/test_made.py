@@ -1,0 +1,48 @@
+"""At the end of a run each thing that a person should look at has a line."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from cluster.manifest import Manifest
+from flows.config import load_config
+from flows.made import tell_what_was_made
+from flows.recycle_and_train import GRAPH
+from flows.run import open_run
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+
+
+def told(storage: Path, asset: str, **kept: Any) -> list[str]:
+    run = open_run(load_config(SMOKE, [f"storage={storage}"]), GRAPH.specs)
+    folder = storage / "assets" / asset / "refresh=a"
+    folder.mkdir(parents=True)
+    manifest = Manifest(fingerprint="x", made_from={}, rows=48, **kept)
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "_SUCCESS").touch()
+    run.store.made.add((asset, "a"))
+    out, err = io.StringIO(), io.StringIO()
+    tell_what_was_made(run, (out, err))
+    assert out.getvalue().startswith(f"made {asset}: 48 rows in ")
+    return err.getvalue().splitlines()
+
+
+def test_what_the_source_holds_and_nobody_uses_is_named_with_its_cure(tmp_path: Path) -> None:
+    outcomes = {"": 40, "dropped:duplicate": 2, "quarantined:invalid_utf8": 5, "quarantined:own_failed": 1}
+    metrics: Any = {"ignored_columns": {"context": 7, "system": 1}}
+    bad, unread = told(tmp_path, "raw_instructions", outcomes=outcomes, metrics=metrics)
+    assert bad.startswith("raw_instructions: 6 of 48 records cannot be used: invalid_utf8 5 (save the file as UTF-8")
+    assert bad.endswith("own_failed 1")
+    assert "nothing reads these columns of the source: context (7 rows), system (1 rows)" in unread
+
+
+def test_replies_that_could_not_be_read_and_failed_calls_are_named(tmp_path: Path) -> None:
+    metrics: Any = {"failed_calls": 2, "retryable_calls": 1, "unread_replies": {"no_json": 12, "cut_off": 3}}
+    failed, unread = told(tmp_path, "instruction_reflections", metrics=metrics)
+    assert failed.endswith("2 teacher calls failed; the next run makes 1 of them again")
+    assert "15 replies could not be read" in unread
+    assert "no_json 12, cut_off 3" in unread
+
+
+def test_what_went_well_needs_no_line(tmp_path: Path) -> None:
+    assert told(tmp_path, "raw_instructions", outcomes={"": 48}, metrics={"ignored_columns": {}}) == []

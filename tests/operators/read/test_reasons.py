@@ -1,0 +1,29 @@
+"""Every reason that a reader gives has words that mend it."""
+
+import re
+from pathlib import Path
+
+from operators.read import read_instructions
+from operators.read.reasons import CURES, MOST_NAMED, told
+
+
+def test_every_documented_reason_has_a_cure_or_says_all_itself() -> None:
+    documented = re.search(r"`quarantined:` \+ (.*?)\.\n", read_instructions.read_instructions.__doc__ or "", re.DOTALL)
+    assert documented
+    reasons = set(re.findall(r"[a-z]+_[a-z0-9_]+", documented[1]))
+    assert reasons - CURES.keys() == {"empty_instruction", "empty_response"}
+    assert CURES.keys() <= reasons
+
+
+def test_every_reason_in_the_code_of_the_room_is_documented() -> None:
+    folder = Path(read_instructions.__file__).parent
+    text = "".join(file.read_text() for file in folder.glob("*.py"))
+    found = set(re.findall(r'reason="([a-z_]+)"|"([a-z_]+)"\)(?:,)?$', text, re.MULTILINE))
+    named = {name for pair in found for name in pair if name in CURES}
+    assert {"malformed_csv", "second_list", "missing_field", "too_long", "too_deep"} <= named
+
+
+def test_the_most_frequent_come_first_and_few_are_named() -> None:
+    assert told({"own_failed": 1, "too_long": 5}) == "too_long 5 (raise source.max_chars), own_failed 1"
+    assert told({f"r{n}": 1 for n in range(MOST_NAMED + 2)}).endswith(" and 2 more")
+    assert told({}) == ""
