@@ -32,6 +32,8 @@ REPLIES = pa.schema(
     ]
 )
 ERROR_CHARS = 500
+_CUT = ("length", "max_tokens", "model_length")  # finish reasons, as endpoints call them
+_BROKEN = ("error", "abort", "aborted", "cancelled", "canceled", "failed")
 MOST_TOKENS = 2**31 - 1
 Call = dict[str, Any]
 Reply = dict[str, Any]
@@ -58,12 +60,17 @@ def answered(call: Call, text: str, finish_reason: str, prompt_tokens: int, gene
         "call_key": call["call_key"],
         "row_id": call["row_id"],
         "reply": replace_surrogates(text),
-        "finish_reason": "length" if finish_reason == "length" else "stop",
+        "finish_reason": "length" if finish_reason.casefold() in _CUT else "stop",
         "prompt_tokens": min(prompt_tokens, MOST_TOKENS),
         "generated_tokens": min(generated_tokens, MOST_TOKENS),
         "error": "",
         "base_key": call.get("base_key"),
     }
+
+
+def is_broken(finish_reason: str) -> bool:
+    """Whether a reply that ended so is a part of one: what made it failed in its middle."""
+    return finish_reason.casefold() in _BROKEN
 
 
 def failed(call: Call, error: str, prompt_tokens: int = 0, generated_tokens: int = 0) -> Reply:

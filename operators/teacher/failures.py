@@ -5,13 +5,17 @@ from collections.abc import Iterable
 FATAL = "fatal: "  # no teacher can answer this call: it is never made again and is no failure of the teacher
 REFUSED = "no teacher: "  # no call is answered: the stage ends, and the row loses no attempt
 LOST = "connection lost: "  # may pass: a failure of the teacher, but no attempt of the row
+BUSY = "teacher busy: "  # will pass: as a lost connection
+NO_COMPLETION = "no chat completion: "  # what answers is no teacher, such as a proxy's page: as a lost connection
+BROKEN_OFF = "the reply broke off, finish reason "
 OVER_LONG = f"{FATAL}over teacher.max_model_len: "  # settled for as long as that limit stays
 TEXTLESS = "a reply without text, finish reason "  # and the reason: it may have thought until a limit
 CUT_TEXTLESS = f"{TEXTLESS}length"
 CRASHED = f"{FATAL}the engine crashed on this call"
 
-_NO_ATTEMPT = (REFUSED, LOST)
+_NO_ATTEMPT = (REFUSED, LOST, BUSY, NO_COMPLETION)
 _ADDRESS = "teacher.base_url, teacher.model and the key in the variable that teacher.api_key_env names"
+_LIMITS = "lower teacher.concurrent_requests, or set teacher.requests_per_minute"
 _PARAMETERS = (
     "if it refuses a parameter, see teacher.rename_parameters, teacher.leave_out_parameters and teacher.response_format"
 )
@@ -51,5 +55,11 @@ def stage_failure(failed: int, settled: int, max_failed_share: float, last_error
         return ""
     return (
         f"{failed} of {settled} calls failed, more than teacher.max_failed_share: {max_failed_share:g}; the last with "
-        f"{last_error!r}; mend the teacher and run again, what was answered is kept; {_PARAMETERS}"
+        f"{last_error!r}; mend the teacher and run again, what was answered is kept; {_cure(last_error)}"
     )
+
+
+def _cure(error: str) -> str:
+    if error.startswith(BUSY):
+        return _LIMITS
+    return f"check {_ADDRESS}; a base_url usually ends in /v1" if error.startswith(NO_COMPLETION) else _PARAMETERS

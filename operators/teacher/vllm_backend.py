@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 
-from operators.teacher.calls import Call, Reply, answered, call_seed, failed
+from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken
 from operators.teacher.config import TeacherConfig
 from operators.teacher.engine_pool import EngineSpec
-from operators.teacher.failures import TEXTLESS, over_long
+from operators.teacher.failures import BROKEN_OFF, TEXTLESS, over_long
 from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
 
 MOST_CALLS = 4096  # in one engine actor at once
@@ -78,6 +78,8 @@ class VllmEngine:
         ended = {} if thoughts is None else {"reasoning_ended": thoughts.ended(ids)}
         sampling = sampling_of(call, teacher)
         output = await self._generate(ids, sampling, call["call_key"], ended)
+        if is_broken(str(output.finish_reason)):
+            return failed(call, f"{BROKEN_OFF}{output.finish_reason}", len(ids), len(output.token_ids))
         text = output.text if thoughts is None else thoughts.taken_off(output.text, call)
         if not text:
             words = f"{TEXTLESS}{output.finish_reason}"

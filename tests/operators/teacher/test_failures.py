@@ -2,7 +2,17 @@
 
 import pytest
 
-from operators.teacher.failures import FATAL, LOST, REFUSED, is_attempt, is_teachers_fault, refusal, stage_failure
+from operators.teacher.failures import (
+    BUSY,
+    FATAL,
+    LOST,
+    NO_COMPLETION,
+    REFUSED,
+    is_attempt,
+    is_teachers_fault,
+    refusal,
+    stage_failure,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,6 +23,8 @@ from operators.teacher.failures import FATAL, LOST, REFUSED, is_attempt, is_teac
         (f"{FATAL}the prompt is too long", True, False),
         (f"{REFUSED}AuthenticationError: 401", False, True),
         (f"{LOST}reset by peer", False, True),
+        (f"{BUSY}429", False, True),
+        (f"{NO_COMPLETION}a page", False, True),
     ],
 )
 def test_the_opening_words_decide(error: str, attempt: bool, teachers_fault: bool) -> None:
@@ -30,3 +42,15 @@ def test_a_stage_fails_with_more_than_the_allowed_share(failed: int, settled: in
     reason = stage_failure(failed, settled, 0.5, "boom")
     assert bool(reason) == fails
     assert not fails or (f"{failed} of {settled} calls failed" in reason and "'boom'" in reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (f"{BUSY}429", "teacher.requests_per_minute"),
+        (f"{NO_COMPLETION}a page", "a base_url usually ends in /v1"),
+        ("BadRequestError: 400", "teacher.leave_out_parameters"),
+    ],
+)
+def test_the_cure_fits_the_last_error(error: str, cure: str) -> None:
+    assert cure in stage_failure(2, 2, 0.5, error)

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -21,9 +20,9 @@ import ray
 
 from operators.teacher.calls import CALLS
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import FATAL, LOST, REFUSED
+from operators.teacher.failures import BUSY, FATAL, LOST, NO_COMPLETION, REFUSED, is_attempt
 from operators.teacher.generate import generate
-from operators.teacher.openai_backend import Slots, read_completion
+from operators.teacher.openai_backend import OpenAIEndpoint, Slots
 from operators.teacher.prompt_tokens import TEMPLATE_TOKENS
 
 GARBAGE = {
@@ -35,11 +34,14 @@ GARBAGE = {
     "no_choices": b'{"id": "1", "object": "chat.completion", "created": 0, "choices": []}',
     "no_text": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant"}}]}',
     "odd usage": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": ""}}], "usage": "many"}',
+    "error of a router": b'{"error": {"message": "upstream overloaded", "code": 502}}',
+    "another object": b'{"result": "hello"}',
     "number": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": 5}}]}',
 }
 
 MESSAGES: dict[str, dict[str, Any]] = {
     "half an emoji": {"content": "clear \ud83d text"},  # json.dumps writes the escape, and no encoder refuses that
+    "in parts": {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "the answer"}]},
     "thought only": {"content": None, "reasoning_content": "the answer"},
     "thought and said": {"content": "the answer", "reasoning_content": "let me see"},
 }
@@ -258,8 +260,6 @@ class TestEndpoint:
     def test_the_key_comes_from_the_environment_and_is_in_no_error(
         self, endpoint: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from operators.teacher.openai_backend import OpenAIEndpoint
-
         monkeypatch.setenv("SOME_KEY", "secret-1234")
         actor = OpenAIEndpoint(TeacherConfig(backend="openai", model="big", base_url=endpoint, api_key_env="SOME_KEY"))
         call = {"call_key": "0" * 64, "row_id": "a", "schema": "", "max_tokens": 7}
@@ -269,15 +269,36 @@ class TestEndpoint:
         assert "secret" not in reply["error"]
 
 
-@pytest.mark.parametrize(("reason", "error"), [("length", "a reply without text"), ("content_filter", FATAL)])
-def test_a_reply_without_text_counts_the_tokens_that_it_cost(reason: str, error: str) -> None:
-    message = SimpleNamespace(content="", reasoning_content=None)
-    usage = SimpleNamespace(prompt_tokens=3, completion_tokens=1000)
-    completion = SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason=reason)], usage=usage)
-    call = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tokens": 1000}
-    reply = read_completion(completion, call, TeacherConfig(backend="openai", model="m"))
-    assert reply["error"].startswith(error)
-    assert (reply["prompt_tokens"], reply["generated_tokens"]) == (3, 1000)
+def answers(endpoint: str, contents: list[str], **settings: Any) -> dict[str, dict[str, Any]]:
+    """As `ask`, without Ray."""
+    teacher = TeacherConfig(backend="openai", model="big", base_url=endpoint, api_key_env="NOT_SET", **settings)
+
+    async def all_of_them() -> list[dict[str, Any]]:
+        actor = OpenAIEndpoint(teacher)
+        call = {"call_key": "0" * 64, "row_id": "a", "schema": "", "max_tokens": 7}
+        asked = [call | {"messages": json.dumps([{"role": "user", "content": content}])} for content in contents]
+        return [await actor.answer(one) for one in asked]
+
+    return dict(zip(contents, asyncio.run(all_of_them()), strict=True))
+
+
+def test_what_is_no_chat_completion_is_no_attempt_and_its_first_words_are_told(endpoint: str) -> None:
+    wrong = ["cut", "html", "list", "nothing", "no_choices", "error of a router", "another object"]
+    errors = {name: reply["error"] for name, reply in answers(endpoint, wrong).items()}
+    assert [name for name, error in errors.items() if not error.startswith(NO_COMPLETION) or is_attempt(error)] == []
+    assert "upstream overloaded" in errors["error of a router"]
+    assert "no choices" not in errors["html"]
+
+
+@pytest.mark.parametrize(("status", "attempt"), [("429", False), ("502", False), ("503", False), ("500", True)])
+def test_a_busy_endpoint_costs_no_row_an_attempt(endpoint: str, status: str, attempt: bool) -> None:
+    error = answers(endpoint, [status], max_retries=0)[status]["error"]
+    assert is_attempt(error) == attempt
+    assert error.startswith(BUSY) != attempt
+
+
+def test_a_text_in_parts_is_joined(endpoint: str) -> None:
+    assert answers(endpoint, ["in parts"])["in parts"]["reply"] == "the answer"
 
 
 def test_slots_halve_on_complaint_and_grow_by_one_a_round() -> None:
