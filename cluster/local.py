@@ -22,6 +22,7 @@ START_S = 180.0
 PATIENCE = {  # Ray's 30 s and 60 s are too short on a busy machine
     "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": f"{START_S:g}",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_S:g}",
+    "RAY_gcs_server_port_wait_time_s": f"{START_S:g}",
 }
 
 

@@ -3,9 +3,10 @@
 import json
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import psutil
 import ray
 from ray._private import ray_constants, services
 
-from cluster.local import LOOPBACK_ONLY
+from cluster.local import LOOPBACK_ONLY, PATIENCE, POLL_S, START_S
 from operators.files.places import BUCKETS, in_bucket, require_place, store_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -24,31 +25,77 @@ HOME_VARIABLE = "RECYCLE_HOME"
 EXCLUDED_FROM_UPLOAD = [".git", ".venv", "runs", "docs", "tests", "benchmarks", "**/__pycache__"]
 
 
+class ClusterError(RuntimeError):
+    """No Ray can be joined or started; the message says why, and is shown as one line."""
+
+
 @contextmanager
 def connected() -> Iterator[Path]:
     """Be connected to Ray while inside; yields the folder of Ray's logs. An existing connection is used and kept.
 
     With `RAY_ADDRESS`, inside a Ray job, or beside a cluster started by `ray start`, that cluster is joined; otherwise
     one is started for this process, all of whose ports are on 127.0.0.1.
+
+    Raises:
+        ClusterError: it does not start in time, or none answers at the address.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     already = ray.is_initialized()
     if not already:
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        if _is_of_this_machine(services.get_ray_address_from_environment(None, None)):  # type: ignore[arg-type]
+        address = services.get_ray_address_from_environment(None, None)  # type: ignore[arg-type]
+        if _is_of_this_machine(address):
             _listen_on_loopback_only()
-        ray.init(
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False,
-            runtime_env=_runtime_env(),
-        )
+        _start_or_join(address)
     _quiet()
     try:
         yield _logs_folder()
     finally:
         if not already:
             ray.shutdown()
+
+
+def _start_or_join(address: str | None) -> None:
+    for name, seconds in PATIENCE.items():
+        os.environ.setdefault(name, seconds)
+    try:
+        with nullcontext() if address else _patient_start():
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+                runtime_env=_runtime_env(),
+            )
+    except ConnectionError as error:
+        why = f"{error}".splitlines()[0] if str(error) else "no answer"
+        raise ClusterError(f"ray: no cluster answers at {address} ({why}); start it, or unset RAY_ADDRESS") from None
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise ClusterError(
+            f"ray: it did not start within {START_S:g} s on this machine; run the command again when less else runs here"
+        ) from None
+
+
+@contextmanager
+def _patient_start() -> Iterator[None]:
+    """Give a node that this process starts more than the 30 s that are fixed in Ray: a busy machine needs them."""
+    ask, deadline = services.get_node, time.monotonic() + START_S
+
+    def ask_patiently(gcs_address: str, node_id: str) -> Any:
+        while True:
+            try:
+                return ask(gcs_address, node_id)  # type: ignore[no-untyped-call]
+            except RuntimeError:  # it is not registered yet
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_S)
+
+    services.get_node = ask_patiently
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 def anchor(path: str) -> str:

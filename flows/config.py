@@ -5,6 +5,7 @@ The environment says only where (addresses, credentials), never what. Every erro
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -22,6 +23,7 @@ from operators.read.config import ReadConfig
 from operators.read.drop_contaminated import DecontaminateConfig
 from operators.read.drop_near_duplicates import DeduplicateConfig
 from operators.read.own_steps import StepsConfig
+from operators.redact import without_credentials
 from operators.reflect.config import ReflectConfig
 from operators.reflect.filter_rewrites import FilterConfig
 from operators.report.report import ReportConfig
@@ -158,7 +160,26 @@ def config_of_environment() -> RunConfig:
     Raises:
         ConfigError: as of `load_config`.
     """
-    return load_config(default_config(), shlex.split(os.environ.get(OVERRIDES_VARIABLE, "")))
+    overrides = shlex.split(os.environ.get(OVERRIDES_VARIABLE, ""))
+    require_public(overrides)
+    return load_config(default_config(), overrides)
+
+
+def require_public(overrides: Sequence[str]) -> None:
+    """Refuse overrides of the daemon that hold a credential: its jobs are told them, and Ray shows what jobs are told.
+
+    Raises:
+        ConfigError: naming the key, not the value.
+    """
+    for override in overrides:
+        key, _, text = override.partition("=")
+        values: dict[str, Any] = {}
+        _apply(values, override)
+        if without_credentials(values) != values or without_credentials(text) != text:
+            raise ConfigError(
+                f"{key}: its value holds a credential, and Ray's dashboard shows overrides of the daemon; "
+                "write it into the file of --config, or give the credential in the environment of the nodes"
+            )
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:

@@ -19,7 +19,7 @@ import dagster as dg
 from cluster.dagster_home import driver_tags, open_instance, reap
 from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
-from cluster.runtime import connected
+from cluster.runtime import ClusterError, connected
 from cluster.storage import require_refresh_key
 from cluster.terminal import quiet_terminal
 from flows.checks import SURVIVAL_CHECK
@@ -72,7 +72,7 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
         except (ConfigError, ModelNotFoundError, PreflightError) as error:
             err.write(f"{without_credentials(str(error))}\n")
             return UNUSABLE
-        except (StorageBusyError, StorageError, TeacherStoppedError) as error:
+        except (ClusterError, StorageBusyError, StorageError, TeacherStoppedError) as error:
             err.write(f"{without_credentials(str(error))}\n")
             return FAILED
         except DamagedFileError as error:  # Ray's workers send it with their whole traceback

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from cluster.files import StorageError, explained
-from cluster.storage import AssetStore
+from cluster.storage import AssetStore, require_refresh_key
 from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.refresh_requests import Request, Requests
@@ -49,7 +49,7 @@ def retry_refresh(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
     arguments = parser.parse_args(argv)
     try:
         requests = Requests(existing_storage(arguments.storage))
-        request = requests.get(arguments.key)
+        request = requests.get(require_refresh_key(arguments.key))
         if request is None or request.given_up is None:
             known = ", ".join(each.key for each in requests.all() if each.given_up is not None) or "none"
             raise ValueError(f"retry: {arguments.key}: no such refresh was given up; given up were: {known}")

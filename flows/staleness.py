@@ -28,6 +28,7 @@ from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
 from operators.stage import StageConfig
 
 RETRIES = "failed_calls_made_again"  # in a description: how often
+TAKEN_OUT = "retracted"  # in a description: files of the refresh
 
 
 class Staleness:
@@ -108,7 +109,7 @@ class Staleness:
         described: Description = {"code": spec.code_version, "config": sections, "inputs": {}}
         if asset == RAW_INSTRUCTIONS:
             described["files"] = self._files(refresh)
-            described |= self._earlier(refresh)
+            described |= self._taken_out(refresh) | self._earlier(refresh)
         described |= self._retries(asset, refresh)
         for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
             described["inputs"] |= self._input(asset, parent, refresh, planned)
@@ -176,6 +177,15 @@ class Staleness:
             readable = []
         kept = {(name, identity) for name, identity in self.taken(refresh)} - self._retracted
         return [list(version) for version in sorted(kept | {(file.name, file.identity) for file in readable})]
+
+    def _taken_out(self, refresh: str | None) -> dict[str, list[list[str]]]:
+        """The retracted files that the refresh once held; it may be left without a row that can be recycled."""
+        manifest = None if refresh is None else self._store.manifest(RAW_INSTRUCTIONS, refresh)
+        if manifest is None:
+            return {}
+        held = [*manifest.made_from["files"], *manifest.made_from.get(TAKEN_OUT, [])]
+        out = sorted({(name, identity) for name, identity in held} & self._retracted)
+        return {TAKEN_OUT: [list(version) for version in out]} if out else {}
 
     @cached_property
     def _retracted(self) -> frozenset[Version]:
@@ -260,6 +270,8 @@ def differences(before: Description, now: Description, prefix: str = "") -> list
             reasons += differences(old, new, f"{name}.")
         elif prefix == "inputs." or key == "files":
             reasons.append(f"{name} changed")
+        elif key == TAKEN_OUT:
+            reasons.append("files were retracted")
         elif key == "earlier":
             reasons.append("an earlier refresh changed")
         elif key == RETRIES:

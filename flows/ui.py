@@ -23,10 +23,11 @@ from urllib.parse import urlsplit
 from cluster.dagster_home import RAY_DASHBOARD, open_instance
 from cluster.local import answers, child, local_cluster, wait_for
 from cluster.runtime import REPOSITORY
-from flows.config import CONFIG_VARIABLE, OVERRIDES_VARIABLE, ConfigError, default_config, load_config
+from flows.config import CONFIG_VARIABLE, OVERRIDES_VARIABLE, ConfigError, default_config, load_config, require_public
 from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
+from operators.redact import without_credentials
 
 MODULE = "flows.recycle_and_train"
 RAY_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -37,9 +38,10 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
     """Serve until Ctrl-C (0), or until Dagster ends early too often (1); 2 if the configuration cannot be used."""
     arguments = _parse(argv)
     try:
+        require_public(arguments.override)
         run = open_run(load_config(arguments.config, arguments.override), GRAPH.specs)
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{without_credentials(str(error))}\n")
         return UNUSABLE
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:

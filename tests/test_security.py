@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -63,6 +64,34 @@ def test_credentials_in_the_address_of_a_configured_source_are_not_told_to_jobs(
     local, remote = told.values()
     assert f'source.path="{tmp_path}/records"' in local
     assert "PASSWORD" not in remote
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "source.path=s3://KEYID:PASSWORD@bucket/records",
+        "source.path=s3://bucket/records?secret_key=PASSWORD",
+        "teacher.extra_body={api_key: PASSWORD}",
+        "teacher.stages={judge: {extra_body: {token: PASSWORD}}}",
+    ],
+)
+def test_credentials_in_overrides_of_the_daemon_are_refused(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its jobs are told the overrides in their environment, which Ray's dashboard shows."""
+    from flows import ui
+    from flows.config import OVERRIDES_VARIABLE, ConfigError, config_of_environment, require_public
+
+    require_public([f"storage={tmp_path}", "teacher.api_key_env=MY_KEY", "teacher.max_tokens=7"])
+    monkeypatch.setattr(ui, "_serve", lambda *_: pytest.fail("it was served"))
+    assert ui.main(["--config", str(REPOSITORY / "configs/smoke.yaml"), f"storage={tmp_path}", override]) == 2
+    key = override.partition("=")[0]
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{key}: its value holds a credential, and Ray's dashboard shows")
+    assert "PASSWORD" not in printed
+    monkeypatch.setenv(OVERRIDES_VARIABLE, shlex.join([override]))
+    with pytest.raises(ConfigError, match=f"^{key}: its value holds a credential"):
+        config_of_environment()
 
 
 def test_no_message_of_a_flow_shows_the_address_of_the_source_as_it_is() -> None:
@@ -156,7 +185,8 @@ def test_a_planted_secret_is_found_nowhere(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 1, done.stderr
-        assert f"Bearer {SECRET}" in Endpoint.keys, "the key was used"
+        logs = "".join(file.read_text()[-3000:] for file in (tmp_path / "storage" / "logs").glob("*.log"))
+        assert f"Bearer {SECRET}" in Endpoint.keys, f"the key was not used: {done.stdout}{done.stderr}{logs}"
         files = [file for top in (tmp_path, ray_folder) for file in top.rglob("*") if file.is_file()]
         places = {file: file.read_bytes() for file in files}
         assert len([file for file in places if ray_folder in file.parents]) > 20

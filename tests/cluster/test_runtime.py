@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import runtime
 from cluster.runtime import JOB_CONFIG_VARIABLE, _runtime_env, anchor, local_part
 from operators.files.places import ENDPOINT_VARIABLE, PASSED_TO_WORKERS
 
@@ -64,3 +65,44 @@ def test_in_an_uploaded_copy_without_a_home_a_relative_path_is_refused(monkeypat
     monkeypatch.setenv("PWD", "/home/me/project")  # what Ray sets it to is of no use
     with pytest.raises(ValueError, match="storage: 'runs/demo' is relative, and this job runs in an uploaded copy"):
         anchor("runs/demo")
+
+
+def test_a_node_that_registers_late_is_waited_for_and_one_that_never_does_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray itself gives a node that it starts 30 s, which a busy machine exceeds, and ends with a traceback."""
+    looks = []
+
+    def ask(gcs_address: str, node_id: str) -> dict[str, str]:
+        looks.append(node_id)
+        if len(looks) < 3:
+            raise RuntimeError("not registered")
+        return {"node_id": node_id}
+
+    monkeypatch.setattr(runtime.services, "get_node", ask)
+    monkeypatch.setattr(runtime, "POLL_S", 0.0)
+    monkeypatch.setattr(runtime.ray, "init", lambda **_: runtime.services.get_node("gcs", "node"))
+    runtime._start_or_join(None)
+    assert looks == ["node"] * 3
+    assert runtime.services.get_node is ask
+
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen")
+
+    monkeypatch.setattr(runtime.ray, "init", late)
+    with pytest.raises(runtime.ClusterError, match=r"^ray: it did not start within 180 s on this machine; run"):
+        runtime._start_or_join(None)
+
+
+def test_a_cluster_that_does_not_answer_is_named_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = runtime.services.get_node
+
+    def refused(**_: object) -> None:
+        assert runtime.services.get_node is ask, "patience is for a node of our own"
+        raise ConnectionError("ray client connection timeout\nmore")
+
+    monkeypatch.setattr(runtime.ray, "init", refused)
+    with pytest.raises(
+        runtime.ClusterError, match=r"^ray: no cluster answers at head:6379 \(ray client .*timeout\)"
+    ):
+        runtime._start_or_join("head:6379")

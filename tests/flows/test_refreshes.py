@@ -20,6 +20,12 @@ def test_what_was_not_given_up_is_not_retried(tmp_path: Path) -> None:
     assert err.getvalue() == "retry: base: no such refresh was given up; given up were: none\n"
 
 
+def test_a_key_that_could_leave_the_storage_is_not_looked_for(tmp_path: Path) -> None:
+    err = io.StringIO()
+    assert retry_refresh([str(tmp_path), "../given_up"], err=err) == 2
+    assert err.getvalue().startswith("refresh: '../given_up' is no key; give a letter or digit")
+
+
 @pytest.mark.parametrize(
     "command", [lambda s, e: show_refreshes([s], err=e), lambda s, e: retry_refresh([s, "k"], err=e)]
 )

@@ -266,6 +266,11 @@ def test_a_retracted_file_makes_its_refresh_stale_and_is_never_taken_again(store
     assert [name for name, _ in now.describe(RAW_INSTRUCTIONS, "base")["files"]] == ["b.jsonl"]
     assert now.files_of(None) == []
     assert now.gone("base") == []
+    described = now.describe(RAW_INSTRUCTIONS, "base")
+    assert [name for name, _ in described["retracted"]] == ["a.jsonl"], "its refresh remembers what was taken out"
+    finish(store, now, RAW_INSTRUCTIONS, "base", outcomes={"quarantined:empty": 1})
+    assert now.describe(RAW_INSTRUCTIONS, "base") == described
+    assert not now.is_stale(RAW_INSTRUCTIONS, "base")
 
 
 def test_differences_name_what_changed() -> None:
