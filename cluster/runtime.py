@@ -73,7 +73,7 @@ def _start_or_join(address: str | None) -> None:
         if "timed out during startup" not in str(error):
             raise
         raise ClusterError(
-            f"ray: it did not start within {START_S:g} s on this machine; run the command again when less else runs here"
+            f"ray: it did not start within {START_S:g} s on this machine; run the command again when less else runs"
         ) from None
 
 
