@@ -104,7 +104,8 @@ class Chaos:
 
     def live(self, number: int, faults: list[Fault]) -> Life:
         chosen = random.Random(f"{self.seed}-{number}")
-        fault = chosen.choice(faults)
+        round_, place = divmod(number - 1, len(faults))  # every fault once, in another order each round
+        fault = random.Random(f"{self.seed}-round-{round_}").sample(faults, len(faults))[place]
         trained = fault.trained if fault.trained is not None else chosen.random() < TRAINED_SHARE
         expected = self.expected_of(fault, trained)
         life = self.new_life(number, fault, trained=trained)

@@ -6,20 +6,28 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
+from cluster.files import StorageError
 from cluster.lease import is_leased
 from operators.files.places import PASSED_TO_WORKERS
 
 DRIVER_TAG = "recycle/driver"  # of a run that a process of the command line executes, under the storage's lease
 STORAGE_TAG = "recycle/storage"  # which storage a run works on
 RETRIES_TAG = "dagster/max_retries"
-POSTGRES_VARIABLE = "DAGSTER_PG_URL"  # postgresql://user:password@host:port/database, of every process
+POSTGRES_VARIABLE = "DAGSTER_PG_URL"  # of every process: DRIVER user:password@host:port/database
+DRIVER = (
+    "postgresql+psycopg2://"  # SQLAlchemy 2.1 takes another for postgresql://, which dagster-postgres does not know
+)
 RAY_DASHBOARD = "http://127.0.0.1:8265"
 # Where a run finds code and configuration: the launcher copies these from the daemon. No secrets: Ray shows them.
 PASSED_ON = ["RECYCLE_CONFIG", "RECYCLE_OVERRIDES", "RECYCLE_HOME", "PYTHONPATH", *PASSED_TO_WORKERS]
 
 
 def open_instance(folder: Path) -> dg.DagsterInstance:
-    """The instance whose home is `folder`; written on first use, left as it is afterwards, so that it can be edited."""
+    """The instance whose home is `folder`; written on first use, left as it is afterwards, so that it can be edited.
+
+    Raises:
+        StorageError: $DAGSTER_PG_URL names no driver that works.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
     if not settings.exists():
@@ -29,8 +37,11 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
 
 def _history_in_postgres() -> dict[str, object]:
     """Where $DAGSTER_PG_URL is set, whose name alone is stored: SQLite is not safe on a folder that hosts share."""
-    if not os.environ.get(POSTGRES_VARIABLE):
+    url = os.environ.get(POSTGRES_VARIABLE)
+    if not url:
         return {}
+    if not url.startswith(DRIVER):
+        raise StorageError(f"${POSTGRES_VARIABLE}: begin it with {DRIVER}, the driver that Dagster works with")
     return {"storage": {"postgres": {"postgres_url": {"env": POSTGRES_VARIABLE}}}}
 
 

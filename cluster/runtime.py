@@ -22,6 +22,7 @@ PACKAGES = ("flows", "operators", "kernels", "cluster")
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UPLOADED_PACKAGE = "_ray_pkg_"
 HOME_VARIABLE = "RECYCLE_HOME"
+NO_ADDRESS = (None, "", "local")  # of a cluster to join: one is started
 EXCLUDED_FROM_UPLOAD = [".git", ".venv", "runs", "docs", "tests", "benchmarks", "**/__pycache__"]
 
 
@@ -59,7 +60,7 @@ def _start_or_join(address: str | None) -> None:
     for name, seconds in PATIENCE.items():
         os.environ.setdefault(name, seconds)
     try:
-        with nullcontext() if address else _patient_start():
+        with _patient_start() if address in NO_ADDRESS else nullcontext():
             ray.init(
                 log_to_driver=False,
                 logging_level=logging.ERROR,

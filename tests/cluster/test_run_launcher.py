@@ -65,7 +65,7 @@ def test_reaping_under_the_lease_ends_every_open_run_of_the_command_line_and_no_
 def test_postgres_is_configured_by_the_name_of_a_variable_and_its_password_is_not_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DAGSTER_PG_URL", "postgresql://dagster:secret@db/dagster")
+    monkeypatch.setenv("DAGSTER_PG_URL", "postgresql+psycopg2://dagster:secret@db/dagster")
     monkeypatch.setattr(dagster_home.dg.DagsterInstance, "from_config", lambda folder: folder)
     open_instance(tmp_path / "home")
     text = (tmp_path / "home" / "dagster.yaml").read_text()

@@ -67,8 +67,9 @@ def test_in_an_uploaded_copy_without_a_home_a_relative_path_is_refused(monkeypat
         anchor("runs/demo")
 
 
+@pytest.mark.parametrize("address", [None, "local"])
 def test_a_node_that_registers_late_is_waited_for_and_one_that_never_does_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
+    address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray itself gives a node that it starts 30 s, which a busy machine exceeds, and ends with a traceback."""
     looks = []
@@ -82,7 +83,7 @@ def test_a_node_that_registers_late_is_waited_for_and_one_that_never_does_is_one
     monkeypatch.setattr(runtime.services, "get_node", ask)
     monkeypatch.setattr(runtime, "POLL_S", 0.0)
     monkeypatch.setattr(runtime.ray, "init", lambda **_: runtime.services.get_node("gcs", "node"))
-    runtime._start_or_join(None)
+    runtime._start_or_join(address)
     assert looks == ["node"] * 3
     assert runtime.services.get_node is ask
 
@@ -91,7 +92,7 @@ def test_a_node_that_registers_late_is_waited_for_and_one_that_never_does_is_one
 
     monkeypatch.setattr(runtime.ray, "init", late)
     with pytest.raises(runtime.ClusterError, match=r"^ray: it did not start within 180 s on this machine; run"):
-        runtime._start_or_join(None)
+        runtime._start_or_join(address)
 
 
 def test_a_cluster_that_does_not_answer_is_named_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,5 @@ def test_a_cluster_that_does_not_answer_is_named_and_not_waited_for(monkeypatch:
         raise ConnectionError("ray client connection timeout\nmore")
 
     monkeypatch.setattr(runtime.ray, "init", refused)
-    with pytest.raises(
-        runtime.ClusterError, match=r"^ray: no cluster answers at head:6379 \(ray client .*timeout\)"
-    ):
+    with pytest.raises(runtime.ClusterError, match=r"^ray: no cluster answers at head:6379 \(ray client .*timeout\)"):
         runtime._start_or_join("head:6379")
