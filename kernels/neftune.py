@@ -62,21 +62,27 @@ def batch_of_pack(lengths: list[int], uids: list[int], num_tokens: int, epoch: i
             f"neftune: {len(lengths)} documents of {sum(lengths)} tokens with {len(uids)} uids against a pack of "
             f"{num_tokens} tokens; lengths and uids must describe that pack"
         )
-    lengths_N = torch.tensor([*lengths, num_tokens - sum(lengths)])
-    documents_T = torch.repeat_interleave(torch.arange(len(lengths) + 1), lengths_N)
+    # Only these few numbers are copied; the rest is made where it is used, and the host does not wait for it.
+    lengths_N, uids_N = (_on_device(values, device) for values in ([*lengths, num_tokens - sum(lengths)], [*uids, 0]))
+    numbers_N = torch.arange(len(lengths) + 1, device=device)
+    documents_T = torch.repeat_interleave(numbers_N, lengths_N, output_size=num_tokens)
     starts_N = lengths_N.cumsum(0) - lengths_N
-    positions_T = torch.arange(num_tokens) - starts_N[documents_T]
-    padding_T = documents_T == len(lengths)
-    lengths_N[-1] = 0
+    positions_T = torch.arange(num_tokens, device=device) - starts_N[documents_T]
     return NoiseBatch(
-        documents=documents_T[None].to(device),
-        positions=positions_T[None].to(device),
-        lengths=lengths_N.to(device),
-        uids=torch.tensor([*uids, 0]).to(device),
-        padding=padding_T[None].to(device),
+        documents=documents_T[None],
+        positions=positions_T[None],
+        lengths=lengths_N.masked_fill(numbers_N == len(lengths), 0),
+        uids=uids_N,
+        padding=documents_T[None] == len(lengths),
         epoch=epoch,
         num_documents=sum(length > 0 for length in lengths),
     )
+
+
+def _on_device(values: list[int], device: str) -> Tensor:
+    """The numbers in int64; from pinned memory to a GPU, else the host would wait for the work that is queued there."""
+    tensor = torch.tensor(values, dtype=torch.int64)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)
 
 
 class EmbeddingNoise:

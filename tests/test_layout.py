@@ -79,7 +79,6 @@ TESTED_BY = {
     "operators/train/loop.py": "tests/operators/train/test_train.py",
     "operators/train/metrics.py": "tests/operators/train/test_train.py",
     "operators/train/resize.py": "tests/operators/train/test_train.py",
-    "operators/train/trainer.py": "tests/operators/train/test_train.py",
 }
 
 

@@ -5,7 +5,7 @@ gradient. Here the head reads as many tokens at a time as fit a fixed number of 
 backward pass. It happens inside the model's own forward pass: under ZeRO-3 the head's weight is there only then.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+SUMMED = "summed_cross_entropy"
 LOGITS_BYTES = 1 << 30
 _BYTES_A_LOGIT = 14  # two of the logit in half precision, and four each of its copy, log-softmax and gradient in fp32
 
@@ -32,13 +33,13 @@ def return_loss(model: Any) -> None:
     def forward(*args: Any, targets: Tensor | None = None, **options: Any) -> Any:
         if targets is None:
             return plain(*args, **options)
-        rows = rows_at_a_time(text.vocab_size)
+        rows, summed = rows_at_a_time(text.vocab_size), vars(model).get(SUMMED, summed_cross_entropy)
         if not linear or len(targets) <= rows:
-            return _summed(plain(*args, **options).logits[0], targets)
+            return summed(plain(*args, **options).logits[0], targets)
         with _passing_on(head):
             hidden = plain(*args, **options).logits[0]
         parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-        losses = [checkpoint(_head_loss, head, part, wanted, use_reentrant=False) for part, wanted in parts]
+        losses = [checkpoint(_head_loss, head, summed, part, wanted, use_reentrant=False) for part, wanted in parts]
         return torch.stack(losses).sum()
 
     model.forward = forward
@@ -49,12 +50,13 @@ def rows_at_a_time(vocabulary: int) -> int:
     return max(1, LOGITS_BYTES // (vocabulary * _BYTES_A_LOGIT))
 
 
-def _head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return _summed(head(hidden), targets)
-
-
-def _summed(logits: Tensor, targets: Tensor) -> Tensor:
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """In nats over all positions, fp32; a model's attribute of the name `SUMMED` takes its place, compiled."""
     return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def _head_loss(head: nn.Module, summed: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
+    return summed(head(hidden), targets)
 
 
 @contextmanager

@@ -8,9 +8,11 @@ Importing this module registers `attn_implementation="packed_documents"`.
 """
 
 import importlib.util
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed_documents"
+BY_DOCUMENT = ("varlen", "sdpa per document")  # what it comes to
 _documents: list[int] = []  # of the pack that the model reads now; a recomputation in the backward pass needs it too
 
 
@@ -30,12 +33,12 @@ def use_packed_attention(model: Any) -> None:
 
 
 def attention_in_use(model: Any) -> str:
-    """For the report: "varlen", "sdpa per document", or the name of another implementation, such as "sdpa"."""
+    """For the report: one of `BY_DOCUMENT`, or the name of another implementation, such as "sdpa"."""
     name = str(model.config.get_text_config()._attn_implementation)
     parameter = next(model.parameters())
     if name != NAME:
         return name
-    return "varlen" if _has_varlen(parameter.device.type, parameter.dtype) else "sdpa per document"
+    return BY_DOCUMENT[0] if _has_varlen(parameter.device.type, parameter.dtype) else BY_DOCUMENT[1]
 
 
 def set_documents(lengths: Sequence[int]) -> None:
@@ -43,7 +46,8 @@ def set_documents(lengths: Sequence[int]) -> None:
     _documents[:] = lengths
 
 
-def _attention(
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the documents are another number in each pack
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -69,28 +73,41 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float 
     from torch.nn.attention.varlen import varlen_attn
 
     groups = query.shape[1] // key.shape[1]
+    known = _varlen_parameters()
+    if scaling is not None and "scale" not in known:
+        query = query * (scaling * math.sqrt(query.shape[-1]))
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, H, D]
-    if groups > 1:
+    if groups > 1 and "enable_gqa" not in known:
         key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
-    offsets = _offsets(tuple(_documents), query.device)
-    longest = max(_documents)
+    offers: dict[str, Any] = {"scale": scaling, "enable_gqa": groups > 1, "is_causal": True, "window_size": (-1, 0)}
+    offsets, longest = _offsets(tuple(_documents), query.device), max(_documents)
     out: Any = varlen_attn(
-        query.contiguous(),
-        key.contiguous(),
-        value.contiguous(),
-        offsets,
-        offsets,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(-1, 0),
-    )
+        query.contiguous(), key.contiguous(), value.contiguous(), offsets, offsets, longest, longest,
+        **{name: offer for name, offer in offers.items() if name in known},
+    )  # fmt: skip
     return torch.unsqueeze(out, 0)
 
 
+@cache
+def _varlen_parameters() -> frozenset[str]:
+    """What this torch's varlen attention takes: 2.10 has `is_causal`, later ones a window, a scale and grouped keys."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+@lru_cache(maxsize=4)
 def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each document begins, and the end of the last; every layer asks for the same."""
     offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return offsets.to(device, non_blocking=True)
+    return on_device(offsets, str(device))
+
+
+def on_device(tensor: Tensor, device: str) -> Tensor:
+    """Copy to a device without waiting for the work that is queued there; pageable memory would make the host wait."""
+    if not device.startswith("cuda"):
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @cache
@@ -127,5 +144,5 @@ def _mask(
     )
 
 
-AttentionInterface.register(NAME, _attention)
+AttentionInterface.register(NAME, packed_attention)
 AttentionMaskInterface.register(NAME, _mask)

@@ -1,6 +1,7 @@
 """The student as training sees it: loaded for training, and its loss on one pack of documents."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from operators.student.chunked_loss import return_loss
 from operators.student.encode import IGNORED
-from operators.student.packed_attention import set_documents, use_packed_attention
+from operators.student.packed_attention import on_device, set_documents, use_packed_attention
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,17 @@ class Pack:
     labels: list[int]
     document_lengths: list[int]
     document_uids: list[int]
+
+
+def joined(packs: Sequence[Pack]) -> Pack:
+    """One pack with the documents of several; dummies leave no trace beside others."""
+    parts = [pack for pack in packs if pack.document_lengths] or list(packs[:1])
+    return Pack(
+        [token for pack in parts for token in pack.input_ids],
+        [label for pack in parts for label in pack.labels],
+        [length for pack in parts for length in pack.document_lengths],
+        [uid for pack in parts for uid in pack.document_uids],
+    )
 
 
 def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | None = None) -> Any:
@@ -75,7 +87,7 @@ def summed_loss(model: Any, pack: Pack, device: str = "cpu") -> Tensor:
         predicting, targets = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     input_ids, positions, kept, wanted = (
-        tensor.to(device, non_blocking=True)
+        on_device(tensor, device)
         for tensor in (torch.tensor([pack.input_ids]), positions, predicting, targets[predicting])
     )
     options = {"position_ids": positions, "use_cache": False, "logits_to_keep": kept}

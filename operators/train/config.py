@@ -67,6 +67,16 @@ class TrainConfig(StageConfig):
     activation_checkpointing: Operational[bool] = Field(
         default=False, description="Recompute activations in the backward pass instead of storing them."
     )
+    packs_per_pass: Operational[int] = Field(
+        default=1,
+        ge=1,
+        description="Packs that a worker reads in one forward pass; several keep a GPU busy that one does not, and "
+        "take as much more memory. With dropout it is always one.",
+    )
+    compile: Operational[bool] = Field(
+        default=False,
+        description="Compile the student's layers with torch.compile: faster on GPUs, after a minute of compiling.",
+    )
     neftune_alpha: float = Field(default=5.0, ge=0, description="Alpha of NEFTune's noise; 0 switches the noise off.")
     neftune_noise: Literal["uniform", "gaussian", "symmetric"] = Field(
         default="uniform",
@@ -128,6 +138,15 @@ class TrainConfig(StageConfig):
         if self.examples_per_step and self.tokens_per_step:
             raise ValueError(
                 f"examples_per_step: {self.examples_per_step} beside tokens_per_step: {self.tokens_per_step}; set one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_weights_to_compile(self) -> Self:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile: true with zero_stage: 3, whose weights come and go inside a layer; use zero_stage 2 or less, "
+                "or compile: false"
             )
         return self
 

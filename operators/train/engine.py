@@ -15,6 +15,7 @@ from kernels.neftune import EmbeddingNoise, neftune
 from operators.student.packed_loss import load_trainable
 from operators.train.attention import configured_attention
 from operators.train.checkpoint import Checkpoint, load_checkpoint
+from operators.train.compiled import compile_layers
 from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.lora import with_adapters
@@ -54,6 +55,8 @@ def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tupl
     noise_on = neftune(model.get_input_embeddings(), config.neftune_alpha, config.seed, config.neftune_noise)
     with configured_attention(model, config), noise_on as noise:
         trained = with_adapters(model, config.lora, config.seed)
+        if config.compile:
+            compile_layers(model)
         parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         engine, *_ = deepspeed.initialize(model=trained, model_parameters=parameters, config=settings)
         if checkpoint is not None and resized:

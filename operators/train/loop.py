@@ -79,6 +79,7 @@ def _train(job: TrainJob) -> None:
         saved, finished, history = _steps(job, engine, trainer, start)
         if trainer.stop_asked:  # the driver knows why, and exports nothing
             return
+        notes += [trainer.note] if trainer.note else []
         if finished < trainer.total_steps:
             notes.append(f"stopped after {finished} of {trainer.total_steps} steps: no lower validation loss since")
         best = _best_checkpoint(job, history, finished, notes)

@@ -10,8 +10,6 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from operators.progress import report_progress
-
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 _CURVES = ("loss", "grad_norm", "learning_rate", "neft_l2", "mfu", "validation_loss", "quiet_loss", "goodput")
 _RATES = {"tokens": "tokens_per_second", "supervised_tokens": "supervised_tokens_per_second"}
@@ -71,6 +69,8 @@ class Metrics:
         for name in (*_CURVES, *_RATES.values()):
             if line[name] is not None:
                 self._curves.add_scalar(f"train/{name}", line[name], measured.step)
+        from operators.progress import report_progress  # Ray, which a worker of Ray Train has anyway
+
         report_progress("train", rows=1, tokens=measured.tokens, total=total_steps, note=f"loss {measured.loss:.3f}")
 
 

@@ -12,19 +12,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from ray.data import Dataset
 
 from operators import columns
 from operators.student.encode import IGNORED
 from operators.student.packed_loss import Pack
 from operators.train.config import TrainConfig
 from operators.train.validation import validation_packs
+
+if TYPE_CHECKING:  # a worker's process may have no Ray, as in a benchmark
+    from ray.data import Dataset
 
 _INDEX = ["outcome", "row_ids", "document_lengths"]
 Key = tuple[list[str], list[int]]  # ids of a pack's rows, and their lengths in tokens
@@ -67,15 +69,17 @@ class PackOrder:
         place = step % self.steps_per_epoch
         return [int(self._indices[index]) for index in order[begins[place] : begins[place + 1]]]
 
-    def micro_steps(self, step: int, world_size: int) -> int:
-        """Forward passes of each worker in a step: the same number on each, with dummies where packs run out."""
-        return -(-len(self.packs_of(step)) // world_size)
-
     def share(self, step: int, rank: int, world_size: int) -> list[int | None]:
-        """What one worker trains on in one step: `micro_steps` pack indices; None is a dummy."""
+        """What one worker trains on in one step: as many packs as every other; None is a dummy."""
         packs = self.packs_of(step)
         slots = range(rank, -(-len(packs) // world_size) * world_size, world_size)
         return [packs[slot] if slot < len(packs) else None for slot in slots]
+
+    def passes(self, step: int, rank: int, world_size: int, packs_per_pass: int) -> list[list[int]]:
+        """The same by forward passes, as many on each worker; an empty one reads a dummy alone."""
+        share = self.share(step, rank, world_size)
+        parts = [share[begin : begin + packs_per_pass] for begin in range(0, len(share), packs_per_pass)]
+        return [[index for index in part if index is not None] for part in parts]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the packs, and where in it each step begins, with the end of the last one."""
@@ -158,7 +162,7 @@ def read_index(files: list[str]) -> PackIndex:
     return _index(key for table in _read(files, _INDEX) for key in _keys(table))
 
 
-def index_of(packs: Dataset) -> PackIndex:
+def index_of(packs: "Dataset") -> PackIndex:
     """The same of a data set of PACKS."""
     tables: Iterable[Any] = packs.select_columns(_INDEX).iter_batches(batch_size=None, batch_format="pyarrow")
     return _index(key for table in tables for key in _keys(table.filter(_is_packed(table))))

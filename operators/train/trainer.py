@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from kernels.neftune import EmbeddingNoise, batch_of_pack
 from operators.student.encode import load_tokenizer
-from operators.student.packed_loss import summed_loss
+from operators.student.packed_attention import BY_DOCUMENT, attention_in_use
+from operators.student.packed_loss import joined, summed_loss
+from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.metrics import StepMetrics
 from operators.train.pack_order import PackStore, dummy_pack, pack_order
@@ -33,6 +36,7 @@ class Trainer:
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._order = pack_order(store.document_lengths, job.config)
         self._dummy = dummy_pack(load_tokenizer(job.student).eos_token_id or 0)
+        self._packs_per_pass, self.note = packs_at_once(engine.module, job.config)
         self._cost, self._peak = model_cost(engine.module), peak_flops(str(engine.device))
         kept_out = validation_packs(len(store), job.config)
         trained = [index for index in range(len(store)) if index not in set(kept_out)]
@@ -68,7 +72,7 @@ class Trainer:
             )
         seconds, tokens = time.monotonic() - started, self._store.tokens(packs)
         flops = sum(self._cost.flops(self._store.document_lengths[index]) for index in packs)
-        dummies = self._order.micro_steps(step, self._world_size) * self._world_size - len(packs)
+        dummies = sum(not indices for rank in range(self._world_size) for indices in self._passes(step, rank))
         return StepMetrics(
             step=step,
             epoch=self._order.epoch(step),
@@ -114,6 +118,9 @@ class Trainer:
         dist.all_reduce(total)
         return total.item() / self._store.supervised_tokens(indices)
 
+    def _passes(self, step: int, rank: int) -> list[list[int]]:
+        return self._order.passes(step, rank, self._world_size, self._packs_per_pass)
+
     def _accumulate(self, step: int, supervised: int) -> tuple[float, float, float]:
         """Forward and backward passes of a step; all workers' sums of loss and noise norms, and their documents.
 
@@ -121,13 +128,13 @@ class Trainer:
         """
         device = str(self._engine.device)
         totals = torch.zeros(4, dtype=torch.float64, device=device)
-        config, share = self._job.config, self._order.share(step, self._rank, self._world_size)
-        for place, index in enumerate(share):
-            pack = self._dummy if index is None else self._store.pack(index)
-            last = place == len(share) - 1
+        passes = self._passes(step, self._rank)
+        for place, indices in enumerate(passes):
+            pack = joined([self._store.pack(index) for index in indices] or [self._dummy])
+            last = place == len(passes) - 1
             self._engine.set_gradient_accumulation_boundary(last)
             # Dropout, of adapters or of the student, is a function of the pack: the same on any number of workers.
-            torch.manual_seed(_seed_of(config.seed, step, index))
+            torch.manual_seed(_seed_of(self._job.config.seed, step, indices[0] if indices else None))
             self._noise.set_batch(
                 batch_of_pack(
                     pack.document_lengths, pack.document_uids, len(pack.input_ids), self._order.epoch(step), device
@@ -146,6 +153,25 @@ class Trainer:
         loss_sum, l2_sum, documents, stops = totals.tolist()
         self.stop_asked = stops > 0
         return loss_sum, l2_sum, documents
+
+
+def packs_at_once(model: Any, config: TrainConfig) -> tuple[int, str]:
+    """How many packs a forward pass reads, and why not as many as the configuration says; "" where it does."""
+    if config.packs_per_pass == 1:
+        return 1, ""
+    if has_dropout(model):
+        return 1, "train.packs_per_pass: packs were read one at a time, as dropout is a function of the pack"
+    attention = attention_in_use(model)
+    if attention not in (*BY_DOCUMENT, "hyper_attention"):
+        return 1, f"train.packs_per_pass: packs were read one at a time, as attention {attention} masks a whole pass"
+    return config.packs_per_pass, ""
+
+
+def has_dropout(model: Any) -> bool:
+    """Whether a training pass drops anything at random."""
+    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    named = vars(model.config.get_text_config())
+    return modules or any("dropout" in name and isinstance(value, float) and value > 0 for name, value in named.items())
 
 
 def _seed_of(seed: int, step: int, pack: int | None) -> int:

@@ -39,7 +39,7 @@ def test_an_epoch_sees_each_pack_once_whatever_the_world(order, world_size):
         seen = []
         for step in steps:
             shares = [order.share(step, rank, world_size) for rank in range(world_size)]
-            assert {len(share) for share in shares} == {order.micro_steps(step, world_size)}
+            assert len({len(share) for share in shares}) == 1
             assert order.packs_of(step), "no step is empty"
             seen += [index for share in shares for index in share if index is not None]
         assert sorted(seen) == list(range(order.num_packs))
@@ -60,6 +60,16 @@ def test_a_step_has_the_same_packs_whatever_the_world():
         for world_size in (1, 2, 3):
             packs = {i for rank in range(world_size) for i in plan.share(step, rank, world_size) if i is not None}
             assert packs == set(plan.packs_of(step))
+
+
+@pytest.mark.parametrize("packs_per_pass", [1, 2, 3, 100])
+def test_passes_are_as_many_on_each_worker_and_read_each_pack_once(packs_per_pass):
+    for order in ORDERS.values():
+        for step in range(order.steps_per_epoch):
+            passes = [order.passes(step, rank, 3, packs_per_pass) for rank in range(3)]
+            assert len({len(each) for each in passes}) == 1
+            read = [index for each in passes for part in each for index in part]
+            assert sorted(read) == sorted(order.packs_of(step))
 
 
 def test_order_changes_with_epoch_and_seed():

@@ -1,0 +1,35 @@
+"""The student's layers through torch.compile: norms, rotary positions and activations become a few kernels.
+
+Each layer is compiled by itself, and once for all layers and lengths, as they run the same code; attention stays
+outside, because the documents of a pack are others each time. The cross entropy is compiled too: it reads the logits
+once where it would make several copies of them in fp32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from operators.student.chunked_loss import SUMMED, summed_cross_entropy
+
+
+def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -> int:
+    """Let the model's layers and its loss be compiled when they are first called; how many layers there are.
+
+    Args:
+        model: the student, with its adapters.
+        backend: of torch.compile.
+
+    Raises:
+        ValueError: the model does not say which modules are its layers.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ValueError(
+            f"train: train.compile: {type(model).__name__} does not name its layers; set train.compile to false"
+        )
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+    vars(model)[SUMMED] = torch.compile(summed_cross_entropy, dynamic=True, backend=backend)
+    return len(layers)
