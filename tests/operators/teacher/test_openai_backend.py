@@ -2,137 +2,36 @@
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
 
-from operators.teacher.calls import CALLS
+from operators.teacher.calls import CALLS, Reply, replies_table
 from operators.teacher.config import TeacherConfig
 from operators.teacher.failures import BUSY, FATAL, LOST, NO_COMPLETION, REFUSED, is_attempt
 from operators.teacher.generate import generate
 from operators.teacher.openai_backend import OpenAIEndpoint, Slots
 from operators.teacher.prompt_tokens import TEMPLATE_TOKENS
-
-GARBAGE = {
-    "html": b"<html>Bad gateway</html>",
-    "cut": b'{"choices": [{"message": {"content": "hal',
-    "list": b"[1, 2]",
-    "null": b"null",
-    "nothing": b"",
-    "no_choices": b'{"id": "1", "object": "chat.completion", "created": 0, "choices": []}',
-    "no_text": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant"}}]}',
-    "odd usage": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": ""}}], "usage": "many"}',
-    "error of a router": b'{"error": {"message": "upstream overloaded", "code": 502}}',
-    "another object": b'{"result": "hello"}',
-    "number": b'{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": 5}}]}',
-}
-
-MESSAGES: dict[str, dict[str, Any]] = {
-    "half an emoji": {"content": "clear \ud83d text"},  # json.dumps writes the escape, and no encoder refuses that
-    "in parts": {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "the answer"}]},
-    "thought only": {"content": None, "reasoning_content": "the answer"},
-    "thought and said": {"content": "the answer", "reasoning_content": "let me see"},
-}
-USAGES: dict[str, dict[str, Any]] = {
-    "null usage": {"usage": None},
-    "zero usage": {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}},
-    "huge usage": {"usage": {"prompt_tokens": 10**12, "completion_tokens": 10**12, "total_tokens": 10**12}},
-}
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """Answers by what the prompt says: a status code, a kind of garbage, "slow", or the prompt from behind.
-
-    "once 429" is that status the first time; "429" is it always.
-    """
-
-    protocol_version = "HTTP/1.1"
-    seen: ClassVar[list[dict[str, Any]]] = []
-    lock = threading.Lock()
-    free = threading.Event()
-    busy = most_busy = 0
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        content = body["messages"][-1]["content"]
-        kind = type(self)
-        with kind.lock:
-            before = sum(seen["body"]["messages"][-1]["content"] == content for seen in kind.seen)
-            kind.seen.append({"body": body, "key": self.headers["Authorization"], "at": time.monotonic()})
-            kind.busy += 1
-            kind.most_busy = max(kind.most_busy, kind.busy)
-        try:
-            self._answer(content, before)
-        finally:
-            with kind.lock:
-                kind.busy -= 1
-
-    def _answer(self, content: str, before: int) -> None:
-        words = content.split()
-        if content == "too long":
-            self._send(400, b'{"error": {"message": "too many tokens", "code": "context_length_exceeded"}}')
-        elif words[0] == "once" and not before:
-            self._send(int(words[1]), b'{"error": {"message": "slow down"}}')
-        elif words[0].isdigit():
-            self._send(
-                int(words[0]), json.dumps({"error": {"message": f"bad {self.headers['Authorization']}"}}).encode()
-            )
-        elif content in GARBAGE:
-            self._send(200, GARBAGE[content])
-        elif content == "slow":
-            self.free.wait(20)
-            self.close_connection = True
-        elif content == "hangs up":
-            self.close_connection = True
-        else:
-            message = {"role": "assistant", "content": content[::-1], **MESSAGES.get(content, {})}
-            choices = [{"index": 0, "finish_reason": "length", "message": message}]
-            usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-            reply = {"id": "1", "object": "chat.completion", "created": 0, "choices": choices, "usage": usage}
-            reply |= USAGES.get(content, {})
-            if content == "no usage":
-                del reply["usage"]
-            self._send(200, json.dumps(reply).encode())
-
-    def _send(self, status: int, payload: bytes) -> None:
-        self.send_response(status)
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(payload)), "Retry-After": "0.1"}
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+from tests.operators.teacher.moody_endpoint import GARBAGE, Endpoint, serving
 
 
 @pytest.fixture
 def endpoint() -> Iterator[str]:
-    Endpoint.seen, Endpoint.most_busy = [], 0
-    Endpoint.free.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        Endpoint.free.set()
-        server.shutdown()
+    with serving() as address:
+        yield address
 
 
-def ask(base_url: str, contents: list[str], **settings: Any) -> dict[str, dict[str, Any]]:
-    teacher = TeacherConfig(
-        **{"backend": "openai", "model": "big", "base_url": base_url, "api_key_env": "A_VARIABLE_NOT_SET"} | settings
-    )
+def of_endpoint(base_url: str, **settings: Any) -> TeacherConfig:
+    same = {"backend": "openai", "model": "big", "base_url": base_url, "api_key_env": "A_VARIABLE_NOT_SET"}
+    return TeacherConfig(**same | settings)  # type: ignore[arg-type]
+
+
+def calls_of(contents: list[str]) -> pa.Table:
     calls = [
         {
             "call_key": f"{number:064x}",
@@ -143,8 +42,17 @@ def ask(base_url: str, contents: list[str], **settings: Any) -> dict[str, dict[s
         }
         for number, content in enumerate(contents)
     ]
-    replies = generate(ray.data.from_arrow(pa.Table.from_pylist(calls, schema=CALLS)), teacher)
-    rows = replies.take_all()
+    return pa.Table.from_pylist(calls, schema=CALLS)
+
+
+def ask(base_url: str, contents: list[str], **settings: Any) -> dict[str, dict[str, Any]]:
+    """What the actor's client makes of these calls, all at once, as they are stored; in this process."""
+
+    async def answer_all() -> list[Reply]:
+        client = OpenAIEndpoint(of_endpoint(base_url, **settings))
+        return await asyncio.gather(*(client.answer(call) for call in calls_of(contents).to_pylist()))
+
+    rows = replies_table(asyncio.run(answer_all())).to_pylist()
     assert sorted(row["row_id"] for row in rows) == sorted(contents)
     assert all((row["reply"] is None) == bool(row["error"]) for row in rows)
     return {row["row_id"]: row for row in rows}
@@ -155,6 +63,19 @@ def times_asked() -> Counter[str]:
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_calls_of_a_dataset_are_answered_by_an_actor(endpoint: str) -> None:
+    calls = ray.data.from_arrow(calls_of(["good", "once 503", "400", "too long"]))
+    rows = {row["row_id"]: row for row in generate(calls, of_endpoint(endpoint)).take_all()}
+    assert {name: row["reply"] for name, row in rows.items()} == {
+        "good": "doog",
+        "once 503": "305 ecno",
+        "400": None,
+        "too long": None,
+    }
+    assert rows["too long"]["error"].startswith(FATAL)
+    assert times_asked() == {"good": 1, "once 503": 2, "400": 1, "too long": 1}
+
+
 class TestEndpoint:
     def test_the_request_says_all_and_the_reply_is_taken_whole(self, endpoint: str) -> None:
         row = ask(endpoint, ["good"], temperature=0.5)["good"]
@@ -269,22 +190,9 @@ class TestEndpoint:
         assert "secret" not in reply["error"]
 
 
-def answers(endpoint: str, contents: list[str], **settings: Any) -> dict[str, dict[str, Any]]:
-    """As `ask`, without Ray."""
-    teacher = TeacherConfig(backend="openai", model="big", base_url=endpoint, api_key_env="NOT_SET", **settings)
-
-    async def all_of_them() -> list[dict[str, Any]]:
-        actor = OpenAIEndpoint(teacher)
-        call = {"call_key": "0" * 64, "row_id": "a", "schema": "", "max_tokens": 7}
-        asked = [call | {"messages": json.dumps([{"role": "user", "content": content}])} for content in contents]
-        return [await actor.answer(one) for one in asked]
-
-    return dict(zip(contents, asyncio.run(all_of_them()), strict=True))
-
-
 def test_what_is_no_chat_completion_is_no_attempt_and_its_first_words_are_told(endpoint: str) -> None:
     wrong = ["cut", "html", "list", "nothing", "no_choices", "error of a router", "another object"]
-    errors = {name: reply["error"] for name, reply in answers(endpoint, wrong).items()}
+    errors = {name: reply["error"] for name, reply in ask(endpoint, wrong).items()}
     assert [name for name, error in errors.items() if not error.startswith(NO_COMPLETION) or is_attempt(error)] == []
     assert "upstream overloaded" in errors["error of a router"]
     assert "no choices" not in errors["html"]
@@ -292,13 +200,13 @@ def test_what_is_no_chat_completion_is_no_attempt_and_its_first_words_are_told(e
 
 @pytest.mark.parametrize(("status", "attempt"), [("429", False), ("502", False), ("503", False), ("500", True)])
 def test_a_busy_endpoint_costs_no_row_an_attempt(endpoint: str, status: str, attempt: bool) -> None:
-    error = answers(endpoint, [status], max_retries=0)[status]["error"]
+    error = ask(endpoint, [status], max_retries=0)[status]["error"]
     assert is_attempt(error) == attempt
     assert error.startswith(BUSY) != attempt
 
 
 def test_a_text_in_parts_is_joined(endpoint: str) -> None:
-    assert answers(endpoint, ["in parts"])["in parts"]["reply"] == "the answer"
+    assert ask(endpoint, ["in parts"])["in parts"]["reply"] == "the answer"
 
 
 def test_slots_halve_on_complaint_and_grow_by_one_a_round() -> None:
@@ -321,54 +229,3 @@ def test_slots_halve_on_complaint_and_grow_by_one_a_round() -> None:
         now[0] += 2
         slots.heard(529)
     assert slots.limit == 1
-
-
-@pytest.fixture
-def vllm_server(demo_model: str) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "small", "--max-model-len", "512"]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", demo_model, *settings]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as our own engines: one process less to start
-    server = subprocess.Popen(
-        [*command, "--dtype", "float32", "--enforce-eager"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until_healthy(port, server)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def wait_until_healthy(port: int, server: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 300
-    while time.monotonic() < until:
-        assert server.poll() is None, f"vLLM's server ended with {server.returncode}"
-        connection = HTTPConnection("127.0.0.1", port, timeout=2)
-        try:
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            time.sleep(0.5)  # there is nothing but polling to learn of an HTTP server's start
-        finally:
-            connection.close()
-    raise AssertionError("vLLM's server did not start within 300 s")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
-def test_a_real_vllm_server(vllm_server: str) -> None:
-    contents = ["Name a river.", "Name a mountain.", "word " * 600]
-    rows = ask(vllm_server, contents, model="small")
-    for content in contents[:2]:
-        assert not rows[content]["error"], rows[content]["error"]
-        assert (rows[content]["finish_reason"], rows[content]["generated_tokens"]) == ("length", 7)
-        assert rows[content]["prompt_tokens"] > 10
-    assert "BadRequestError" in rows[contents[2]]["error"]  # longer than the context
