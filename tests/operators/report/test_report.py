@@ -1,128 +1,25 @@
-import base64
+"""What the report says of a run, whole or partial, and that hostile text stays text in it."""
+
 import json
 import math
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-import ray
 
-from operators import columns
-from operators.evaluate.release_history import Decision
-from operators.evaluate.results import Evaluation, HeldOutLoss, Judgement, PairedChange, Release, Sample
-from operators.report.costs import StageCost
+from operators.evaluate.results import Evaluation, Release
 from operators.report.report import Report, ReportConfig, Results, build_report
 from operators.report.stages import StageSummary
-
-SAMPLE = json.loads((Path(__file__).resolve().parents[2] / "data" / "report_sample.json").read_text())
-SECTIONS = [
-    *("funnel", "pairs", "lengths", "scores", "training", "evaluation", "release", "costs", "stages"),
-    "configuration",
-]
-COSTS = [
-    StageCost(stage="judge", calls=16, prompt_tokens=900, generated_tokens=100, cost=0.01),
-    StageCost(
-        stage="reflect_instructions",
-        calls=24,
-        failed=1,
-        prompt_tokens=20_000,
-        generated_tokens=9_000,
-        cost=0.4,
-        failures={"429 slow down": 1},
-    ),
-    StageCost(stage="reflect_responses", calls=15, prompt_tokens=5_000, generated_tokens=2_000, cost=0.2),
-]
-LOSSES = HeldOutLoss(base=2.314, student=2.188, num_rows=4, change=PairedChange(num_rows=4, estimate=-0.126))
-DECISIONS = [
-    Decision(
-        number=number, event="released", version=f"v{number}", previous=None, at="now", reasons=(), held_out_loss=LOSSES
-    )
-    for number in (1, 2)
-]
-OVERRIDE = "\u202e"
-HOSTILE = f"<script>alert(1)</script></style></p>{{{{ 7*7 }}}}<img src=x onerror=alert(2)>{OVERRIDE}gnp.exe\x00 &amp; "
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+from tests.operators.report.report_samples import (
+    COSTS,
+    HOSTILE,
+    OVERRIDE,
+    SAMPLE,
+    SECTIONS,
+    packs_of,
+    partial_report,
+    recycled_of,
 )
-
-
-STYLE = {
-    "recycled": 24,
-    "rewritten": 12,
-    "instruction_words": 9.0,
-    "response_words": 30.0,
-    "tokens_per_row": 1000.0,
-    "loss_change": -0.1,
-}
-
-
-def recycled_of(rows: list[dict[str, Any]]) -> Any:
-    return ray.data.from_arrow(pa.Table.from_pylist(rows, schema=columns.RECYCLED))
-
-
-def packs_of(packs: list[dict[str, Any]]) -> Any:
-    def filled(pack: dict[str, Any]) -> dict[str, Any]:
-        tokens = [0] * sum(pack["document_lengths"])
-        return {"input_ids": tokens, "labels": tokens, "position_ids": tokens, **pack}
-
-    return ray.data.from_arrow(pa.Table.from_pylist([filled(pack) for pack in packs], schema=columns.PACKS))
-
-
-def partial_report(**parts: Any) -> Report:
-    config = parts.pop("config", {})
-    return build_report("nightly", None, None, Results(**parts), config, ReportConfig())
-
-
-def results_of(run: dict[str, Any], **parts: Any) -> Results:
-    evaluation, release = Evaluation.model_validate(run["evaluation"]), Release.model_validate(run["release"])
-    stages = [StageSummary.model_validate(stage) for stage in run["stages"]]
-    named = {"stages": stages, "student": run["student"], "evaluation": evaluation, "release": release}
-    return Results(**(named | {"costs": COSTS, "decisions": DECISIONS} | parts))
-
-
-@pytest.fixture(scope="module")
-def sample(local_ray: None) -> Report:
-    recycled, packs = recycled_of(SAMPLE["rows"]), packs_of(SAMPLE["packs"])
-    run = SAMPLE["run"]
-    earlier = {"styles": [{**STYLE, "style": "concise"}, {**STYLE, "style": "papers", "recycled": 1}, {"style": 3}]}
-    student = run["student"] | {"attention_implementation": "varlen", "hyper_attention_layers": 4, "notes": ["a note"]}
-    results = results_of(run, student=student, unused_columns={"context": 7}, earlier=earlier)
-    config = run["config"] | {"reflect": {"style": "papers"}}
-    return build_report("2026-11-22", recycled, packs, results, config, ReportConfig())
-
-
-@pytest.fixture(scope="module")
-def hostile(local_ray: None) -> Report:
-    """Every text of the sample is an attack; one is 100 kB."""
-    texts = [name for name in columns.RECYCLED.names if name not in ("row_id", "outcome", "escaped")]
-    rows = [
-        {name: HOSTILE + value if name in texts and isinstance(value, str) else value for name, value in row.items()}
-        for row in SAMPLE["rows"]
-    ]
-    for row in rows:
-        row["instruction_critique"] = json.dumps({HOSTILE: HOSTILE})
-        row["response"] = HOSTILE + "x" * 100_000
-        row["outcome"] = row["outcome"] + HOSTILE if ":" in row["outcome"] else row["outcome"]
-    names = ("row_id", "instruction", "input", "reference", "base", "student", "verdict")
-    sample = Sample(**dict.fromkeys(names, HOSTILE), base_tokens=1, student_tokens=1)  # type: ignore[arg-type]
-    loss = HeldOutLoss(unscored={HOSTILE: 1})
-    results = Results(
-        evaluation=Evaluation(samples=(sample,), judge=Judgement(unparsed_reasons={HOSTILE: 1}), held_out_loss=loss),
-        release=Release(released=False, version=HOSTILE, previous=HOSTILE, reasons=(HOSTILE,)),
-        stages=[StageSummary(asset=HOSTILE, rows_out=32)],
-        costs=[StageCost(stage=HOSTILE, calls=1, failed=1, failures={HOSTILE: 1})],
-        unused_columns={HOSTILE: 1},
-        student={"steps": 1, "attention_implementation": HOSTILE, "notes": [HOSTILE]},
-        decisions=[decision.model_copy(update={"version": HOSTILE, "at": HOSTILE}) for decision in DECISIONS],
-    )
-    packs = packs_of(SAMPLE["packs"])
-    return build_report(HOSTILE, recycled_of(rows), packs, results, {HOSTILE: HOSTILE}, ReportConfig())
 
 
 class Page(HTMLParser):
@@ -268,61 +165,3 @@ def test_credentials_in_addresses_are_not_shown() -> None:
     html = partial_report(config={"storage": "s3://key:secret@bucket/x"}).html
     assert "bucket/x" in html
     assert "secret" not in html
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    for program in (CHROMIUM, CHROMEDRIVER):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    driver.get("about:blank")
-    driver.get_log("performance")  # forgets what the browser's own start page loaded
-    yield driver
-    driver.quit()
-
-
-def requested(browser: Any) -> set[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
-    return {params["request"]["url"] for params in sent}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sample", "hostile", "partial"])
-def test_the_page_in_a_browser(browser: Any, tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
-    report = partial_report() if kind == "partial" else request.getfixturevalue(kind)
-    file = tmp_path / f"{kind}.html"
-    file.write_text(report.html, encoding="utf-8")
-    for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light")):
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
-        metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(file.as_uri())
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        assert requested(browser) == {file.as_uri()}
-        for section in SECTIONS:
-            assert browser.find_element("id", section).is_displayed(), section
-        assert browser.find_elements("css selector", "script, img") == []
-        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-        (tmp_path / f"{kind}-{width}-{scheme}.png").write_bytes(base64.b64decode(shot["data"]))
-    assert browser.get_log("browser") == []
-
-
-@pytest.mark.slow
-def test_the_filter_shows_one_outcome(browser: Any, tmp_path: Path, sample: Report) -> None:
-    file = tmp_path / "sample.html"
-    file.write_text(sample.html, encoding="utf-8")
-    browser.get(file.as_uri())
-    browser.execute_script("document.getElementById('show-response').click()")
-    shown = [pair for pair in browser.find_elements("css selector", ".pair") if pair.is_displayed()]
-    assert len(shown) == 3
-    assert all("is-response" in pair.get_attribute("class") for pair in shown)
