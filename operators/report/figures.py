@@ -17,6 +17,7 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators import columns
+from operators.report.collected import Collected, LengthCounts, PackCounts, RowCounts, ScoreCounts, TokenCounts
 from operators.report.pairs import REFLECTIONS, draw_pairs, lowest
 from operators.report.policies import kept_by_policy, policy_figures
 from operators.stage import StageConfig, require_columns
@@ -43,10 +44,10 @@ SCORED_TEXTS = {
 }
 # Why a score is missing, as "original:<reason>,better_instruction:<reason>".
 UNSCORED = ("ifd_unscored", "rifd_unscored")
+_OF_PACKING = ("packs", "documents", "rows", "tokens", "supervised_tokens", "cut_rows", "lost_tokens")
 LENGTHS = {"instruction": ("instruction", "final_instruction"), "response": ("response", "final_response")}
 
 Counts = dict[str, Counter[str]]
-Figures = dict[str, Any]
 
 
 class ReportConfig(StageConfig):
@@ -70,7 +71,7 @@ class ReportConfig(StageConfig):
 
 def collect_figures(
     recycled: Dataset | None, packs: Dataset | None, report: ReportConfig, policy: str = "ifd_rifd"
-) -> Figures:
+) -> Collected:
     """Fold both data sets into counts, histograms and a sample; rows never reach the driver.
 
     Columns in: `columns.RECYCLED`, `columns.PACKS`; None stands for a stage that did not run.
@@ -78,25 +79,21 @@ def collect_figures(
     Args:
         policy: `select.policy`, which says what the scores are: perplexities or rewards under these names, else ratios.
 
-    Returns:
-        rows {source, quarantined, dropped, recycled, active, escaped, packed, unpacked}, lengths (words),
-        scores (no unit), reflections, policies, packing (tokens), and pairs (texts cut to `max_chars`).
-
     Raises:
         ValueError: a column is missing.
     """
     measure = policy if policy in SCORE_EDGES else RATIO
     counts, pairs = _fold_rows(recycled, report, policy, measure)
     packed = _fold_packs(packs)
-    return {
-        "rows": _rows(counts["outcome"], counts["escaped"], packed),
-        "lengths": {name: _lengths(counts, name) for name in LENGTHS},
-        "scores": {name: _scores(counts, name, measure) for name in SCORED_TEXTS},
-        "reflections": {name: dict(counts[name].most_common()) for name in REFLECTIONS},
-        "policies": policy_figures(counts["kept"], policy),
-        "packing": _packing(packed),
-        "pairs": pairs,
-    }
+    return Collected(
+        rows=_rows(counts["outcome"], counts["escaped"], packed),
+        lengths={name: _lengths(counts, name) for name in LENGTHS},
+        scores={name: _scores(counts, name, measure) for name in SCORED_TEXTS},
+        reflections={name: dict(counts[name].most_common()) for name in REFLECTIONS},
+        policies=policy_figures(counts["kept"], policy),
+        packing=_packing(packed) if packed else None,
+        pairs=pairs,
+    )
 
 
 def bin_counts(lengths: Counter[str], edges: Sequence[float]) -> list[int]:
@@ -212,7 +209,7 @@ def _summarise_packs(packs: pa.Table) -> pa.Table:
     return _partial(counts=counts | {"pack_slots": slots})
 
 
-def _rows(outcomes: Counter[str], escaped: Counter[str], packed: Counts | None) -> Figures:
+def _rows(outcomes: Counter[str], escaped: Counter[str], packed: Counts | None) -> RowCounts:
     def by_reason(kind: str) -> dict[str, int]:
         prefix = f"{kind}:"
         return {name.removeprefix(prefix): n for name, n in outcomes.most_common() if name.startswith(prefix)}
@@ -220,24 +217,28 @@ def _rows(outcomes: Counter[str], escaped: Counter[str], packed: Counts | None) 
     quarantined, dropped = by_reason("quarantined"), by_reason("dropped")
     recycled = {outcome: outcomes[outcome] for outcome in columns.RECYCLED_OUTCOMES}
     ended = sum(quarantined.values()) + sum(dropped.values()) + sum(recycled.values())
-    return {
-        "source": outcomes.total(),
-        "quarantined": quarantined,
-        "dropped": dropped,
-        "recycled": recycled,
-        "active": outcomes.total() - ended,
-        "escaped": escaped["rows"],
-        "packed": packed["total"]["rows"] if packed else 0,
-        "unpacked": dict(packed["unpacked"].most_common()) if packed else {},
-    }
+    return RowCounts(
+        source=outcomes.total(),
+        quarantined=quarantined,
+        dropped=dropped,
+        recycled=recycled,
+        active=outcomes.total() - ended,
+        escaped=escaped["rows"],
+        packed=packed["total"]["rows"] if packed else 0,
+        unpacked=dict(packed["unpacked"].most_common()) if packed else {},
+    )
 
 
-def _lengths(counts: Counts, name: str) -> Figures:
-    figures: Figures = {"unit": "words", "edges": list(WORD_EDGES)}
-    for side in ("before", "after"):
-        words = counts[f"{name}_{side}"]
-        figures |= {side: bin_counts(words, WORD_EDGES), f"median_{side}": median_of_counts(words)}
-    return figures
+def _lengths(counts: Counts, name: str) -> LengthCounts:
+    before, after = counts[f"{name}_before"], counts[f"{name}_after"]
+    return LengthCounts(
+        unit="words",
+        edges=list(WORD_EDGES),
+        before=bin_counts(before, WORD_EDGES),
+        median_before=median_of_counts(before),
+        after=bin_counts(after, WORD_EDGES),
+        median_after=median_of_counts(after),
+    )
 
 
 def median_of_counts(counts: Counter[str]) -> float | None:
@@ -254,7 +255,7 @@ def median_of_counts(counts: Counter[str]) -> float | None:
     return found / 2
 
 
-def _scores(counts: Counts, name: str, measure: str) -> Figures:
+def _scores(counts: Counts, name: str, measure: str) -> ScoreCounts:
     scored, edges = counts["scored"][name], SCORE_EDGES[measure]
     bins = [counts[name][str(bin_)] for bin_ in range(len(edges))]
     prefix, _, text = name.partition("_")
@@ -263,32 +264,24 @@ def _scores(counts: Counts, name: str, measure: str) -> Figures:
         reasons.update(
             {part.removeprefix(f"{text}:"): count for part in entry.split(",") if part.startswith(f"{text}:")}
         )
-    return {
-        "measure": measure,
-        "edges": list(edges),
-        "counts": bins,
-        "scored": scored,
-        "unscored": counts["unscored"][name],
-        "unscored_reasons": dict(reasons.most_common()),
-        "below_one": sum(bins[: edges.index(1)]) if measure == RATIO else None,
-        "mean": counts["score_sum"][name] / scored if scored else None,
-    }
+    return ScoreCounts(
+        measure=measure,
+        edges=list(edges),
+        counts=bins,
+        scored=scored,
+        unscored=counts["unscored"][name],
+        unscored_reasons=dict(reasons.most_common()),
+        below_one=sum(bins[: edges.index(1)]) if measure == RATIO else None,
+        mean=counts["score_sum"][name] / scored if scored else None,
+    )
 
 
-_OF_PACKING = ("packs", "documents", "rows", "tokens", "supervised_tokens", "cut_rows", "lost_tokens")
-
-
-def _packing(packed: Counts | None) -> Figures:
-    if packed is None:
-        return {}
-    slots = packed["pack_slots"]
-    return {
+def _packing(packed: Counts) -> PackCounts:
+    tokens = packed["document_tokens"]
+    return PackCounts(
         **{name: packed["total"][name] for name in _OF_PACKING},
-        "longest_pack": max((int(length) for length in slots), default=0),
-        "document_tokens": {
-            "unit": "tokens",
-            "edges": list(WORD_EDGES),
-            "counts": bin_counts(packed["document_tokens"], WORD_EDGES),
-            "median": median_of_counts(packed["document_tokens"]),
-        },
-    }
+        longest_pack=max((int(length) for length in packed["pack_slots"]), default=0),
+        document_tokens=TokenCounts(
+            "tokens", list(WORD_EDGES), bin_counts(tokens, WORD_EDGES), median_of_counts(tokens)
+        ),
+    )

@@ -17,15 +17,18 @@ from operators.evaluate.release_history import Decision
 from operators.evaluate.results import Evaluation, Release
 from operators.redact import without_credentials
 from operators.report.charts import Chart, Series, curve, histogram
+from operators.report.collected import PackCounts, RowCounts
 from operators.report.conclusion import conclude
 from operators.report.costs import StageCost
-from operators.report.figures import RATIO, Figures, ReportConfig, collect_figures
+from operators.report.figures import RATIO, ReportConfig, collect_figures
 from operators.report.page import page_environment
 from operators.report.pairs import cut_text
 from operators.report.stages import StageSummary
 from operators.report.styles import style_line, style_lines
 
 __all__ = ["Report", "ReportConfig", "Results", "build_report", "collect_figures"]
+
+Figures = dict[str, Any]  # what reports/<run>.json holds
 
 TEMPLATE = "report.html.j2"
 FIRST_STAGE = "raw_instructions"
@@ -102,12 +105,13 @@ def build_report(
     """
     policy = (config.get("select") or {}).get("policy") or "ifd_rifd"
     collected = collect_figures(recycled, packs, report, policy)
-    rows, student, evaluation = collected["rows"], results.student, results.evaluation
+    rows, student, evaluation = collected.rows, results.student, results.evaluation
+    counted = collected.as_figures()
     figures = {
         "run": run,
-        **collected,
-        "packing": collected["packing"] | _efficiency(collected["packing"], config),
-        "teacher": _teacher(results, sum(rows["recycled"].values())),
+        **counted,
+        "packing": counted["packing"] | (_efficiency(collected.packing, config) if collected.packing else {}),
+        "teacher": _teacher(results, sum(rows.recycled.values())),
         "train": {name: student.get(name) for name in TRAIN} if student else {},
         "evaluation": evaluation.model_dump(mode="json") if evaluation else {},
         "release": results.release.model_dump(mode="json") if results.release else {},
@@ -115,13 +119,13 @@ def build_report(
         "stages": [stage.model_dump() for stage in results.stages],
         "unused_columns": dict(results.unused_columns),
         "conservation": _conservation(rows, results.stages, has_packs=packs is not None),
-        "conclusion": conclude(evaluation, rows["recycled"], student.get("steps"), rows["packed"]).model_dump(),
+        "conclusion": conclude(evaluation, rows.recycled, student.get("steps"), rows.packed).model_dump(),
     }
     style = (config.get("reflect") or {}).get("style")
     change = evaluation.held_out_loss.change.estimate if evaluation else None
     lines = style_lines(results.earlier, style_line(style, figures, change)) if style else []
     figures = _json_ready({**figures, "styles": [line.model_dump() for line in lines]})
-    return Report(figures, _render(figures, config, report))
+    return Report(figures, _render(figures, rows, config, report))
 
 
 def _teacher(results: Results, num_recycled: int) -> Figures:
@@ -137,24 +141,19 @@ def _teacher(results: Results, num_recycled: int) -> Figures:
     return sums | in_all | per_row | {"by_stage": [cost.model_dump() for cost in results.costs]}
 
 
-def _efficiency(packing: Figures, config: dict[str, Any]) -> Figures:
+def _efficiency(packing: PackCounts, config: dict[str, Any]) -> Figures:
     """The share of the packs' room that holds tokens; a pack's room is `pack.max_tokens`, else the longest pack."""
-    if not packing:
-        return {}
-    room = (config.get("pack") or {}).get("max_tokens") or packing["longest_pack"]
-    return {
-        "max_tokens": room,
-        "efficiency": packing["tokens"] / (packing["packs"] * room) if packing["packs"] else None,
-    }
+    room = (config.get("pack") or {}).get("max_tokens") or packing.longest_pack
+    return {"max_tokens": room, "efficiency": packing.tokens / (packing.packs * room) if packing.packs else None}
 
 
-def _conservation(rows: Figures, stages: Sequence[StageSummary], *, has_packs: bool) -> Figures:
+def _conservation(rows: RowCounts, stages: Sequence[StageSummary], *, has_packs: bool) -> Figures:
     """Every row that came in has exactly one outcome, and every recycled row is packed or has a reason why not."""
     came_in = next((stage.rows_out for stage in stages if stage.asset == FIRST_STAGE), None)
-    came_in = rows["source"] if came_in is None else came_in
-    recycled = sum(rows["recycled"].values())
-    out = recycled + sum(rows["quarantined"].values()) + sum(rows["dropped"].values())
-    all_packed = not has_packs or recycled == rows["packed"] + sum(rows["unpacked"].values())
+    came_in = rows.source if came_in is None else came_in
+    recycled = sum(rows.recycled.values())
+    out = recycled + sum(rows.quarantined.values()) + sum(rows.dropped.values())
+    all_packed = not has_packs or recycled == rows.packed + sum(rows.unpacked.values())
     return {"in": came_in, "out": out, "holds": came_in == out and all_packed}
 
 
@@ -169,46 +168,46 @@ def _json_ready(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _render(figures: Figures, config: dict[str, Any], report: ReportConfig) -> str:
+def _render(figures: Figures, rows: RowCounts, config: dict[str, Any], report: ReportConfig) -> str:
     environment = page_environment()
     environment.globals["cut_text"] = lambda text: cut_text(text or "", report.max_chars)
     plain = without_credentials(json.loads(json.dumps(config, default=str)))
     return environment.get_template(TEMPLATE).render(
         **figures,
         score_names=SCORE_NAMES,
-        funnel=_funnel(figures["rows"]),
+        funnel=_funnel(rows),
         charts=_charts(figures),
         samples=(figures["evaluation"].get("samples") or [])[: report.num_samples],
         configuration=yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100),
     )
 
 
-def _funnel(rows: Figures) -> list[dict[str, Any]]:
+def _funnel(rows: RowCounts) -> list[dict[str, Any]]:
     """The steps with their bars; a segment is (style class, label, count, start and width in % of the source)."""
     steps: list[dict[str, Any]] = []
-    left = rows["source"]
+    left = rows.source
 
     def add(
-        name: str, reasons: dict[str, int], css: str, *, removes: bool, parts: dict[str, int] | None = None
+        name: str, reasons: Mapping[str, int], css: str, *, removes: bool, parts: Mapping[str, int] | None = None
     ) -> None:
         nonlocal left
         total = sum((parts or reasons).values())
         start = left - total if removes else 0
         segments = []
         for label, number in (parts or {name: total}).items():
-            segments.append((label if parts else css, label, number, *_percent(start, number, rows["source"])))
+            segments.append((label if parts else css, label, number, *_percent(start, number, rows.source)))
             start += number
         steps.append({"name": name, "count": total, "removes": removes, "segments": segments, "reasons": reasons})
         left -= total if removes else 0
 
-    add("source", {}, "source", removes=False, parts={"source": rows["source"]})
-    add("quarantined", rows["quarantined"], "quarantined", removes=True)
-    add("dropped", rows["dropped"], "dropped", removes=True)
-    if rows["active"]:
-        add("active", {"no outcome": rows["active"]}, "dropped", removes=True)
-    add("recycled", {}, "", removes=False, parts=rows["recycled"])
-    steps[-1]["parts"] = rows["recycled"]
-    add("packed", rows["unpacked"], "", removes=False, parts={"packed": rows["packed"]})
+    add("source", {}, "source", removes=False, parts={"source": rows.source})
+    add("quarantined", rows.quarantined, "quarantined", removes=True)
+    add("dropped", rows.dropped, "dropped", removes=True)
+    if rows.active:
+        add("active", {"no outcome": rows.active}, "dropped", removes=True)
+    add("recycled", {}, "", removes=False, parts=rows.recycled)
+    steps[-1]["parts"] = rows.recycled
+    add("packed", rows.unpacked, "", removes=False, parts={"packed": rows.packed})
     return steps
 
 
