@@ -1,6 +1,8 @@
 """One run at a time on a bucket, whatever host and clock; against a real S3 protocol (moto's server)."""
 
+import signal
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -24,9 +26,12 @@ def age(bucket: str, seconds: float) -> None:
 
 
 @pytest.fixture
-def storage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def storage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr("cluster.bucket_lease.LEAST_GRACE_S", 20.0)  # a busy machine must not end the tests
-    return f"{bucket}/runs"
+    # Tests in the background of a shell ignore Ctrl-C, by which a run is stopped.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield f"{bucket}/runs"
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(storage: str) -> None:

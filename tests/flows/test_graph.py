@@ -22,13 +22,16 @@ def test_a_selection_knows_whether_it_is_made_once_a_refresh() -> None:
     assert not GRAPH.has_refreshes([graph.STUDENT, graph.REPORT])
 
 
-def test_the_command_line_builds_the_graph_once() -> None:
-    """As a script the module is `__main__`: whoever imports it by its name builds every asset a second time."""
+def test_the_command_line_builds_the_graph_once_and_without_torch() -> None:
+    """As a script the module is `__main__`: whoever imports it by its name builds every asset a second time.
+
+    Torch is eight seconds for every `--plan`, every process that Dagster starts and most of those that Ray does.
+    """
     code = (
         "import runpy, sys; sys.argv = ['flow', '--help']\n"
         "try: runpy.run_path('flows/recycle_and_train.py', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "print('flows.recycle_and_train' in sys.modules)"
+        "print('flows.recycle_and_train' in sys.modules, {'torch', 'transformers', 'vllm'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stdout.splitlines()[-1] == "False set()"
