@@ -111,16 +111,5 @@ def test_the_installed_command_gives_a_student_and_a_report_and_then_has_nothing
     assert sorted((tmp_path / "ledger").rglob("*.parquet")) == ledger
 
 
-@pytest.mark.slow
-def test_the_plan_executes_nothing(tmp_path: Path) -> None:
-    script = [sys.executable, "flows/recycle_and_train.py"]
-    planned = run_flow(script, REPOSITORY, "--plan", f"storage={tmp_path}/storage")
-    assert planned.returncode == 0, planned.stderr
-    assert "raw_instructions          new" in planned.stdout
-    assert "41 new calls, 0 from the ledger, 0 over-long" in planned.stdout
-    assert not (tmp_path / "storage" / "assets").exists()
-    assert not (tmp_path / "storage" / "ledger").exists()
-
-
 def log_of(storage: Path) -> str:
     return "".join(file.read_text()[-3000:] for file in storage.glob("logs/*.log"))

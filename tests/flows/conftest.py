@@ -1,17 +1,14 @@
 """The flow on a storage of a test's own, and a real Ray cluster, apart from all others, for jobs and the daemon."""
 
-import io
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flows.flow_runs import Flow
+from tests.flows.flow_runs import Flow, flow_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMOKE = str(REPOSITORY / "configs" / "smoke.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -51,16 +48,5 @@ def small_run(tmp_path: Path, tiny_model: str) -> list[str]:
 
 @pytest.fixture
 def flow(tmp_path: Path, tiny_model: str, local_ray: None) -> Flow:
-    """Runs the flow on a storage of the test's own; returns the exit code and what was printed."""
-
-    from flows.launch import run_flow
-    from flows.recycle_and_train import GRAPH
-
-    def run(*arguments: str) -> tuple[int, str]:
-        out, err = io.StringIO(), io.StringIO()
-        settings = [f"storage={tmp_path}/storage", f"student.model={tiny_model}", "evaluate.judge=false"]
-        code = run_flow(GRAPH, ["--config", SMOKE, *settings, "train.num_workers=1", *arguments], (out, err))
-        sys.stderr.write(err.getvalue())
-        return code, out.getvalue()
-
-    return run
+    """Runs the flow on a storage of the test's own."""
+    return flow_in(tmp_path, tiny_model)

@@ -1,13 +1,31 @@
-"""What the tests of whole flows share: a source to read, and what a run left and printed."""
+"""What the tests of whole flows share: the run itself, a source to read, and what a run left and printed."""
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+SMOKE = str(Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml")
 Flow = Callable[..., tuple[int, str]]  # what the fixture `flow` is
+
+
+def flow_in(folder: Path, model: str) -> Flow:
+    """Runs the flow on a storage in this folder; returns the exit code and what was printed."""
+    from flows.launch import run_flow
+    from flows.recycle_and_train import GRAPH
+
+    def run(*arguments: str) -> tuple[int, str]:
+        out, err = io.StringIO(), io.StringIO()
+        settings = [f"storage={folder}/storage", f"student.model={model}", "evaluate.judge=false"]
+        code = run_flow(GRAPH, ["--config", SMOKE, *settings, "train.num_workers=1", *arguments], (out, err))
+        sys.stderr.write(err.getvalue())
+        return code, out.getvalue()
+
+    return run
 
 
 def write_source(path: Path, count: int, start: int = 0) -> Path:

@@ -1,6 +1,7 @@
 """The exit codes of a run, each with the line that says why: 2 for what cannot be used, 3 for a broken invariant."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.flows.flow_runs import Flow, last_line, write_source
+from tests.flows.flow_runs import Flow, flow_in, last_line, write_source
+
+
+@pytest.fixture(scope="module")
+def read_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, local_ray: None) -> Path:
+    """A source of four rows beside a storage that holds them as raw instructions."""
+    folder = tmp_path_factory.mktemp("read")
+    source = write_source(folder / "source.jsonl", 4)
+    assert flow_in(folder, tiny_model)(f"source.path={source}", "--select", "raw_instructions")[0] == 0
+    return folder
+
+
+@pytest.fixture
+def source(read_once: Path, tmp_path: Path) -> str:
+    """The setting of the source, beside a storage of the test's own that was read already."""
+    shutil.copytree(read_once, tmp_path, dirs_exist_ok=True)
+    return f"source.path={tmp_path / 'source.jsonl'}"
 
 
 def test_a_misspelt_key_is_two_and_one_line(flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,9 +107,9 @@ def test_a_source_that_no_row_survives_is_two(flow: Flow, tmp_path: Path, capsys
 
 
 @pytest.mark.slow
-def test_a_row_that_vanished_is_three(flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
-    assert flow(source, "--select", "raw_instructions")[0] == 0
+def test_a_row_that_vanished_is_three(
+    flow: Flow, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     change_rows(tmp_path, lambda rows: rows.slice(1))
     assert flow(source, "--select", "instruction_reflections")[0] == 3
     assert "instruction_reflections: 3 rows out against 4 read" in last_line(capsys)
@@ -111,20 +128,16 @@ def test_a_fault_that_was_mended_does_not_end_later_runs(
 
 @pytest.mark.parametrize("arguments", [["--plan"], ["--select", "raw_instructions"]], ids=["plan", "run"])
 def test_a_broken_manifest_is_one_line_with_its_cure(
-    flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    flow: Flow, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
-    assert flow(source, "--select", "raw_instructions")[0] == 0
     (folder_of(tmp_path, "raw_instructions") / "manifest.json").write_text('{"rows"')
     assert flow(source, *arguments)[0] == 1
     assert "manifest.json cannot be read; delete" in last_line(capsys)
 
 
 def test_a_flipped_bit_is_one_line_with_its_cure(
-    flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flow: Flow, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
-    assert flow(source, "--select", "raw_instructions")[0] == 0
     file = next(folder_of(tmp_path, "raw_instructions").glob("*.parquet"))
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 1
@@ -135,10 +148,8 @@ def test_a_flipped_bit_is_one_line_with_its_cure(
 
 @pytest.mark.slow
 def test_a_row_that_is_there_twice_in_place_of_another_is_three(
-    flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flow: Flow, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = f"source.path={write_source(tmp_path / 'source.jsonl', 4)}"
-    assert flow(source, "--select", "raw_instructions")[0] == 0
     change_rows(tmp_path, lambda rows: pa.concat_tables([rows.slice(1), rows.slice(rows.num_rows - 1)]))
     assert flow(source, "--select", "instruction_reflections")[0] == 3
     assert "4 rows out against 4 read, and they are not the same rows" in last_line(capsys)

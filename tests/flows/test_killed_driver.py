@@ -18,7 +18,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 ROWS, BATCH, BATCHES = 600, 4, 2
-IN_FLIGHT = 3 * BATCH * BATCHES  # as ask.BATCHES_IN_FLIGHT says
+IN_FLIGHT = 3 * BATCH * BATCHES  # as dispatch.BATCHES_IN_FLIGHT says
 
 Kill = Callable[[subprocess.Popen[bytes]], None]
 
