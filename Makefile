@@ -25,7 +25,7 @@ demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 7 min
 
 test: test-fast ## all tests: half an hour on two cores
 	@echo "the slow tests: 20 to 30 minutes on two cores"
-	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile --durations 15
+	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
 
 test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: 5 to 6 minutes on two cores
 	@echo "the fast tests: 5 to 6 minutes on two cores"
@@ -55,7 +55,7 @@ wheel: $(INSTALLED) ## build dist/recycle_and_train-*.whl
 
 clean: ## remove caches and build outputs; never .venv, never runs
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./runs -o -path ./.git \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-runs: ## remove runs/: asks first, because it holds every stored reply of a teacher
 	@[ -d runs ] || { echo "there is no runs/"; exit 0; }; du -sh runs/*; \
