@@ -23,6 +23,9 @@ $(INSTALLED): pyproject.toml .ci/install .ci/constraints-cpu.txt
 demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 7 minutes on two cores
 	$(BIN)/python flows/recycle_and_train.py --config configs/demo.yaml
 
+# A process computes on one core: their threads would wait for each other.
+test test-fast: export OMP_NUM_THREADS = 1
+
 test: test-fast ## all tests: half an hour on two cores
 	@echo "the slow tests: 20 to 30 minutes on two cores"
 	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
