@@ -170,9 +170,9 @@ class TestEndpoint:
         assert rows["good"]["reply"] == "doog"
 
     def test_a_rate_limit_spaces_the_requests(self, endpoint: str) -> None:
-        ask(endpoint, [f"row {n}" for n in range(5)], requests_per_minute=300)
+        ask(endpoint, [f"row {n}" for n in range(7)], requests_per_minute=300)
         moments = sorted(seen["at"] for seen in Endpoint.seen)
-        assert moments[-1] - moments[0] >= 4 * 0.2 * 0.9
+        assert moments[-1] - moments[0] >= 6 * 0.2 * 0.8  # the first may arrive late
 
     def test_no_more_requests_are_in_flight_than_allowed(self, endpoint: str) -> None:
         ask(endpoint, [f"row {n}" for n in range(40)], concurrent_requests=3)
