@@ -87,11 +87,6 @@ def test_a_module_is_small_and_says_what_it_is_for(module: Path) -> None:
         assert text.startswith(('"""', 'r"""', "#!/usr/bin/env python\n"))
 
 
-def test_a_file_of_tests_is_small() -> None:
-    lines = {file: len(file.read_text().splitlines()) for file in (REPOSITORY / "tests").rglob("*.py")}
-    assert {str(file): count for file, count in lines.items() if count > MOST_LINES} == {}
-
-
 def test_a_module_with_logic_has_a_test_file_of_its_name() -> None:
     with_logic = {str(module.relative_to(REPOSITORY)) for module in MODULES if _has_logic(module)}
     without = {name for name in with_logic if not (REPOSITORY / _test_of(name)).is_file()}
