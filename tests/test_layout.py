@@ -22,7 +22,6 @@ TOP_LEVEL = {
 }  # fmt: skip
 # Modules with logic whose tests lie under another name, because they are one thing only together with others.
 TESTED_BY = {
-    "cluster/dagster_home.py": "tests/cluster/test_run_launcher.py",
     "cluster/counts.py": "tests/cluster/test_storage.py",
     "cluster/manifest.py": "tests/cluster/test_storage.py",
     "cluster/memory.py": "tests/cluster/test_storage.py",
