@@ -60,6 +60,11 @@ class ProgressBoard:
         return self._stages
 
 
+def board_name() -> str:
+    """Of this run's board: runs that share a cluster must not show each other's rows."""
+    return f"{BOARD_NAME}_{ray.get_runtime_context().get_job_id()}"
+
+
 def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | None = None, note: str = "") -> None:
     """Report from a task, an actor, a training worker or the driver; does nothing where no board was started.
 
@@ -72,7 +77,7 @@ def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | 
     if not ray.is_initialized():  # `get_actor` would start a Ray of its own
         return
     try:
-        board: Any = ray.get_actor(BOARD_NAME, namespace=BOARD_NAME)
+        board: Any = ray.get_actor(board_name(), namespace=BOARD_NAME)
     except ValueError:
         return
     board.report.remote(stage, rows, tokens, total, note)
@@ -113,7 +118,7 @@ class ProgressLines:
 
     def __enter__(self) -> Self:
         actor = ray.remote(num_cpus=0)(ProgressBoard)
-        self._board = actor.options(name=BOARD_NAME, namespace=BOARD_NAME, get_if_exists=True).remote()
+        self._board = actor.options(name=board_name(), namespace=BOARD_NAME, get_if_exists=True).remote()
         self._thread.start()
         return self
 

@@ -5,11 +5,12 @@ import io
 import os
 import pty
 import re
+from types import SimpleNamespace
 
 import pytest
 import ray
 
-from operators.progress import Bars, Lines, ProgressLines, StageProgress, format_stage, report_progress
+from operators.progress import Bars, Lines, ProgressLines, StageProgress, board_name, format_stage, report_progress
 
 
 def test_a_line_has_rows_rate_and_time_left() -> None:
@@ -96,3 +97,12 @@ def test_reports_of_workers_reach_the_terminal() -> None:
     assert "9/9 rows" in out.getvalue()
     assert "90 tokens" in out.getvalue()
     assert "nobody" not in out.getvalue()
+
+
+def test_two_runs_on_one_cluster_have_a_board_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for job in ("01000000", "02000000"):
+        context = SimpleNamespace(get_job_id=lambda job=job: job)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda context=context: context)
+        names.append(board_name())
+    assert len(set(names)) == 2
