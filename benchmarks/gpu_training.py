@@ -171,7 +171,7 @@ def measure(sizes: Sizes, phase: str, name: str, job: TrainJob, engine: Any, noi
         phase,
         f"{name:32} {seconds * 1e3:8.1f} ms a step, {tokens / seconds:8.0f} tokens/s, {shares}, peak "
         f"{memory}, loss {found[-1].loss:.3f}, noise {'off' if norm is None else f'{norm:.5f}'}"
-        f"{', ' + trainer.note if trainer.note else ''}",
+        f"{', '.join(['', *trainer.notes])}",
     )
     return seconds
 

@@ -74,7 +74,6 @@ TESTED_BY = {
     "operators/teacher/prompt_tokens.py": "tests/operators/teacher/test_generate.py",
     "operators/train/engine.py": "tests/operators/train/test_checkpoint.py",
     "operators/train/metrics.py": "tests/operators/train/test_train.py",
-    "operators/train/resize.py": "tests/operators/train/test_train.py",
 }
 
 

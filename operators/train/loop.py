@@ -79,15 +79,17 @@ def _train(job: TrainJob) -> None:
         saved, finished, history = _steps(job, engine, trainer, start)
         if trainer.stop_asked:  # the driver knows why, and exports nothing
             return
-        notes += [trainer.note] if trainer.note else []
+        notes += trainer.notes
         if finished < trainer.total_steps:
             notes.append(f"stopped after {finished} of {trainer.total_steps} steps: no lower validation loss since")
         best = _best_checkpoint(job, history, finished, notes)
+        exported = best.step if best else finished
+        best_step = None if history.best is None else exported
         if best is None:
-            _finish(job, engine, store, notes, finished if saved < finished else 0)
+            _finish(job, engine, store, notes, best_step, finished if saved < finished else 0)
     if best is not None:
         with loaded(job, best) as (engine, _):
-            _finish(job, engine, store, notes)
+            _finish(job, engine, store, notes, best_step)
 
 
 def _given(job: TrainJob, store: PackStore) -> Checkpoint:
@@ -144,7 +146,9 @@ def _best_checkpoint(job: TrainJob, history: History, finished: int, notes: list
     return found
 
 
-def _finish(job: TrainJob, engine: Any, store: PackStore, notes: list[str], unsaved: int = 0) -> None:
+def _finish(
+    job: TrainJob, engine: Any, store: PackStore, notes: list[str], best_step: int | None, unsaved: int = 0
+) -> None:
     """Export the student and say so; `unsaved` steps are saved first where that fails."""
     folder = Path(job.folder)
     try:
@@ -155,21 +159,20 @@ def _finish(job: TrainJob, engine: Any, store: PackStore, notes: list[str], unsa
         raise
     notes += [f"generation config exported with {changed}"] if changed else []
     notes += hyper_attention_routes(engine.module, job.config, store.document_lengths)
-    layers = count_hyper_layers(job.student, job.config)
-    _write_summary(job, folder, attention_in_use(engine.module), layers, notes)
+    summary = {
+        "identity": job.identity,
+        "backend": dist.get_backend(),
+        "attention_implementation": attention_in_use(engine.module),
+        "hyper_attention_layers": count_hyper_layers(job.student, job.config),
+        "best_step": best_step,
+        "notes": notes,
+    }
+    _write_summary(folder, summary)
 
 
-def _write_summary(job: TrainJob, folder: Path, attention: str, hyper_layers: int, notes: list[str]) -> None:
+def _write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Rank 0 says that the student is complete; the driver turns this into the manifest."""
     peaks: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if dist.get_rank() == 0:
-        summary = {
-            "identity": job.identity,
-            "peak_rss_bytes": peaks,
-            "backend": dist.get_backend(),
-            "attention_implementation": attention,
-            "hyper_attention_layers": hyper_layers,
-            "notes": notes,
-        }
-        write_json(folder / CHECKPOINTS / EXPORTED, summary)
+        write_json(folder / CHECKPOINTS / EXPORTED, {**summary, "peak_rss_bytes": peaks})

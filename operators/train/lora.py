@@ -36,8 +36,12 @@ class LoraConfig(StageConfig):
 
     @model_validator(mode="after")
     def _other_keys_need_a_rank(self) -> Self:
-        if not self.r and (self.alpha or self.dropout):
-            raise ValueError("lora: alpha or dropout are set and r is 0, so that nothing would use them; set lora.r")
+        fields = type(self).model_fields
+        unused = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        if not self.r and unused:
+            raise ValueError(
+                f"lora: {', '.join(unused)} beside r: 0, where nothing uses them; set lora.r, or leave them out"
+            )
         return self
 
     @property

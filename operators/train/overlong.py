@@ -59,6 +59,11 @@ def part_id(row_id: str, part: int) -> str:
     return f"{row_id}{_PART}{part + 1}" if part else row_id
 
 
+def row_of(part: str) -> str:
+    """The row that an id of a pack is a part of."""
+    return part if is_first_part(part) else part.rpartition(_PART)[0]
+
+
 def is_first_part(row_id: str) -> bool:
     """Whether an id of a pack stands for a row, not for a later part of one."""
     _, mark, number = row_id.rpartition(_PART)

@@ -187,6 +187,7 @@ class PackStore:
         keys = _keys(self._table)
         self.digest = _digest(keys)
         self._order = sorted(range(len(keys)), key=keys.__getitem__)
+        self.row_ids = [keys[index][0] for index in self._order]
         self.document_lengths = [keys[index][1] for index in self._order]
 
     def __len__(self) -> int:

@@ -30,19 +30,23 @@ def converted(checkpoint: Checkpoint) -> tuple[Path, str]:
         Folder and tag to load from.
 
     Raises:
-        RuntimeError: rank 0 could not convert it.
+        RuntimeError: rank 0 could not read or write a file, which may pass.
+        ValueError: it cannot be converted, and another attempt would end the same way.
     """
     target = checkpoint.folder.with_name(f"{_TAG}-{checkpoint.folder.name}")
-    problem = [""]
+    problem, passing = [""], [False]
     if dist.get_rank() == 0:
         shutil.rmtree(target, ignore_errors=True)  # what a killed attempt left
         try:
             _convert(checkpoint.folder / STATE, target / _TAG)
         except Exception as error:  # noqa: BLE001 - told to all workers, who would wait for this one
             problem[0] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    dist.broadcast_object_list(problem, src=0)
+            passing[0] = isinstance(error, OSError)
+            shutil.rmtree(target, ignore_errors=True)
+    for told in (problem, passing):
+        dist.broadcast_object_list(told, src=0)
     if problem[0]:
-        raise RuntimeError(
+        raise (RuntimeError if passing[0] else ValueError)(
             f"train: checkpoint {checkpoint.folder} of {checkpoint.spec.world_size} workers cannot be converted for "
             f"{dist.get_world_size()}: {problem[0]}; set train.num_workers to {checkpoint.spec.world_size}"
         )

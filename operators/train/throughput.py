@@ -20,7 +20,9 @@ _PEAKS = {
     "L4": 121e12,
     "L40S": 362e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "B200": 2250e12,
 }
@@ -71,6 +73,7 @@ def peak_flops(device: str) -> float | None:
 
 
 def peak_of(name: str) -> float | None:
-    """Of a GPU by the name that its driver gives it."""
-    found = [known for known in _PEAKS if all(word in name.replace("-", " ").split() for word in known.split())]
+    """Of a GPU by the name that its driver gives it; None of a MIG slice, which is a part of one."""
+    words = name.replace("-", " ").split()
+    found = [known for known in _PEAKS if all(word in words for word in known.split()) and "MIG" not in words]
     return _PEAKS[max(found, key=len)] if found else None

@@ -184,7 +184,6 @@ def _result(job: TrainJob, index: PackIndex, wall_seconds: float) -> TrainResult
         grad_norms=[line["grad_norm"] for line in lines],
         neft_l2=sum(norms) / len(norms) if norms else None,
         validation_losses={line["step"] + 1: line["validation_loss"] for line in evaluated},
-        best_step=min(evaluated, key=lambda line: line["validation_loss"])["step"] + 1 if evaluated else None,
         mfu=sum(shares) / len(shares) if shares else None,
         goodput=lines[-1]["goodput"],
         neftune_alpha=config.neftune_alpha,

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from kernels.neftune import EmbeddingNoise, batch_of_pack
-from operators.student.encode import load_tokenizer
+from operators.student.encode import IGNORED, load_tokenizer
 from operators.student.packed_attention import BY_DOCUMENT, attention_in_use
 from operators.student.packed_loss import joined, summed_loss
 from operators.train.config import TrainConfig
@@ -21,7 +21,7 @@ from operators.train.metrics import StepMetrics
 from operators.train.pack_order import PackStore, dummy_pack, pack_order
 from operators.train.stopping import stop_is_asked
 from operators.train.throughput import model_cost, peak_flops
-from operators.train.validation import validation_packs
+from operators.train.validation import shared_documents, validation_packs, without_loss
 
 
 class NotFiniteError(RuntimeError):
@@ -36,11 +36,16 @@ class Trainer:
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._order = pack_order(store.document_lengths, job.config)
         self._dummy = dummy_pack(load_tokenizer(job.student).eos_token_id or 0)
-        self._packs_per_pass, self.note = packs_at_once(engine.module, job.config)
-        self._cost, self._peak = model_cost(engine.module), peak_flops(str(engine.device))
+        self._packs_per_pass, note = packs_at_once(engine.module, job.config)
+        self._cost = model_cost(engine.module)
+        self._peak = peak_flops(str(engine.device)) if job.config.precision == "bf16" else None
         kept_out = validation_packs(len(store), job.config)
-        trained = [index for index in range(len(store)) if index not in set(kept_out)]
+        trained = sorted(set(range(len(store))) - set(kept_out))
         self._validation, self._quiet = kept_out, trained[: len(kept_out)]
+        self._shared = shared_documents(store.row_ids, kept_out)
+        shared = sum(map(len, self._shared.values()))
+        text = f"{shared} documents do not count for the validation loss: other parts of their rows are trained on"
+        self.notes = [*([note] if note else []), *([text] if shared else [])]
         self.stop_asked = False  # the same on every worker
         self.total_steps = job.config.total_steps(self._order.steps_per_epoch)
 
@@ -109,14 +114,19 @@ class Trainer:
     def _mean_loss(self, indices: list[int]) -> float:
         """In nats per supervised token; each worker reads as many packs as every other, dummies included."""
         device = str(self._engine.device)
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        total, supervised = torch.zeros(2, dtype=torch.float64, device=device), 0
         self._engine.eval()
         for place in range(self._rank, -(-len(indices) // self._world_size) * self._world_size, self._world_size):
-            pack = self._store.pack(indices[place]) if place < len(indices) else self._dummy
-            total += summed_loss(self._engine, pack, device).double()
+            pack = self._dummy
+            if place < len(indices):
+                pack = without_loss(self._store.pack(indices[place]), self._shared.get(indices[place], ()))
+            supervised += sum(label != IGNORED for label in pack.labels)
+            total[0] += summed_loss(self._engine, pack, device).double()
         self._engine.train()
+        total[1] += supervised
         dist.all_reduce(total)
-        return total.item() / self._store.supervised_tokens(indices)
+        loss, count = total.tolist()
+        return float(loss / count)
 
     def _passes(self, step: int, rank: int) -> list[list[int]]:
         return self._order.passes(step, rank, self._world_size, self._packs_per_pass)

@@ -1,16 +1,20 @@
 """Losses on packs that are not trained on, while training runs: which weights are the best, and when to stop.
 
-The packs are taken out of the training data. The rows that `evaluation` and `release` look at play no part here:
+The packs are taken out of the training data; a part of a split row does not count where another part of it is
+trained on. The rows that `evaluation` and `release` look at play no part here:
 a student that was chosen by them would look better on them than it is.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from operators.student.encode import IGNORED
+from operators.student.packed_loss import Pack
 from operators.train.config import TrainConfig
+from operators.train.overlong import row_of
 
 _STREAM = 1 << 20  # of random numbers, apart from those of the epochs
 
@@ -31,6 +35,41 @@ def validation_packs(num_packs: int, config: TrainConfig) -> list[int]:
         )
     order = np.random.default_rng([config.seed, _STREAM]).permutation(num_packs)
     return sorted(int(index) for index in order[:count])
+
+
+def shared_documents(row_ids: Sequence[Sequence[str]], kept_out: Collection[int]) -> dict[int, list[int]]:
+    """By kept-out pack, the places of its documents that are parts of a row of which another part is trained on.
+
+    Args:
+        row_ids: ids of the documents of each pack.
+        kept_out: indices of the packs that are kept out of training.
+
+    Raises:
+        ValueError: nothing else is kept out, so there is nothing to measure.
+    """
+    kept = set(kept_out)
+    trained = {row_of(row_id) for index, ids in enumerate(row_ids) if index not in kept for row_id in ids}
+    shared = {
+        index: [place for place, row_id in enumerate(row_ids[index]) if row_of(row_id) in trained] for index in kept
+    }
+    if kept and all(len(places) == len(row_ids[index]) for index, places in shared.items()):
+        raise ValueError(
+            f"train: each of the {len(kept)} packs for validation holds only parts of rows that are trained on; raise "
+            "pack.max_tokens or train.validation_share, set pack.overlong to truncate, or evaluate_every_steps to 0"
+        )
+    return shared
+
+
+def without_loss(pack: Pack, documents: Collection[int]) -> Pack:
+    """The pack with no loss on some of its documents, by their places."""
+    if not documents:
+        return pack
+    labels, begin = list(pack.labels), 0
+    for place, length in enumerate(pack.document_lengths):
+        if place in documents:
+            labels[begin : begin + length] = [IGNORED] * length
+        begin += length
+    return replace(pack, labels=labels)
 
 
 @dataclass(frozen=True)

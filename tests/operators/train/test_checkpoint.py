@@ -249,7 +249,9 @@ def test_the_best_weights_are_exported_and_training_stops_when_they_get_no_bette
     student = AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, weight in exported[2].items():
         assert torch.equal(dict(student.named_parameters())[name], weight), name
-    notes = json.loads((tmp_path / "checkpoints" / "exported.json").read_text())["notes"]
+    summary = json.loads((tmp_path / "checkpoints" / "exported.json").read_text())
+    notes = summary["notes"]
+    assert summary["best_step"] == 2
     assert "stopped after 4 of 9 steps" in notes[0]
     assert "exported the weights of step 2 of 4, with the lowest validation loss 1.0000" in notes[1]
 

@@ -8,9 +8,10 @@ import torch
 from operators.train.config import TrainConfig
 from operators.train.export import ExportError
 from operators.train.job import FAILED, TrainJob
-from operators.train.loop import read_failure, train_worker, would_repeat
+from operators.train.loop import _best_checkpoint, read_failure, train_worker, would_repeat
 from operators.train.pack_order import read_index
 from operators.train.trainer import NotFiniteError
+from operators.train.validation import Evaluated, History
 
 CONFIG = TrainConfig(max_steps=3, examples_per_step=9, learning_rate=1e-3, precision="fp32", threads_per_worker=1)
 
@@ -37,6 +38,13 @@ def job(tiny_model, packs_file, tmp_path_factory):
 )
 def test_only_errors_that_would_end_the_same_way_end_a_run(error, repeats):
     assert would_repeat(error) is repeats
+
+
+def test_where_the_best_weights_are_gone_the_last_are_exported_and_the_report_says_so(job, tmp_path):
+    notes: list[str] = []
+    history = History(0, [Evaluated(2, 1.0), Evaluated(4, 3.0)])
+    assert _best_checkpoint(replace(job, folder=str(tmp_path)), history, 4, notes) is None
+    assert notes == ["train: the best weights, of step 2, are gone; exported the last instead"]
 
 
 def test_a_failure_that_would_repeat_is_not_tried_again(job, tmp_path, monkeypatch):

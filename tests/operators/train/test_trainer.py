@@ -22,7 +22,7 @@ def curve(job, **changes):
         engine.module.register_forward_hook(lambda *_: passes.append(1))
         trainer = Trainer(job, engine, noise, PackStore(job.files))
         steps = [trainer.step(step) for step in range(3)]
-    assert trainer.note == ""
+    assert trainer.notes == []
     return [step.loss for step in steps], [step.neft_l2 for step in steps], len(passes)
 
 

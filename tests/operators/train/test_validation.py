@@ -1,11 +1,21 @@
 """Which packs are kept out, which weights are the best, and when training stops."""
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
+from operators.student.packed_loss import Pack
 from operators.train.config import TrainConfig
 from operators.train.pack_order import pack_order
-from operators.train.validation import Evaluated, History, history_of, validation_packs
+from operators.train.validation import (
+    Evaluated,
+    History,
+    history_of,
+    shared_documents,
+    validation_packs,
+    without_loss,
+)
 
 CONFIG = TrainConfig(evaluate_every_steps=2, validation_share=0.2, packs_per_step=3)
 
@@ -30,6 +40,24 @@ def test_an_evaluation_that_leaves_nothing_to_train_on_is_refused():
         pack_order([[7]], CONFIG)
     with pytest.raises(ValidationError, match="set evaluate_every_steps"):
         TrainConfig(patience=2)
+
+
+PARTS = [["a", "b"], ["a#2", "c"], ["d", "b#2"], ["e"]]
+
+
+def test_a_part_of_a_row_that_is_trained_on_does_not_count_for_validation():
+    assert shared_documents(PARTS, [1, 3]) == {1: [0], 3: []}
+    assert shared_documents(PARTS, [0, 1, 2]) == {0: [], 1: [], 2: []}, "all parts are kept out"
+    assert shared_documents(PARTS, []) == {}
+    with pytest.raises(ValueError, match="each of the 1 packs for validation holds only parts of rows"):
+        shared_documents([["a"], ["a#2"]], [1])
+
+
+def test_its_labels_are_left_out_of_the_loss():
+    pack = Pack([5, 6, 7, 8, 9], [-100, 6, -100, 8, 9], [2, 3], [1, 2])
+    assert without_loss(pack, [1]) == replace(pack, labels=[-100, 6, -100, -100, -100])
+    assert without_loss(pack, [0]).labels == [-100, -100, -100, 8, 9]
+    assert without_loss(pack, []) == pack
 
 
 def test_training_stops_after_as_many_evaluations_without_a_better_loss_as_it_has_patience():
