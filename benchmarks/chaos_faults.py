@@ -17,6 +17,7 @@ import psutil
 
 from benchmarks.chaos_endpoint import MODES, Store, failing
 from benchmarks.chaos_life import Ended, Life, children
+from benchmarks.chaos_nodes import MOMENTS, give_nodes_back, kill_node
 
 DISK_BYTES = 256 << 20
 KILLED, STOPPED, ENDED, WENT_ON = -signal.SIGKILL, -signal.SIGTERM, 1, 0
@@ -248,6 +249,10 @@ FAULTS = {
         Fault("flipped bits", damage("flip"), refreshes=2, damages=True),
         Fault("full disk", full_disk, give_disk_back),
         Fault("S3 errors", bucket(None), forget_store, trained=False),
+        *(
+            Fault(f"kill node in {stage}", kill_node(stage), give_nodes_back, trained=stage != "reflection")
+            for stage in MOMENTS
+        ),
         Fault("kill driver on S3", bucket(kill_driver), forget_store, trained=False),
     )
 }

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -79,6 +80,7 @@ class Life:
     repeated: int = 0  # in flight when a fault struck
     wrong: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    nodes: Any = None  # a simulated cluster
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -179,9 +181,9 @@ class Life:
                     found.append(process)
         return found
 
-    def await_moment(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for a moment of the run that the seed chooses; False if the run ended before."""
-        self.when = self.random.choice([*OF_ROWS, *(OF_TRAINING if self.trained else ())])
+    def await_moment(self, process: subprocess.Popen[bytes], when: str | None = None) -> bool:
+        """Wait for a moment of the run, one that the seed chooses if none is given; False if the run ended before."""
+        self.when = self.random.choice([*OF_ROWS, *(OF_TRAINING if self.trained else ())]) if when is None else when
         wait = self.random.uniform(0.5, 8) if not self.when else self.random.uniform(0, 1.5)
         while self.when and process.poll() is None:
             if any(fnmatch.fnmatch(name, self.when) for name in files_below(self.storage)):

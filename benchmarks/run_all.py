@@ -72,6 +72,7 @@ NOT_RUN = {
     "chaos_endpoint": "imported by chaos.py",
     "chaos_faults": "imported by chaos.py",
     "chaos_life": "imported by chaos.py",
+    "chaos_nodes": "imported by chaos.py",
     "gpu": "needs a GPU",
     "gpu_cases": "imported by gpu.py",
     "gpu_training": "needs a GPU",

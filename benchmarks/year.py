@@ -115,12 +115,12 @@ def write_like(run: Run, folder: Path, model: str, number: int) -> None:
             "checksums": dict(zip(sizes, found, strict=True)),
         }
         made = made.model_copy(update=update)
-        (target / "manifest.json").write_text(made.model_dump_json(indent=1))
+        (target / "manifest.json").write_text(manifests.sealed(made))
         made_from = open_run(run.config, GRAPH.specs).staleness.describe(asset, key)
         if asset == RAW_INSTRUCTIONS:
             made_from["files"] = [[name, identity]]
         final = made.model_copy(update={"made_from": made_from, "fingerprint": manifests.fingerprint_of(made_from)})
-        (target / "manifest.json").write_text(final.model_dump_json(indent=1))
+        (target / "manifest.json").write_text(manifests.sealed(final))
 
 
 def measured(what: Any) -> tuple[float, int, int]:

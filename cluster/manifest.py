@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+import zlib
 from typing import Any
 
 from pyarrow import fs
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from cluster.files import StorageError
 
-MARKER, MANIFEST = "_SUCCESS", "manifest.json"
+MARKER, MANIFEST, SEAL = "_SUCCESS", "manifest.json", "seal"
 MOST_READ = 50_000
 Description = dict[str, Any]  # what an asset is made from, as plain JSON
 
@@ -60,6 +61,23 @@ def fingerprint_of(description: Description) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def sealed(manifest: Manifest) -> str:
+    """The text of `manifest.json`: a flipped bit in it is no other result, it is damage."""
+    content = manifest.model_dump(mode="json")
+    return json.dumps(content | {SEAL: _checksum(content)}, indent=1, sort_keys=True)
+
+
+def _require_seal(text: bytes) -> None:
+    content = json.loads(text)
+    seal = content.pop(SEAL, None) if isinstance(content, dict) else None
+    if seal is not None and seal != _checksum(content):  # storages of before 2026-11-27 have none
+        raise ValueError("not what was written")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
 # Manifests that this process has read, by place: when each was written, its size, and what it says. A daemon opens
 # the store at every look and reads only what has changed since.
 _READ: dict[str, tuple[tuple[int, int], Manifest]] = {}
@@ -98,8 +116,10 @@ def read_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Manifes
     """
     try:
         with filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
-            return Manifest.model_validate_json(stream.read())
-    except (OSError, ValidationError):
+            text = stream.read()
+        _require_seal(text)
+        return Manifest.model_validate_json(text)
+    except (OSError, ValueError):  # ValidationError is a ValueError
         raise StorageError(
             f"{asset}: {folder}/{MANIFEST} cannot be read; delete {folder}/{MARKER} and run again"
         ) from None

@@ -60,7 +60,7 @@ def _start_or_join(address: str | None) -> None:
     for name, seconds in PATIENCE.items():
         os.environ.setdefault(name, seconds)
     try:
-        with _patient_start() if address in NO_ADDRESS else nullcontext():
+        with patient_start() if address in NO_ADDRESS else nullcontext():
             ray.init(
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -79,7 +79,7 @@ def _start_or_join(address: str | None) -> None:
 
 
 @contextmanager
-def _patient_start() -> Iterator[None]:
+def patient_start() -> Iterator[None]:
     """Give a node that this process starts more than the 30 s that are fixed in Ray: a busy machine needs them."""
     ask, deadline = services.get_node, time.monotonic() + START_S
 

@@ -6,7 +6,6 @@ manifest names. Whatever lacks its `_SUCCESS` marker, or is not the size that it
 read, and the checksum of each file is verified once by a process before it reads it.
 """
 
-import json
 import re
 import time
 import uuid
@@ -32,6 +31,7 @@ from cluster.manifest import (
     fingerprint_of,
     forget_manifest,
     read_manifest,
+    sealed,
 )
 from cluster.memory import PeakMemory
 from operators.files.atomic import open_filesystem, write_file
@@ -281,8 +281,7 @@ class AssetStore:
                 for key in ("files", "checksums")
             }
             manifest = manifest.model_copy(update=moved)
-        text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
-        write_file(self._filesystem, f"{folder}/{MANIFEST}", text.encode())
+        write_file(self._filesystem, f"{folder}/{MANIFEST}", sealed(manifest))
         write_file(self._filesystem, f"{folder}/{MARKER}", b"")
         forget_manifest(self._filesystem, folder)
         for info in self._filesystem.get_file_info(fs.FileSelector(folder)):

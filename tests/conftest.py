@@ -35,13 +35,16 @@ def local_ray() -> Iterator[None]:
     """One Ray of two logical CPUs for the whole session; workers import the repository."""
     import ray
 
+    from cluster.runtime import patient_start
+
     os.environ["PYTHONPATH"] = str(REPOSITORY)
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    with patient_start():
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()

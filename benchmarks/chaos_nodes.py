@@ -1,0 +1,56 @@
+"""The faults of chaos.py that need several nodes: a simulated cluster on this machine, of which one node is killed.
+
+The head runs no task, as on the shipped manifests; three nodes of two CPUs do the work. The killed node's raylet and
+workers end at once, as when a machine goes away, and a new node comes in its place.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.chaos_life import Ended, Life
+
+NODES, CPUS = 3, 2
+MEMORY_BYTES = 150_000_000  # of each node's object store
+MOMENTS = {
+    "reflection": "ledger/reflect_instructions/*.parquet",
+    "training": "students/*/metrics.jsonl",
+    "evaluation": "assets/student/*_SUCCESS",
+}
+
+
+def kill_node(stage: str) -> Callable[[Life], tuple[str, Ended]]:
+    """A node goes away while a stage works."""
+
+    def strike(life: Life) -> tuple[str, Ended]:
+        from ray.cluster_utils import Cluster
+
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        cluster: Any = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY_BYTES}
+        )
+        life.nodes = cluster
+        nodes = [cluster.add_node(num_cpus=CPUS, object_store_memory=MEMORY_BYTES) for _ in range(NODES)]
+        life.environment = {"RAY_ADDRESS": cluster.address}
+        life.settings += ["train.max_steps=6", "train.num_workers=2", "train.max_failures=3"]
+
+        def act(_: subprocess.Popen[bytes]) -> bool:
+            cluster.remove_node(life.random.choice(nodes), allow_graceful=False)
+            cluster.add_node(num_cpus=CPUS, object_store_memory=MEMORY_BYTES)
+            return True
+
+        process, out = life.start()
+        if life.await_moment(process, MOMENTS[stage]):
+            life.struck = act(process)
+        ended = life.finish(process, out)
+        if ended.code != 0:
+            life.wrong.append(f"the run ended with {ended.code}: {ended.text.strip().splitlines()[-1:]}")
+        return "base", ended
+
+    return strike
+
+
+def give_nodes_back(life: Life) -> None:
+    if life.nodes is not None:
+        life.nodes.shutdown()
