@@ -116,7 +116,7 @@ class Life:
             "train.zero_stage": 0,
             "train.checkpoint_every_steps": 1,
             "pack.max_tokens": 128,
-            "storage_lost_after_seconds": 6,
+            "storage_lost_after_seconds": 30,  # a starved run cannot renew a shorter one in time
         }
         settings = [*(f"{key}={value}" for key, value in ours.items()), *self.settings]
         chosen = [] if self.trained else ["select.policy=none", "--select", ROWS]

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from cluster.files import StorageError
+from cluster.terminal import tell
 from operators.files.places import BUCKETS, CREDENTIALS, ENDPOINT_VARIABLE
 
 LEASE = ".lease.json"
@@ -248,5 +248,5 @@ class _Keeper(threading.Thread):
         os.kill(os.getpid(), signal.SIGINT)
         left_s = (1 - STOPS_AT) * self._held.record.lost_after_s  # then another may take over
         if not self._ended.wait(max(LEAST_GRACE_S, min(GRACE_S, left_s))):  # it must not write any more
-            sys.stderr.write(f"{why}\n")
+            tell(why)
             os._exit(1)

@@ -7,6 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+_errors: list[TextIO] = []  # the terminal's own stream, inside `quiet_terminal`
+
+
+def tell(text: str) -> None:
+    """Write a line for the person at the terminal, now: also from a thread, and before the process is ended at once."""
+    stream = _errors[-1] if _errors else sys.stderr
+    stream.write(f"{text}\n")
+    stream.flush()
+
 
 @contextmanager
 def quiet_terminal(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
@@ -18,9 +27,11 @@ def quiet_terminal(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
     with log.open("ab") as file, os.fdopen(kept[0], "w") as out, os.fdopen(kept[1], "w") as err:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
+        _errors.append(err)
         try:
             yield out, err
         finally:
+            _errors.remove(err)
             sys.stdout.flush()
             sys.stderr.flush()
             out.flush()

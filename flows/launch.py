@@ -67,6 +67,7 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
                 log = _log_file(run, arguments)
                 out, err = stack.enter_context(quiet_terminal(log))
                 out.write(f"storage: {run.config.storage}\nlog: {log}\n")
+                out.flush()
             with ExitStack() as held:  # what it gives back may fail, and is told like any other error
                 return _run(graph, run, arguments, selected, held, (out, err))
         except (ConfigError, ModelNotFoundError, PreflightError) as error:

@@ -23,7 +23,6 @@ TOP_LEVEL = {
 # Modules with logic whose tests lie under another name, because they are one thing only together with others.
 TESTED_BY = {
     "cluster/counts.py": "tests/cluster/test_storage.py",
-    "cluster/manifest.py": "tests/cluster/test_storage.py",
     "cluster/memory.py": "tests/cluster/test_storage.py",
     "flows/asset_io.py": "tests/flows/test_recycle_and_train.py",
     "flows/plan_report.py": "tests/flows/test_recycle_and_train.py",
