@@ -15,7 +15,11 @@ with quiet_terminal(Path(sys.argv[1])) as (out, err):
     subprocess.run(["echo", "noise of a child"])
     out.write("for people\\n")
     err.write("an error\\n")
-print("afterwards")
+print("afterwards", flush=True)
+tell("without a log")
+with quiet_terminal(Path(sys.argv[1])):
+    tell("the last words of a run that ends at once")
+    os._exit(1)
 """
 
 
