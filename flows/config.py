@@ -27,8 +27,8 @@ from operators.redact import without_credentials
 from operators.reflect.config import ReflectConfig
 from operators.reflect.filter_rewrites import FilterConfig
 from operators.report.report import ReportConfig
+from operators.select.config import SelectConfig
 from operators.select.ifd import ScoreConfig
-from operators.select.select import SelectConfig
 from operators.stage import Operational, StageConfig
 from operators.teacher.budget import BudgetConfig
 from operators.teacher.config import TeacherConfig

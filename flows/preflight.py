@@ -68,7 +68,8 @@ def preflight(
         found += _resume_findings(run.config)
     if not models and run.reward_model and (thorough or _is_needed(run, refresh, NEED_REWARD, selected)):
         found += examine_reward_model(run.reward_model)
-    if not models and (thorough or _is_needed(run, refresh, NEED_TEACHER, selected)):
+    judging = NEED_REWARD if run.config.select.policy == "judge" else ()
+    if not models and (thorough or _is_needed(run, refresh, (*NEED_TEACHER, *judging), selected)):
         found += check_teacher(run.teacher)
     if not models:
         sizes = weight_bytes(run.teacher.model), weight_bytes(run.student)

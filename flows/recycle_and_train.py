@@ -115,13 +115,14 @@ def selected_instructions(
     context: dg.AssetExecutionContext, instruction_reflections: Dataset, run: RunResource
 ) -> Recipe:
     """The student's choice by IFD: the original pair or the better instruction with its answer."""
+    judge = run.judge()
 
     def build() -> Dataset:
         index = run.evaluation_index(instruction_reflections, context.partition_key)
         usable = filter_rewrites(instruction_reflections, INSTRUCTIONS, run.config.filter, index)
-        return select_instructions(usable, run.config.select, run.scorer)
+        return select_instructions(usable, run.config.select, run.scorer, judge)
 
-    return Recipe(build)
+    return Recipe(build, metrics=lambda _: judge.ledger.metrics())
 
 
 @dg.asset(
@@ -147,13 +148,13 @@ def response_reflections(selected_instructions: Dataset, run: RunResource) -> Re
 )
 def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Recipe:
     """The student's choice by r-IFD, and with it the one outcome of every row."""
-    config = run.config
+    config, judge = run.config, run.judge()
 
     def build() -> Dataset:
         usable = filter_rewrites(response_reflections, RESPONSES, config.filter)
-        return select_responses(usable, config.select, run.scorer)
+        return select_responses(usable, config.select, run.scorer, judge)
 
-    return Recipe(build)
+    return Recipe(build, metrics=lambda _: judge.ledger.metrics())
 
 
 @dg.asset(

@@ -29,6 +29,7 @@ from operators.read.drop_contaminated import EvaluationIndex, evaluation_index
 from operators.read.source_files import shown
 from operators.reflect.reflect import Reflection
 from operators.report.costs import StageCost, stage_costs
+from operators.select.judge import Judge
 from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.score_store import Scorer
 from operators.teacher.config import TeacherConfig
@@ -118,6 +119,11 @@ class Run:
     def scorer(self) -> Scorer:
         """The student before training as a judge of texts, with its score ledger."""
         return Scorer(self.student, self.config.score, self.path("scores"), self.reward_model)
+
+    def judge(self) -> Judge:
+        """Who selects under `select.policy: judge`; with `--reparse` its ledger makes no call."""
+        ledger = self.ledger(offline=self.reparse)
+        return Judge(self.teacher, ledger, self.config.select.judge_max_tokens, self.special_tokens)
 
     @cached_property
     def reward_model(self) -> str:

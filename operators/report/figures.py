@@ -29,11 +29,12 @@ WORD_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 38
 RATIO_EDGES = tuple(round(step * 0.05, 2) for step in range(41))
 # Policy perplexity scores by perplexities instead, which spread over orders of magnitude.
 # Rewards are in units of their model, most of them near 0; what lies outside counts in the first and last bin.
-RATIO, PERPLEXITY, REWARD = "ratio", "perplexity", "reward"
+RATIO, PERPLEXITY, REWARD, JUDGE = "ratio", "perplexity", "reward", "judge"
 SCORE_EDGES: dict[str, tuple[float, ...]] = {
     RATIO: RATIO_EDGES,
     PERPLEXITY: WORD_EDGES,
     REWARD: tuple(float(step) for step in range(-16, 17)),
+    JUDGE: tuple(float(step) for step in range(1, 11)),
 }
 # Which text a score belongs to: without the text there is nothing to score, with it a null counts as unscored.
 SCORED_TEXTS = {
@@ -77,7 +78,8 @@ def collect_figures(
     Columns in: `columns.RECYCLED`, `columns.PACKS`; None stands for a stage that did not run.
 
     Args:
-        policy: `select.policy`, which says what the scores are: perplexities or rewards under these names, else ratios.
+        policy: `select.policy`, which says what the scores are: perplexities, rewards or verdicts under these names,
+            else ratios.
 
     Raises:
         ValueError: a column is missing.

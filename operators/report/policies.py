@@ -11,17 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from operators.columns import RECYCLED_OUTCOMES
-from operators.select.select import (
-    NOT_REFLECTED,
-    Measure,
-    Policy,
-    SelectConfig,
-    better_instruction_pair,
-    better_response,
-    new_is_better,
-)
+from operators.select.config import Measure, Policy, SelectConfig
+from operators.select.select import NOT_REFLECTED, better_instruction_pair, better_response, new_is_better
 
-POLICIES: tuple[Policy, ...] = ("none", "ifd", "ifd_rifd", "perplexity", "reward")
+POLICIES: tuple[Policy, ...] = ("none", "ifd", "ifd_rifd", "perplexity", "reward", "judge")
 SIDES = ("instructions", "responses")
 OFFERED = "offered"
 COLUMNS = (

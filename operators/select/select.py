@@ -10,10 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any
 
 import pyarrow as pa
-from pydantic import Field, model_validator
 from ray.data import Dataset
 
 from operators.columns import (
@@ -29,69 +28,18 @@ from operators.columns import (
     SELECTED,
 )
 from operators.progress import report_progress
+from operators.select.config import HIGHER_IS_BETTER, RATIOS, Measure, SelectConfig
 from operators.select.ifd import Pair, Score, Turn, ifd_turn, reverse_ifd_turn
+from operators.select.judge import Judge, Judgements, judged
 from operators.select.score_store import REWARDS, Scorer, Scores, map_with_scores
-from operators.stage import StageConfig, require_columns
+from operators.stage import require_columns
 
-Policy = Literal["none", "ifd", "ifd_rifd", "perplexity", "reward"]
-Measure = Literal["ifd", "rifd", "perplexity", "reward"]
-RATIOS: tuple[Measure, ...] = ("ifd", "rifd")
-HIGHER_IS_BETTER: tuple[Measure, ...] = ("ifd", "reward")
 Values = dict[str, Any]
 
 NOT_REFLECTED = "dropped:response_not_reflected"
 
 
-class SelectConfig(StageConfig):
-    """How the student chooses between a pair and its reflection."""
-
-    policy: Policy = Field(
-        "ifd_rifd",
-        description="Which rewrites are chosen: ifd_rifd takes instructions of higher IFD and responses of lower r-IFD "
-        "(the papers' version 2), ifd compares only instructions and takes every parsed better response, perplexity "
-        "takes the pair whose response is less perplexing, reward takes what select.reward_model scores higher, none "
-        "takes every parsed reflection and loads no model.",
-    )
-    reward_model: str = Field(
-        "",
-        description="The model that scores answers under policy reward: a folder or hub id of a "
-        "sequence-classification model with one label; it runs in the actors of the section score.",
-    )
-    keep_unreflected_responses: bool = Field(
-        True,
-        description="Keep rows whose better response was not chosen; false drops them, as the paper does.",
-    )
-
-    require_final_ifd: bool = Field(
-        True,
-        description="Under policy ifd_rifd, choose a better response only if its own IFD, too, is below 1, as the "
-        "authors' code does.",
-    )
-
-    @model_validator(mode="after")
-    def _reward_needs_a_model(self) -> Self:
-        if self.policy == "reward" and not self.reward_model:
-            raise ValueError("policy: reward needs reward_model, a sequence-classification model with one label")
-        return self
-
-    def identity(self) -> dict[str, Any]:
-        """Without the reward model where none is used, so that older work stays valid."""
-        return {name: value for name, value in super().identity().items() if name != "reward_model" or value}
-
-    def first_measure(self) -> Measure | None:
-        """What the choice of instructions compares; None if nothing."""
-        if self.policy == "ifd_rifd":
-            return "ifd"
-        return None if self.policy == "none" else self.policy
-
-    def second_measure(self) -> Measure | None:
-        """What the choice of responses compares; None if nothing."""
-        if self.policy == "ifd_rifd":
-            return "rifd"
-        return self.policy if self.policy == "perplexity" or self.policy == "reward" else None
-
-
-def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dataset:
+def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer, judge: Judge | None = None) -> Dataset:
     """Choose between each original pair and the better instruction with its own new answer.
 
     The input stays beside either instruction. Rows with an outcome pass through with nulls.
@@ -100,12 +48,14 @@ def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer) -> 
         rows: see below.
         config: the policy.
         scorer: the student, before training.
+        judge: who decides under policy judge.
 
     Columns in:
         columns.INSTRUCTION_REFLECTED.
     Columns out:
         columns.SELECTED. `ifd_original` is scored on every active row, also where there is nothing to choose.
-        Both scores are null under policy none, perplexities or rewards under the policies of these names.
+        Both scores are null under policy none, perplexities, rewards or verdicts under the policies of these
+        names.
     Source:
         arXiv 2402.10110, section 3: argmax of IFD, from the student before training.
     """
@@ -113,10 +63,10 @@ def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer) -> 
     names = ("original", "better_instruction")
     measure = config.first_measure()
     choice = Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
-    return _map(rows, choice, scorer)
+    return _map(rows, choice, scorer, judge)
 
 
-def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dataset:
+def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer, judge: Judge | None = None) -> Dataset:
     """Choose between the selected response and the teacher's better one, and say how each row ends.
 
     Args: those of `select_instructions`.
@@ -126,13 +76,14 @@ def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer) -> Dat
     Columns out:
         columns.RECYCLED. `outcome` becomes original, instruction (the reflected pair was selected first), response
         (the better response was chosen), both, or dropped:response_not_reflected if the configuration says so.
-        Scores are null under policies none and ifd, perplexities or rewards under the policies of these names.
+        Scores are null under policies none and ifd, perplexities, rewards or verdicts under the policies of these
+        names.
     Source:
         arXiv 2402.10110, section 3: argmin of r-IFD, from the student before training. The second condition, an IFD of
         the final pair below 1 (`ifd_better_response`), is in the authors' code and not in the text.
     """
     require_columns("select_responses", RESPONSE_REFLECTED.names, rows.columns() or [])
-    return _map(rows, response_choice(config), scorer)
+    return _map(rows, response_choice(config), scorer, judge)
 
 
 def response_choice(config: SelectConfig) -> "Choice":
@@ -148,7 +99,7 @@ def new_is_better(measure: Measure | None, old: float | None, new: float | None)
     """Whether the new candidate replaces the old one.
 
     Args:
-        measure: ifd, reward: higher is better; rifd, perplexity: lower is better; None: the new one is always taken.
+        measure: ifd, reward, judge: higher is better; rifd, perplexity: lower; None: the new one is always taken.
         old: score of what is there; None or not finite if it has none, and then nothing replaces it.
         new: score of the candidate; eligible if finite and, for ratios, below 1.
     """
@@ -231,9 +182,14 @@ def _responses(row: Values) -> tuple[Pair, Pair | None]:
     return old, replace(old, response=better) if better else None
 
 
-def _map(rows: Dataset, choice: Choice, scorer: Scorer) -> Dataset:
+def _map(rows: Dataset, choice: Choice, scorer: Scorer, judge: Judge | None) -> Dataset:
     if choice.measure is None:
         return rows.map_batches(partial(_select_unscored, choice=choice), batch_format="pyarrow", num_cpus=0.5)
+    if choice.measure == "judge":
+        if judge is None:
+            raise ValueError(f"{choice.stage}: policy judge needs a judge; give one")
+        scored = judged(rows, choice.candidates, judge)
+        return scored.map_batches(partial(_select_judged, choice=choice), batch_format="pyarrow", num_cpus=0.5)
     # Perplexities come from the same likelihoods as IFD and share its folder; those of r-IFD are other texts.
     kind = "rifd" if choice.measure == "rifd" else REWARDS if choice.measure == "reward" else "ifd"
     return map_with_scores(rows, partial(select_rows, choice=choice), scorer, kind)
@@ -243,7 +199,11 @@ def _select_unscored(rows: pa.Table, choice: Choice) -> pa.Table:
     return select_rows(rows, None, choice)
 
 
-def select_rows(rows: pa.Table, scores: Scores | None, choice: Choice) -> pa.Table:
+def _select_judged(rows: pa.Table, choice: Choice) -> pa.Table:
+    return select_rows(rows, Judgements(rows, choice.candidates), choice)
+
+
+def select_rows(rows: pa.Table, scores: Scores | Judgements | None, choice: Choice) -> pa.Table:
     """Choose for every active row of one batch; without scores nothing is compared."""
     records = rows.to_pylist()
     active = [row for row in records if row["outcome"] == ACTIVE]
@@ -264,7 +224,10 @@ def select_rows(rows: pa.Table, scores: Scores | None, choice: Choice) -> pa.Tab
 
 
 def _scores(
-    scores: Scores | None, measure: Measure | None, rows: Sequence[Values], pairs: Sequence[tuple[Pair, Pair | None]]
+    scores: Scores | Judgements | None,
+    measure: Measure | None,
+    rows: Sequence[Values],
+    pairs: Sequence[tuple[Pair, Pair | None]],
 ) -> list[tuple[Score | None, Score | None]]:
     """What the student says of both pairs of each row; None where there is no pair or nothing is measured."""
     if scores is None:
@@ -276,7 +239,7 @@ def _scores(
 
 
 def _final_ifd(
-    scores: Scores | None, rows: Sequence[Values], pairs: Sequence[tuple[Pair, Pair | None]]
+    scores: Scores | Judgements | None, rows: Sequence[Values], pairs: Sequence[tuple[Pair, Pair | None]]
 ) -> list[Score | None]:
     """What the student says of the answers that may replace others, given their instructions."""
     if scores is None:
@@ -288,7 +251,7 @@ def _final_ifd(
 def _value(score: Score | None, measure: Measure | None) -> float | None:
     if score is None:
         return None
-    if measure == "reward":
+    if measure in ("reward", "judge"):
         return score.reward
     return score.perplexity if measure == "perplexity" else score.ratio
 

@@ -55,6 +55,7 @@ def test_policies_that_compare_the_same_scores_are_counted_on_the_same_offer() -
         "ifd": (1, 4),
         "ifd_rifd": (1, 2),
         "perplexity": (None, None),
+        "judge": (None, None),
         "reward": (None, None),
     }
 
@@ -65,6 +66,7 @@ def test_what_was_not_scored_for_a_policy_is_not_counted_for_it() -> None:
         "ifd": (None, 4),
         "ifd_rifd": (None, None),
         "perplexity": (None, None),
+        "judge": (None, None),
         "reward": (None, None),
     }
     assert figures("reward")[1]["reward"] == (2, 1), "higher reward, with no limit at 1"

@@ -19,10 +19,11 @@ from transformers import (
 )
 
 from operators.columns import INSTRUCTION_REFLECTED
+from operators.select.config import SelectConfig
 from operators.select.ifd import Pair, Score, ScoreConfig, ifd_turn
 from operators.select.reward import Encoded, RewardScorer, encode, examine_reward_model
 from operators.select.score_store import KNOWN, REWARDS, Scorer, _ScoringActor
-from operators.select.select import SelectConfig, select_instructions
+from operators.select.select import select_instructions
 
 TEXTS = [
     ("Name a colour.", "", "Blue."),

@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import INSTRUCTION_REFLECTED
+from operators.select.config import SelectConfig
 from operators.select.ifd import Pair, Score, ScoreConfig, StudentScorer, ifd_turn
 from operators.select.score_store import KNOWN, Scorer, Scores, _read_known, map_with_scores, score_key
-from operators.select.select import SelectConfig, select_instructions
+from operators.select.select import select_instructions
 
 POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # of two: the shuffle finds no room beside it
 BLUE = "Blue as the sky"

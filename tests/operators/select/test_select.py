@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from operators.columns import INSTRUCTION_REFLECTED, RECYCLED, RESPONSE_REFLECTED, SELECTED, conform
+from operators.select.config import SelectConfig
 from operators.select.ifd import Pair, Score, ScoreConfig, StudentScorer, Turn, guess_request
 from operators.select.score_store import Scorer
 from operators.select.select import (
-    SelectConfig,
     better_instruction_pair,
     better_response,
     chosen_instruction,
