@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,8 +213,10 @@ class Life:
     def cure(self, text: str) -> bool:
         """Do what the messages of a run tell its operator to do."""
         done = False
-        for path in CURE_DELETE.findall(text):
-            Path(path).unlink(missing_ok=True)
+        for path in map(Path, CURE_DELETE.findall(text)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
             done = True
         for path, name in CURE_RENAME.findall(text):
             if Path(path).is_file():

@@ -17,6 +17,7 @@ POSTGRES_VARIABLE = "DAGSTER_PG_URL"  # of every process: DRIVER user:password@h
 DRIVER = (
     "postgresql+psycopg2://"  # SQLAlchemy 2.1 takes another for postgresql://, which dagster-postgres does not know
 )
+MOST_CHARS = 200  # of an error of Dagster's, which may name every key that there is
 RAY_DASHBOARD = "http://127.0.0.1:8265"
 # Where a run finds code and configuration: the launcher copies these from the daemon. No secrets: Ray shows them.
 PASSED_ON = ["RECYCLE_CONFIG", "RECYCLE_OVERRIDES", "RECYCLE_HOME", "PYTHONPATH", *PASSED_TO_WORKERS]
@@ -26,13 +27,30 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
     """The instance whose home is `folder`; written on first use, left as it is afterwards, so that it can be edited.
 
     Raises:
-        StorageError: $DAGSTER_PG_URL names no driver that works.
+        StorageError: $DAGSTER_PG_URL names no driver that works; or settings or history cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
     if not settings.exists():
         settings.write_text(yaml.safe_dump(SETTINGS | _history_in_postgres(), sort_keys=False))
-    return dg.DagsterInstance.from_config(str(folder))
+    try:
+        instance = dg.DagsterInstance.from_config(str(folder))
+        instance.get_runs(limit=1)
+        instance.all_asset_keys()
+    except Exception as error:  # noqa: BLE001 - whatever Dagster, SQLAlchemy and a database's driver raise
+        raise StorageError(_unusable(folder, settings, error)) from None
+    return instance
+
+
+def _unusable(folder: Path, settings: Path, error: Exception) -> str:
+    """One line with the cure; what is said of PostgreSQL may hold its address, so its words are left out."""
+    if isinstance(error, dg.DagsterInvalidConfigError | yaml.YAMLError | UnicodeError):
+        why = " ".join(str(error).split())[:MOST_CHARS]
+        return f"{settings} cannot be used ({why}...); mend it, or delete {settings} and run again: it is written anew"
+    if "postgres:" in settings.read_text():
+        return f"the database of ${POSTGRES_VARIABLE} does not answer as it should ({type(error).__name__}); look at it"
+    why = " ".join(str(error).split())[:MOST_CHARS]
+    return f"the history of runs cannot be read ({why}); delete {folder} and run again: nothing else is in it"
 
 
 def _history_in_postgres() -> dict[str, object]:

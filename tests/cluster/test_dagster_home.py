@@ -67,6 +67,47 @@ def test_an_address_for_which_another_driver_would_be_taken_is_refused_without_i
     assert str(refused.value) == f"${POSTGRES_VARIABLE}: begin it with {DRIVER}, the driver that Dagster works with"
 
 
+@pytest.mark.parametrize(
+    "damage", ["zun_launcher: {}", "run_launcher: [", b"\xff\xfe"], ids=["key", "cut off", "bytes"]
+)
+def test_damaged_settings_are_one_line_with_the_cure(
+    damage: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster's own error names every key that it knows, in 5,000 characters."""
+    monkeypatch.delenv(POSTGRES_VARIABLE, raising=False)
+    settings = tmp_path / "dagster.yaml"
+    settings.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    with pytest.raises(StorageError) as refused:
+        open_instance(tmp_path)
+    words = str(refused.value)
+    assert words.startswith(f"{settings} cannot be used (")
+    assert words.endswith(f"mend it, or delete {settings} and run again: it is written anew")
+    assert len(words) < 600
+    assert "\n" not in words
+
+
+def test_a_damaged_history_is_one_line_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(POSTGRES_VARIABLE, raising=False)
+    (tmp_path / "history").mkdir()
+    (tmp_path / "history" / "runs.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(StorageError, match=rf"^the history of runs cannot be read .*; delete {tmp_path} and run again"):
+        open_instance(tmp_path)
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(POSTGRES_VARIABLE, f"{DRIVER}dagster:{PASSWORD}@db:5432/dagster")
+
+    def unreachable(folder: str) -> None:
+        raise OSError(f"cannot connect to dagster:{PASSWORD}@db")
+
+    monkeypatch.setattr(dg.DagsterInstance, "from_config", unreachable)
+    with pytest.raises(StorageError, match=r"^the database of \$DAGSTER_PG_URL does not answer") as refused:
+        open_instance(tmp_path)
+    assert PASSWORD not in str(refused.value)
+
+
 @pytest.mark.slow
 def test_several_hosts_share_the_history_in_a_real_server(
     postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
