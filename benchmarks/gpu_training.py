@@ -215,7 +215,7 @@ def long(sizes: Sizes) -> None:
     vocabulary, seconds = 49000 if sizes.on_gpu else 2000, {}
     files = {documents: packs_file(sizes, sizes.long, documents, 2, vocabulary) for documents in (1, 8)}
     options = {"packs_per_step": 1, "activation_checkpointing": True}
-    for compiling in (False, True):
+    for compiling in (True, False):
         with loaded(job_of(sizes, files[1], compile=compiling, **options)) as (engine, noise):
             for documents, file in files.items():
                 job = job_of(sizes, file, compile=compiling, **options)

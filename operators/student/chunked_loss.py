@@ -1,8 +1,9 @@
 """The cross entropy of a language model without all of its logits at once.
 
 Logits are tokens x vocabulary: 32k tokens of a 152k vocabulary would be 19 GiB in fp32, several times over with their
-gradient. Here the head reads as many tokens at a time as fit a fixed number of bytes, and reads them again in the
-backward pass. It happens inside the model's own forward pass: under ZeRO-3 the head's weight is there only then.
+gradient. Here the head reads as many tokens at a time as fit a fixed number of bytes, and the gradient is computed at
+once, so that no logit is computed twice. It happens inside the model's own forward pass: under ZeRO-3 the head's weight
+is there only then, and it comes and goes; there the logits are computed again in the backward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
-SUMMED = "summed_cross_entropy"
 LOGITS_BYTES = 1 << 30
-_BYTES_A_LOGIT = 14  # two of the logit in half precision, and four each of its copy, log-softmax and gradient in fp32
+_BYTES_A_LOGIT = 16  # two each of the logit and its gradient in half precision, four each of three steps in fp32
+_SCALED_ROWS = 8192
+_COMPILED = "loss_and_gradient"  # attribute of a model
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def return_loss(model: Any) -> None:
@@ -28,21 +31,30 @@ def return_loss(model: Any) -> None:
     plain, head = model.forward, model.get_output_embeddings()
     # A factor on the logits is a factor on what the head reads; a soft cap is not, so those models are left alone.
     text = model.config.get_text_config()
-    linear = isinstance(head, nn.Linear) and not getattr(text, "final_logit_softcapping", None)
+    in_parts = type(head) is nn.Linear and not getattr(text, "final_logit_softcapping", None)
 
     def forward(*args: Any, targets: Tensor | None = None, **options: Any) -> Any:
         if targets is None:
             return plain(*args, **options)
-        rows, summed = rows_at_a_time(text.vocab_size), vars(model).get(SUMMED, summed_cross_entropy)
-        if not linear or len(targets) <= rows:
-            return summed(plain(*args, **options).logits[0], targets)
+        rows = rows_at_a_time(text.vocab_size)
+        if not in_parts or (len(targets) <= rows and _COMPILED not in vars(model)):
+            return _summed(plain(*args, **options).logits[0], targets)
         with _passing_on(head):
             hidden = plain(*args, **options).logits[0]
-        parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-        losses = [checkpoint(_head_loss, head, summed, part, wanted, use_reentrant=False) for part, wanted in parts]
-        return torch.stack(losses).sum()
+        if hasattr(head.weight, "ds_id"):
+            parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+            losses = [checkpoint(_head_loss, head, part, wanted, use_reentrant=False) for part, wanted in parts]
+            return torch.stack(losses).sum()
+        of_part = vars(model).get(_COMPILED, loss_and_gradient)
+        in_parts_of: Callable[..., Tensor] = _LossInParts.apply
+        return in_parts_of(hidden, head.weight, head.bias, targets, rows, of_part)
 
     model.forward = forward
+
+
+def compile_loss(model: Any, compiler: Compiler) -> None:
+    """Let a model with `return_loss` use `compiler(loss_and_gradient)`."""
+    vars(model)[_COMPILED] = compiler(loss_and_gradient)
 
 
 def rows_at_a_time(vocabulary: int) -> int:
@@ -50,13 +62,68 @@ def rows_at_a_time(vocabulary: int) -> int:
     return max(1, LOGITS_BYTES // (vocabulary * _BYTES_A_LOGIT))
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """In nats over all positions, fp32; a model's attribute of the name `SUMMED` takes its place, compiled."""
+def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed cross entropy of [P, V] in fp32, and its gradient for the logits in their own type."""
+    exact = logits.float()
+    log_sum = exact.logsumexp(-1, keepdim=True)
+    loss = (log_sum - exact.gather(1, targets[:, None])).sum()
+    shares = (exact - log_sum).exp()
+    wanted = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    return loss, torch.where(wanted, shares - 1, shares).to(logits.dtype)
+
+
+class _LossInParts(torch.autograd.Function):
+    """The head's loss; the gradients are there after the forward pass and are only scaled in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: int,
+        of_part: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[:3]
+        loss = torch.zeros((), device=hidden.device)
+        gradients = [
+            torch.zeros_like(tensor) if tensor is not None and needed else None
+            for tensor, needed in zip((hidden, weight, bias), wanted, strict=True)
+        ]
+        for_hidden, for_weight, for_bias = gradients
+        for begin in range(0, len(targets), rows):
+            part = slice(begin, begin + rows)
+            part_loss, gradient = of_part(linear(hidden[part], weight, bias), targets[part])
+            loss += part_loss
+            if for_hidden is not None:
+                torch.mm(gradient, weight, out=for_hidden[part])
+            if for_weight is not None:
+                for_weight.addmm_(gradient.T, hidden[part])
+            if for_bias is not None:
+                for_bias += gradient.sum(0)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor | None, ...]:
+        return (*[None if each is None else _scaled(each, scales[0]) for each in ctx.saved_tensors], None, None, None)
+
+
+def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """The product in fp32, rounded once, with no copy of the whole in fp32."""
+    scaled = torch.empty_like(gradient)
+    for part, into in zip(torch.split(gradient, _SCALED_ROWS), torch.split(scaled, _SCALED_ROWS), strict=True):
+        into.copy_(part.float() * scale)
+    return scaled
+
+
+def _head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return _summed(head(hidden), targets)
+
+
+def _summed(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float(), targets, reduction="sum")
-
-
-def _head_loss(head: nn.Module, summed: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
-    return summed(head(hidden), targets)
 
 
 @contextmanager

@@ -6,11 +6,12 @@ once where it would make several copies of them in fp32.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from operators.student.chunked_loss import SUMMED, summed_cross_entropy
+from operators.student.chunked_loss import compile_loss
 
 
 def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -> int:
@@ -31,5 +32,5 @@ def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -
         )
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)
-    vars(model)[SUMMED] = torch.compile(summed_cross_entropy, dynamic=True, backend=backend)
+    compile_loss(model, partial(torch.compile, dynamic=True, backend=backend))
     return len(layers)

@@ -5,7 +5,7 @@ import torch
 import transformers as tf
 
 from operators.student import chunked_loss
-from operators.student.chunked_loss import return_loss, rows_at_a_time
+from operators.student.chunked_loss import compile_loss, return_loss, rows_at_a_time
 
 SIZES = {
     "vocab_size": 1000,
@@ -32,8 +32,9 @@ def loss_and_gradients(model, tokens, kept, targets):
     return loss.item(), {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradients_are_those_of_all_logits(family, monkeypatch):
+def test_loss_and_gradients_are_those_of_all_logits(family, recomputed, monkeypatch):
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(FAMILIES[family]()).train()
     tokens = torch.randint(1000, (1, 90))
@@ -43,8 +44,12 @@ def test_loss_and_gradients_are_those_of_all_logits(family, monkeypatch):
     return_loss(model)
     whole = loss_and_gradients(model, tokens, kept, tokens[0, 8:81])
     seen = []
-    model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape))
-    monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", 10 * 1000 * 14)
+    if recomputed:
+        model.get_output_embeddings().weight.ds_id = 0  # as under ZeRO-3
+        model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape))
+    else:
+        compile_loss(model, lambda of_part: lambda logits, wanted: seen.append(logits.shape) or of_part(logits, wanted))
+    monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", 10 * 1000 * 16)
     parts = loss_and_gradients(model, tokens, kept, tokens[0, 8:81])
     assert whole[0] == pytest.approx(expected, rel=1e-6)
     assert parts[0] == pytest.approx(expected, rel=1e-6)
@@ -52,13 +57,46 @@ def test_loss_and_gradients_are_those_of_all_logits(family, monkeypatch):
     for name, gradient in whole[1].items():
         torch.testing.assert_close(parts[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
     if family != "soft cap":  # its logits are no linear function of what the head reads
-        assert max(shape[0] for shape in seen[1:]) <= 10, "no more logits than were allowed"
+        assert max(shape[0] for shape in seen[recomputed:]) <= 10, "no more logits than were allowed"
 
 
 def test_a_gib_holds_the_logits_of_a_large_vocabulary():
     rows = rows_at_a_time(152_000)
     assert 256 < rows < 1024
-    assert rows * 152_000 * 14 <= 1 << 30
+    assert rows * 152_000 * 16 <= 1 << 30
+
+
+def test_a_frozen_head_gets_no_gradient_and_what_it_reads_gets_its_own(monkeypatch):
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(FAMILIES["llama"]()).train()
+    model.get_output_embeddings().weight.requires_grad_(False)
+    return_loss(model)
+    tokens, kept = torch.randint(1000, (1, 30)), torch.arange(3, 29)
+    whole = loss_and_gradients(model, tokens, kept, tokens[0, 4:30])
+    monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", 10 * 1000 * 16)
+    parts = loss_and_gradients(model, tokens, kept, tokens[0, 4:30])
+    assert "lm_head.weight" not in parts[1]
+    assert parts[1].keys() == whole[1].keys()
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(parts[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    with torch.no_grad():
+        loss = model(input_ids=tokens, use_cache=False, logits_to_keep=kept, targets=tokens[0, 4:30])
+    assert loss.item() == pytest.approx(whole[0], rel=1e-6)
+
+
+def test_in_half_precision_the_gradient_is_scaled_without_another_rounding(monkeypatch):
+    monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", 10 * 1000 * 16)
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(FAMILIES["llama"](), dtype=torch.bfloat16).train()
+    return_loss(model)
+    tokens, kept = torch.randint(1000, (1, 30)), torch.arange(3, 29)
+    gradients = []
+    for scale in (1.0, 1 / 3):  # in bfloat16 this is 0.334
+        model.zero_grad()
+        loss = model(input_ids=tokens, use_cache=False, logits_to_keep=kept, targets=tokens[0, 4:30])
+        (loss * scale).backward()
+        gradients.append(model.get_output_embeddings().weight.grad.double().norm())
+    assert (gradients[1] / gradients[0]).item() == pytest.approx(1 / 3, rel=5e-4)
 
 
 def test_without_targets_the_model_is_as_before():

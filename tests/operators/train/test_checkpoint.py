@@ -215,7 +215,7 @@ def test_every_stage_of_each_precision_gives_one_curve(job, precision):
 @pytest.mark.slow
 def test_the_head_in_parts_gives_the_same_step_where_its_weight_is_sharded(job, monkeypatch):
     steps = []
-    for limit in (1 << 30, 20 * 49152 * 14):
+    for limit in (1 << 30, 20 * 49152 * 16):
         monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", limit)
         with loaded(job) as (engine, noise):
             trainer = Trainer(job, engine, noise, PackStore(job.files))
