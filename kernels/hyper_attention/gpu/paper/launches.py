@@ -43,7 +43,8 @@ class Call:
     @property
     def shape(self) -> dict[str, Any]:
         """What all kernels with levels are compiled for."""
-        return {"LEVELS": self.sizes.L, "FULL": not self.sizes.causal, "PACKED": self.sizes.packed}
+        leaf = self.sizes.leaf if self.sizes.causal else 0
+        return {"LEAF": leaf, "LEVELS": self.sizes.L, "FULL": not self.sizes.causal, "PACKED": self.sizes.packed}
 
     def tile(self, kernel: str) -> Tile:
         """Sizes of the kernel's tiles."""
@@ -105,14 +106,14 @@ def forward(
             constants = call.constants("level", level=True)
             levels.level_kernel[_runs(s, constants) * s.Hq, s.B](
                 call.q, call.k, call.v, kept.query_order, kept.key_order, kept.ranks, kept.starts, kept.stops, outs,
-                lses, *call.strides(call.q, call.k, call.v), s.Hq, s.Hq // s.Hk, s.T, s.S, s.leaf,
+                lses, *call.strides(call.q, call.k, call.v), s.Hq, s.Hq // s.Hk, s.T, s.S,
                 s.exact_limit, s.segments, s.rows(queries=True), scale * _LOG2E, FINAL=s.direct, **constants,
             )  # fmt: skip
         if not s.direct:
             constants = call.constants("leaf", level=False)
             leaf.leaf_kernel[triton.cdiv(s.T, constants["BM"]) * s.Hq, s.B](
                 call.q, call.k, call.v, outs, lses, kept.starts, kept.stops, out, lse,
-                *call.strides(call.q, call.k, call.v), s.Hq, s.Hq // s.Hk, s.T, s.S, s.leaf, s.exact_limit,
+                *call.strides(call.q, call.k, call.v), s.Hq, s.Hq // s.Hk, s.T, s.S, s.exact_limit,
                 s.rows(queries=True), scale * _LOG2E, **constants,
             )  # fmt: skip
     return out, lse, buffer
@@ -170,7 +171,7 @@ def buckets(call: Call, kept: Kept) -> tuple[Tensor, Tensor]:
     programs = triton.cdiv(s.T, rows) * s.Hq + triton.cdiv(s.S, rows) * s.Hk + s.segments * s.Hk * (s.M > 0)
     order.hash_kernel[programs, s.B](
         call.q, call.k, sides, query_buckets, key_buckets, kept.ranks, kept.starts, kept.stops,
-        *call.strides(call.q, call.k), s.Hk, s.Hq // s.Hk, s.T, s.S, s.leaf, s.exact_limit, s.segments,
+        *call.strides(call.q, call.k), s.Hk, s.Hq // s.Hk, s.T, s.S, s.exact_limit, s.segments,
         config.block_size, initial_state(config.seed, SAMPLES), M=max(s.M, 1), BD_M=triton.next_power_of_2(max(s.M, 1)),
         R=bits, RP=places, LP=levels_, D=s.D, BD=padded(s.D), BM=rows, SPLIT=split, **call.shape,
     )  # fmt: skip
@@ -182,7 +183,7 @@ def sort(call: Call, kept: Kept, query_buckets: Tensor, key_buckets: Tensor) -> 
     s = call.sizes
     chunks, rows = s.programs(s.chunk), s.Hq + s.Hk
     histogram = torch.empty((s.B, rows, chunks, 1 << s.config.num_projections), dtype=torch.int32, device=call.q.device)
-    heads = (s.Hk, s.Hq // s.Hk, s.T, s.S, s.leaf, s.exact_limit, chunks)
+    heads = (s.Hk, s.Hq // s.Hk, s.T, s.S, s.exact_limit, chunks)
     constants: dict[str, Any] = {"BUCKETS": histogram.shape[3], "CHUNK": s.chunk, **call.shape}
     documents = (kept.starts, kept.stops)
     order.histogram_kernel[chunks * rows, s.B](
@@ -217,14 +218,14 @@ def _query_gradient(call: Call, kept: Kept, grad_out: Tensor, lse_2: Tensor, del
         constants = call.constants("level_query_gradient", level=True)
         levels.level_query_gradient_kernel[_runs(s, constants) * s.Hq, s.B](
             call.q, call.k, call.v, grad_out, kept.query_order, kept.key_order, kept.ranks, kept.starts, kept.stops,
-            lse_2, delta, parts, *strides, s.Hq, s.Hq // s.Hk, s.T, s.S, s.leaf, s.exact_limit, s.segments,
+            lse_2, delta, parts, *strides, s.Hq, s.Hq // s.Hk, s.T, s.S, s.exact_limit, s.segments,
             s.rows(queries=True), call.scale * _LOG2E, **constants,
         )  # fmt: skip
     if not s.direct:
         constants = call.constants("leaf_query_gradient", level=False)
         leaf.leaf_query_gradient_kernel[triton.cdiv(s.T, constants["BM"]) * s.Hq, s.B](
             call.q, call.k, call.v, grad_out, parts, kept.starts, kept.stops, lse_2, delta, grad_q, *strides, s.Hq,
-            s.Hq // s.Hk, s.T, s.S, s.leaf, s.exact_limit, s.rows(queries=True), call.scale * _LOG2E,
+            s.Hq // s.Hk, s.T, s.S, s.exact_limit, s.rows(queries=True), call.scale * _LOG2E,
             **constants,
         )  # fmt: skip
 
@@ -242,33 +243,24 @@ def _key_gradients(
         pieces = s.programs(s.piece)
         draws = grad_k.new_empty((2, s.B, s.Hk, pieces, 2, s.M, s.D))
         orders, documents = (kept.query_order, kept.key_order, kept.ranks), (kept.starts, kept.stops)
-        numbers = (
-            s.Hk,
-            s.Hq // s.Hk,
-            s.T,
-            s.S,
-            s.leaf,
-            s.exact_limit,
-            s.segments,
-            pieces,
-            s.rows(queries=False),
-            call.scale * _LOG2E,
-        )
+        numbers = (s.Hk, s.Hq // s.Hk, s.T, s.S, s.exact_limit, s.segments, pieces, s.rows(queries=False))
         if s.M:
             constants = call.constants("draw_gradient", level=True)
             programs = s.programs(s.piece, 2 * triton.cdiv(s.M, constants["BN"])) * s.Hk
             level_keys.draw_gradient_kernel[programs, s.B](
-                *tensors, *orders, *documents, lse_2, delta, draws, *strides, *numbers, PIECE=s.piece, **constants
+                *tensors, *orders, *documents, lse_2, delta, draws, *strides, *numbers, call.scale * _LOG2E,
+                PIECE=s.piece, **constants
             )  # fmt: skip
         constants = call.constants("level_key_gradient", level=True)
         level_keys.level_key_gradient_kernel[s.programs(constants["BN"]) * s.Hk, s.B](
-            *tensors, *orders, draws, *documents, lse_2, delta, *parts, *strides, *numbers, PIECE=s.piece, **constants
+            *tensors, *orders, draws, *documents, lse_2, delta, *parts, *strides, *numbers, call.scale * _LOG2E,
+            PIECE=s.piece, **constants
         )  # fmt: skip
     if not s.direct:
         constants = call.constants("leaf_key_gradient", level=False)
         leaf.leaf_key_gradient_kernel[triton.cdiv(s.S, constants["BN"]) * s.Hk, s.B](
             *tensors, *parts, kept.starts, kept.stops, lse_2, delta, grad_k, grad_v, *strides, s.Hk, s.Hq // s.Hk,
-            s.T, s.S, s.leaf, s.exact_limit, s.rows(queries=False), call.scale * _LOG2E, **constants,
+            s.T, s.S, s.exact_limit, s.rows(queries=False), call.scale * _LOG2E, **constants,
         )  # fmt: skip
 
 

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 
 from kernels.hyper_attention.gpu.local.forward import softmax_step
-from kernels.hyper_attention.gpu.local.key_gradients import key_step
+from kernels.hyper_attention.gpu.local.key_gradients import add_queries
 from kernels.hyper_attention.gpu.local.query_gradients import query_step
 from kernels.hyper_attention.gpu.local.rows import LN2, LOG2E, load_rows, store_rows
 from kernels.hyper_attention.gpu.paper.ranges import row_of, slots_of
 
-_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "rows"]
+_UNSPECIALISED = ["T", "S", "exact_limit", "rows"]
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _document(starts, stops, position, S, exact_limit, PACKED: tl.constexpr):
 
 @triton.jit
 def leaf_span(
-    starts, stops, query, T, S, leaf, exact_limit, FULL: tl.constexpr, PACKED: tl.constexpr
+    starts, stops, query, T, S, exact_limit, LEAF: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr
 ):  # fmt: skip
     """Keys [begin, end) of each query, its document's start, whether the document is long, which queries exist."""
     offset = query * 0 if FULL else S - T + query * 0
@@ -40,7 +40,7 @@ def leaf_span(
         begin = start
         stop = tl.where(long, start, end)
     else:
-        begin = tl.where(long, start + (position - start) // leaf * leaf, start)
+        begin = tl.where(long, start + (position - start) // LEAF * LEAF, start)
         stop = tl.where(end > start, position + 1, begin)
     stop = tl.where(live, stop, begin)
     return begin, stop, start, long & live, live
@@ -62,8 +62,9 @@ def spans(begin, stop, BN: tl.constexpr):
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def leaf_kernel(
     q, k, v, outs, lses, starts, stops, out, lse,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, heads, groups, T, S, leaf, exact_limit, rows, scale,
-    LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, heads, groups, T, S, exact_limit, rows, scale,
+    LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr,
+    BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output [B, Hq, T, D] and log-sum-exp [B, Hq, T], of the leaf and of what `level_kernel` wrote."""
@@ -72,7 +73,7 @@ def leaf_kernel(
     group = head // groups
     query = (tl.num_programs(0) // heads - 1 - tl.program_id(0) // heads) * BM + tl.arange(0, BM)
     begin, stop, start, long, live = leaf_span(
-        starts + batch * S, stops + batch * S, query, T, S, leaf, exact_limit, FULL, PACKED
+        starts + batch * S, stops + batch * S, query, T, S, exact_limit, LEAF, FULL, PACKED
     )
     q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, live, True, D, BD)
     k += batch * k_b + group * k_h
@@ -105,9 +106,9 @@ def leaf_kernel(
     for i in tl.static_range(LEVELS):
         reads = long
         if FULL == 0:
-            reads = long & ((position - start) // (leaf << i) % 2 == 1)
-        row = row_of(position, start, first, leaf << i, False, FULL, PACKED)
-        first += slots_of(leaf << i, S, exact_limit, FULL, PACKED) * (leaf << i)
+            reads = long & ((position - start) // (LEAF << i) % 2 == 1)
+        row = row_of(position, start, first, LEAF << i, False, FULL, PACKED)
+        first += slots_of(LEAF << i, S, exact_limit, FULL, PACKED) * (LEAF << i)
         part = tl.load(lses + plane + row, mask=reads, other=float("-inf"))
         theirs_out = load_rows(outs + plane * D, D, row, reads, True, D, BD).to(tl.float32)
         top = tl.maximum(m_i, part)
@@ -125,8 +126,9 @@ def leaf_kernel(
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def leaf_query_gradient_kernel(
     q, k, v, grad, grads, starts, stops, lse_2, delta, grad_q,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, heads, groups, T, S, leaf, exact_limit, rows, scale,
-    LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, heads, groups, T, S, exact_limit, rows, scale,
+    LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr,
+    BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the queries, [B, Hq, T, D]: the leaf's, and those of `level_query_gradient_kernel`."""
@@ -135,7 +137,7 @@ def leaf_query_gradient_kernel(
     group = head // groups
     query = (tl.num_programs(0) // heads - 1 - tl.program_id(0) // heads) * BM + tl.arange(0, BM)
     begin, stop, start, long, live = leaf_span(
-        starts + batch * S, stops + batch * S, query, T, S, leaf, exact_limit, FULL, PACKED
+        starts + batch * S, stops + batch * S, query, T, S, exact_limit, LEAF, FULL, PACKED
     )
     base = (batch * heads + head) * T
     q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, live, True, D, BD)
@@ -169,40 +171,19 @@ def leaf_query_gradient_kernel(
     for i in tl.static_range(LEVELS):
         reads = long
         if FULL == 0:
-            reads = long & ((position - start) // (leaf << i) % 2 == 1)
-        row = row_of(position, start, first, leaf << i, False, FULL, PACKED)
-        first += slots_of(leaf << i, S, exact_limit, FULL, PACKED) * (leaf << i)
+            reads = long & ((position - start) // (LEAF << i) % 2 == 1)
+        row = row_of(position, start, first, LEAF << i, False, FULL, PACKED)
+        first += slots_of(LEAF << i, S, exact_limit, FULL, PACKED) * (LEAF << i)
         dq += load_rows(grads + (batch * heads + head) * rows * D, D, row, reads, True, D, BD).to(tl.float32)
     store_rows(grad_q + base * D, query, live, dq, D, BD)
-
-
-@triton.jit
-def _queries(
-    dk, dv, k, v, q, grad, lse_2, delta, q_n, g_n, low, high, first, last, scale,
-    MASKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the queries low .. high; with a mask those of first .. last of each key."""
-    for i in range(low, high, BM):
-        query = i + tl.arange(0, BM)
-        within = query < high
-        q_i = load_rows(q, q_n, query, within, MASKED, D, BD)
-        do = load_rows(grad, g_n, query, within, MASKED, D, BD)
-        if MASKED:
-            lse = tl.load(lse_2 + query, mask=within, other=0.0)
-            de = tl.load(delta + query, mask=within, other=0.0)
-        else:
-            lse = tl.load(lse_2 + query)
-            de = tl.load(delta + query)
-        inside = within[None, :] & (query[None, :] >= first[:, None]) & (query[None, :] < last[:, None])
-        dk, dv = key_step(dk, dv, k, v, q_i, do, lse, de, scale, inside, scale, False, MASKED, PRECISION)
-    return dk, dv
 
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def leaf_key_gradient_kernel(
     q, k, v, grad, grads_k, grads_v, starts, stops, lse_2, delta, grad_k, grad_v,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, heads, groups, T, S, leaf, exact_limit, rows, scale,
-    LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n, heads, groups, T, S, exact_limit, rows, scale,
+    LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr,
+    BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, [B, Hk, S, D]: the leaf's, and those of `level_key_gradient_kernel`."""
@@ -217,10 +198,12 @@ def leaf_key_gradient_kernel(
         last = tl.where(long, start, end)
     else:
         first = tl.maximum(position - (S - T), 0)
-        tile = tl.minimum(start + ((position - start) // leaf + 1) * leaf, end)
+        tile = tl.minimum(start + ((position - start) // LEAF + 1) * LEAF, end)
         last = tl.maximum(tl.where(long, tile, end) - (S - T), 0)
     last = tl.where(live, tl.maximum(first, last), first)
-    low, _, full, _, rest, high = spans(first, last, BM)
+    some = first < last
+    high = tl.max(tl.where(some, last, 0))
+    low = tl.minimum(tl.min(tl.where(some, first, 2147483647)), high)
     k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, live, True, D, BD)
     v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, live, True, D, BD)
     dk = tl.zeros([BN, BD], tl.float32)
@@ -230,23 +213,15 @@ def leaf_key_gradient_kernel(
         base = (batch * heads * groups + head) * T
         q_ = q + batch * q_b + head * q_h
         grad_ = grad + batch * g_b + head * g_h
-        dk, dv = _queries(
-            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, low, tl.minimum(full, high), first, last,
-            scale, True, D, BD, BM, PRECISION,
-        )  # fmt: skip
-        dk, dv = _queries(
-            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, full, rest, first, last,
-            scale, False, D, BD, BM, PRECISION,
-        )  # fmt: skip
-        dk, dv = _queries(
-            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, rest, high, first, last,
-            scale, True, D, BD, BM, PRECISION,
+        dk, dv = add_queries(
+            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, low, high, 0, first, last, scale,
+            D, BD, BM, PRECISION,
         )  # fmt: skip
     dk *= scale / LOG2E
     plane = (batch * heads + group) * rows * D
     row_first = rows * 0
     for i in tl.static_range(LEVELS):
-        h = leaf << i
+        h = LEAF << i
         has = long & live
         if FULL == 0:
             tile = (position - start) // h

@@ -9,8 +9,8 @@ import triton.language as tl
 from kernels.hyper_attention.gpu.local.key_gradients import key_step
 from kernels.hyper_attention.gpu.local.rows import LOG2E, load_rows, store_rows
 from kernels.hyper_attention.gpu.paper.ranges import (
-    block_start,
-    first_run,
+    first_runs,
+    height,
     locate,
     rows_before,
     segment_at,
@@ -18,30 +18,45 @@ from kernels.hyper_attention.gpu.paper.ranges import (
     stratum,
 )
 
-_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "segments", "pieces", "rows"]
+_UNSPECIALISED = ["T", "S", "exact_limit", "segments", "pieces", "rows"]
 
 
 @triton.jit
 def first_piece(
-    level, slot, number, leaf, S, exact_limit, PIECE: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
-    PACKED: tl.constexpr,
+    level, slot, number, S, T, exact_limit, PIECE: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr,
+    FULL: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Number of a piece of a slot among the pieces of all levels; a slot has one for each PIECE of its queries."""
     result = number
     for i in tl.static_range(LEVELS):
-        per_slot = ((leaf << i) + PIECE - 1) // PIECE
-        result += tl.where(i < level, slots_of(leaf << i, S, exact_limit, FULL, PACKED) * per_slot, 0)
+        h = height(i, S, T, LEAF, FULL)
+        per_slot = (h + PIECE - 1) // PIECE
+        result += tl.where(i < level, slots_of(h, S, exact_limit, FULL, PACKED) * per_slot, 0)
         result += tl.where(i == level, slot * per_slot, 0)
     return result
+
+
+@triton.jit
+def _tiles(SIZE: tl.constexpr, BM: tl.constexpr):
+    """Tiles of BM queries of a run."""
+    return (SIZE + BM - 1) // BM
+
+
+@triton.jit
+def _queries_at(i, count, SIZE: tl.constexpr, BM: tl.constexpr):
+    """(run, places in the segment, which exist) of the i-th tile of BM queries; a run has whole tiles."""
+    run = i // _tiles(SIZE, BM)
+    row = run * SIZE + i % _tiles(SIZE, BM) * BM + tl.arange(0, BM)
+    return run, row, row < tl.minimum((run + 1) * SIZE, count)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def draw_gradient_kernel(
     q, k, v, grad, query_order, key_order, ranks, starts, stops, lse_2, delta, draws,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    heads, groups, T, S, leaf, exact_limit, segments, pieces, rows, scale,
-    SIZE: tl.constexpr, M: tl.constexpr, PIECE: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
-    PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    heads, groups, T, S, exact_limit, segments, pieces, rows, scale,
+    SIZE: tl.constexpr, M: tl.constexpr, PIECE: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr,
+    FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the drawn keys and values, [2, B, Hk, pieces, 2, M, D].
@@ -53,7 +68,7 @@ def draw_gradient_kernel(
     group = (tl.program_id(0) % heads).to(tl.int64)
     tiles: tl.constexpr = (M + BN - 1) // BN
     level, h, slot, number, lower = locate(
-        tl.program_id(0) // heads, leaf, S, exact_limit, PIECE, 2 * tiles, LEVELS, FULL, PACKED
+        tl.program_id(0) // heads, S, T, exact_limit, PIECE, 2 * tiles, LEAF, LEVELS, FULL, PACKED
     )
     piece, tile = number // (2 * tiles), number % (2 * tiles)
     behind = tile // tiles
@@ -72,35 +87,32 @@ def draw_gradient_kernel(
     k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, there, True, D, BD)
     v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, there, True, D, BD)
     # Runs of queries whose block begins after the draw read it where it is, those before them a block further.
-    some = tl.max(there.to(tl.int32), 0)
-    lowest = tl.min(tl.where(there, rank, 2147483647))
-    highest = tl.max(tl.where(there, rank, -1))
+    after = first_runs(rank, keys, count, SIZE)
     runs: tl.constexpr = (PIECE + SIZE - 1) // SIZE
-    low = tl.where(behind == 0, first_run(lowest, keys, count, SIZE), 0)
-    high = tl.where(behind == 0, (count + SIZE - 1) // SIZE, first_run(highest, keys, count, SIZE))
+    low = tl.where(behind == 0, tl.min(tl.where(there, after, 2147483647)), 0)
+    high = tl.where(behind == 0, (count + SIZE - 1) // SIZE, tl.max(tl.where(there, after, 0)))
     low = tl.maximum(low, piece * runs)
-    high = tl.where(some > 0, tl.minimum(high, (piece + 1) * runs), 0)
+    high = tl.where(tl.max(there.to(tl.int32), 0) > 0, tl.minimum(high, (piece + 1) * runs), 0)
+    low = tl.minimum(low, high)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     for member in range(groups):
         head = group * groups + member
         base = (batch * heads * groups + head) * T
         plane = (level.to(tl.int64) * batches + batch) * heads * groups + head
-        for run in range(low, high):
-            begin = block_start(low * 0 + run, keys, count, SIZE)  # the interpreter counts in Python numbers
-            reads = there & ((rank < begin).to(tl.int32) + behind == 1)
-            last = tl.minimum((run + 1) * SIZE, count)
-            for i in range(run * SIZE, last, BM):
-                row = i + tl.arange(0, BM)
-                live = row < last
-                query = tl.load(query_order + plane * T + first_query + row, mask=live, other=0)
-                q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, live, True, D, BD)
-                do = load_rows(grad + batch * g_b + head * g_h, g_n, query, live, True, D, BD)
-                lse = tl.load(lse_2 + base + query, mask=live, other=0.0)
-                de = tl.load(delta + base + query, mask=live, other=0.0)
-                inside = live[None, :] & reads[:, None]
-                dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, weight, inside, scale, True, True, PRECISION)
-    index = first_piece(level, slot, piece, leaf, S, exact_limit, PIECE, LEVELS, FULL, PACKED)
+        q_ = q + batch * q_b + head * q_h
+        grad_ = grad + batch * g_b + head * g_h
+        for i in range(low * _tiles(SIZE, BM), high * _tiles(SIZE, BM)):
+            run, row, live = _queries_at(i, count, SIZE, BM)
+            query = tl.load(query_order + plane * T + first_query + row, mask=live, other=0)
+            q_i = load_rows(q_, q_n, query, live, True, D, BD)
+            do = load_rows(grad_, g_n, query, live, True, D, BD)
+            lse = tl.load(lse_2 + base + query, mask=live, other=0.0)
+            de = tl.load(delta + base + query, mask=live, other=0.0)
+            reads = there & ((run >= after).to(tl.int32) + behind == 1)
+            inside = live[None, :] & reads[:, None]
+            dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, weight, inside, scale, True, True, PRECISION)
+    index = first_piece(level, slot, piece, S, T, exact_limit, PIECE, LEAF, LEVELS, FULL, PACKED)
     base = (((batch * heads + group) * pieces + index) * 2 + behind) * M * D
     live = (draw < M) & (slot + draw * 0 >= 0)
     store_rows(draws + base, draw, live, dk * (scale / LOG2E), D, BD)
@@ -111,9 +123,9 @@ def draw_gradient_kernel(
 def level_key_gradient_kernel(
     q, k, v, grad, query_order, key_order, ranks, draws, starts, stops, lse_2, delta, grads_k, grads_v,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    heads, groups, T, S, leaf, exact_limit, segments, pieces, rows, scale,
-    SIZE: tl.constexpr, M: tl.constexpr, PIECE: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
-    PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    heads, groups, T, S, exact_limit, segments, pieces, rows, scale,
+    SIZE: tl.constexpr, M: tl.constexpr, PIECE: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr,
+    FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Each level's share of the gradients of keys and values, [B, Hk, rows, D], for the keys it has: blocks and draws.
@@ -123,7 +135,9 @@ def level_key_gradient_kernel(
     """
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     group = (tl.program_id(0) % heads).to(tl.int64)
-    level, h, slot, number, lower = locate(tl.program_id(0) // heads, leaf, S, exact_limit, BN, 1, LEVELS, FULL, PACKED)
+    level, h, slot, number, lower = locate(
+        tl.program_id(0) // heads, S, T, exact_limit, BN, 1, LEAF, LEVELS, FULL, PACKED
+    )
     first_key, last_key, first_query, last_query, _ = segment_at(
         starts + batch * S, stops + batch * S, slot, h, T, S, exact_limit, FULL, PACKED
     )
@@ -135,34 +149,33 @@ def level_key_gradient_kernel(
     position = tl.load(key_order + key_plane * S + first_key + place, mask=live, other=0)
     k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, live, True, D, BD)
     v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, live, True, D, BD)
-    low = first_run(number * BN - width, keys, count, SIZE)
-    high = first_run(tl.minimum(number * BN + BN, keys) - 1, keys, count, SIZE)
-    high = tl.where(number * BN < keys, high, 0)
+    # A key is read by the runs whose block has begun at it and not yet ended before it.
+    since = first_runs(place - width, keys, count, SIZE)
+    until = first_runs(place, keys, count, SIZE)
+    high = tl.max(tl.where(live, until, 0))
+    low = tl.minimum(tl.min(tl.where(live, since, 2147483647)), high)
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     for member in range(groups):
         head = group * groups + member
         base = (batch * heads * groups + head) * T
         plane = (level.to(tl.int64) * batches + batch) * heads * groups + head
-        for run in range(low, high):
-            begin = block_start(low * 0 + run, keys, count, SIZE)  # the interpreter counts in Python numbers
-            reads = (place >= begin) & (place < begin + width)
-            last = tl.minimum((run + 1) * SIZE, count)
-            for i in range(run * SIZE, last, BM):
-                row = i + tl.arange(0, BM)
-                within = row < last
-                query = tl.load(query_order + plane * T + first_query + row, mask=within, other=0)
-                q_i = load_rows(q + batch * q_b + head * q_h, q_n, query, within, True, D, BD)
-                do = load_rows(grad + batch * g_b + head * g_h, g_n, query, within, True, D, BD)
-                lse = tl.load(lse_2 + base + query, mask=within, other=0.0)
-                de = tl.load(delta + base + query, mask=within, other=0.0)
-                inside = within[None, :] & reads[:, None]
-                dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, scale, inside, scale, False, True, PRECISION)
+        q_ = q + batch * q_b + head * q_h
+        grad_ = grad + batch * g_b + head * g_h
+        for i in range(low * _tiles(SIZE, BM), high * _tiles(SIZE, BM)):
+            run, row, within = _queries_at(i, count, SIZE, BM)
+            query = tl.load(query_order + plane * T + first_query + row, mask=within, other=0)
+            q_i = load_rows(q_, q_n, query, within, True, D, BD)
+            do = load_rows(grad_, g_n, query, within, True, D, BD)
+            lse = tl.load(lse_2 + base + query, mask=within, other=0.0)
+            de = tl.load(delta + base + query, mask=within, other=0.0)
+            inside = within[None, :] & ((run >= since) & (run < until))[:, None]
+            dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, scale, inside, scale, False, True, PRECISION)
     dk *= scale / LOG2E
     if M > 0:
         # The draw that may stand for this key: that of its stratum, if its rank is the key's, without or with a block.
         ranks += ((batch * heads + group) * segments + tl.maximum(lower + slot, 0)) * M
-        index = first_piece(level, slot, number * 0, leaf, S, exact_limit, PIECE, LEVELS, FULL, PACKED)
+        index = first_piece(level, slot, number * 0, S, T, exact_limit, PIECE, LEAF, LEVELS, FULL, PACKED)
         unseen = tl.maximum(keys - SIZE, 0) * (count > 0)
         size = (h + PIECE - 1) // PIECE
         for behind in tl.static_range(2):
@@ -178,7 +191,7 @@ def level_key_gradient_kernel(
                 dv += load_rows(draws + base, D, draw, found, True, D, BD).to(tl.float32)
     row = position
     if FULL == 0:
-        first = rows_before(level, leaf, S, exact_limit, LEVELS, FULL, PACKED)
+        first = rows_before(level, S, exact_limit, LEAF, LEVELS, FULL, PACKED)
         row += first + tl.maximum(slot, 0) * h - first_key
     base = (batch * heads + group) * rows * D
     store_rows(grads_k + base, row, live, dk, D, BD)

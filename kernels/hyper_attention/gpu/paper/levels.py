@@ -17,13 +17,14 @@ from kernels.hyper_attention.gpu.local.query_gradients import query_step
 from kernels.hyper_attention.gpu.local.rows import LN2, LOG2E, load_rows, store_rows
 from kernels.hyper_attention.gpu.paper.ranges import block_start, locate, rows_before, segment_at, stratum
 
-_UNSPECIALISED = ["T", "S", "leaf", "exact_limit", "segments", "rows"]
+_UNSPECIALISED = ["T", "S", "exact_limit", "segments", "rows"]
 
 
 @triton.jit
 def _run_rows(
-    starts, stops, index, T, S, leaf, exact_limit, size,
-    BM: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr, SIZE: tl.constexpr,
+    starts, stops, index, T, S, exact_limit, size,
+    BM: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+    SIZE: tl.constexpr,
 ):  # fmt: skip
     """Where a program works: some queries of one run, which share a block.
 
@@ -31,7 +32,7 @@ def _run_rows(
     queries, which exist, the row of position 0 in what the level writes).
     """
     parts: tl.constexpr = (SIZE + BM - 1) // BM
-    level, h, slot, number, lower = locate(index, leaf, S, exact_limit, size, parts, LEVELS, FULL, PACKED)
+    level, h, slot, number, lower = locate(index, S, T, exact_limit, size, parts, LEAF, LEVELS, FULL, PACKED)
     first_key, last_key, first_query, last_query, _ = segment_at(
         starts, stops, slot, h, T, S, exact_limit, FULL, PACKED
     )
@@ -42,7 +43,7 @@ def _run_rows(
     begin = block_start(number // parts, keys, count, size)
     origin = place * 0
     if FULL == 0:
-        first = rows_before(level, leaf, S, exact_limit, LEVELS, FULL, PACKED)
+        first = rows_before(level, S, exact_limit, LEAF, LEVELS, FULL, PACKED)
         origin += first + tl.maximum(slot, 0) * h - last_key + (S - T)
     return level, lower + slot, first_key, keys, begin, count, place, live, origin
 
@@ -64,8 +65,9 @@ def draws_at(
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def level_kernel(
     q, k, v, query_order, key_order, ranks, starts, stops, outs, lses,
-    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, heads, groups, T, S, leaf, exact_limit, segments, rows, scale,
-    SIZE: tl.constexpr, M: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+    q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, heads, groups, T, S, exact_limit, segments, rows, scale,
+    SIZE: tl.constexpr, M: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr,
     FINAL: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -74,8 +76,8 @@ def level_kernel(
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
     level, segment, first_key, keys, begin, count, place, live, origin = _run_rows(
-        starts + batch * S, stops + batch * S, tl.program_id(0) // heads, T, S, leaf, exact_limit, SIZE,
-        BM, LEVELS, FULL, PACKED, SIZE,
+        starts + batch * S, stops + batch * S, tl.program_id(0) // heads, T, S, exact_limit, SIZE,
+        BM, LEAF, LEVELS, FULL, PACKED, SIZE,
     )  # fmt: skip
     plane = (level.to(tl.int64) * batches + batch) * heads + head
     query = tl.load(query_order + plane * T + place, mask=live, other=0)
@@ -126,8 +128,9 @@ def level_kernel(
 def level_query_gradient_kernel(
     q, k, v, grad, query_order, key_order, ranks, starts, stops, lse_2, delta, grads,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, g_b, g_h, g_n,
-    heads, groups, T, S, leaf, exact_limit, segments, rows, scale,
-    SIZE: tl.constexpr, M: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+    heads, groups, T, S, exact_limit, segments, rows, scale,
+    SIZE: tl.constexpr, M: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Each level's share of dQ, [B, Hq, rows, D], for the queries it has; arguments as of `level_kernel`."""
@@ -135,8 +138,8 @@ def level_query_gradient_kernel(
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
     level, segment, first_key, keys, begin, count, place, live, origin = _run_rows(
-        starts + batch * S, stops + batch * S, tl.program_id(0) // heads, T, S, leaf, exact_limit, SIZE,
-        BM, LEVELS, FULL, PACKED, SIZE,
+        starts + batch * S, stops + batch * S, tl.program_id(0) // heads, T, S, exact_limit, SIZE,
+        BM, LEAF, LEVELS, FULL, PACKED, SIZE,
     )  # fmt: skip
     plane = (level.to(tl.int64) * batches + batch) * heads + head
     query = tl.load(query_order + plane * T + place, mask=live, other=0)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.hyper_attention.gpu.local.rows import load_rows
-from kernels.hyper_attention.gpu.paper.ranges import locate, segment_at, slots_of, stratum
+from kernels.hyper_attention.gpu.paper.ranges import height, locate, segment_at, slots_of, stratum
 
 _GOLDEN = tl.constexpr(-7046029254386353131)
 _FIRST = tl.constexpr(-4658895280553007687)
@@ -62,11 +62,12 @@ def _hash_tile(
     tl.store(out, word.to(tl.int16), mask=(position < count)[:, None] & (level < LEVELS)[None, :])
 
 
-@triton.jit(do_not_specialize=["T", "S", "leaf", "exact_limit", "state"])
+@triton.jit(do_not_specialize=["T", "S", "exact_limit", "state"])
 def hash_kernel(
     q, k, sides, query_buckets, key_buckets, ranks, starts, stops, q_b, q_h, q_n, k_b, k_h, k_n,
-    heads, groups, T, S, leaf, exact_limit, segments, size, state,
-    M: tl.constexpr, BD_M: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, LEVELS: tl.constexpr, LP: tl.constexpr,
+    heads, groups, T, S, exact_limit, segments, size, state,
+    M: tl.constexpr, BD_M: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr,
+    LP: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, SPLIT: tl.constexpr, FULL: tl.constexpr,
     PACKED: tl.constexpr,
 ):  # fmt: skip
@@ -106,7 +107,7 @@ def hash_kernel(
         index -= query_programs + key_programs
         group = (index % heads).to(tl.int64)
         number = index // heads
-        level, h, slot, _, lower = locate(number, leaf, S, exact_limit, 1 << 30, 1, LEVELS, FULL, PACKED)
+        level, h, slot, _, lower = locate(number, S, T, exact_limit, 1 << 30, 1, LEAF, LEVELS, FULL, PACKED)
         first_key, last_key, first_query, last_query, pair = segment_at(
             starts + batch * S, stops + batch * S, slot, h, T, S, exact_limit, FULL, PACKED
         )
@@ -124,14 +125,14 @@ def hash_kernel(
 
 @triton.jit
 def _chunk(
-    starts, stops, index, row, heads, groups, T, S, leaf, exact_limit,
-    CHUNK: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+    starts, stops, index, row, heads, groups, T, S, exact_limit,
+    CHUNK: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """(level, first token of the chunk, one past the last, first of its range, one past its last, heads that differ).
 
     Rows are those of the query heads, then those of the key heads; `row` tells which side it is.
     """
-    level, h, slot, number, _ = locate(index, leaf, S, exact_limit, CHUNK, 1, LEVELS, FULL, PACKED)
+    level, h, slot, number, _ = locate(index, S, T, exact_limit, CHUNK, 1, LEAF, LEVELS, FULL, PACKED)
     first_key, last_key, first_query, last_query, _ = segment_at(
         starts, stops, slot, h, T, S, exact_limit, FULL, PACKED
     )
@@ -152,18 +153,19 @@ def _side(query, key, batch, batches, level, row, heads, groups, T, S):
     return side
 
 
-@triton.jit(do_not_specialize=["T", "S", "leaf", "exact_limit", "chunks"])
+@triton.jit(do_not_specialize=["T", "S", "exact_limit", "chunks"])
 def histogram_kernel(
-    query_buckets, key_buckets, histogram, starts, stops, heads, groups, T, S, leaf, exact_limit, chunks,
-    BUCKETS: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+    query_buckets, key_buckets, histogram, starts, stops, heads, groups, T, S, exact_limit, chunks,
+    BUCKETS: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """How many tokens of each chunk are in each bucket, int32 [B, Hq + Hk, chunks, BUCKETS]."""
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     row = tl.program_id(0) % (heads * groups + heads)
     index = tl.program_id(0) // (heads * groups + heads)
     level, first, last, _, _ = _chunk(
-        starts + batch * S, stops + batch * S, index, row, heads, groups, T, S, leaf, exact_limit,
-        CHUNK, LEVELS, FULL, PACKED,
+        starts + batch * S, stops + batch * S, index, row, heads, groups, T, S, exact_limit,
+        CHUNK, LEAF, LEVELS, FULL, PACKED,
     )  # fmt: skip
     token = first + tl.arange(0, CHUNK)
     buckets = _side(query_buckets, key_buckets, batch, batches, level, row, heads, groups, T, S)
@@ -175,20 +177,22 @@ def histogram_kernel(
     tl.store(at, count, mask=place < BUCKETS)
 
 
-@triton.jit(do_not_specialize=["T", "S", "leaf", "exact_limit", "chunks"])
+@triton.jit(do_not_specialize=["T", "S", "exact_limit", "chunks"])
 def offsets_kernel(
-    histogram, heads, groups, T, S, leaf, exact_limit, chunks,
-    BUCKETS: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+    histogram, heads, groups, T, S, exact_limit, chunks,
+    BUCKETS: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """In place: where, from its range's first token on, a chunk's tokens of each bucket go, less their rank in it."""
     batch = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) % (heads * groups + heads)
     index = tl.program_id(0) // (heads * groups + heads)
-    level, h, slot, _, _ = locate(index, leaf, S, exact_limit, 1 << 30, 1, LEVELS, FULL, PACKED)
+    level, h, slot, _, _ = locate(index, S, T, exact_limit, 1 << 30, 1, LEAF, LEVELS, FULL, PACKED)
     first = level * 0
     for i in tl.static_range(LEVELS):
-        per_slot = ((leaf << i) + CHUNK - 1) // CHUNK
-        first += tl.where(i < level, slots_of(leaf << i, S, exact_limit, FULL, PACKED) * per_slot, 0)
+        tokens = height(i, S, T, LEAF, FULL)
+        per_slot = (tokens + CHUNK - 1) // CHUNK
+        first += tl.where(i < level, slots_of(tokens, S, exact_limit, FULL, PACKED) * per_slot, 0)
     per_slot = (h + CHUNK - 1) // CHUNK
     first += slot * per_slot
     place = tl.arange(0, BUCKETS)
@@ -203,19 +207,20 @@ def offsets_kernel(
         offset += count
 
 
-@triton.jit(do_not_specialize=["T", "S", "leaf", "exact_limit", "chunks"])
+@triton.jit(do_not_specialize=["T", "S", "exact_limit", "chunks"])
 def places_kernel(
     query_buckets, key_buckets, offsets, query_order, key_order, starts, stops,
-    heads, groups, T, S, leaf, exact_limit, chunks,
-    BUCKETS: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+    heads, groups, T, S, exact_limit, chunks,
+    BUCKETS: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """The token at each place of its range by (bucket, token), int32 [L, B, H, N]."""
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     row = tl.program_id(0) % (heads * groups + heads)
     index = tl.program_id(0) // (heads * groups + heads)
     level, first, last, low, _ = _chunk(
-        starts + batch * S, stops + batch * S, index, row, heads, groups, T, S, leaf, exact_limit,
-        CHUNK, LEVELS, FULL, PACKED,
+        starts + batch * S, stops + batch * S, index, row, heads, groups, T, S, exact_limit,
+        CHUNK, LEAF, LEVELS, FULL, PACKED,
     )  # fmt: skip
     within = tl.arange(0, CHUNK)
     buckets = _side(query_buckets, key_buckets, batch, batches, level, row, heads, groups, T, S)

@@ -13,6 +13,15 @@ import triton.language as tl
 
 
 @triton.jit
+def height(level, S, T, LEAF: tl.constexpr, FULL: tl.constexpr):
+    """h, the tokens of a level's tile; without a mask the longest side. Constants cost no division."""
+    if FULL:
+        return tl.maximum(S, T)
+    else:
+        return LEAF << level
+
+
+@triton.jit
 def slots_of(h, S, exact_limit, FULL: tl.constexpr, PACKED: tl.constexpr):
     """Slots of the level whose tiles have h tokens."""
     if FULL:
@@ -29,8 +38,8 @@ def slots_of(h, S, exact_limit, FULL: tl.constexpr, PACKED: tl.constexpr):
 
 @triton.jit
 def locate(
-    index, leaf, S, exact_limit, unit,
-    PER_UNIT: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
+    index, S, T, exact_limit, unit,
+    PER_UNIT: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """(level, h, slot, number within the slot, slots of lower levels) of a program.
 
@@ -40,11 +49,11 @@ def locate(
     slot = index * 0 - 1
     number = index * 0
     lower = index * 0
-    height = index * 0 + leaf
+    tokens = index * 0 + height(0, S, T, LEAF, FULL)
     left = index
     passed = index * 0
     for i in tl.static_range(LEVELS):
-        h = leaf << i
+        h = height(i, S, T, LEAF, FULL)
         slots = slots_of(h, S, exact_limit, FULL, PACKED)
         programs = (h + unit - 1) // unit * PER_UNIT
         here = (left >= 0) & (left < slots * programs)
@@ -52,10 +61,10 @@ def locate(
         slot = tl.where(here, left // programs, slot)
         number = tl.where(here, left % programs, number)
         lower = tl.where(here, passed, lower)
-        height = tl.where(here, h, height)
+        tokens = tl.where(here, h, tokens)
         left = tl.where(left >= 0, left - slots * programs, left)
         passed += slots
-    return level, height, slot, number, lower
+    return level, tokens, slot, number, lower
 
 
 @triton.jit
@@ -103,12 +112,14 @@ def segment_at(starts, stops, slot, h, T, S, exact_limit, FULL: tl.constexpr, PA
 
 
 @triton.jit
-def rows_before(level, leaf, S, exact_limit, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr):
+def rows_before(
+    level, S, exact_limit, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr
+):
     """First row of a level in the tensors that hold a row for each token of each slot; without a mask there is one."""
     rows = level * 0
     if FULL == 0:
         for i in tl.static_range(LEVELS):
-            rows += tl.where(i < level, slots_of(leaf << i, S, exact_limit, FULL, PACKED) * (leaf << i), 0)
+            rows += tl.where(i < level, slots_of(LEAF << i, S, exact_limit, FULL, PACKED) * (LEAF << i), 0)
     return rows
 
 
@@ -133,26 +144,34 @@ def row_of(position, start, first, h, IS_KEY: tl.constexpr, FULL: tl.constexpr, 
 @triton.jit
 def block_start(run, keys, count, size):
     """First key of the block that a run of `size` queries reads, counted from the segment's first (Algorithm 1)."""
-    count = tl.maximum(count, 1).to(tl.int64)
-    first = run.to(tl.int64) * size
+    first = run * size
     rows = tl.minimum(count - first, size)
-    low = (2 * first + rows) * keys - size * count
-    low = tl.where(low < 0, 0, low) // (2 * count)
-    return tl.minimum(low, tl.maximum(keys - size, 0)).to(tl.int32)
+    if keys == count:
+        # Most segments have as many keys as queries: no division of 64 bits.
+        low = tl.maximum(first - (size - rows + 1) // 2, 0)
+    else:
+        queries = tl.maximum(count, 1).to(tl.int64)
+        middle = (2 * first.to(tl.int64) + rows) * keys - size * queries
+        low = (tl.maximum(middle, 0) // (2 * queries)).to(tl.int32)
+    return tl.minimum(low, tl.maximum(keys - size, 0))
 
 
 @triton.jit
-def first_run(beyond, keys, count, size):
-    """The first run whose block begins after key `beyond` of the segment; the number of runs if none does."""
+def first_runs(beyond, keys, count, size):
+    """The first run whose block begins after key `beyond` [N] of the segment, [N]; the number of runs if none does."""
     runs = (count + size - 1) // size
-    low = runs * 0
-    high = runs
-    while low < high:
-        middle = (low + high) // 2
-        after = block_start(middle, keys, count, size) > beyond
-        high = tl.where(after, middle, high)
-        low = tl.where(after, low, middle + 1)
-    return low
+    # A guess from the ratio of queries to keys, then exact.
+    share = beyond.to(tl.float32) * (count.to(tl.float32) / tl.maximum(keys, 1).to(tl.float32))
+    guess = tl.minimum(tl.maximum(share.to(tl.int32), 0) // size + (beyond >= 0).to(tl.int32), runs)
+    late = ((guess > 0) & (block_start(guess - 1, keys, count, size) > beyond)).to(tl.int32)
+    while tl.max(late, 0) > 0:
+        guess -= late
+        late = ((guess > 0) & (block_start(guess - 1, keys, count, size) > beyond)).to(tl.int32)
+    early = ((guess < runs) & (block_start(guess, keys, count, size) <= beyond)).to(tl.int32)
+    while tl.max(early, 0) > 0:
+        guess += early
+        early = ((guess < runs) & (block_start(guess, keys, count, size) <= beyond)).to(tl.int32)
+    return guess
 
 
 @triton.jit
