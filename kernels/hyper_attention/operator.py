@@ -154,7 +154,7 @@ def plan_of(
         tokens = documents.of_ids(ids)
     if config.mode == "paper":
         return build_plan(q, k, causal, tokens, config)
-    if config.choice == "nominated":
+    if config.nominates:
         return build_nominated_plan(q, k, tokens, config, chosen)
     return build_local_plan(q, k, tokens, config, chosen)
 

@@ -96,7 +96,9 @@ def exact_below(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig
 
 
 def _row(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) -> Crossover:
-    kind = f"paper {'causal' if causal else 'full'}" if config.mode == "paper" else config.choice
+    kind = config.choice if config.segment else "lsh"
+    if config.mode == "paper":
+        kind = f"paper {'causal' if causal else 'full'}"
     # Recomputation calls the forward pass of a training step without gradients: it must take the same path.
     training = not torch.is_inference_mode_enabled()
     return crossover(_card(q.device), kind, q.shape[3], q.shape[1] // k.shape[1], training)

@@ -16,7 +16,7 @@ def kernels_of(device: torch.device, config: HyperAttentionConfig) -> Literal["p
         return None
     if config.mode == "paper":
         return "paper"
-    return "local" if config.choice == "nominated" else None
+    return "local" if config.nominates else None
 
 
 def kept_bytes(q: Tensor, k: Tensor, causal: bool, packed: bool, config: HyperAttentionConfig) -> int:

@@ -22,7 +22,7 @@ def num_chosen(config: HyperAttentionConfig) -> int:
     """M, the segments that a query chooses at most; 0 if it chooses none."""
     if config.mode == "paper" or config.choice == "lsh" or not config.segment or not config.lookback:
         return 0
-    return 1 if config.choice == "nominated" else max(1, config.lookback // config.segment)
+    return config.nominations if config.nominates else max(1, config.lookback // config.segment)
 
 
 def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:

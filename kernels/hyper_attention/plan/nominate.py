@@ -1,12 +1,12 @@
-"""Look-back by nomination: each query names one older segment, and a tile of queries reads what its rows have named.
+"""Look-back by nomination: each query names older segments, and a tile of queries reads what its rows have named.
 
-A query nominates the segment whose mean key has its largest logit. A row of a tile reads, key by key, the segments that
-the rows of its tile up to itself, and all rows of the tile before, have nominated; it reads the other older segments as
-their means. The rows of a tile so share one list, in the order in which its segments were first nominated: what a row
-reads depends on no later row.
+A query nominates the segments whose mean keys have its largest logits, one or two. A row of a tile reads, key by key,
+the segments that the rows of its tile up to itself, and all rows of the tile before, have nominated; it reads the other
+older segments as their means. The rows of a tile so share one list, in the order in which its segments were first
+nominated: what a row reads depends on no later row.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, P segments, N slots of tiles,
-C entries of a list.
+C entries of a list, M nominations of a query.
 """
 
 import torch
@@ -20,7 +20,7 @@ from kernels.hyper_attention.plan.tiles import TileLists, Tiles, cut_tiles
 from kernels.hyper_attention.threads import each_on
 
 _ROWS = 256
-_KEYS_TO_LOOKBACK = 3
+_KEYS_TO_LOOKBACK = 6
 
 
 def list_entries(config: HyperAttentionConfig) -> int:
@@ -38,7 +38,7 @@ def build_nominated_plan(
         k: [B, Hk, S, D].
         documents: of the key positions; more than one only if S == T.
         config: sizes.
-        nominated: int32 [B, Hq, T, 1], what `nominate` found for these queries and keys; None: it is asked.
+        nominated: int32 [B, Hq, T, M], what `nominate` found for these queries and keys; None: it is asked.
     """
     queries, S, L = q.shape[2], k.shape[2], config.segment
     tiles = cut_tiles(documents, queries, config)
@@ -55,13 +55,13 @@ def build_nominated_plan(
     if not entries:
         return KeyPlan(window, (), sinks, pooled)
     if nominated is None:
-        nominated = nominate(q, k, pooled)
-    lists = TileLists(tiles, *_lists(nominated[..., 0], tiles, S - queries, pooled.start.shape[1], entries))
+        nominated = nominate(q, k, pooled, config.nominations)
+    lists = TileLists(tiles, *_lists(nominated, tiles, S - queries, pooled.start.shape[1], entries))
     return KeyPlan(window, (), sinks, pooled, (), lists, nominated)
 
 
-def nominate(q: Tensor, k: Tensor, pooled: Pooled) -> Tensor:
-    """The segment that each query nominates, int32 [B, Hq, T, 1], -1 where it has none; the first of equal logits.
+def nominate(q: Tensor, k: Tensor, pooled: Pooled, count: int) -> Tensor:
+    """The segments that each query nominates, int32 [B, Hq, T, M], best first, -1: none; the first of equal logits.
 
     Computed in fp32, a few rows at a time, from segments that begin before them: later tokens change no product.
 
@@ -69,10 +69,11 @@ def nominate(q: Tensor, k: Tensor, pooled: Pooled) -> Tensor:
         q: [B, Hq, T, D]; query t stands at key position t + S - T.
         k: [B, Hk, S, D].
         pooled: the segments, and those that each query may nominate.
+        count: M.
     """
     (B, Hq, T, D), (Hk, S), P = q.shape, k.shape[1:3], pooled.start.shape[1]
     mean = pool(k.detach().float(), pooled).transpose(2, 3)
-    nominated = torch.full((B, Hq, T), -1, dtype=torch.int32, device=q.device)
+    nominated = torch.full((B, Hq, T, count), -1, dtype=torch.int32, device=q.device)
 
     def find(first: int) -> None:
         rows = slice(first, min(first + _ROWS, T))
@@ -82,11 +83,15 @@ def nominate(q: Tensor, k: Tensor, pooled: Pooled) -> Tensor:
         segment = torch.arange(seen, device=q.device)
         start, stop = pooled.band.start[:, None, rows, None], pooled.band.stop[:, None, rows, None]
         outside = (segment < start) | (segment >= stop)
-        found = logit.masked_fill_(outside, -torch.inf).argmax(-1)
-        nominated[:, :, rows] = torch.where(outside.all(-1), -1, found).to(torch.int32)
+        logit = logit.masked_fill_(outside, -torch.inf)
+        for number in range(count):
+            found = logit.argmax(-1, keepdim=True)
+            some = logit.gather(-1, found) > -torch.inf
+            nominated[:, :, rows, number] = torch.where(some, found, -1)[..., 0].to(torch.int32)
+            logit.scatter_(-1, found, -torch.inf)
 
     each_on(q.device, find, range(0, T, _ROWS))
-    return nominated[..., None]
+    return nominated
 
 
 def _segments(documents: Documents, config: HyperAttentionConfig) -> tuple[Tensor, Tensor]:
@@ -108,13 +113,13 @@ def _lists(nominated: Tensor, tiles: Tiles, offset: int, segments: int, entries:
     """Segment of each entry, P: none, and the first row of the tile that reads it; int32 [B, Hq, N, C] both.
 
     Args:
-        nominated: int32 [B, Hq, T], -1: none.
+        nominated: int32 [B, Hq, T, M], -1: none.
         tiles: of these queries.
         offset: key position of query 0.
         segments: P.
         entries: C.
     """
-    (B, Hq, T), size, device = nominated.shape, tiles.size, nominated.device
+    (B, Hq, T, M), size, device = nominated.shape, tiles.size, nominated.device
     row = torch.arange(size, device=device)
     before = torch.where(tiles.before < 0, 0, tiles.before)
     before_row = tiles.row.gather(1, before)
@@ -125,20 +130,21 @@ def _lists(nominated: Tensor, tiles: Tiles, offset: int, segments: int, entries:
     ):
         query = first[..., None] + row - offset
         there = exists[..., None] & (query >= 0) & (query < (stop - offset)[..., None])
-        index = query.clamp(0, T - 1).flatten(1)[:, None].expand(B, Hq, -1)
-        name = nominated.gather(2, index).view(B, Hq, -1, size)
-        names.append(torch.where(there[:, None] & (name >= 0), name, segments))
-    # Candidate i is a nomination of the tile before or, from `size` on, of the tile: each segment once, by its first.
+        index = query.clamp(0, T - 1).flatten(1)[:, None, :, None].expand(B, Hq, -1, M)
+        name = nominated.gather(2, index).view(B, Hq, -1, size, M)
+        names.append(torch.where(there[:, None, ..., None] & (name >= 0), name, segments).flatten(-2))
+    # A candidate is a nomination of the tile before or, behind those, of the tile: each segment once, by its first.
     candidates = torch.cat([names[1], names[0]], -1).long()
-    ranked = (candidates * (2 * size) + torch.arange(2 * size, device=device)).sort(-1).values
-    name, place = ranked // (2 * size), ranked % (2 * size)
+    wide = candidates.shape[-1]
+    ranked = (candidates * wide + torch.arange(wide, device=device)).sort(-1).values
+    name, place = ranked // wide, ranked % wide
     fresh = torch.ones_like(name, dtype=torch.bool)
     fresh[..., 1:] = name[..., 1:] != name[..., :-1]
-    none = 2 * size * (segments + 1)
+    none = wide * (segments + 1)
     order = torch.where(fresh & (name < segments), place * (segments + 1) + name, none).sort(-1).values
-    order = torch.nn.functional.pad(order, (0, max(0, entries - order.shape[-1])), value=none)[..., :entries]
+    order = torch.nn.functional.pad(order, (0, max(0, entries - wide)), value=none)[..., :entries]
     # All rows read what the tile before nominated.
-    first = (order // (segments + 1) - size).clamp(min=0)
+    first = (order // (segments + 1) // M - size).clamp(min=0)
     return (
         torch.where(order < none, order % (segments + 1), segments).to(torch.int32),
         torch.where(order < none, first, size).to(torch.int32),

@@ -9,11 +9,15 @@ from kernels.hyper_attention.plan.nominate import build_nominated_plan
 from kernels.hyper_attention.plan.tables import build_plan
 
 PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
-LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, lookback=0, exact_below=16)
+LOCAL = HyperAttentionConfig(
+    mode="causal_local", choice="means", window=20, segment=8, num_sinks=3, lookback=0, exact_below=16
+)
 LOOK = HyperAttentionConfig(
     mode="causal_local", window=20, segment=0, num_sinks=3, lookback=5, num_projections=2, exact_below=16
 )
-CHOOSE = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, lookback=16, exact_below=16)
+CHOOSE = HyperAttentionConfig(
+    mode="causal_local", choice="means", window=20, segment=8, num_sinks=3, lookback=16, exact_below=16
+)
 NOMINATE = HyperAttentionConfig(
     mode="causal_local", choice="nominated", window=20, segment=16, num_sinks=3, lookback=16, exact_below=16
 )
@@ -33,7 +37,7 @@ def plan_of(q, k, causal, config, ids=None):
     documents = whole(k.shape[0], k.shape[2], k.device) if ids is None else of_ids(ids)
     if config.mode == "paper":
         return build_plan(q, k, causal, documents, config)
-    build = build_nominated_plan if config.choice == "nominated" else build_local_plan
+    build = build_nominated_plan if config.nominates else build_local_plan
     return build(q, k, documents, config)
 
 

@@ -132,8 +132,12 @@ def test_a_detached_log_sum_exp_is_noticed():
         HyperAttentionConfig(block_size=128, leaf=16, exact_below=16),
         HyperAttentionConfig(block_size=8, num_samples=128, leaf=16, exact_below=16),
         HyperAttentionConfig(mode="causal_local", window=128, exact_below=16),
-        HyperAttentionConfig(mode="causal_local", window=16, segment=1, num_sinks=0, lookback=0, exact_below=16),
-        HyperAttentionConfig(mode="causal_local", window=16, segment=8, num_sinks=3, lookback=128, exact_below=16),
+        HyperAttentionConfig(
+            mode="causal_local", choice="means", window=16, segment=1, num_sinks=0, lookback=0, exact_below=16
+        ),
+        HyperAttentionConfig(
+            mode="causal_local", choice="means", window=16, segment=8, num_sinks=3, lookback=128, exact_below=16
+        ),
     ],
     ids=["short", "block", "samples", "window", "pools of one", "all chosen"],
 )

@@ -18,7 +18,9 @@ from kernels.hyper_attention import HyperAttentionConfig
 from kernels.hyper_attention.huggingface import patched_attention
 
 EXACT = HyperAttentionConfig()
-LOCAL = HyperAttentionConfig(mode="causal_local", window=16, segment=8, num_sinks=3, lookback=16, exact_below=16)
+LOCAL = HyperAttentionConfig(
+    mode="causal_local", choice="means", window=16, segment=8, num_sinks=3, lookback=16, exact_below=16
+)
 PAPER = HyperAttentionConfig(block_size=8, num_samples=4, num_projections=3, leaf=16, exact_below=16)
 SIZES = {
     "hidden_size": 64,

@@ -12,7 +12,7 @@ from kernels.hyper_attention.plan.choose_segments import choose_segments
 from tests.kernels.hyper_attention.attention_samples import plan_of
 
 PAPER = HyperAttentionConfig(block_size=8, num_samples=6, num_projections=3, leaf=16, exact_below=16)
-LOCAL = HyperAttentionConfig(mode="causal_local", window=20, segment=8, num_sinks=3, exact_below=16)
+LOCAL = HyperAttentionConfig(mode="causal_local", choice="means", window=20, segment=8, num_sinks=3, exact_below=16)
 NOMINATE = HyperAttentionConfig(
     mode="causal_local", choice="nominated", window=20, segment=16, num_sinks=3, exact_below=16
 )

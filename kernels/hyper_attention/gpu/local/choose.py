@@ -14,6 +14,8 @@ from kernels.hyper_attention.gpu.local.rows import load_rows, store_rows, tile_a
 
 _FAR = tl.constexpr(1 << 30)
 UNREAD = tl.constexpr(255)
+# There are fewer segments: a call has at most 2**23 keys, a segment at least 16.
+_NAMES = tl.constexpr(1 << 20)
 
 
 @triton.jit(do_not_specialize=["S", "P", "sinks"])
@@ -52,9 +54,12 @@ def pool_kernel(
 def nominate_kernel(
     q, mean_k, nominated, starts, stops, q_b, q_h, q_n, heads, groups, T, S, P, first_block, exact_limit, window,
     L: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TILE: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Number of the older segment whose mean key has the largest logit, int32 [B, Hq, T], -1: none; ties: the first."""
+    """Numbers of the M older segments whose mean keys have the largest logits, int32 [B, Hq, T, M]; -1: none.
+
+    M is 1 or 2; of equal logits the first segment.
+    """
     batch, head = tl.program_id(1).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
     index = tl.num_programs(0) // heads - 1 - tl.program_id(0) // heads
     part = index % (TILE // BM)
@@ -83,28 +88,47 @@ def nominate_kernel(
     mean_k += ((batch * (heads // groups) + head // groups) * P + start // L) * D
     best = tl.full([BM], float("-inf"), tl.float32)
     name = tl.full([BM], -1, tl.int32)
+    next_best = best
+    next_name = name
     for j in range(0, count, BN):
         column = j + tl.arange(0, BN)
         key = load_rows(mean_k, D, column, column < count, True, D, BD)
         logits = tl.dot(rows, tl.trans(key), input_precision=PRECISION)
         logits = tl.where((column < count)[None, :], logits, float("-inf"))
-        top = tl.max(logits, 1)
-        place = tl.min(tl.where(logits == top[:, None], column[None, :], _FAR), 1)
-        name = tl.where(top > best, start // L + place, name)
+        top, place = _largest(logits, column)
+        beats = top > best
+        if M == 2:
+            second, second_place = _largest(tl.where(column[None, :] == place[:, None], float("-inf"), logits), column)
+            # The second is what lost the first place, or the second of the winner's side; of equal ones the older.
+            lost, lost_name = tl.where(beats, best, top), tl.where(beats, name, start // L + place)
+            rival = tl.where(beats, second, next_best)
+            rival_name = tl.where(beats, start // L + second_place, next_name)
+            wins = tl.where(beats, rival > lost, rival >= lost)
+            next_best, next_name = tl.where(wins, rival, lost), tl.where(wins, rival_name, lost_name)
+        name = tl.where(beats, start // L + place, name)
         best = tl.maximum(best, top)
-    tl.store(nominated + (batch * heads + head) * T + query, name, mask=live)
+    at = nominated + ((batch * heads + head) * T + query) * M
+    tl.store(at, name, mask=live)
+    if M == 2:
+        tl.store(at + 1, next_name, mask=live)
+
+
+@triton.jit
+def _largest(logits, column):
+    """The largest logit of each row, and its first column."""
+    top = tl.max(logits, 1)
+    return top, tl.min(tl.where(logits == top[:, None], column[None, :], _FAR), 1)
 
 
 @triton.jit(do_not_specialize=["T", "S", "P", "N", "first_block", "exact_limit"])
 def lists_kernel(
     nominated, listed, firsts, counts, first_of, starts, stops, heads, T, S, P, N, first_block, exact_limit,
-    C: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr, TILE: tl.constexpr,
-    PACKED: tl.constexpr,
+    C: tl.constexpr, M: tl.constexpr, TILE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """The list of each tile, and its inverse by tile and segment.
 
     Args:
-        nominated: int32 [B, Hq, T].
+        nominated: int32 [B, Hq, T, M].
         listed, firsts: int32 [B, Hq, N, C], segment of each entry and first row that reads it.
         counts: int32 [B, Hq, N], entries.
         first_of: uint8 [B, Hq, N, P], first row that reads the segment, UNREAD: none does.
@@ -114,38 +138,31 @@ def lists_kernel(
     starts += batch * S
     stops += batch * S
     row, stop, start, _ = tile_at(starts, stops, slot, first_block, S, exact_limit, PACKED, TILE)
-    nominated += (batch * heads + head) * T
     low = tl.maximum(tl.maximum(start, row - TILE), S - T)
     stop = tl.where(row < stop, stop, low)
-    # Candidate i is what token row - TILE + i nominated; those of the tile before count from the first row on.
-    own = tl.arange(0, 2 * TILE)
-    token = row - TILE + own
-    there = (token >= low) & (token < stop)
-    name = tl.load(nominated + token - (S - T), mask=there, other=-1)
-    since = tl.maximum(own - TILE, 0)
-    name = tl.where(name >= 0, name, _FAR)
-    again = own < 0
-    for other in range(0, 2 * TILE, BR):
-        index = other + tl.arange(0, BR)
-        at = row - TILE + index
-        rival = tl.load(nominated + at - (S - T), mask=(at >= low) & (at < stop), other=-1)
-        same = (rival[None, :] == name[:, None]) & (index[None, :] < own[:, None])
-        again = again | (tl.max(same.to(tl.int32), 1) > 0)
-    kept = ((name < _FAR) & (again == 0)).to(tl.int32)
-    rank = tl.cumsum(kept, 0) - kept
-    kept = (kept > 0) & (rank < C)
     base = (batch * heads + head) * N + slot
-    tl.store(listed + base * C + rank, name, mask=kept)
-    tl.store(firsts + base * C + rank, since, mask=kept)
-    tl.store(counts + base, tl.sum(kept.to(tl.int32), 0))
-    place = tl.arange(0, BC)
-    at_place = kept[:, None] & (rank[:, None] == place[None, :])
-    entry_name = tl.min(tl.where(at_place, name[:, None], _FAR), 0)
-    entry_since = tl.min(tl.where(at_place, since[:, None], UNREAD), 0)
-    for segment in range(0, P, BP):
-        column = segment + tl.arange(0, BP)
-        found = tl.where(column[:, None] == entry_name[None, :], entry_since[None, :], UNREAD)
-        tl.store(first_of + base * P + column, tl.min(found, 1).to(tl.uint8), mask=column < P)
+    WIDE: tl.constexpr = 2 * TILE * M
+    own = tl.arange(0, WIDE)
+    for segment in range(0, P, WIDE):
+        tl.store(first_of + base * P + segment + own, tl.full([WIDE], UNREAD, tl.uint8), mask=segment + own < P)
+    # Candidates are what tokens from row - TILE on nominated; those of the tile before count from the first row on.
+    token = row - TILE + own // M
+    there = (token >= low) & (token < stop)
+    name = tl.load(nominated + ((batch * heads + head) * T + token - (S - T)) * M + own % M, mask=there, other=-1)
+    # Each segment once, by its first nomination: sorted by segment, then by place.
+    by_name = tl.sort(tl.where(name >= 0, name * WIDE + own, _FAR))
+    before = tl.gather(by_name, tl.maximum(own - 1, 0), 0)
+    fresh = (by_name < _FAR) & ((own == 0) | (before // WIDE != by_name // WIDE))
+    by_place = tl.sort(tl.where(fresh, by_name % WIDE * _NAMES + by_name // WIDE, _FAR))
+    entries = tl.minimum(tl.sum(fresh.to(tl.int32), 0), C)
+    segment = by_place % _NAMES
+    since = tl.maximum(by_place // _NAMES // M - TILE, 0)
+    kept = own < entries
+    tl.store(listed + base * C + own, segment, mask=kept)
+    tl.store(firsts + base * C + own, since, mask=kept)
+    tl.store(counts + base, entries)
+    tl.debug_barrier()  # after all have written UNREAD
+    tl.store(first_of + base * P + segment, since.to(tl.uint8), mask=kept)
 
 
 @triton.jit(do_not_specialize=["S", "P", "N", "first_block", "exact_limit"])

@@ -100,24 +100,23 @@ def mean_gradient_kernel(
 
 
 @triton.jit
-def _query_loop(
-    dk, dv, k, v, q, grad, lse_2, delta, q_n, g_n, low, high, offset, position, until, scale,
-    MASKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
+def add_queries(
+    dk, dv, k, v, q, grad, lse_2, delta, q_n, g_n, low, high, offset, first, last, scale,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the queries at key positions low .. high; with a mask those of position .. until of each key."""
+    """Add the queries at key positions low .. high, of which each key is read by those of first .. last, both [keys].
+
+    One loop with a mask: a second one without costs more in spilled registers than the mask does.
+    """
     for i in range(low, high, BM):
         row = i + tl.arange(0, BM)
         within = row < high
-        q_i = load_rows(q, q_n, row - offset, within, MASKED, D, BD)
-        do = load_rows(grad, g_n, row - offset, within, MASKED, D, BD)
-        if MASKED:
-            lse = tl.load(lse_2 + row - offset, mask=within, other=0.0)
-            de = tl.load(delta + row - offset, mask=within, other=0.0)
-        else:
-            lse = tl.load(lse_2 + row - offset)
-            de = tl.load(delta + row - offset)
-        inside = within[None, :] & (row[None, :] >= position[:, None]) & (row[None, :] < until[:, None])
-        dk, dv = key_step(dk, dv, k, v, q_i, do, lse, de, scale, inside, scale, False, MASKED, PRECISION)
+        q_i = load_rows(q, q_n, row - offset, within, True, D, BD)
+        do = load_rows(grad, g_n, row - offset, within, True, D, BD)
+        lse = tl.load(lse_2 + row - offset, mask=within, other=0.0)
+        de = tl.load(delta + row - offset, mask=within, other=0.0)
+        inside = within[None, :] & (row[None, :] >= first[:, None]) & (row[None, :] < last[:, None])
+        dk, dv = key_step(dk, dv, k, v, q_i, do, lse, de, scale, inside, scale, False, True, PRECISION)
     return dk, dv
 
 
@@ -166,17 +165,12 @@ def key_gradient_kernel(
     offset = S - T
     k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, live, True, D, BD)
     v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, live, True, D, BD)
-    # Queries low .. full and rest .. high need a mask: not all of the keys are read by all of them.
+    # Sinks are read to the end of their document.
+    until = tl.where(position - start < tl.where(kind == 2, -S, sinks), tl.maximum(until, end), until)
     until = tl.where(live, until, position)
     low = tl.maximum(tl.min(tl.where(live, position, 2147483647)), offset)
     high = tl.max(tl.where(live, until, 0))
-    low = tl.minimum(low, high)
-    full = tl.maximum(tl.max(tl.where(until > position, position, 0)), offset)
-    full = low + (tl.maximum(full - low, 0) + BM - 1) // BM * BM
-    rest = full + tl.maximum(tl.min(tl.where(live, until, 0)) - full, 0) // BM * BM
-    full, rest = tl.minimum(full, high), tl.minimum(rest, high)
-    # Sinks are read to the end of their document.
-    far = tl.where(live & (position - start < tl.where(kind == 2, -S, sinks)), end, 0)
+    low = tl.minimum(low, high)  # a loop's bounds plus a few steps must not overflow: loads run ahead
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     for member in range(groups):
@@ -184,21 +178,9 @@ def key_gradient_kernel(
         base = (batch * heads * groups + head) * T
         q_ = q + batch * q_b + head * q_h
         grad_ = grad + batch * g_b + head * g_h
-        dk, dv = _query_loop(
-            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, low, full, offset, position, until,
-            scale, True, D, BD, BM, PRECISION,
-        )  # fmt: skip
-        dk, dv = _query_loop(
-            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, full, rest, offset, position, until,
-            scale, False, D, BD, BM, PRECISION,
-        )  # fmt: skip
-        dk, dv = _query_loop(
-            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, rest, high, offset, position, until,
-            scale, True, D, BD, BM, PRECISION,
-        )  # fmt: skip
-        dk, dv = _query_loop(
-            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, tl.maximum(high, offset), tl.max(far),
-            offset, position, far, scale, True, D, BD, BM, PRECISION,
+        dk, dv = add_queries(
+            dk, dv, k_j, v_j, q_, grad_, lse_2 + base, delta + base, q_n, g_n, low, high, offset, position, until,
+            scale, D, BD, BM, PRECISION,
         )  # fmt: skip
         if LISTS:
             listed = (batch * heads * groups + head) * P + tl.minimum(start // L + segment, P - 1)

@@ -195,22 +195,22 @@ def _means(call: _Call, kept: Kept) -> None:
 
 
 def _nominations(call: _Call, kept: Kept) -> Tensor:
-    """Segment that each query nominates, int32 [B, Hq, T], -1: none."""
+    """Segments that each query nominates, int32 [B, Hq, T, M], -1: none."""
     s, constants = call.sizes, call.constants(call.tile("nominate"))
-    nominated = torch.empty((s.B, s.Hq, s.T), dtype=torch.int32, device=call.q.device)
+    nominated = torch.empty((s.B, s.Hq, s.T, s.config.nominations), dtype=torch.int32, device=call.q.device)
     choose.nominate_kernel[s.programs * (plan_tiles.TILE // constants["BM"]) * s.Hq, s.B](
         call.q, kept.mean_k, nominated, kept.starts, kept.stops, *call.strides(call.q), s.Hq, s.Hq // s.Hk, s.T, s.S,
-        s.P, s.first_block, s.exact_limit, s.window, **constants,
+        s.P, s.first_block, s.exact_limit, s.window, M=s.config.nominations, **constants,
     )  # fmt: skip
     return nominated
 
 
 def _lists(call: _Call, kept: Kept, nominated: Tensor) -> None:
-    s, tile = call.sizes, call.tile("lists")
+    s = call.sizes
     choose.lists_kernel[s.N * s.Hq, s.B](
         nominated, kept.listed, kept.firsts, kept.counts, kept.first_of, kept.starts, kept.stops, s.Hq, s.T, s.S, s.P,
-        s.N, s.first_block, s.exact_limit, C=s.C, BC=max(16, triton.next_power_of_2(s.C)), BR=tile.BM, BP=tile.BN,
-        TILE=plan_tiles.TILE, PACKED=s.packed, num_warps=tile.warps,
+        s.N, s.first_block, s.exact_limit, C=s.C, M=s.config.nominations, TILE=plan_tiles.TILE, PACKED=s.packed,
+        num_warps=4,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Sizes of the tiles of mode "causal_local", by architecture, kernel and bytes of a row.
 
-Those of sm_90 are the fastest of a few that `python benchmarks/gpu.py tune` timed at 32,768 tokens on an H100
+Those of sm_90 are the fastest of a few that `python benchmarks/gpu.py tune` timed at 131,072 tokens on an H100
 (2026-11-26, Triton 3.6) for d = 64 and 128 in bf16; the others follow by analogy and were not timed.
 """
 
@@ -11,7 +11,7 @@ import torch
 
 
 class Tile(NamedTuple):
-    """Queries and keys of a tile, warps of a program, stages of its loops; for lists rivals and segments at a time."""
+    """Queries and keys of a tile, warps of a program, stages of its loops."""
 
     BM: int
     BN: int
@@ -20,7 +20,7 @@ class Tile(NamedTuple):
 
 
 KERNELS = (
-    "nominate", "lists", "attend", "query_gradient", "mean_gradient", "key_gradient",
+    "nominate", "attend", "query_gradient", "mean_gradient", "key_gradient",
     "level", "leaf", "level_query_gradient", "leaf_query_gradient", "draw_gradient", "level_key_gradient",
     "leaf_key_gradient",
 )  # fmt: skip
@@ -29,22 +29,20 @@ KERNELS = (
 TILES: dict[str, dict[str, tuple[Tile, Tile, Tile]]] = {
     "sm_90": {
         "nominate": (Tile(128, 64, 4, 3), Tile(128, 64, 4, 3), Tile(64, 32, 4, 2)),
-        "lists": (Tile(16, 128, 2, 1),) * 3,
         "attend": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
         "query_gradient": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
-        "mean_gradient": (Tile(64, 64, 4, 3), Tile(64, 128, 8, 2), Tile(32, 64, 4, 1)),
-        "key_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 1)),
+        "mean_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 1)),
+        "key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 4, 3), Tile(32, 64, 4, 1)),
         "level": (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
         "leaf": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
-        "level_query_gradient": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
+        "level_query_gradient": (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
         "leaf_query_gradient": (Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 32, 4, 2)),
-        "draw_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 1)),
+        "draw_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 4, 5), Tile(32, 64, 4, 1)),
         "level_key_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 1)),
         "leaf_key_gradient": (Tile(32, 64, 4, 3), Tile(32, 64, 4, 3), Tile(32, 64, 4, 1)),
     },
     "sm_80": {
         "nominate": (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-        "lists": (Tile(16, 128, 2, 1),) * 3,
         "attend": (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 8, 2)),
         "query_gradient": (Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(32, 32, 4, 2)),
         "mean_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(16, 32, 4, 2)),
@@ -61,7 +59,7 @@ TILES: dict[str, dict[str, tuple[Tile, Tile, Tile]]] = {
     "none": dict.fromkeys(KERNELS, (Tile(16, 16, 4, 1),) * 3),
 }
 # fp32 is for tests: tiles of at most 32 rows use mma.sync, not wgmma, whose descriptors ptxas 12.8 builds wrongly.
-_WIDE = {"lists": Tile(16, 128, 2, 1)} | {
+_WIDE = {
     name: Tile(16, 32, 4, 1) for name in KERNELS if name.endswith(("mean_gradient", "key_gradient", "draw_gradient"))
 }
 

@@ -13,7 +13,15 @@ from kernels.hyper_attention.plan.tables import build_plan
 from kernels.hyper_attention.reference import log_weights
 
 SMALL = {"block_size": 8, "num_samples": 6, "num_projections": 3, "leaf": 16, "exact_below": 16}
-LOCAL = {"mode": "causal_local", "window": 20, "segment": 8, "num_sinks": 3, "lookback": 0, "exact_below": 16}
+LOCAL = {
+    "mode": "causal_local",
+    "choice": "means",
+    "window": 20,
+    "segment": 8,
+    "num_sinks": 3,
+    "lookback": 0,
+    "exact_below": 16,
+}
 PACKED = torch.tensor([[-1] * 5 + [0] * 40 + [1] * 3 + [2] * 17 + [5] * 64 + [6] + [-1] * 7, [0] * 137])
 
 
