@@ -26,9 +26,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
-from kernels.hyper_attention.documents import whole
-from kernels.hyper_attention.plan.causal_local import build_local_plan
-from kernels.hyper_attention.plan.tables import build_plan
+from kernels.hyper_attention.operator import plan_of
 from kernels.hyper_attention.reference import reference_attention
 
 MOST_MEANS = 1024  # of older segments that a query reads in mode causal_local: segments grow with n beyond 32k
@@ -47,11 +45,10 @@ def gate():
     for causal, config in (
         (False, HyperAttentionConfig(block_size=64, num_samples=64, exact_below=64)),
         (True, HyperAttentionConfig(block_size=64, num_samples=64, leaf=64, exact_below=64)),
-        (True, HyperAttentionConfig(mode="causal_local", window=128, segment=32, lookback=96, exact_below=64)),
+        (True, HyperAttentionConfig(mode="causal_local", window=128, lookback=96, exact_below=64)),
+        (True, HyperAttentionConfig(mode="causal_local", choice="means", window=128, lookback=96, exact_below=64)),
     ):
-        documents = whole(1, 700, q.device)
-        local = config.mode == "causal_local"
-        plan = build_local_plan(q, k, documents, config) if local else build_plan(q, k, causal, documents, config)
+        plan = plan_of(q, k, None, causal, config)
         mine = hyper_attention(q, k, v, causal, config=config)
         truth, _ = reference_attention(q, k, v, plan, 0.125)
         torch.testing.assert_close(mine, truth)

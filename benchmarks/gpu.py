@@ -17,40 +17,28 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import gpu_tiles
 import torch
-from gpu_cases import BF16, CASES, correct, inputs
+from gpu_cases import BF16, CASES, correct, inputs, listed, smoothed
 from torch.profiler import ProfilerActivity, profile
 
 from kernels.hyper_attention import HyperAttentionConfig, explain, hyper_attention
-from kernels.hyper_attention.gpu.local import launches as local_launches
-from kernels.hyper_attention.gpu.local import tiles as local_tiles
-from kernels.hyper_attention.gpu.paper import launches as paper_launches
 from kernels.hyper_attention.routing import exact_attention
 
 HEADS = 32
 LENGTHS = (8192, 16384, 32768, 131072)
-TUNED = {
-    "nominate": ((128, 64, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3)),
-    "attend": ((64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 2)),
-    "query_gradient": ((64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 3), (128, 64, 8, 2)),
-    "mean_gradient": ((64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2)),
-    "key_gradient": ((64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 3), (128, 64, 8, 2)),
-    "level": ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 4, 3)),
-    "level_query_gradient": ((64, 64, 4, 3), (128, 64, 8, 3), (128, 64, 4, 3), (128, 64, 4, 2)),
-    "draw_gradient": ((32, 64, 4, 3), (64, 64, 4, 2), (32, 64, 4, 2), (64, 128, 8, 2)),
-    "level_key_gradient": ((32, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2)),
-}
 
 
 def configuration(kind, tokens):
     """(configuration, causal) of a timed row."""
     segment = max(64, tokens // 1024)
-    if kind == "nominated":
+    if kind.startswith("nominated"):
         return HyperAttentionConfig(mode="causal_local", choice="nominated", segment=segment, exact_below=256), True
     if kind == "no look-back":
         return replace(configuration("nominated", tokens)[0], lookback=0), True
@@ -101,6 +89,7 @@ def times(size, lengths, kinds, key_heads=HEADS):
     """Exact attention, then ours, at each length."""
     for tokens in lengths:
         q, k, v, grad = inputs(HEADS, key_heads, tokens, tokens, size, BF16)
+        smooth = smoothed(q).requires_grad_()
         q, k, v = (x.requires_grad_() for x in (q, k, v))
         runs = 5 if tokens < 131072 else 3
         exact = {}
@@ -113,7 +102,8 @@ def times(size, lengths, kinds, key_heads=HEADS):
             config, causal = configuration(kind, tokens)
             torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated()
-            calls = passes(lambda q, k, v, c=causal, s=config: hyper_attention(q, k, v, c, config=s), q, k, v, grad)
+            query = smooth if kind == "nominated, like text" else q
+            calls = passes(lambda q, k, v, c=causal, s=config: hyper_attention(q, k, v, c, config=s), query, k, v, grad)
             try:
                 found = [timed(call, runs) for call in calls]
                 count, kernels = launches_of(calls[1])
@@ -125,7 +115,9 @@ def times(size, lengths, kinds, key_heads=HEADS):
             memory = (torch.cuda.max_memory_allocated() - held) / 2**30
             largest = ", ".join(f"{name[:28]} {value:.2f}" for name, value in list(kernels.items())[:9])
             show(kind, size, tokens, key_heads, found, exact.get(causal), count, memory, largest)
-            if exact and kind != "no look-back":
+            if config.nominates and config.lookback:
+                print(f"LISTS {kind} | {size} | {tokens} | {listed(query, k, v, config)}", flush=True)
+            if exact and kind != "no look-back" and query is q:
                 automatic = replace(config, exact_below="auto")
                 call = passes(
                     lambda q, k, v, c=causal, s=automatic: hyper_attention(q, k, v, c, config=s), q, k, v, grad
@@ -169,18 +161,39 @@ def packed(size):
         show(f"8 documents, {name}", size, tokens, HEADS, [timed(call, 5) for call in calls])
 
 
-def override(kernel, tile):
-    """Use one tile for a kernel, whatever the sizes."""
-    found = local_tiles.tile_of
-    chosen = local_tiles.Tile(*tile)
-    for module in (local_launches, paper_launches):
-        module.tile_of = lambda device, name, *rest: chosen if name == kernel else found(device, name, *rest)
+def graph(size, tokens=8192):
+    """A step captured in a CUDA graph: the same bits as without, and its time."""
+    for kind in ("nominated", "paper causal", "paper full"):
+        config, causal = configuration(kind, tokens)
+        q, k, v, grad = inputs(HEADS, HEADS, tokens, tokens, size, BF16)
+        q, k, v = (x.requires_grad_() for x in (q, k, v))
+
+        def step(q=q, k=k, v=v, grad=grad, config=config, causal=causal):
+            out = hyper_attention(q, k, v, causal, config=config)
+            return out, *torch.autograd.grad(out, (q, k, v), grad)
+
+        # No graph of these may live on: the nodes of q, k and v belong to the stream that made them first.
+        expected = [x.detach().clone() for x in step()]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            found = step()
+        for x in found:
+            x.detach().fill_(torch.nan)
+        captured.replay()
+        same = all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        print(f"GRAPH {kind} | {size} | {tokens} | same bits {same} | {timed(captured.replay, 5):.3f} ms", flush=True)
 
 
-def step(size, tokens, kind):
-    """A call of forward and backward with the committed or overridden tiles."""
+def step(size, tokens, kind, share=1):
+    """A call of forward and backward with the committed or overridden tiles; on a share of the heads and tokens."""
     config, causal = configuration(kind, tokens)
-    q, k, v, grad = inputs(HEADS, HEADS, tokens, tokens, size, BF16)
+    heads, length = HEADS // share, tokens // share + 16 * (share > 1)  # as many levels
+    q, k, v, grad = inputs(heads, heads, length, length, size, BF16)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     return passes(lambda q, k, v: hyper_attention(q, k, v, causal, config=config), q, k, v, grad)[1]
 
@@ -188,71 +201,42 @@ def step(size, tokens, kind):
 def compile_one(size, kernel, tile, tokens, kind):
     """Compile what a later phase times."""
     if kernel:
-        override(kernel, tile)
-    step(size, tokens, kind)()
+        gpu_tiles.override(kernel, tile)
+    step(size, tokens, kind, share=2)()
     torch.cuda.synchronize()
 
 
-def kind_of(kernel):
-    """The call that a kernel is tuned in."""
-    return "paper causal" if kernel.startswith(("level", "leaf", "draw")) else "nominated"
-
-
-def tune(size, tokens, part):
-    """Milliseconds of each kernel with each of a few tiles."""
-    for kernel, tiles in TUNED.items():
-        if not re.search(part, kernel):
-            continue
-        both = step(size, tokens, kind_of(kernel))
-        for tile in tiles:
-            override(kernel, tile)
-            try:
-                both()
-                _, found = launches_of(both)
-            except Exception as error:
-                print(f"TUNE {kernel} | {size} | {tile} | FAILED {str(error)[:120]}", flush=True)
-                continue
-            spent = sum(value for name, value in found.items() if name.startswith(f"{kernel}_kernel"))
-            print(f"TUNE {kernel} | {size} | {tokens} | {tile} | {spent:.3f} ms", flush=True)
-        local_launches.tile_of = paper_launches.tile_of = local_tiles.tile_of
-
-
 def in_processes(commands, seconds):
-    """Run this script with each list of arguments at once; returns what they printed, those that failed first."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    running = [
-        subprocess.Popen(  # noqa: S603 - this script
-            [sys.executable, __file__, *command],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for command in commands
-    ]
+    """Run this script with each list of arguments, a process a core; yields (exit code, arguments, printed lines)."""
     end = time.time() + seconds
-    for command, process in zip(commands, running, strict=True):
+
+    def one(command):
         try:
-            text, _ = process.communicate(timeout=max(1.0, end - time.time()))
+            done = subprocess.run(  # noqa: S603 - this script
+                [sys.executable, __file__, *command],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=max(1.0, end - time.time()),
+                check=False,
+            )
+            code, text = done.returncode, done.stdout
         except subprocess.TimeoutExpired:
-            process.kill()
-            text = process.communicate()[0] + "\nout of time"
-        lines = [line for line in text.splitlines() if line.startswith(("CORRECT", "TIME", "TUNE"))]
-        if process.returncode or not lines:
+            code, text = 1, "out of time"
+        lines = [line for line in text.splitlines() if line.startswith(("CORRECT", "TIME", "TUNE", "LISTS"))]
+        if code:
             lines += [f"FAILED {' '.join(command)}: {' / '.join(text.strip().splitlines()[-4:])[:900]}"]
-        yield process.returncode, command, [line for line in lines if process.returncode or command[0] != "--compile"]
+        return code, command, lines
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(one, commands)
 
 
 def run_phase(phase, arguments):
     """Print what a phase finds."""
     if phase == "tune":
-        compiled = [
-            ["--compile", str(size), "8192", kernel, json.dumps(tile), kind_of(kernel)]
-            for size in arguments.sizes
-            for kernel, tiles in TUNED.items()
-            if re.search(arguments.tuned, kernel)
-            for tile in tiles
-        ]
+        compiled = gpu_tiles.compilations(arguments.sizes, max(arguments.lengths), arguments.tuned)
         for _, _, lines in in_processes(compiled, 120):
             print("\n".join(lines), flush=True) if lines else None
     for size in arguments.sizes:
@@ -260,16 +244,22 @@ def run_phase(phase, arguments):
             times(size, arguments.lengths, arguments.kinds, arguments.key_heads)
         elif phase == "packed":
             packed(size)
+        elif phase == "graph":
+            graph(size)
         elif phase == "tune":
-            tune(size, 32768, arguments.tuned)
+            gpu_tiles.tune(size, max(arguments.lengths), arguments.tuned, step, launches_of)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phases", nargs="*", default=["correct", "times", "packed"])
+    parser.add_argument("phases", nargs="*", default=["correct", "times", "packed", "graph"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="head sizes")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens")
-    parser.add_argument("--kinds", nargs="+", default=["nominated", "no look-back", "paper causal", "paper full"])
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["nominated", "nominated, like text", "no look-back", "paper causal", "paper full"],
+    )
     parser.add_argument("--key-heads", type=int, default=HEADS)
     parser.add_argument("--cases", default="", help="check those whose name has this pattern")
     parser.add_argument("--tuned", default="", help="tune kernels whose name has this pattern")

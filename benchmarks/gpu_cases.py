@@ -11,6 +11,7 @@ import torch
 
 from kernels.hyper_attention import HyperAttentionConfig, hyper_attention, operator
 from kernels.hyper_attention.documents import of_ids, whole
+from kernels.hyper_attention.gpu.local import launches as local_launches
 from kernels.hyper_attention.gpu.local.kept import sizes_of, views
 from kernels.hyper_attention.gpu.paper import launches as paper_launches
 from kernels.hyper_attention.plan.tables import build_plan
@@ -61,6 +62,20 @@ def inputs(query_heads, key_heads, queries, keys, size, dtype, seed=0):
     generator = torch.Generator("cuda").manual_seed(seed)
     shapes = ((1, query_heads, queries, size), *((1, key_heads, keys, size),) * 2, (1, query_heads, queries, size))
     return [torch.randn(shape, generator=generator, device="cuda").to(dtype) for shape in shapes]
+
+
+def smoothed(q):
+    """Queries that change slowly, means over 256 tokens: their lists are about as long as those of a text."""
+    means = torch.nn.functional.avg_pool1d(q.flatten(0, 1).mT.float(), 256, 1, 128)[..., : q.shape[2]]
+    return (means.mT.reshape(q.shape) * 16).to(q.dtype)
+
+
+def listed(q, k, v, config):
+    """Mean and most entries of the lists of a call."""
+    config = replace(config, exact_below=256)
+    *_, buffer = local_launches.forward(q, k, v, None, True, config, 0.125)
+    counts = views(buffer, sizes_of(q, k, False, config), q.dtype).counts.float()
+    return f"{counts.mean().item():.1f} of {int(counts.max())} segments of {config.segment}"
 
 
 def correct(name):

@@ -42,8 +42,8 @@ ROWS = {
     "window 1024": local(window=1024, num_sinks=0, **NO_MORE),
     "window 1024 + 4 sinks": local(window=1024, **NO_MORE),
     "paper, leaf 1024": HyperAttentionConfig(leaf=1024, exact_below=1024),
-    "ours": local(choice="means"),
-    "ours, nominated": local(choice="nominated", segment=64),
+    "ours": local(),
+    "ours, means": local(choice="means", window=640),
 }
 
 
@@ -96,7 +96,7 @@ def keys_of_a_query(config, q, k):
             inside = level.query_segment >= 0
             keys = keys + (inside * (level.block.stop - level.block.start + config.num_samples))[:, None]
     else:
-        build = build_nominated_plan if config.choice == "nominated" else build_local_plan
+        build = build_nominated_plan if config.nominates else build_local_plan
         plan = build(q, k, documents, config)
         bands = [band for band in (plan.band, plan.sinks, plan.pooled and plan.pooled.band) if band is not None]
         keys = sum((band.stop - band.start)[:, None].expand(q.shape[:3]) for band in bands)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 HEADS, ITEM = 32, 2  # bf16
 BLOCK, SAMPLES, LEAF = 256, 256, 1024  # HyperAttentionConfig
 # Likewise, of choice "nominated": keys before a tile of 128 queries, sinks, keys of a full list, shortest segment.
-WINDOW, TILE, SINKS, LISTED, SEGMENT = 640, 128, 4, 1536, 64
+WINDOW, TILE, SINKS, LISTED, SEGMENT = 512, 128, 4, 3072, 64
 # Forward and backward together on an H100, ms, by d and n: `python benchmarks/gpu.py` on 2026-11-26, torch 2.11, Triton
 # 3.6; exact attention is cuDNN's in the same run.
 FORMS = ("exact, full", "paper, full", "exact, causal", "paper, causal", "nominated")
 MEASURED = {
-    (64, 32768): (66.3, 5.58, 35.6, 15.1, 11.8),
-    (64, 131072): (1100, 20.5, 580, 77.7, 51.0),
-    (128, 32768): (107, 9.11, 55.6, 25.0, 17.8),
-    (128, 131072): (1762, 33.4, 919, 135, 87.7),
+    (64, 32768): (67.0, 4.98, 35.0, 13.1, 16.1),
+    (64, 131072): (1091, 17.9, 577, 67.2, 72.9),
+    (128, 32768): (107, 7.80, 54.3, 23.6, 25.9),
+    (128, 131072): (1746, 29.7, 917, 125, 122),
 }
 SIZES = [32768 << i for i in range(6)]
 # FLOPs of a (query, key) pair in units of d: two products forward; five backward, or 3 + 4 if dQ has its own kernel.
