@@ -142,8 +142,8 @@ Shared: KB of a block / the target's limit. Tensor cores: matrix instructions ({
 global to shared memory.
 
 Tiles are those that were the fastest on an H100 under Triton 3.6; Triton 3.9 spills in some of them. At d = 64 on sm_90
-key_gradient and level; at d = 128, not listed here, attend 16 instructions, query_gradient 24, mean_gradient 80 and
-key_gradient 440: tiles for 3.9 were not timed. fp32 has no warpgroup products, which ptxas 12.8 builds wrongly.
+level_query_gradient; at d = 128, not listed here, attend 16 instructions, query_gradient 24, mean_gradient 19 and
+key_gradient 109: tiles for 3.9 were not timed. fp32 has no warpgroup products, which ptxas 12.8 builds wrongly.
 
 | kernel | kind | d | target | tile | registers | stack | spills | lanes | shared | tensor cores | copies | atomics |
 |---|---|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"""

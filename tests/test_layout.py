@@ -57,7 +57,6 @@ TESTED_BY = {
     "kernels/hyper_attention/plan/choose_segments.py": "tests/kernels/hyper_attention/plan/test_tables.py",
     "kernels/hyper_attention/plan/lsh.py": "tests/kernels/hyper_attention/plan/test_tables.py",
     "kernels/hyper_attention/plan/lsh_lookback.py": "tests/kernels/hyper_attention/plan/test_tables.py",
-    "kernels/hyper_attention/plan/nominate.py": "tests/kernels/hyper_attention/plan/test_tables.py",
     "kernels/hyper_attention/plan/pooling.py": "tests/kernels/hyper_attention/plan/test_tables.py",
     "kernels/hyper_attention/plan/segments.py": "tests/kernels/hyper_attention/plan/test_tables.py",
     "kernels/hyper_attention/plan/sorting.py": "tests/kernels/hyper_attention/plan/test_tables.py",

@@ -96,7 +96,7 @@ def exact_below(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig
 
 
 def _row(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) -> Crossover:
-    kind = config.choice if config.segment else "lsh"
+    kind: str = config.choice if config.segment else "lsh"
     if config.mode == "paper":
         kind = f"paper {'causal' if causal else 'full'}"
     # Recomputation calls the forward pass of a training step without gradients: it must take the same path.

@@ -30,9 +30,9 @@ CASES = [
 # Spilling instructions that Triton 3.9 makes of some tiles, which were the fastest on an H100 under 3.6; no more, and
 # none elsewhere. In fp32 spills are allowed, for without warpgroup products they cost time only.
 SPILLS = {
-    ("sm_90", 64): {"key_gradient": 42, "level": 22},
-    ("sm_90", 128): {"attend": 16, "query_gradient": 24, "mean_gradient": 80, "key_gradient": 440},
-    ("sm_80", 64): {"lists": 67, "query_gradient": 10, "key_gradient": 19},
+    ("sm_90", 64): {"level_query_gradient": 33},
+    ("sm_90", 128): {"attend": 16, "query_gradient": 24, "mean_gradient": 19, "key_gradient": 109},
+    ("sm_80", 64): {"query_gradient": 10},
 }
 
 
@@ -68,6 +68,6 @@ def test_committed_tiles_compile_to_what_they_should(case, reports):
             assert row["warpgroup"] == 0, row
         else:
             assert row["spills"] <= SPILLS[target, size].get(row["kernel"], 0), row
-            if row["tile"].count("x") == 2 and row["kernel"] != "lists":
+            if row["tile"].count("x") == 2:
                 assert row["tensor_cores"] > 0, row
                 assert row["copies"] > 0, row
