@@ -1,8 +1,8 @@
 """Lengths from which HyperAttention is faster than torch's fastest exact attention, by card, mode and sizes.
 
 `python benchmarks/gpu.py times` measures both in one run on one card, at 8,192, 16,384 and 32,768 tokens among others,
-with random inputs, which fill the lists of "nominated" as no text does; between these the rows are interpolated, logarithm over logarithm, and rounded up to 1,024. An entry whose `measured` is empty
-is expected, not measured.
+with random inputs, which fill the lists of "nominated" as no text does; between these the rows are interpolated,
+logarithm over logarithm, and rounded up to 1,024. An entry whose `measured` is empty is expected, not measured.
 """
 
 from typing import NamedTuple
