@@ -1,10 +1,12 @@
-"""Training on real Ray Train and DeepSpeed workers with gloo, except for what needs no worker."""
+"""Training on real DeepSpeed workers with gloo; Ray Train starts them where starting, death or restart is the point."""
 
 import math
 import os
 import signal
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -17,6 +19,7 @@ from operators.train.engine import load_student
 from operators.train.metrics import read_metrics
 from operators.train.pack_order import PackStore
 from operators.train.train import MANIFEST, TrainConfig, TrainResult, train
+from tests.operators.train.standing_workers import start_workers, trainer_of
 
 CONFIG = TrainConfig(
     num_workers=1,
@@ -36,15 +39,34 @@ def packs(local_ray, packs_file):
     return ray.data.read_parquet(packs_file)
 
 
-def run(packs, model, folder, **changes):
-    return train(packs, CONFIG.model_copy(update=changes), model, str(folder))
+def run(packs, model, folder, trainer=None, **changes):
+    """`train` in Ray Train, or in what stands for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if trainer is not None:
+            patch.setattr("operators.train.train.TorchTrainer", trainer)
+        return train(packs, CONFIG.model_copy(update=changes), model, str(folder))
 
 
 @pytest.fixture(scope="module")
-def alone(local_ray, packs_file, tiny_model, tmp_path_factory):
+def here(process_group):
+    """One worker, in this process."""
+    return trainer_of([])
+
+
+@pytest.fixture(scope="module")
+def two(local_ray, tmp_path_factory):
+    """The same two workers for all tests that are not about starting them."""
+    workers = start_workers(2, str(tmp_path_factory.mktemp("two") / "meeting"))
+    yield trainer_of(workers)
+    for worker in workers:
+        ray.kill(worker)
+
+
+@pytest.fixture(scope="module")
+def alone(local_ray, here, packs_file, tiny_model, tmp_path_factory):
     """The curve that every other number of workers and every restart must reproduce: one worker, ZeRO-2."""
     folder = tmp_path_factory.mktemp("alone")
-    return folder, run(ray.data.read_parquet(packs_file), tiny_model, folder)
+    return folder, run(ray.data.read_parquet(packs_file), tiny_model, folder, here)
 
 
 def test_packed_loss_is_the_sum_of_the_documents_alone(packs_file, tiny_model):
@@ -86,9 +108,10 @@ def test_manifest_and_metrics_agree(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "stage"), [(2, 2), (2, 3), (2, 0)])
-def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, packs, tiny_model, tmp_path, workers, stage):
-    manifest = run(packs, tiny_model, tmp_path, num_workers=workers, zero_stage=stage)
+@pytest.mark.parametrize("stage", [2, 3, 0])
+def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, two, packs, tiny_model, tmp_path, stage):
+    manifest = run(packs, tiny_model, tmp_path, two, num_workers=2, zero_stage=stage)
+    assert len(manifest.peak_rss_bytes) == 2
     assert manifest.losses == pytest.approx(alone[1].losses, rel=1e-5)
     if stage:  # DeepSpeed does not tell its norm without ZeRO
         assert manifest.grad_norms == pytest.approx(alone[1].grad_norms, rel=1e-4)
@@ -99,17 +122,18 @@ def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, packs,
 
 
 @contextmanager
-def killed_after(folder, step):
-    """SIGKILL rank 0, from outside, as soon as its metrics show `step`; the pid is in the list that is yielded."""
+def killed_after(folder, *steps):
+    """SIGKILL rank 0, from outside, as soon as its metrics show a step; the pids are in the list that is yielded."""
     killed, leave = [], threading.Event()
 
     def watch():
-        while not leave.wait(0.005):
-            lines = read_metrics(folder / "metrics.jsonl")
-            if lines and lines[-1]["step"] >= step:
-                os.kill(lines[-1]["pid"], signal.SIGKILL)
-                killed.append(lines[-1]["pid"])
-                return
+        for step in steps:
+            while not leave.wait(0.005):
+                lines = read_metrics(folder / "metrics.jsonl")
+                if lines and lines[-1]["step"] >= step and lines[-1]["pid"] not in killed:
+                    os.kill(lines[-1]["pid"], signal.SIGKILL)
+                    killed.append(lines[-1]["pid"])
+                    break
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -121,29 +145,43 @@ def killed_after(folder, step):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_restarted_at_the_last_checkpoint(alone, packs, tiny_model, tmp_path):
-    with killed_after(tmp_path, step=3) as killed:
-        manifest = run(
-            packs, tiny_model, tmp_path, num_workers=2, zero_stage=3, checkpoint_every_steps=2, max_failures=1
-        )
+def test_a_killed_worker_is_restarted_and_a_run_that_died_goes_on_with_another_number(
+    alone, here, packs, tiny_model, tmp_path
+):
+    """Real workers of Ray Train: killed twice, of which it mends one; then another run, of one worker."""
+    settings = {"zero_stage": 3, "checkpoint_every_steps": 2, "max_failures": 1}
+    with killed_after(tmp_path, 3, 5) as killed, pytest.raises(TrainingFailedError):
+        run(packs, tiny_model, tmp_path, num_workers=2, **settings)
+    died = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in died] == list(range(len(died)))
+    assert died[1]["pid"] == killed[0], "what was measured before the last checkpoint is kept"
+    assert died[-1]["pid"] == killed[1] != killed[0], "other workers went on"
+    manifest = run(packs, tiny_model, tmp_path, here, num_workers=1, **settings)
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert killed
-    assert lines[1]["pid"] == killed[0] != lines[-1]["pid"]
     assert [line["step"] for line in lines] == list(range(8))
+    assert lines[:4] == died[:4]  # kept, not measured again
+    assert lines[-1]["pid"] == os.getpid()
+    assert "with 1 workers, after 2 before" in manifest.notes[0]
+    assert not list(tmp_path.rglob("universal-*"))
     assert manifest.losses == pytest.approx(alone[1].losses, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_run_that_died_goes_on_with_another_number_of_workers(alone, packs, tiny_model, tmp_path):
-    with killed_after(tmp_path, step=3), pytest.raises(TrainingFailedError):
-        run(packs, tiny_model, tmp_path, num_workers=2, checkpoint_every_steps=2)
-    died = read_metrics(tmp_path / "metrics.jsonl")
-    manifest = run(packs, tiny_model, tmp_path, num_workers=1, checkpoint_every_steps=2)
-    lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert lines[1] == died[1]  # kept, not measured again
-    assert lines[-1]["pid"] != died[-1]["pid"]
-    assert "with 1 workers, after 2 before" in manifest.notes[0]
-    assert not list(tmp_path.rglob("universal-*"))
+def test_a_checkpoint_of_two_workers_of_zero_2_is_gone_on_with_by_one(alone, two, packs, tiny_model, tmp_path):
+    settings = {"zero_stage": 2, "checkpoint_every_steps": 2}
+
+    def stopped_at_once(loop, train_loop_config, **rest):
+        stop = tmp_path / "checkpoints" / "stop"
+        stop.touch()
+        two(loop, train_loop_config, **rest).fit()
+        stop.unlink()
+        here = trainer_of([])
+        one = replace(train_loop_config["job"], config=CONFIG.model_copy(update=settings))
+        return here(loop, {"job": one}, SimpleNamespace(num_workers=1))
+
+    manifest = run(packs, tiny_model, tmp_path, stopped_at_once, num_workers=2, **settings)
+    assert manifest.notes[0] == "went on at step 1 with 1 workers, after 2 before"
+    assert len(manifest.peak_rss_bytes) == 1
     assert manifest.losses == pytest.approx(alone[1].losses, rel=1e-5)
 
 
@@ -162,17 +200,17 @@ def test_a_finished_folder_is_not_overwritten_by_another_run(alone, packs, tiny_
 
 
 @pytest.mark.slow
-def test_without_noise_in_bf16_with_recomputation(alone, packs, tiny_model, tmp_path):
+def test_without_noise_in_bf16_with_recomputation(alone, two, packs, tiny_model, tmp_path):
     changes = {"neftune_alpha": 0, "precision": "bf16", "activation_checkpointing": True, "num_workers": 2}
-    manifest = run(packs, tiny_model, tmp_path, max_steps=2, **changes)
+    manifest = run(packs, tiny_model, tmp_path, two, max_steps=2, **changes)
     assert manifest.neft_l2 is None
     assert manifest.first_loss == pytest.approx(alone[1].first_loss, rel=1e-2)
     assert next(AutoModelForCausalLM.from_pretrained(tmp_path).parameters()).dtype == torch.bfloat16
 
 
 @pytest.mark.slow
-def test_the_demo_model_learns_on_two_workers(packs, demo_model, tmp_path):
-    manifest = run(packs, demo_model, tmp_path, num_workers=2, max_steps=2, packs_per_step=2, learning_rate=2e-5)
+def test_the_demo_model_learns_on_two_workers(two, packs, demo_model, tmp_path):
+    manifest = run(packs, demo_model, tmp_path, two, num_workers=2, max_steps=2, packs_per_step=2, learning_rate=2e-5)
     assert manifest.last_loss < manifest.first_loss < 4  # a trained model, not a random one
     assert len(manifest.peak_rss_bytes) == 2
     exported = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
