@@ -20,8 +20,8 @@ class SelectConfig(StageConfig):
         description="Which rewrites are chosen: ifd_rifd takes instructions of higher IFD and responses of lower r-IFD "
         "(the papers' version 2), ifd compares only instructions and takes every parsed better response, perplexity "
         "takes the pair whose response is less perplexing, reward takes what select.reward_model scores higher, judge "
-        "what the teacher of the stage judge scores higher from 1 to 10 (up to four short calls a row more), none takes "
-        "every parsed reflection and loads no model.",
+        "what the teacher of the stage judge scores higher from 1 to 10 (up to four short calls a row more), none "
+        "takes every parsed reflection and loads no model.",
     )
     reward_model: str = Field(
         "",
