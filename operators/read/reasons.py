@@ -21,12 +21,11 @@ CURES = {
     "no_plain_answer": "the assistant only calls tools",
     "system_turn": "see source.system_turn",
 }
-MOST_NAMED = 6
+MOST_CURED = 6  # reasons whose cure is told at once
 
 
 def told(reasons: Mapping[str, int]) -> str:
-    """Reasons with how often and what mends each, the most frequent first."""
+    """Reasons with how often, the most frequent first, and what mends the first few."""
     ordered = sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
-    named = [f"{reason} {number}" + (f" ({CURES[reason]})" if reason in CURES else "") for reason, number in ordered]
-    more = len(named) - MOST_NAMED
-    return ", ".join(named[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    cured = {reason: f" ({CURES[reason]})" for reason, _ in ordered[:MOST_CURED] if reason in CURES}
+    return ", ".join(f"{reason} {number}{cured.get(reason, '')}" for reason, number in ordered)
