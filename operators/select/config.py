@@ -47,9 +47,9 @@ class SelectConfig(StageConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Without what only other policies use, so that older work stays valid."""
-        used = {"reward_model": bool(self.reward_model), "judge_max_tokens": self.policy == "judge"}
-        return {name: value for name, value in super().identity().items() if used.get(name, True)}
+        """Keys that came later only where they are set, so that older work stays valid."""
+        later = {name: type(self).model_fields[name].default for name in ("reward_model", "judge_max_tokens")}
+        return {name: value for name, value in super().identity().items() if name not in later or value != later[name]}
 
     def first_measure(self) -> Measure | None:
         """What the choice of instructions compares; None if nothing."""

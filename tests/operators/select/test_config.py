@@ -21,7 +21,7 @@ def test_a_policy_names_its_measures(policy: Policy, first: Measure | None, seco
     assert (config.first_measure(), config.second_measure()) == (first, second)
 
 
-def test_what_only_another_policy_uses_is_no_part_of_the_identity() -> None:
+def test_keys_that_came_later_are_no_part_of_the_identity_until_they_are_set() -> None:
     assert not {"reward_model", "judge_max_tokens"} & SelectConfig().identity().keys()
     assert SelectConfig(policy="judge", judge_max_tokens=99).identity()["judge_max_tokens"] == 99
     with pytest.raises(ValidationError, match="reward needs reward_model"):
