@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from kernels.neftune import EmbeddingNoise, batch_of_pack
-from operators.student.encode import IGNORED, load_tokenizer
+from operators.student.encode import IGNORED
 from operators.student.packed_attention import BY_DOCUMENT, attention_in_use
 from operators.student.packed_loss import joined, summed_loss
 from operators.train.config import TrainConfig
@@ -35,7 +35,7 @@ class Trainer:
         self._job, self._engine, self._noise, self._store = job, engine, noise, store
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._order = pack_order(store.document_lengths, job.config)
-        self._dummy = dummy_pack(load_tokenizer(job.student).eos_token_id or 0)
+        self._dummy = dummy_pack(0)  # whichever token: no loss depends on it, and the tokenizer need not be loaded
         self._packs_per_pass, note = packs_at_once(engine.module, job.config)
         self._cost = model_cost(engine.module)
         self._peak = peak_flops(str(engine.device)) if job.config.precision == "bf16" else None
