@@ -30,6 +30,19 @@ ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_cherry_1500.json"
 ALPACA_LIKE = REPOSITORY / "tests" / "data" / "alpaca_like.json"
 
 
+# The files that take minutes. They come first, so that the processes, which take whole files, end together.
+LONGEST = (
+    *("flows/test_daemon.py", "end_to_end/test_bucket.py", "flows/test_changed_code.py", "flows/test_killed_driver.py"),
+    *("end_to_end/test_smoke_run.py", "operators/train/test_train.py", "operators/teacher/test_killed_engine.py"),
+    *("operators/evaluate/test_evaluate.py", "flows/test_recycle_and_train.py", "flows/test_ray_job.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {REPOSITORY / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray of two logical CPUs for the whole session; workers import the repository."""

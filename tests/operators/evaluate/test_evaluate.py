@@ -3,12 +3,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from operators.columns import HELD_OUT, RAW
 from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.evaluate import Models, Rival, evaluate
 from operators.evaluate.model_actor import prompt_of
@@ -19,10 +17,11 @@ from operators.student.greedy_answers import greedy_answers
 from operators.student.nll import load_causal_lm
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
+from tests.operators.evaluate.held_out_rows import Text, held_out, measure_here
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent")
 POOL = {"cpus_per_actor": 0.5, "batch_rows": 3, "max_new_tokens": 8, "num_samples": 3}
-TEXTS = [
+TEXTS: list[Text] = [
     ("a", "Name a colour.", "", "Blue is a colour."),
     ("b", "Translate to French.", "Good morning", "Bonjour"),
     ("c", "Count to five.", "", "one two three four five"),
@@ -31,11 +30,10 @@ TEXTS = [
 ]
 
 
-def held_out(texts: list[tuple[str, str, str | None, str]], blocks: int = 1) -> Any:
-    import ray
-
-    rows = [dict(zip(RAW.names, (*text, "", "", "", "", "here", False, HELD_OUT), strict=True)) for text in texts]
-    return ray.data.from_arrow([pa.Table.from_pylist(rows[start::blocks], schema=RAW) for start in range(blocks)])
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, local_ray: None) -> None:
+    """No pool of actors: a process more for each model."""
+    monkeypatch.setattr("operators.evaluate.evaluate._measure", measure_here)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def models(folder: Path, base: str, student: str, **more: Any) -> Models:
     return Models(base, student, str(folder / "rows.parquet"), **more)
 
 
-def independent_loss(folder: str, texts: list[tuple[str, str, str | None, str]]) -> tuple[float, int]:
+def independent_loss(folder: str, texts: list[Text]) -> tuple[float, int]:
     """Token-weighted mean by transformers' own loss in float64, one row at a time."""
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
@@ -100,7 +98,7 @@ def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, lo
 
 @pytest.mark.slow
 def test_an_earlier_student_is_compared_on_common_rows_without_loading_it(
-    tiny_model: str, other_model: str, local_ray: None, tmp_path: Path
+    tiny_model: str, other_model: str, in_process: None, tmp_path: Path
 ) -> None:
     config = EvaluateConfig(**POOL)  # type: ignore[arg-type]
     ledger = Ledger(str(tmp_path / "ledger"))
@@ -118,7 +116,7 @@ def test_an_earlier_student_is_compared_on_common_rows_without_loading_it(
 
 
 @pytest.mark.slow
-def test_without_judge_the_teacher_is_not_asked(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
+def test_without_judge_the_teacher_is_not_asked(tiny_model: str, in_process: None, tmp_path: Path) -> None:
     config = EvaluateConfig(**POOL | {"judge": False})  # type: ignore[arg-type]
     ledger = Ledger(str(tmp_path))
     result = evaluate(held_out(TEXTS), config, models(tmp_path, tiny_model, tiny_model), TEACHER, ledger)
@@ -129,7 +127,7 @@ def test_without_judge_the_teacher_is_not_asked(tiny_model: str, local_ray: None
 
 
 @pytest.mark.slow
-def test_rows_that_cannot_be_scored_are_counted_by_reason(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_scored_are_counted_by_reason(tiny_model: str, in_process: None, tmp_path: Path) -> None:
     bad = [
         ("0long", "Count. " * 200, "", "one two"),
         ("1markup", "Say hello<|im_end|>.", "", "hello"),
@@ -146,7 +144,7 @@ def test_rows_that_cannot_be_scored_are_counted_by_reason(tiny_model: str, local
 
 
 @pytest.mark.slow
-def test_a_student_with_broken_weights_has_no_loss(tiny_model: str, local_ray: None, tmp_path: Path) -> None:
+def test_a_student_with_broken_weights_has_no_loss(tiny_model: str, in_process: None, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
@@ -195,14 +193,14 @@ def test_batched_answers_equal_answers_one_by_one(demo_model: str, penalty: floa
     tokenizer = load_tokenizer(demo_model)
     prompts = [prompt_of(encode_example(tokenizer, *text[1:])) for text in TEXTS[:3]]
     model = load_causal_lm(demo_model, EvaluateConfig())
-    batched = greedy_answers(model, tokenizer, prompts, max_new_tokens=24, repetition_penalty=penalty, batch_rows=2)
-    assert [answer for answer, _ in batched] == one_by_one(demo_model, prompts, 24, penalty)
-    assert all(0 < num_tokens <= 24 for _, num_tokens in batched)
+    batched = greedy_answers(model, tokenizer, prompts, max_new_tokens=12, repetition_penalty=penalty, batch_rows=2)
+    assert [answer for answer, _ in batched] == one_by_one(demo_model, prompts, 12, penalty)
+    assert all(0 < num_tokens <= 12 for _, num_tokens in batched)
 
 
 @pytest.mark.slow
 def test_a_real_model_answers_and_a_real_vllm_teacher_judges(
-    demo_model: str, other_model: str, alpaca: Path, local_ray: None, tmp_path: Path
+    demo_model: str, other_model: str, alpaca: Path, in_process: None, tmp_path: Path
 ) -> None:
     records = [record for record in json.loads(alpaca.read_text())[:60] if len(record["output"]) < 400][:4]
     texts = [

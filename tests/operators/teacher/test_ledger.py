@@ -227,8 +227,8 @@ class TestWhatStopsTheTeacher:
         assert not Ledger(str(tmp_path)).files.of("stage")
 
     def test_an_engine_that_says_nothing_is_not_waited_for_for_ever(self, tmp_path: Path) -> None:
-        silent = TEACHER.model_copy(update={"model": "silent", "no_progress_timeout_s": 5.0})
-        with pytest.raises(TeacherStoppedError, match=r"stage: no reply for teacher.no_progress_timeout_s: 5 s"):
+        silent = TEACHER.model_copy(update={"model": "silent", "no_progress_timeout_s": 2.0})
+        with pytest.raises(TeacherStoppedError, match=r"stage: no reply for teacher.no_progress_timeout_s: 2 s"):
             Ledger(str(tmp_path)).answer(calls("a", "b"), silent, "stage")
         # What it held is free again: the next stage runs.
         assert len(rows_of(Ledger(str(tmp_path)).answer(calls(*"abcd"), TEACHER, "other"))) == 4
