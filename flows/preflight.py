@@ -155,7 +155,7 @@ def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Fi
 def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
     """Files that nobody takes, and the refreshes that were given up."""
     found = []
-    if unknown := unknown_files(run.config.source.path):
+    if unknown := _unknown_files(run):
         text = f"{shown(unknown)}: not read, nobody here knows the format; convert them"
         found.append(Finding("source.path", text, fatal=False))
     if unreadable := run.staleness.unreadable():
@@ -166,6 +166,13 @@ def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
             text = f"{describe(request)}; `recycle-and-train retry {run.config.storage} {request.key}`"
             found.append(Finding("schedule", text, fatal=False))
     return found
+
+
+def _unknown_files(run: Run) -> str:
+    try:
+        return unknown_files(run.config.source.path)
+    except (ValueError, OSError):  # rows of a source that cannot be reached are kept: no reason to end a run
+        return ""
 
 
 def _file_findings(run: Run, refresh: str, gone: Sequence[str], there: Sequence[RefreshFile]) -> list[Finding]:

@@ -134,3 +134,19 @@ def test_the_student_needs_what_training_asks_of_it() -> None:
     assert student_needs(exact).hyper_attention_layers is None
     assert student_needs(hyper).hyper_attention_layers == "all"
     assert student_needs(exact).max_tokens == exact.pack.max_tokens
+
+
+def test_files_of_unknown_formats_are_named_and_a_source_out_of_reach_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(tmp_path, "a.jsonl", "one")
+    (tmp_path / "source" / "book.xlsx").write_bytes(b"PK")
+    (finding,) = _source_findings(look(tmp_path), "base", [])
+    assert "book.xlsx: not read" in str(finding)
+    assert not finding.fatal
+
+    def fail(path: str) -> str:
+        raise OSError(path)
+
+    monkeypatch.setattr("flows.preflight.unknown_files", fail)
+    assert _source_findings(look(tmp_path), "base", []) == []
