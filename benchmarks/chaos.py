@@ -61,8 +61,8 @@ def tiny_student(folder: Path) -> str:
 class Chaos:
     """All lives of one seed."""
 
-    def __init__(self, seed: int, folder: Path, out: Path) -> None:
-        self.seed, self.folder, self.out = seed, folder, out
+    def __init__(self, seed: int, folder: Path, out: Path, trained_share: float) -> None:
+        self.seed, self.folder, self.out, self.trained_share = seed, folder, out, trained_share
         self.student = tiny_student(folder / "student")
         self.expected: dict[str, dict[str, tuple[str, ...]]] = {}
 
@@ -106,7 +106,7 @@ class Chaos:
         chosen = random.Random(f"{self.seed}-{number}")
         round_, place = divmod(number - 1, len(faults))  # every fault once, in another order each round
         fault = random.Random(f"{self.seed}-round-{round_}").sample(faults, len(faults))[place]
-        trained = fault.trained if fault.trained is not None else chosen.random() < TRAINED_SHARE
+        trained = fault.trained if fault.trained is not None else chosen.random() < self.trained_share
         expected = self.expected_of(fault, trained)
         life = self.new_life(number, fault, trained=trained)
         self.tell(f"life {number}: {fault.name}{', with training' if trained else ''}")
@@ -178,6 +178,7 @@ def main() -> int:
     parser.add_argument("--life", type=int, help="only this one")
     parser.add_argument("--first", type=int, default=1, help="number of the first life")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="folder of lives.jsonl (%(default)s)")
+    parser.add_argument("--trained", type=float, default=TRAINED_SHARE, help="share of lives that train (%(default)s)")
     parser.add_argument("--table", action="store_true", help="only print the table of --out")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def main() -> int:
         os.environ.update(AWS_ACCESS_KEY_ID=KEYS, AWS_SECRET_ACCESS_KEY="chaos", AWS_EC2_METADATA_DISABLED="true")  # noqa: S106
         faults = [FAULTS[name.strip()] for name in arguments.faults.split(",")]
         print(f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.0f}", flush=True)
-        chaos = Chaos(arguments.seed, Path(tempfile.mkdtemp(prefix="chaos-")), arguments.out)
+        chaos = Chaos(arguments.seed, Path(tempfile.mkdtemp(prefix="chaos-")), arguments.out, arguments.trained)
         if arguments.life is not None:
             chaos.live(arguments.life, faults)
         number, end = arguments.first, time.monotonic() + 60 * arguments.minutes

@@ -23,7 +23,7 @@ from benchmarks.chaos_endpoint import Teacher
 from operators.files.copies import files_below
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LIMIT_S, LOOK_S, GONE_S = 400.0, 0.1, 30.0
+LIMIT_S, LOOK_S, GONE_S = 900.0, 0.1, 30.0
 BATCH, BATCHES = 4, 2
 IN_FLIGHT = 3 * BATCH * BATCHES  # of operators/teacher/dispatch.py
 MOST_RUNS = 6  # to recover
