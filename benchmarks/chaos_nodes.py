@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.chaos_life import Ended, Life
+from cluster.local import PATIENCE
 
 NODES, CPUS = 3, 2
 MEMORY_BYTES = 150_000_000  # of each node's object store
@@ -26,7 +27,8 @@ def kill_node(stage: str) -> Callable[[Life], tuple[str, Ended]]:
     def strike(life: Life) -> tuple[str, Ended]:
         from ray.cluster_utils import Cluster
 
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        for name, value in {**PATIENCE, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}.items():
+            os.environ.setdefault(name, value)
         cluster: Any = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY_BYTES}
         )
