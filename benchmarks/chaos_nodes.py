@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+from ray._private import ray_constants
+
 from benchmarks.chaos_life import Ended, Life
-from cluster.local import PATIENCE
+from cluster.local import LOOPBACK_ONLY, PATIENCE
 
 NODES, CPUS = 3, 2
 MEMORY_BYTES = 150_000_000  # of each node's object store
@@ -27,8 +29,9 @@ def kill_node(stage: str) -> Callable[[Life], tuple[str, Ended]]:
     def strike(life: Life) -> tuple[str, Ended]:
         from ray.cluster_utils import Cluster
 
-        for name, value in {**PATIENCE, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}.items():
-            os.environ.setdefault(name, value)
+        os.environ.update(PATIENCE | LOOPBACK_ONLY)
+        ray_constants.ENABLE_RAY_CLUSTER = False  # the nodes listen on 127.0.0.1 alone, see cluster/runtime.py
+        os.environ.setdefault("RAY_TMPDIR", f"/tmp/c{os.getpid()}")  # noqa: S108 - no one else's default cluster
         cluster: Any = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY_BYTES}
         )
