@@ -81,7 +81,7 @@ def test_the_literal_command_and_the_readme_s_do_the_same_work(
     [readme] = [words for words in commands_of_readme() if words[:3] == ["ray", "job", "submit"]]
     assert readme[-1] == DEMO
     relative = f"storage={os.path.relpath(storage, REPOSITORY)}"  # to the folder where the cluster was started
-    other = submit(ray_cluster, *readme[3:], *small_run[1:], relative, "report.num_pairs=3")
+    other = submit(ray_cluster, *readme[3:], *small_run[1:], relative, "report.num_pairs=2")
     assert (other.client_code, other.driver_code) == (0, 0), other.text
     assert re.findall(r"^made (\w+)", other.text, re.MULTILINE) == ["report"], other.text
 
