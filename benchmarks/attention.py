@@ -61,7 +61,8 @@ def config_of(method, tokens):
     """The defaults; segments as in the README of the kernels, so that the work of a query is bounded."""
     if method == "paper":
         return HyperAttentionConfig()
-    return HyperAttentionConfig(mode="causal_local", segment=max(HyperAttentionConfig.segment, tokens // MOST_MEANS))
+    grown = 1 << max(0, tokens // MOST_MEANS - 1).bit_length()  # a power of two
+    return HyperAttentionConfig(mode="causal_local", segment=max(HyperAttentionConfig.segment, grown))
 
 
 def attention(method, causal, tokens):

@@ -75,6 +75,7 @@ NOT_RUN = {
     "chaos_nodes": "imported by chaos.py",
     "gpu": "needs a GPU",
     "gpu_cases": "imported by gpu.py",
+    "gpu_tiles": "imported by gpu.py",
     "gpu_training": "needs a GPU",
     "gpu_training_parts": "imported by gpu_training.py",
     "teacher_distilabel": "needs a Python with distilabel; set DISTILABEL_PYTHON and run teacher.py",

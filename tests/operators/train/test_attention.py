@@ -11,7 +11,7 @@ from operators.train.engine import load_student
 from operators.train.train import TrainConfig, train
 
 EXACT = TrainConfig(precision="fp32", max_steps=4, packs_per_step=4, learning_rate=1e-3, num_workers=1)
-SMALL = {"window": 8, "num_sinks": 2, "lookback": 16, "segment": 8, "exact_below": 0}
+SMALL = {"window": 8, "num_sinks": 2, "lookback": 16, "segment": 16, "exact_below": 0}
 
 
 LENGTHS = [600, 700]  # the window of a query grows by up to 256 tokens before it moves on
