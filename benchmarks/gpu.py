@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gpu_tiles
 import torch
-from gpu_cases import BF16, CASES, correct, inputs, listed, smoothed
+from gpu_cases import BF16, CASES, correct, inputs, listed, passes, smoothed, timed
 from torch.profiler import ProfilerActivity, profile
 
 from kernels.hyper_attention import HyperAttentionConfig, explain, hyper_attention
@@ -43,34 +42,6 @@ def configuration(kind, tokens):
     if kind == "no look-back":
         return replace(configuration("nominated", tokens)[0], lookback=0), True
     return HyperAttentionConfig(mode="paper", leaf=1024, exact_below=256), kind == "paper causal"
-
-
-def timed(function, runs):
-    """Median milliseconds."""
-    function()
-    torch.cuda.synchronize()
-    found = []
-    for _ in range(runs):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        function()
-        end.record()
-        torch.cuda.synchronize()
-        found.append(begin.elapsed_time(end))
-    return statistics.median(found)
-
-
-def passes(function, q, k, v, grad):
-    """The forward pass, and both, as calls."""
-
-    def forward():
-        with torch.no_grad():
-            function(q, k, v)
-
-    def both():
-        torch.autograd.grad(function(q, k, v), (q, k, v), grad)
-
-    return forward, both
 
 
 def launches_of(function):

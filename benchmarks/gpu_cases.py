@@ -1,5 +1,6 @@
-"""Results of the GPU's kernels against the reference in float64: what `gpu.py` asks before it times anything."""
+"""What `gpu.py` asks before it times anything, results against the reference in float64; its inputs and its clock."""
 
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -105,6 +106,34 @@ def correct(name):
         flush=True,
     )
     return good
+
+
+def timed(function, runs):
+    """Median milliseconds."""
+    function()
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(runs):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        found.append(begin.elapsed_time(end))
+    return statistics.median(found)
+
+
+def passes(function, q, k, v, grad):
+    """The forward pass, and both, as calls."""
+
+    def forward():
+        with torch.no_grad():
+            function(q, k, v)
+
+    def both():
+        torch.autograd.grad(function(q, k, v), (q, k, v), grad)
+
+    return forward, both
 
 
 def plan_of(q, k, v, ids, causal, config):
