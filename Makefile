@@ -26,12 +26,12 @@ demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 7 min
 # A process computes on one core: their threads would wait for each other.
 test test-fast: export OMP_NUM_THREADS = 1
 
-test: test-fast ## all tests: half an hour on two cores
-	@echo "the slow tests: 20 to 30 minutes on two cores"
+test: test-fast ## all tests: 25 minutes on two cores
+	@echo "the slow tests: about 20 minutes on two cores"
 	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
 
-test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: 5 to 6 minutes on two cores
-	@echo "the fast tests: 5 to 6 minutes on two cores"
+test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: 4 to 5 minutes on two cores
+	@echo "the fast tests: 4 to 5 minutes on two cores"
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types, import contracts: about 2 minutes
