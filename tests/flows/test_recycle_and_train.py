@@ -136,6 +136,7 @@ class TestWithoutPayingTwice:
         assert flow(source, "reflect.form=delimited", "--reparse", *self.REFLECT)[0] == 1
         assert "the ledger lacks 4 of 4 replies, and --reparse makes no call" in last_line(capsys)
 
+    @pytest.mark.slow
     def test_a_canary_is_paid_once_and_predicts(self, flow: Flow, tmp_path: Path) -> None:
         source = f"source.path={write_source(tmp_path / 'source.jsonl', 8)}"
         limits = ("source.held_out_fraction=0", "teacher.batch_rows=1", "reflect.max_tokens=64")

@@ -135,6 +135,7 @@ def test_formats_and_layouts_and_any_order_give_the_same_ids(tmp_path: Path) -> 
     assert counts.total() == 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_the_first_copy_stays_whichever_block_the_others_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -176,6 +176,7 @@ class TestAnswer:
         assert cut.with_name(f"{cut.name}.broken").is_file()
         assert whole.is_file()
 
+    @pytest.mark.slow
     def test_many_partitions_answer_as_one_does(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abcdefghij"), TEACHER, "stage"))
         monkeypatch.setattr("operators.teacher.ledger.ROWS_PER_PARTITION", 4)
@@ -184,6 +185,7 @@ class TestAnswer:
         assert {row_id: row for row_id, row in again.items() if row_id != "k"} == first
         assert paid(ledger) == (1, 10)
 
+    @pytest.mark.slow
     def test_few_calls_among_many_records_move_only_their_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -208,6 +210,7 @@ class TestAnswer:
 
 @pytest.mark.usefixtures("local_ray")
 class TestWhatStopsTheTeacher:
+    @pytest.mark.slow
     def test_a_call_that_kills_the_engine_is_found_and_left_alone(self, tmp_path: Path) -> None:
         mortal = TEACHER.model_copy(update={"model": "mortal"})
         both = calls(*"abcdefghij").union(calls("deadly", prompt="POISON"))
@@ -220,6 +223,7 @@ class TestWhatStopsTheTeacher:
         again.answer(both, mortal, "stage")
         assert paid(again) == (0, 11)
 
+    @pytest.mark.slow
     def test_an_engine_that_dies_of_everything_is_to_blame_not_the_calls(self, tmp_path: Path) -> None:
         mortal = TEACHER.model_copy(update={"model": "mortal"})
         with pytest.raises(TeacherStoppedError, match="stage: the engine crashes on every call"):
@@ -233,6 +237,7 @@ class TestWhatStopsTheTeacher:
         # What it held is free again: the next stage runs.
         assert len(rows_of(Ledger(str(tmp_path)).answer(calls(*"abcd"), TEACHER, "other"))) == 4
 
+    @pytest.mark.slow
     def test_too_many_failures_stop_the_stage(self, tmp_path: Path) -> None:
         broken = TEACHER.model_copy(update={"model": "broken"})
         with pytest.raises(TeacherStoppedError, match=r"stage: \d+ of \d+ calls failed.*'scripted failure'"):
@@ -241,12 +246,14 @@ class TestWhatStopsTheTeacher:
         assert 20 <= sum(pq.read_metadata(file).num_rows for file in discounted) < 200
         assert not Ledger(str(tmp_path)).files.of("stage"), "it was the teacher that failed: no row has lost an attempt"
 
+    @pytest.mark.slow
     def test_a_small_stage_is_judged_at_its_end_in_every_run(self, tmp_path: Path) -> None:
         broken = TEACHER.model_copy(update={"model": "broken", "max_attempts": 2})
         for _ in range(4):
             with pytest.raises(TeacherStoppedError, match=r"stage: 3 of 3 calls failed.*'scripted failure'"):
                 Ledger(str(tmp_path)).answer(calls("a", "b", "c"), broken, "stage")
 
+    @pytest.mark.slow
     def test_a_budget_is_never_exceeded_and_a_larger_one_goes_on(self, tmp_path: Path) -> None:
         many = calls(*map(str, range(60)))
         budget = BudgetConfig(max_tokens=300)  # a call reserves 64 and the prompt, and uses far less
@@ -271,6 +278,7 @@ class TestWhatStopsTheTeacher:
         first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage"))
         assert rows_of(Ledger(str(tmp_path), offline=True).answer(calls("a", "b"), TEACHER, "stage")) == first
 
+    @pytest.mark.slow
     def test_many_files_become_few_and_say_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
         first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abcdef"), one_by_one, "stage"))
