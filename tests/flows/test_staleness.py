@@ -31,10 +31,7 @@ from operators.stage import StageConfig
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 HEADING = "## What a changed key makes again"
-
-
-# Values of keys that hold other keys.
-NESTED = {"stages": {"judge": {"top_k": 7}}, "mix": ({"top_k": 7},)}
+NESTED = {"stages": {"judge": {"top_k": 7}}, "mix": ({"top_k": 7},)}  # values of keys that hold other keys
 
 
 def keys_of(config: StageConfig, prefix: str = "") -> Iterator[str]:
