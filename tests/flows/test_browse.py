@@ -223,7 +223,12 @@ def test_a_person_filters_searches_and_opens_a_row(program: tuple[str, int], tmp
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.expected_conditions import url_to_be
     from selenium.webdriver.support.select import Select
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def wait_for_rows(number: int) -> None:  # a click returns before the next page is there
+        WebDriverWait(browser, 30).until(lambda one: len(one.find_elements(By.TAG_NAME, "article")) == number)
 
     served, _ = program
     options = webdriver.ChromeOptions()
@@ -237,16 +242,17 @@ def test_a_person_filters_searches_and_opens_a_row(program: tuple[str, int], tmp
             browser.get(served)
             browser.save_screenshot(str(tmp_path / "overview.png"))
             browser.find_element(By.LINK_TEXT, "recycled instructions").click()
-            assert len(browser.find_elements(By.TAG_NAME, "article")) == 20
+            wait_for_rows(20)
             browser.save_screenshot(str(tmp_path / "rows.png"))
             Select(browser.find_element(By.NAME, "outcome")).select_by_value("both")
             browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
             wanted = [row for row in SAMPLE if row["outcome"] == "both"]
-            assert len(browser.find_elements(By.TAG_NAME, "article")) == len(wanted)
+            wait_for_rows(len(wanted))
             browser.find_element(By.NAME, "text").send_keys(wanted[1]["final_instruction"][:40])
             browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+            wait_for_rows(1)
             browser.find_element(By.LINK_TEXT, wanted[1]["row_id"]).click()
-            assert browser.current_url == f"{served}/row/{wanted[1]['row_id']}"
+            WebDriverWait(browser, 30).until(url_to_be(f"{served}/row/{wanted[1]['row_id']}"))
             browser.get(f"{served}/row/{SAMPLE[0]['row_id']}")
             assert browser.find_elements(By.TAG_NAME, "script") == []
             assert "<script>alert(1)</script>" in browser.find_element(By.TAG_NAME, "main").text
