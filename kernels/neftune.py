@@ -29,7 +29,7 @@ class NoiseBatch:
         documents: [B, T], number of the token's document within the batch, 0 <= document < N; any value on padding.
         positions: [B, T], position of the token within its document, from 0.
         lengths: [N], tokens of each document; 0 for a dummy, which gets no noise.
-        uids: [N], what identifies each document for ever, such as a hash of its row id.
+        uids: [N], a permanent identity of each document, such as a hash of its row id.
         padding: [B, T], true where a token belongs to no document; no noise there.
         epoch: noise differs between epochs.
         num_documents: those of length > 0.
@@ -62,7 +62,7 @@ def batch_of_pack(lengths: list[int], uids: list[int], num_tokens: int, epoch: i
             f"neftune: {len(lengths)} documents of {sum(lengths)} tokens with {len(uids)} uids against a pack of "
             f"{num_tokens} tokens; lengths and uids must describe that pack"
         )
-    # Only these few numbers are copied; the rest is made where it is used, and the host does not wait for it.
+    # Only these few numbers are copied; the device computes the rest, and the host does not wait for it.
     lengths_N, uids_N = (_on_device(values, device) for values in ([*lengths, num_tokens - sum(lengths)], [*uids, 0]))
     numbers_N = torch.arange(len(lengths) + 1, device=device)
     documents_T = torch.repeat_interleave(numbers_N, lengths_N, output_size=num_tokens)
@@ -80,7 +80,7 @@ def batch_of_pack(lengths: list[int], uids: list[int], num_tokens: int, epoch: i
 
 
 def _on_device(values: list[int], device: str) -> Tensor:
-    """The numbers in int64; from pinned memory to a GPU, else the host would wait for the work that is queued there."""
+    """The numbers as int64 on the device, copied from pinned memory: the host does not wait for a GPU's queued work."""
     tensor = torch.tensor(values, dtype=torch.int64)
     return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)
 
@@ -99,7 +99,7 @@ class EmbeddingNoise:
         self._l2_N = None
 
     def l2_per_document(self) -> Tensor:
-        """Norm of the noise that the last training forward pass added to each true document; empty if none was.
+        """L2 norm of the noise that the last training forward pass added to each document; empty if it added none.
 
         Expected: alpha / sqrt(3) for each document, whatever its length. fp32, [documents of length > 0].
         """
@@ -108,7 +108,7 @@ class EmbeddingNoise:
         return self._l2_N[self._batch.lengths > 0]
 
     def l2_sum(self) -> tuple[Tensor, int]:
-        """Sum of `l2_per_document`, a scalar on the device, and how many documents it is over; the host waits not."""
+        """Sum of `l2_per_document`, a scalar on the device, and the number of documents; the host does not wait."""
         if self._l2_N is None or self._batch is None:
             device = "cpu" if self._batch is None else self._batch.lengths.device
             return torch.zeros((), device=device), 0
@@ -136,14 +136,14 @@ def neftune(embedding: nn.Module, alpha: float, seed: int, kind: Kind = "uniform
     """Add noise to the output of `embedding` inside the context, in training mode with gradients only.
 
     X' = emb(X) + alpha / sqrt(L * D) * eps, eps ~ U(-1, 1), where L is the length of the token's own document. Prompt
-    and answer are noised alike; padding is not. Computed and added in fp32, cast once.
+    and answer get noise alike; padding gets none. Computed and added in fp32, cast once.
 
     The hook neither reads the weight nor calls the module again, so ZeRO-3 partitioning, tied weights and LoRA are
     untouched. Register it before `deepspeed.initialize`.
 
     Args:
-        embedding: the model's input embedding, `model.get_input_embeddings()`; its output is what is noised. (Families
-            that multiply embeddings by a constant, Granite and Gemma, see it relative to that constant.)
+        embedding: the model's input embedding, `model.get_input_embeddings()`; the noise is added to its output.
+            (Granite and Gemma multiply embeddings by a constant; read alpha relative to it there.)
         alpha: strength; 5 to 15 in the paper; 0 registers no hook at all.
         seed: with the batch's epoch, uids and positions it determines the noise.
         kind: distribution of eps. "uniform" is the paper's. "gaussian" and "symmetric" (plus or minus one amount, as in
@@ -161,7 +161,7 @@ def neftune(embedding: nn.Module, alpha: float, seed: int, kind: Kind = "uniform
     if alpha < 0:
         raise ValueError(f"neftune: alpha is {alpha}, below 0; use 0 to switch the noise off")
     if any(isinstance(hook, EmbeddingNoise) for hook in embedding._forward_hooks.values()):
-        raise ValueError("neftune: this embedding is noised already; leave the first context before the second")
+        raise ValueError("neftune: this embedding already gets noise; leave the first context before the second")
     noise = EmbeddingNoise(alpha, seed, kind)
     handle = embedding.register_forward_hook(noise) if alpha else None
     try:

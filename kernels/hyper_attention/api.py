@@ -38,9 +38,10 @@ def hyper_attention(
         causal: query t reads keys 0 .. t + S - T, as with S - T keys before the queries (a prefix or KV cache).
         config: sizes; `HyperAttentionConfig()` if None.
         scale: factor of the logits, 1 / sqrt(D) if None.
-        document_ids: integers [B, T] that do not decrease along a row; tokens attend within their document only. -1 is
-            padding, anywhere: nothing reads it, its output is 0. Needs S == T.
-        cu_seqlens: instead, for B == 1: integers [N + 1], 0 and the ends of the documents; what follows is padding.
+        document_ids: integers [B, T] that do not decrease along a row; tokens attend within their document only. -1
+            marks padding and may stand anywhere: no query reads it, and its output is 0. Needs S == T.
+        cu_seqlens: the documents as offsets, in place of `document_ids`, for B == 1: integers [N + 1], 0 and the end of
+            each document; tokens after the last end are padding.
         return_lse: also return the log-sum-exp, which is differentiable too.
 
     Returns:
@@ -75,17 +76,17 @@ def hyper_attention(
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if q.ndim != 4 or k.ndim != 4 or v.shape != k.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"hyper_attention: {shapes} disagree; they must be [B, Hq, T, D] and twice [B, Hk, S, D]")
+        raise ValueError(f"hyper_attention: {shapes} disagree; q must be [B, Hq, T, D], k and v both [B, Hk, S, D]")
     if min(*q.shape, *k.shape) < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"hyper_attention: {shapes}: no size may be 0, and Hq must be a multiple of Hk")
     if not 16 <= q.shape[3] <= 256:
         raise ValueError(f"hyper_attention: D is {q.shape[3]}; it must be from 16 to 256")
     if causal and q.shape[2] > k.shape[2]:
-        raise ValueError(f"hyper_attention: T is {q.shape[2]}, above S = {k.shape[2]}; with causal it may not be")
+        raise ValueError(f"hyper_attention: T is {q.shape[2]}, above S = {k.shape[2]}; causal attention needs T <= S")
     if not q.dtype.is_floating_point:
         raise ValueError(f"hyper_attention: q is {q.dtype}; it must be a floating type")
     if not q.device == k.device == v.device:
-        raise ValueError(f"hyper_attention: q, k, v lie on {q.device}, {k.device}, {v.device}; they must be together")
+        raise ValueError(f"hyper_attention: q, k, v lie on {q.device}, {k.device}, {v.device}; use one device")
     if not q.dtype == k.dtype == v.dtype and not torch.is_autocast_enabled(q.device.type):
         raise ValueError(f"hyper_attention: q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; they must be of one dtype")
 

@@ -11,23 +11,23 @@ class HyperAttentionConfig:
 
     Attributes:
         mode: "paper" is Algorithms 1-4 of arXiv:2310.05869; "causal_local" is ours, strictly causal.
-        block_size: paper: keys that each query reads exactly from the sorted order, and queries that share them.
-        num_samples: paper: keys drawn from those that the block leaves out; 0 drops the residual.
+        block_size: paper: keys that each query reads exactly from the sorted order; as many queries share them.
+        num_samples: paper: keys drawn from those outside the block; 0: keys outside the block are not read.
         num_projections: sign bits of the angular LSH; there are two to this power of buckets.
         leaf: paper, causal: the recursion ends in exact causal attention over this many tokens. The authors use 4096,
-            a co-author 2048; the smaller, the faster and the coarser.
-        window: causal_local: keys before a query that are exact, at least; rounded up to the edge of a segment.
+            a co-author 2048; a smaller leaf is faster and less exact.
+        window: causal_local: minimum number of exact keys before a query; rounded up to the edge of a segment.
         num_sinks: causal_local: first tokens of each document, exact for all its queries.
         lookback: causal_local: older keys, found by content, that are exact for the query; 0: none. With choice
             "nominated" a list holds up to six times as many, and seldom more than three times on real text.
-        choice: causal_local: how they are found. "nominated": each query names the segments whose mean keys have
-            its largest logits, and a tile of 128 queries reads, key by key, what its rows so far and the tile before it
-            named; the fastest on a GPU. "means": the lookback / segment segments (rounded down, at least one) whose
-            mean keys have the largest logits, chosen by each query for itself. "lsh": the newest keys of the query's
-            own LSH bucket; they stay in their means too. Without segments it is "lsh".
+        choice: causal_local: how the look-back finds its keys. "nominated": each query names the segments whose mean
+            keys have its largest logits; a row of a tile of 128 queries reads, key by key, what the rows up to itself
+            and the tile before named; the fastest on a GPU. "means": each query chooses for itself the lookback /
+            segment segments (rounded down, at least one) whose mean keys have its largest logits. "lsh": the newest
+            keys of the query's own LSH bucket, which stay in their means too. With segment = 0 it is always "lsh".
         segment: causal_local: tokens of one pooled segment of older keys, more than num_sinks; 0: no pooled keys. With
-            choice "nominated" a power of two from 16. A query reads one mean a segment: n / 1024 bounds its work beyond
-            32k tokens.
+            choice "nominated" a power of two from 16. A query reads one mean per segment: beyond 32k tokens, n / 1024
+            keeps that work constant.
         nominations: causal_local, choice "nominated": segments that each query names, 1 or 2.
         exact_below: documents of at most this many keys get exact attention. "auto": on a CPU 4096; on a GPU the
             measured length below which exact attention is faster (`routing.py`).
@@ -83,16 +83,16 @@ class HyperAttentionConfig:
             raise ValueError(
                 f"hyper_attention: segment is {self.segment}; with choice 'nominated' it must be a power of two from 16"
             )
-        # Made here, and not in each call: torch.compile takes a string for a constant, but not the numbers in it.
+        # Made once, here: torch.compile takes a string for a constant, but not the numbers in it.
         object.__setattr__(self, "_json", json.dumps(asdict(self)))
 
     @property
     def nominates(self) -> bool:
-        """Whether tiles of queries read what their rows nominate."""
+        """Whether a tile of queries reads the segments that its rows nominate."""
         return self.mode == "causal_local" and self.choice == "nominated" and self.segment > 0
 
     def to_json(self) -> str:
-        """The settings as JSON; `HyperAttentionConfig(**json.loads(text))` is the way back."""
+        """The settings as JSON; `HyperAttentionConfig(**json.loads(text))` restores them."""
         text: str = vars(self)["_json"]
         return text
 

@@ -1,8 +1,8 @@
 """Lengths from which HyperAttention is faster than torch's fastest exact attention, by card, mode and sizes.
 
-`python benchmarks/gpu.py times` measures both in one run on one card, at 8,192, 16,384 and 32,768 tokens among others,
-with random inputs, which fill the lists of "nominated" as no text does; between these the rows are interpolated,
-logarithm over logarithm, and rounded up to 1,024. An entry whose `measured` is empty is expected, not measured.
+`python benchmarks/gpu.py times` measures both in one run on one card, at 8,192, 16,384 and 32,768 tokens among others.
+Its random inputs fill the lists of "nominated" more than any text does. Lengths between those are interpolated, log
+over log, and rounded up to 1,024. An entry whose `measured` is empty is expected, not measured.
 """
 
 from typing import NamedTuple
@@ -53,7 +53,10 @@ TABLE = (
 
 
 def crossover(architecture: str, kind: str, head_size: int, group: int, training: bool) -> Crossover:
-    """The row for a call: of the next larger head size, or the largest; the longest for cards not in the table."""
+    """The row for a call: that of the next larger head size, else of the largest.
+
+    For a card that the table lacks, the row with the most tokens.
+    """
     rows = [row for row in TABLE if row.kind == kind] or list(TABLE)
     rows = [row for row in rows if row.architecture == architecture] or [max(rows, key=lambda row: row.tokens)]
     for wanted, field in ((training, "training"), (group, "group")):

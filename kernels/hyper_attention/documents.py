@@ -18,7 +18,7 @@ class Documents:
     Attributes:
         start: first position of the token's document; a padding token's own position.
         stop: one past the last position; a padding token's own position, so that its document is empty.
-        single: true if each row is one document without padding, which is known without reading a tensor.
+        single: true if the caller gave no documents: each row is one, without padding. Read without asking the device.
     """
 
     start: Tensor

@@ -1,8 +1,8 @@
 """HyperAttention in Hugging Face models: importing this module registers `attn_implementation="hyper_attention"`.
 
 Two registrations work together. The mask function returns at most one integer for each token, its document (-1 for
-padding), where transformers' own would make a T x T mask; the attention function reads it. Whatever HyperAttention does
-not express gets exact attention from torch: decoding with a KV cache, sliding or chunked windows, custom masks.
+padding), where transformers' own would make a T x T mask; the attention function reads it. HyperAttention cannot do
+decoding with a KV cache, sliding or chunked windows, or custom masks: such calls get exact attention from torch.
 
 Sizes come, in this order, from `patched_attention`, from `model.config.hyper_attention` (a dictionary of the fields of
 `HyperAttentionConfig`), or are the defaults in mode "causal_local" (mode "paper" where a module is not causal).
@@ -32,9 +32,9 @@ _EXACT = HyperAttentionConfig(exact_below=1 << 62)
 def patched_attention(
     model: nn.Module, config: HyperAttentionConfig, layers: str | Sequence[int] = "all"
 ) -> Iterator[list[int]]:
-    """Use HyperAttention in some layers of `model` inside the context, and what it had before afterwards.
+    """Use HyperAttention in some layers of `model` inside the context; afterwards the model has its old attention back.
 
-    The other layers stay exact, and their masks linear in the number of tokens.
+    The other layers stay exact, and the memory of their masks stays linear in the number of tokens.
 
     Args:
         model: a transformers model, or a wrapper that passes `config` and `set_attn_implementation` on.
@@ -69,7 +69,7 @@ def _attention_modules(model: nn.Module) -> list[nn.Module]:
     """Self-attention modules in the order of their layers."""
     found = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
     if not found:
-        raise ValueError("hyper_attention: model has no attention module with layer_idx and is_causal; 1 is the least")
+        raise ValueError("hyper_attention: model has no attention module with layer_idx and is_causal; it needs one")
     return sorted(found, key=lambda module: int(module.layer_idx))  # type: ignore[arg-type]
 
 
@@ -140,7 +140,7 @@ def _mask(
 ) -> Tensor | None:
     """None, or the document of each token, int64 [B, T]; else torch's mask, bool [B, 1, T, S]: then attention is exact.
 
-    A token begins a document if the pattern does not let it read the token before it; O(T) questions to the pattern.
+    A token begins a document if the mask function does not let it read the token before it, so this asks O(T) pairs.
     """
     plain_mask = {
         "batch_size": batch_size,
@@ -159,7 +159,7 @@ def _mask(
     head = torch.zeros_like(batch)
     joined = _asked(mask_function, batch, head, token + 1, token)
     ahead = _asked(mask_function, batch, head, token, token + 1)
-    # Ids rise where a token cannot read its neighbour; patterns that are neither causal nor symmetric are not ours.
+    # Ids rise where a token cannot read its neighbour. They can express causal and symmetric patterns only.
     if not torch.compiler.is_compiling() and ahead.any() and not torch.equal(ahead, joined):
         return sdpa_mask(**plain_mask, **kwargs)  # type: ignore[no-any-return]
     ids = torch.nn.functional.pad((~joined).long().cumsum(1), (1, 0))
@@ -169,7 +169,7 @@ def _mask(
 
 
 def _asked(mask_function: Callable[..., Any], batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The pattern's answers, bool [B, T - 1]; patterns without padding may answer for one row."""
+    """What the mask function answers, bool [B, T - 1]; one without padding may answer for one row only."""
     answer = torch.as_tensor(mask_function(batch, head, query, key), device=batch.device)
     return answer.expand(len(batch), query.shape[1])
 

@@ -1,7 +1,8 @@
 """HyperAttention as a PyTorch operator: it compiles, checkpoints, autocasts and exports like any other.
 
-Kept between the passes are q, k, v, the output, its log-sum-exp and what is expensive in a plan: the chosen segments,
-or on a GPU the lists and orders that the kernels made. The rest of a plan is made again from the same tensors and seed.
+For the backward pass, the forward pass keeps q, k, v, the output, its log-sum-exp and the expensive part of the plan:
+the chosen segments, or on a GPU the lists and orders that the kernels made. The backward pass computes the rest of the
+plan again from the same tensors and seed.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, M chosen segments.
 """
@@ -41,7 +42,7 @@ def forward(
     Args:
         q, k, v, document_ids, causal, scale: as of `hyper_attention`.
         settings: the configuration as JSON.
-        exact_below: in place of the configuration's.
+        exact_below: tokens; overrides that of `settings`.
     """
     config = _config(settings, exact_below)
     with torch.autocast(q.device.type, enabled=False):  # forward and backward must hash in the same precision
@@ -70,7 +71,7 @@ def backward(
     settings: str,
     exact_below: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, from those of the output and of the log-sum-exp (None: it was not used)."""
+    """Gradients of q, k and v, from those of the output and of the log-sum-exp (None if it was not used)."""
     config = _config(settings, exact_below)
     with torch.autocast(q.device.type, enabled=False):
         kernels = _kernels(q, config)
@@ -137,10 +138,10 @@ def plan_of(
     Args:
         q, k, causal, config: as of `hyper_attention`.
         ids: document of each token, [B, T], or None.
-        chosen: what an earlier plan for the same tensors chose; None: it is chosen.
+        chosen: `KeyPlan.chosen` of an earlier plan for the same tensors; None: this plan chooses.
 
     Raises:
-        ValueError: the ids decrease (on a GPU the device asserts).
+        ValueError: the ids decrease. On a GPU this is a device-side assertion instead.
     """
     if ids is None:
         tokens = documents.whole(k.shape[0], k.shape[2], k.device)
@@ -160,13 +161,13 @@ def plan_of(
 
 
 def _kernels(q: Tensor, config: HyperAttentionConfig) -> ModuleType | None:
-    """The module whose `forward` and `backward` make the plan too; None: they take a plan of tables."""
+    """The module of the kernels that build the plan themselves; None if the call needs a plan of tables."""
     name = kept_sizes.kernels_of(q.device, config)
     return None if name is None else import_module(f"kernels.hyper_attention.gpu.{name}.launches")
 
 
 def _path(device: torch.device) -> ModuleType:
-    """The module whose `forward` and `backward` run a plan of tables on this device; ROCm's are called cuda too."""
+    """The module whose `forward` and `backward` take a plan of tables on this device; ROCm devices are "cuda" too."""
     if device.type == "cpu":
         return cpu_attention
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The definition: what the estimator computes, written densely and plainly; every other path must agree with it.
+"""The definition of the estimator in plain, dense PyTorch; every other path must agree with it.
 
 Memory is T x S for each head: for tests and small inputs only.
 
@@ -45,7 +45,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: f
 
 
 def all_log_weights(plan: KeyPlan, query_heads: int, key_heads: int) -> Tensor:
-    """The weights w of `reference_attention` of keys, then of means, fp32 [B, Hq, T, S + P]."""
+    """The weights w of `reference_attention`, fp32 [B, Hq, T, S + P]: of the keys, then of the means."""
     weights = log_weights(plan, query_heads, key_heads)
     return weights if plan.pooled is None else torch.cat([weights, _pooled(plan, query_heads)], -1)
 

@@ -1,4 +1,4 @@
-"""Which path a call takes: torch's fastest exact attention where that is faster, HyperAttention where it is not.
+"""Which path a call takes: torch's fastest exact attention, or HyperAttention where that is faster.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, N documents.
 """
@@ -19,7 +19,7 @@ from kernels.hyper_attention.crossovers import Crossover, crossover
 from kernels.hyper_attention.documents import PADDING
 
 _CPU_EXACT_BELOW = 4096
-# On Hopper cuDNN is the fastest, though torch asks flash attention first: 573 against 837 ms at 131072 tokens, d = 64.
+# On Hopper cuDNN is the fastest, but torch tries flash attention first: 573 against 837 ms at 131072 tokens, d = 64.
 _HOPPER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -79,7 +79,10 @@ def explain(
 
 
 def path_of(q: Tensor, k: Tensor, causal: bool, limit: int, packed: bool, return_lse: bool) -> Path:
-    """The path of a call whose documents of at most `limit` tokens are exact; only ours gives a differentiable LSE."""
+    """The path of a call whose documents of at most `limit` tokens are exact.
+
+    With `return_lse` it is "hyper_attention": only that path gives a differentiable log-sum-exp.
+    """
     T, S = q.shape[2], k.shape[2]
     if limit < S or return_lse or (causal and T != S):
         return "hyper_attention"
@@ -99,13 +102,14 @@ def _row(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) -> Cr
     kind: str = config.choice if config.segment else "lsh"
     if config.mode == "paper":
         kind = f"paper {'causal' if causal else 'full'}"
-    # Recomputation calls the forward pass of a training step without gradients: it must take the same path.
+    # Not torch.is_grad_enabled(): activation checkpointing may run the forward pass of a training step without
+    # gradients, and that pass must take the same path.
     training = not torch.is_inference_mode_enabled()
     return crossover(_card(q.device), kind, q.shape[3], q.shape[1] // k.shape[1], training)
 
 
 def _source(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) -> str:
-    """Where the limit comes from."""
+    """The limit and where it comes from, for `Route.reason`."""
     if config.exact_below != "auto":
         return f"exact_below = {config.exact_below}"
     if q.device.type != "cuda":
@@ -126,14 +130,14 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float)
 def packed_exact_attention(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, causal: bool, scale: float) -> Tensor:
     """Exact attention inside each document, [B, Hq, T, D]; 0 on padding.
 
-    The host reads the number and the longest of the documents, once for each tensor of ids.
+    The host reads the number of documents and the longest length, once for each tensor of ids.
 
     Args:
         q: [B, Hq, T, D]; k, v: [B, Hk, T, D], fp16 or bf16 on a GPU.
         ids: [B, T], -1 on padding.
     """
     (B, Hq, T, D), varlen = q.shape, _varlen(q)
-    assert varlen is not None  # noqa: S101 - `route` has asked
+    assert varlen is not None  # noqa: S101 - `path_of` has checked
     offsets, longest = _offsets(ids)
     flat = [x.transpose(1, 2).reshape(B * T, x.shape[1], D) for x in (q, k, v)]
     window = (-1, 0) if causal else (-1, -1)
@@ -155,7 +159,7 @@ def _fastest_first(q: Tensor) -> AbstractContextManager[Any]:
 
 
 def _varlen(q: Tensor) -> Any:
-    """Attention of packed documents as torch has it, or None where it cannot run."""
+    """The function `varlen_attn` of torch, attention of packed documents, or None where it cannot run."""
     half = q.dtype in (torch.float16, torch.bfloat16)
     if q.device.type != "cuda" or not half or q.shape[3] % 8 or torch.compiler.is_compiling():
         return None
@@ -181,7 +185,7 @@ _last: list[_LastOffsets] = []
 def _offsets(ids: Tensor) -> tuple[Tensor, int]:
     """Offsets of the documents and runs of padding of all rows, int32 [N + 1], and the longest length.
 
-    The last ones are kept: the layers of a model share their ids.
+    The result for the last `ids` is kept, because the layers of a model share their ids.
     """
     for known in _last:
         if known.ids() is ids and known.version == ids._version:

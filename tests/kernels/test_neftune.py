@@ -86,7 +86,7 @@ def test_alpha_zero_registers_nothing(embedding):
 def test_a_second_hook_is_refused(embedding):
     with (
         neftune(embedding, ALPHA, seed=0),
-        pytest.raises(ValueError, match="noised already"),
+        pytest.raises(ValueError, match="already gets noise"),
         neftune(embedding, ALPHA, seed=0),
     ):
         pass

@@ -4,7 +4,7 @@ Forward: each part gives an output and a log-sum-exp (LSE) for its rows; two par
 out = out1 + sigmoid(lse2 - lse1) * (out2 - out1), lse = log(exp(lse1) + exp(lse2)).
 Backward: flash attention's backward of each part with the *global* output and LSE sees P = exp(logits - lse), the true
 weights of the merged softmax, and delta = dO . O of the whole row. Its dQ, dK and dV are therefore those of the
-estimator, through the merging weights too (as in ring attention); only sums are left to do.
+estimator, including the part through the merging weights (as in ring attention); they only have to be summed.
 
 Computed in fp32 (fp64 for fp64 input): torch's bf16 backward is several times slower on CPUs.
 Key heads are computed one by one, each on a thread of its own.
@@ -38,7 +38,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: float) -> tup
         scale: factor of the logits.
 
     Returns:
-        Output [B, Hq, T, D] in the dtype of q and LSE [B, Hq, T], at least fp32; 0 and -inf where a query reads no key.
+        Output [B, Hq, T, D] in the dtype of q and LSE [B, Hq, T], at least fp32. A query that reads no key has output 0
+        and LSE -inf.
     """
     dtype = q.dtype
     q, k, v = _wide(q, k, v)
@@ -87,7 +88,7 @@ def backward(
     q, k, v, out, grad_out = _wide(q, k, v, out, grad_out)
     if grad_lse is not None:
         q, k, v, out, grad_out = _with_lse_column(q, k, v, out, grad_out, grad_lse)
-    # Rows without keys: any finite LSE will do, for they are in no part.
+    # Rows without keys are in no part, so any finite LSE does.
     lse = lse.to(q.dtype).masked_fill(lse.isneginf(), 0.0)
     grads = [torch.zeros_like(x) for x in (q, k, v)]
     means = [] if plan.pooled is None else [pool(x, plan.pooled) for x in (k, v)]
@@ -137,12 +138,12 @@ def _hidden(head: Head, plan: KeyPlan) -> Tensor | None:
 def _with_lse_column(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, grad_out: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, ...]:
-    """With a column on which values are 0, the gradient is 1 and the output is -dLSE: delta becomes dO . O - dLSE."""
+    """The tensors with one more column: values 0, gradient 1, output -dLSE. So delta becomes dO . O - dLSE."""
     q, k, v = (torch.nn.functional.pad(x, (0, 1)) for x in (q, k, v))
     grad_out = torch.nn.functional.pad(grad_out, (0, 1), value=1.0)
     return q, k, v, torch.cat([out, -grad_lse.to(out.dtype)[..., None]], -1), grad_out
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Contiguous copies (or the tensors themselves) in fp32, or fp64 if they are."""
+    """The tensors, contiguous, in fp32 (fp64 stays fp64); copied only if needed."""
     return tuple(x.to(torch.promote_types(x.dtype, torch.float32)).contiguous() for x in tensors)

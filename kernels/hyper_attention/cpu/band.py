@@ -1,7 +1,7 @@
 """The band on a CPU: each tile of queries with a common first key reads older keys in full and its own causally.
 
-Tiles that follow each other at equal steps are a strip, one call on strided views for a few of them at a time: nothing
-is copied, even where tiles overlap, and what a call returns stays in the cache.
+Tiles that follow each other at equal steps form a strip. One call computes a few tiles of a strip on strided views:
+nothing is copied, even where tiles overlap, and what a call returns stays in the cache.
 
 Shape letters: G query heads, T queries, S keys, D head size, N tiles, R rows, C keys of a tile, M hidden keys.
 """
@@ -58,7 +58,7 @@ class _Strip:
         first = self.key + self.step * torch.arange(self.count)
         column = self.query_tiles(hidden).long() - first[:, None, None, None]
         column = torch.where((column >= 0) & (column < self.keys), column, self.keys)
-        # A row may have all its keys hidden: its log-sum-exp must stay finite for the merge, which gives it no weight.
+        # If all keys of a row are hidden, its log-sum-exp must stay finite for the merge, which gives it no weight.
         mask = bias.new_zeros(*column.shape[:3], self.keys + 1).scatter_(3, column, _HIDDEN)
         return mask[..., : self.keys] + bias
 
@@ -66,7 +66,8 @@ class _Strip:
 def band_forward(head: Head, band: Band, pooled: Pooled | None = None, hidden: Tensor | None = None) -> None:
     """Merge the band [B, T] into `head.out` and `head.lse`, in place.
 
-    Its keys are means if it is that of `pooled`; a query does not read those that are hidden from it, [G, T, M].
+    If `pooled` is given, the band's keys are the means of its segments; a query does not read those that `hidden`
+    [G, T, M] names.
     """
     for strip, key, value, member, bias in _calls(head, band, pooled, hidden):
         part = part_forward(strip.query_tiles(head.q[member]), key, value, head.scale, strip.causal, bias)
@@ -88,7 +89,7 @@ def band_backward(
 def _calls(
     head: Head, band: Band, pooled: Pooled | None, hidden: Tensor | None
 ) -> Iterator[tuple[_Strip, Tensor, Tensor, int, Tensor | None]]:
-    """Some tiles, their keys and values, the query head that reads them and what is added to its logits."""
+    """Some tiles, their keys and values, the query head that reads them, and the bias of its logits."""
     log_weight = None if pooled is None else log_counts(pooled)[head.row]
     for strip in _strips(band.start[head.row], band.stop[head.row]):
         for piece in strip.pieces():
@@ -99,7 +100,7 @@ def _calls(
 
 
 def _add_tiles(strip: _Strip, grad: Tensor, part: Tensor) -> None:
-    """Add [N, 1, C, D] to the keys of each tile; tiles may overlap, so those that do are added in turn."""
+    """Add `part` [N, 1, C, D] to the rows of `grad` that are each tile's keys; tiles that overlap are added in turn."""
     turns = 1 if strip.step >= strip.keys else -(-strip.keys // max(strip.step, 1))
     for turn in range(min(turns, strip.count)):
         tiles = strip.key_tiles(grad)[turn::turns]
@@ -107,9 +108,9 @@ def _add_tiles(strip: _Strip, grad: Tensor, part: Tensor) -> None:
 
 
 def _strips(start: Tensor, stop: Tensor) -> list[_Strip]:
-    """The band [T] as tiles: queries with a common first key, whose last is common too or their own.
+    """The band [T] as tiles: queries with a common first key, whose last key is common too or is the query's own.
 
-    Those with keys of their own read what is older than the first of these in full, then their own causally.
+    Where each query ends at its own key, a tile is two: all older keys in full, then the queries' own keys causally.
     """
     strips: list[_Strip] = []
     grows = stop.diff()

@@ -1,4 +1,4 @@
-"""The key heads of a batch, each as if it were alone: no tensor that one writes is another's.
+"""The key heads of a batch, one by one; no two heads write the same memory, so each can run on its own thread.
 
 Shape letters: B batch, Hq query heads, Hk key heads, G = Hq / Hk, T queries, S keys, D head size.
 """
@@ -13,7 +13,7 @@ class Head:
     """A key head of one row of the batch, with the query heads that read it; views, contiguous.
 
     Attributes:
-        row: its row of the batch, in the plan's tables too.
+        row: its row of the batch and of the plan's tables.
         key: which key head it is.
         queries: its query heads.
         q: [G, T, D].

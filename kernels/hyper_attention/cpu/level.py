@@ -1,7 +1,7 @@
 """One level of the recursion on a CPU: sorted blocks and samples, gathered in tiles that stay in the cache.
 
 A tile is one run of query slots that share a block, for all query heads of the key head. Its keys are the block and the
-draws behind it, in one softmax; the weights of the draws, and the keys a short block lacks, are a bias.
+draws, in one softmax. A bias holds the weights of the draws, and hides the places that a short block leaves empty.
 
 Shape letters: G query heads, T queries, S keys, D head size, N tiles of the level, R rows of a tile, C keys of a tile.
 """
@@ -86,7 +86,7 @@ def _tiles(level: Level, head: Head) -> _Tiles:
 
 
 def _runs(segments: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Segment and number within it of each run of `size` query slots; int64 [N] both."""
+    """Of each run of `size` query slots: its segment, and its number in that segment; int64 [N] both."""
     runs = (segments[:, 3] - segments[:, 2] + size - 1).div(size, rounding_mode="floor").long()
     segment = torch.repeat_interleave(torch.arange(len(runs)), runs)
     return segment, torch.arange(len(segment)) - (runs.cumsum(0) - runs)[segment]
@@ -106,6 +106,6 @@ def _take(flat: Tensor, index: Tensor) -> Tensor:
 
 
 def _rows(tiles: _Tiles, *parts: Tensor) -> tuple[Tensor, ...]:
-    """The true rows' index, and what belongs to them, each [rows, ...]."""
+    """The index of the valid rows, and the `parts` of those rows, each [rows, ...]."""
     flat = [tiles.rows.flatten(), *(x.flatten(0, 1) for x in parts)]
     return tuple(flat if tiles.valid is None else (x[tiles.valid.flatten()] for x in flat))

@@ -71,7 +71,7 @@ def lists_backward(head: Head, grads: Gradients, plan: KeyPlan) -> None:
 
 
 def _tiles(plan: KeyPlan, head: Head, member: int) -> Iterator[_Tiles]:
-    """The tiles with a list, those of like length together and a few at a time, so that they stay in the cache."""
+    """The tiles with a list; tiles with equally many keys together, a few at a time, so that they stay in the cache."""
     lists, pooled = plan.lists, plan.pooled
     assert lists is not None and pooled is not None  # noqa: S101, PT018 - for the type checker
     tiles, row_of_batch, L, P = lists.tiles, head.row, pooled.length, pooled.start.shape[1]
@@ -94,7 +94,7 @@ def _tiles(plan: KeyPlan, head: Head, member: int) -> Iterator[_Tiles]:
             name = torch.where(exists, entry, 0).long()
             keys = torch.where(exists, begin[name], 0)[..., None] + within
             seen_key = exists[..., None] & (within >= usable[name][..., None])
-            # The keys of an entry are read from the entry's first row on.
+            # Rows before the entry's first row do not read its keys.
             from_row = torch.where(seen_key, start[:, :count, None], tiles.size).flatten(1)[:, :C]
             bias = torch.where(row[:, None] >= from_row[:, None], 0.0, _HIDDEN)[:, None]
             yield _Tiles(torch.where(valid, position, 0), keys.flatten(1)[:, :C], bias, valid)

@@ -1,7 +1,7 @@
 """The look-back on a CPU: tiles of queries that follow each other in one bucket, against the span of keys they share.
 
-A tile's rows read nearly the same keys, shifted by the few that the window left behind between them; a bias hides what
-is not theirs.
+A tile's rows read nearly the same keys: the window moves on between two rows, so their ranges differ by a few keys. A
+bias hides from each row the keys that are not its own.
 
 Shape letters: G query heads, T queries, S keys, D head size, N tiles, R rows, C keys of a tile.
 """
@@ -40,7 +40,7 @@ def lookback_forward(head: Head, lookback: Lookback) -> None:
     for tiles in _tiles(lookback, head):
         key, value = _take(head.k, tiles.keys), _take(head.v, tiles.keys)
         parts = part_forward(_take(q, tiles.rows), key, value, head.scale, False, tiles.bias)
-        # Whole tiles, filling rows too: how many rows there are would decide which of them torch rounds as a vector.
+        # Filling rows are merged too: which rows torch rounds in vector code depends on the number of rows.
         merged_out, merged_lse = _take(out, tiles.rows), lse[tiles.rows][:, None]
         merge_(merged_out, merged_lse, *parts)
         index = tiles.rows[tiles.valid]
@@ -67,8 +67,8 @@ def lookback_backward(head: Head, grads: Gradients, lookback: Lookback) -> None:
 def _tiles(lookback: Lookback, head: Head) -> Iterator[_Tiles]:
     """The tiles, a few at a time so that they stay in the cache.
 
-    Where a tile is cut, and how many keys it has, follows from its first row and rows before: else later tokens would
-    change the rounding of earlier rows.
+    Where a tile is cut, and how many keys it has, depends only on its first row and on rows before it; otherwise later
+    tokens would change the rounding of earlier rows.
     """
     T, key_order = head.q.shape[1], head.of_key(lookback.key_order).long()
     start, stop = (head.of_queries(x).flatten().long() for x in (lookback.band.start, lookback.band.stop))

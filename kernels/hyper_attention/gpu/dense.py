@@ -1,7 +1,7 @@
 """Look-back by means and by LSH on a GPU: the definition itself, a few rows at a time.
 
-These two choices are yardsticks for the choice "nominated": right in every detail, with memory linear in the number of
-tokens, and as slow as exact attention without a flash kernel.
+These two choices exist to compare the choice "nominated" with: exact in every detail, with memory linear in the number
+of tokens, and as slow as exact attention without a flash kernel.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size.
 """
@@ -29,7 +29,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: KeyPlan, scale: float) -> tup
         scale: factor of the logits.
 
     Returns:
-        Output [B, Hq, T, D] in the dtype of q and LSE [B, Hq, T], at least fp32; 0 and -inf where a query reads no key.
+        Output [B, Hq, T, D] in the dtype of q and LSE [B, Hq, T], at least fp32. A query that reads no key has output 0
+        and LSE -inf.
     """
     plan = _by_position(plan)
     parts = [reference_attention(q[:, :, rows], k, v, _rows_of(plan, rows), scale) for rows in _pieces(q, k)]

@@ -1,4 +1,7 @@
-"""Which kernels a call on a GPU takes, and how many bytes their forward pass keeps for the backward pass; no Triton."""
+"""Which kernels a call on a GPU takes, and how many bytes their forward pass keeps for the backward pass.
+
+This module does not import Triton.
+"""
 
 from typing import Literal
 
@@ -11,7 +14,7 @@ from kernels.hyper_attention.gpu.paper import kept as paper
 
 
 def kernels_of(device: torch.device, config: HyperAttentionConfig) -> Literal["paper", "local"] | None:
-    """The package of the kernels that make the plan too; None on a CPU and for the choices that are yardsticks."""
+    """The package of the kernels that also build the plan; None on a CPU and for the choices "means" and "lsh"."""
     if device.type != "cuda":
         return None
     if config.mode == "paper":

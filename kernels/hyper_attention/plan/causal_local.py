@@ -1,17 +1,17 @@
-"""The plan of mode "causal_local": nothing in it depends on what a later token holds.
+"""The plan of mode "causal_local": nothing in it depends on the content of later tokens.
 
-A document is cut in segments of L tokens and in steps of whole segments. Query i, in the step that begins at token e,
-reads, in one softmax:
+A document is cut into segments of L tokens, and into steps of whole segments. Query i, in the step that begins at token
+e, reads, in one softmax:
 
 1. window: tokens e - W .. i exactly, where W is `window` rounded up to whole segments;
 2. sinks: the first `num_sinks` tokens, exactly, where they lie before the window;
 3. look-back: the segments before the window whose mean keys have its largest logits, exactly;
 4. pooled: each other segment before the window as one key, its mean key and mean value with the weight log(count).
-   Sinks are left out of their segment.
+   The mean of the first segment leaves out the sinks.
 
-Each key counts once. (With LSH as the look-back's choice, the keys that it finds stay in their means too.)
+Each key counts once. (With the choice "lsh", the keys that the look-back finds stay in their means too.)
 
-All but the look-back are ranges in the order of positions, which the rows of one step share.
+All parts but the look-back are ranges of positions, which the rows of one step share.
 
 Shape letters: B batch, Hk key heads, T queries, S keys, P pooled segments, L tokens of a segment, D head size.
 """
@@ -41,7 +41,7 @@ def build_local_plan(
         k: [B, Hk, S, D].
         documents: of the key positions; more than one only if S == T.
         config: sizes and seed.
-        chosen: what `choose_segments` found for these queries and keys; None: it is asked.
+        chosen: what `choose_segments` found for these queries and keys; None: it is called here.
     """
     queries, S = q.shape[2], k.shape[2]
     segment = config.segment or 1

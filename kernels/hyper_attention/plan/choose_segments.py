@@ -1,7 +1,7 @@
 """The choice of older segments that a query reads key by key: those whose mean keys have its largest logits.
 
-A mean is what the query would read in place of the segment, so where the mean already weighs much, its keys differ most
-from it. Choosing costs as much as reading the means once; the keys that are chosen are the ones LSH rarely finds.
+The query would otherwise read the mean in place of the segment, and this approximation is worst where the mean has much
+weight. Choosing costs as much as reading the means once, and finds keys that LSH rarely finds.
 
 Shape letters: B batch, Hq query heads, Hk key heads, G = Hq / Hk, T queries, S keys, D head size, P segments, M chosen.
 """
@@ -19,7 +19,7 @@ _ROWS = 256
 
 
 def num_chosen(config: HyperAttentionConfig) -> int:
-    """M, the segments that a query chooses at most; 0 if it chooses none."""
+    """M, the largest number of segments that a query chooses; 0 if it chooses none."""
     if config.mode == "paper" or config.choice == "lsh" or not config.segment or not config.lookback:
         return 0
     return config.nominations if config.nominates else max(1, config.lookback // config.segment)
@@ -34,7 +34,7 @@ def choose_segments(q: Tensor, k: Tensor, pooled: Pooled, most: int) -> Tensor:
         q: [B, Hq, T, D]; query t stands at key position t + S - T.
         k: [B, Hk, S, D].
         pooled: the segments, and those that each query may choose from.
-        most: M; where fewer segments may be chosen, the rest is none.
+        most: M; a query that has fewer segments to choose from fills up with P.
     """
     (B, Hq, T, D), (Hk, S), P = q.shape, k.shape[1:3], pooled.start.shape[1]
     mean = pool(k.detach().float(), pooled).transpose(2, 3)
@@ -62,7 +62,7 @@ def read_chosen(chosen: Tensor, pooled: Pooled, k: Tensor) -> tuple[Lookback, ..
     """The chosen segments [B, Hq, T, M] as ranges of keys for each query, M or P of them; sinks are left out."""
     (B, Hq, _, M), (Hk, S) = chosen.shape, k.shape[1:3]
     key_order = torch.arange(S, dtype=torch.int32, device=k.device).expand(B, Hk, S).contiguous()
-    # One more segment, empty, after all keys, for the choices that are none.
+    # An extra segment after all keys, which is empty, stands for "none".
     first, stop = (
         torch.nn.functional.pad(x, (0, 1), value=S)[:, None].expand(B, Hq, -1)
         for x in (pooled.start + pooled.skip, pooled.start + pooled.length)

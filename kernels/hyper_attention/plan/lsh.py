@@ -1,7 +1,7 @@
 """Random numbers from counters, and the angular LSH of Definition 1 in arXiv:2310.05869.
 
-There is no generator: a number depends on (seed, stream, indices) alone, so a document gets the same projections and
-samples alone or packed, in any batch, on any device, without a copy from the host.
+There is no generator: a number depends on (seed, stream, indices) only. So a document gets the same projections and
+samples whether it is alone or packed, in any batch, on any device, and nothing is copied from the host.
 
 Shape letters: B batch, H heads, T tokens, D head size, L levels, R projections.
 """
@@ -13,7 +13,7 @@ from kernels.hyper_attention.threads import each_on
 
 PROJECTIONS, SAMPLES = 1, 2
 _GOLDEN = 0x9E3779B97F4A7C15
-_PIECE = 8192  # tokens that are projected at a time: all at once take as much memory as the queries
+_PIECE = 8192  # tokens projected at a time: all at once would take as much memory as the queries
 
 
 def uniform(seed: int, stream: int, *indices: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def uniform(seed: int, stream: int, *indices: Tensor) -> Tensor:
 
 
 def initial_state(seed: int, stream: int) -> int:
-    """What `uniform` begins with, as a signed 64-bit number, for a kernel that draws the same numbers; no tensor."""
+    """The state that `uniform` begins with, as a signed 64-bit integer, for a kernel that draws the same numbers."""
     word = _signed((seed * 2 + 1) * _GOLDEN + stream) + _signed(_GOLDEN)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         word &= (1 << 64) - 1
@@ -42,7 +42,7 @@ def initial_state(seed: int, stream: int) -> int:
 
 
 def projections(seed: int, levels: int, heads: int, dimensions: int, bits: int, device: torch.device) -> Tensor:
-    """Normal projections, fp32 [H, D, L * R]; those of a level do not depend on how many levels there are."""
+    """Normally distributed projections, fp32 [H, D, L * R]; those of a level do not depend on the number of levels."""
     level, head, dimension, bit = (
         torch.arange(n, device=device).view([-1 if axis == i else 1 for axis in range(4)])
         for i, n in enumerate((levels, heads, dimensions, bits))

@@ -33,7 +33,7 @@ def build_lookback(q: Tensor, k: Tensor, documents: Documents, older: Tensor, co
     begin = documents.start[:, None, S - T :]
     position = torch.arange(S, device=k.device)
     sink = position - documents.start < config.num_sinks
-    # Sinks are exact for every query already: they form a bucket that nobody hashes to.
+    # Every query already reads the sinks exactly, so they get a bucket of their own, to which no query hashes.
     key_group = documents.start[:, None] * places + torch.where(sink[:, None], 0, key_bucket)
     query_group = begin * places + query_bucket
     key_order = stable_order(key_group)

@@ -2,8 +2,8 @@
 
 A query nominates the segments whose mean keys have its largest logits, one or two. A row of a tile reads, key by key,
 the segments that the rows of its tile up to itself, and all rows of the tile before, have nominated; it reads the other
-older segments as their means. The rows of a tile so share one list, in the order in which its segments were first
-nominated: what a row reads depends on no later row.
+older segments as their means. So the rows of a tile share one list, in the order in which its segments were first
+nominated, and what a row reads depends on no later row.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head size, P segments, N slots of tiles,
 C entries of a list, M nominations of a query.
@@ -24,7 +24,7 @@ _KEYS_TO_LOOKBACK = 6
 
 
 def list_entries(config: HyperAttentionConfig) -> int:
-    """C, the segments that a tile's list holds at most; 0 without look-back."""
+    """C, the largest number of segments in a tile's list; 0 without look-back."""
     return max(1, _KEYS_TO_LOOKBACK * config.lookback // config.segment) if config.lookback else 0
 
 
@@ -38,7 +38,7 @@ def build_nominated_plan(
         k: [B, Hk, S, D].
         documents: of the key positions; more than one only if S == T.
         config: sizes.
-        nominated: int32 [B, Hq, T, M], what `nominate` found for these queries and keys; None: it is asked.
+        nominated: int32 [B, Hq, T, M], what `nominate` found for these queries and keys; None: it is called here.
     """
     queries, S, L = q.shape[2], k.shape[2], config.segment
     tiles = cut_tiles(documents, queries, config)
@@ -97,8 +97,8 @@ def nominate(q: Tensor, k: Tensor, pooled: Pooled, count: int) -> Tensor:
 def _segments(documents: Documents, config: HyperAttentionConfig) -> tuple[Tensor, Tensor]:
     """First token of the whole segment that begins in [p L, p L + L), 0 if none, and its sinks; int32 [B, P] both.
 
-    Segments count from the document's start; L tokens apart, no two begin in one such range, and a segment that begins
-    there holds the range's last token.
+    Segments are counted from the document's start. They begin L tokens apart, so no two begin in one such range, and a
+    segment that begins in a range contains the range's last token.
     """
     L, S = config.segment, documents.start.shape[1]
     last = torch.arange(S // L, device=documents.start.device) * L + L - 1
@@ -133,7 +133,7 @@ def _lists(nominated: Tensor, tiles: Tiles, offset: int, segments: int, entries:
         index = query.clamp(0, T - 1).flatten(1)[:, None, :, None].expand(B, Hq, -1, M)
         name = nominated.gather(2, index).view(B, Hq, -1, size, M)
         names.append(torch.where(there[:, None, ..., None] & (name >= 0), name, segments).flatten(-2))
-    # A candidate is a nomination of the tile before or, behind those, of the tile: each segment once, by its first.
+    # Candidates are the nominations of the tile before, then those of the tile; a segment keeps its first only.
     candidates = torch.cat([names[1], names[0]], -1).long()
     wide = candidates.shape[-1]
     ranked = (candidates * wide + torch.arange(wide, device=device)).sort(-1).values

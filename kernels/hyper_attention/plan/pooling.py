@@ -1,4 +1,4 @@
-"""Mean keys and values of whole segments, and the way back for their gradients.
+"""Mean keys and values of whole segments, and how their gradients go back to the tokens.
 
 Shape letters: B batch, Hk key heads, S keys, P segments, L tokens of a segment, D head size.
 """

@@ -62,14 +62,17 @@ def split_causal(documents: Documents, half: int, offset: int, queries: int, con
     begin = torch.where(table < S, table, 0)
     end = torch.where(table < S, torch.minimum(begin + half, _at(stop, table)), 0)
     bounds = [torch.where(table < S, begin - half, 0), begin, *((x - offset).clamp(min=0) for x in (begin, end))]
-    # A tile that no later tile of its document reads stays a group of its own, and is not permuted.
+    # A tile that no later tile of its document reads is a group of its own and is not permuted.
     group = ((within == 0) | (local == 0)).long().cumsum(1)
     pair = torch.where(table < S, _at(local, table) // (2 * half), 0)
     return Split(torch.stack(bounds, -1), torch.where(long & odd, index, -1)[:, offset:], is_key, group, pair)
 
 
 def numbered(first_BS: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Number the marked positions: of each position the last mark's number, [B, S]; each mark's position, [B, most]."""
+    """Number the marked positions.
+
+    Returns the number of the last mark at or before each position, [B, S], and the position of each mark, [B, most].
+    """
     B, S = first_BS.shape
     index = first_BS.long().cumsum(1) - 1
     table = torch.full((B, most + 1), S, device=first_BS.device)

@@ -1,17 +1,17 @@
-"""The stable order of many small integers, which every sort of a plan is."""
+"""A stable sort of many small integers; every sort of a plan is one."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_DIGIT = 16  # bits; of no wider numbers does numpy's stable sort count instead of comparing
+_DIGIT = 16  # bits; numpy's stable sort is a radix sort up to this width, and compares wider numbers
 
 
 def stable_order(key: Tensor) -> Tensor:
     """Indices along the last axis by increasing key, equal keys in their order; int64 in the shape of `key`.
 
-    On a CPU numpy counts, a digit of 16 bits after the other: 8 times faster than torch's sort for 131072 keys of one
-    digit. On a GPU torch counts too.
+    On a CPU numpy sorts by one digit of 16 bits after the other, without comparing keys: 8 times faster than torch's
+    sort for 131072 keys of one digit. On a GPU torch's own sort works this way too.
 
     Args:
         key: integers, none negative.

@@ -109,14 +109,14 @@ class Level:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Segments of keys of which each is read as one key, its mean, with the log of its count as weight.
+    """Segments of keys; a query reads each as one key, the mean, with the log of the number of its keys as weight.
 
     Attributes:
         band: [B, T], segments of each query.
-        start: int32 [B, P], first key of each segment; 0 if unused: no range has it.
+        start: int32 [B, P], first key of each segment; 0 if unused: the band of no query contains it.
         skip: int32 [B, P], keys at its beginning that its mean leaves out, less than `length`.
         length: L, keys of each segment.
-        hidden: int32 [B, Hq, T, M], segments in its range that a query does not read as a mean; increasing, P is none.
+        hidden: int32 [B, Hq, T, M], segments of its band that a query does not read as a mean; increasing, P: none.
     """
 
     band: Band
@@ -145,15 +145,15 @@ class Lookback:
 
 @dataclass(frozen=True)
 class KeyPlan:
-    """All parts of the softmax. Levels are of mode "paper"; the parts after them of the other.
+    """All parts of the softmax. Mode "paper" uses band and levels; mode "causal_local" uses all parts but the levels.
 
     Attributes:
         band: [B, T], exact keys by position.
         levels: sorted blocks and samples.
         sinks: more exact keys, before the band.
         pooled: means of keys before the band.
-        lookbacks: more exact keys before the band, by content; each has one range for a query.
-        lists: more exact keys before the band, whole segments that the rows of a tile share.
+        lookbacks: more exact keys before the band, chosen by content; each gives a query one range.
+        lists: more exact keys before the band: whole segments that the rows of a tile share.
         chosen: what the backward pass needs to make the same plan without choosing again; int32 [B, Hq, T, M].
     """
 
@@ -176,9 +176,10 @@ def build_plan(
 ) -> KeyPlan:
     """KeyPlan of mode "paper": Algorithms 1-4 of arXiv:2310.05869.
 
-    Causal: the document is cut in tiles of `leaf` tokens, exact and causal (the band). At level l, of the tiles of
-    h = leaf * 2**l tokens each odd one reads the even one before it through sortLSH and samples. This is Algorithm 4
-    with cuts at powers of two, so that key ranges are always full. Otherwise: one level, a segment for each document.
+    Causal: the document is cut into tiles of `leaf` tokens, which are exact and causal (the band). At level l it is cut
+    into tiles of h = leaf * 2**l tokens, and each odd tile reads the even tile before it through sortLSH and samples.
+    This is Algorithm 4 with cuts at powers of two, so that key ranges are always full. Not causal: one level, with a
+    segment for each document.
 
     Args:
         q: [B, Hq, T, D]; query t stands at key position t + S - T.
@@ -276,13 +277,13 @@ def _level(
 
 
 def _sorted(group_BT: Tensor, member_BT: Tensor, bucket_BHT: Tensor, buckets: int) -> Tensor:
-    """Positions by (group, bucket, position), int32 [B, H, T]; a position outside of segments stays in its place."""
+    """Positions in the order of (group, bucket, position), int32 [B, H, T]; positions outside of segments stay."""
     key = (group_BT * buckets)[:, None] + torch.where(member_BT[:, None], bucket_BHT, 0)
     return stable_order(key).to(torch.int32)
 
 
 def _samples(split: Split, heads: int, level: int, config: HyperAttentionConfig) -> tuple[Tensor, Tensor]:
-    """One draw from each of M strata of the ranks outside the block: none twice, and each weighs its stratum."""
+    """One draw from each of M strata of the ranks outside the block (no rank twice), and the log size of its stratum."""
     M = config.num_samples
     device = split.segments.device
     unseen = (split.segments[..., 1] - split.segments[..., 0] - config.block_size).clamp(min=0)[..., None]

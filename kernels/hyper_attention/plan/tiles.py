@@ -1,10 +1,10 @@
 """Tiles of queries that share one list of older segments, in each document longer than `exact_below`.
 
-A document is cut into tiles of TILE tokens from its first token on, so that a packed document has the tiles it has
-alone. A slot of the table belongs to a block of TILE positions of the row: with documents a block has two slots, one
+A document is cut into tiles of TILE tokens from its first token on, so that a packed document has the same tiles as
+alone. A slot of the table belongs to a block of TILE positions of the row. With documents a block has two slots: one
 for the tile of the document of its first position, one for a document that begins inside the block. No more tiles can
-begin there, because a document with tiles is longer than TILE. All of it follows by arithmetic from where the document
-of a position begins and ends; the GPU's kernels compute the same without a table.
+begin there, because a document with tiles is longer than TILE. All of this is arithmetic on where the document of a
+position begins and ends; the GPU's kernels compute the same without a table.
 
 Shape letters: B batch, T queries, S keys, N slots of tiles.
 """
@@ -28,7 +28,7 @@ class Tiles:
         row: [B, N], first position of the tile; S if the slot is empty.
         stop: [B, N], one past its last position; `row` if the slot is empty.
         start: [B, N], first position of its document.
-        older: [B, N], tokens of its document before its window, whole segments.
+        older: [B, N], tokens of its document before its window; a multiple of the segment.
         before: [B, N], slot of the document's tile before it, -1: none.
         slot: [B, T], slot of each query, -1: its document is exact.
         size: rows of a full tile.
@@ -45,7 +45,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class TileLists:
-    """Older segments that the rows of a tile read exactly, each from one of its rows on.
+    """Older segments that the rows of a tile read exactly; each is read from a certain row of the tile on.
 
     Attributes:
         tiles: where the tiles lie.
@@ -74,7 +74,7 @@ class TileLists:
 
 
 def cut_tiles(documents: Documents, queries: int, config: HyperAttentionConfig) -> Tiles:
-    """The tiles of all documents that are longer than `exact_below`, in the positions of the last `queries` keys."""
+    """The tiles of all documents longer than `exact_below`; the queries stand at the last `queries` key positions."""
     size, S = TILE, documents.start.shape[1]
     exact_below = max(config.exact_limit, size)
     first_block = (S - queries) // size

@@ -14,7 +14,7 @@ from kernels.hyper_attention.gpu.local.rows import load_rows, store_rows, tile_a
 
 _FAR = tl.constexpr(1 << 30)
 UNREAD = tl.constexpr(255)
-# There are fewer segments: a call has at most 2**23 keys, a segment at least 16.
+# More than there can be segments: a call has at most 2**23 keys, a segment at least 16.
 _NAMES = tl.constexpr(1 << 20)
 
 
@@ -99,7 +99,7 @@ def nominate_kernel(
         beats = top > best
         if M == 2:
             second, second_place = _largest(tl.where(column[None, :] == place[:, None], float("-inf"), logits), column)
-            # The second is what lost the first place, or the second of the winner's side; of equal ones the older.
+            # The second is the loser of the first place or the winning side's own second; of equal ones the older.
             lost, lost_name = tl.where(beats, best, top), tl.where(beats, name, start // L + place)
             rival = tl.where(beats, second, next_best)
             rival_name = tl.where(beats, start // L + second_place, next_name)
@@ -145,11 +145,11 @@ def lists_kernel(
     own = tl.arange(0, WIDE)
     for segment in range(0, P, WIDE):
         tl.store(first_of + base * P + segment + own, tl.full([WIDE], UNREAD, tl.uint8), mask=segment + own < P)
-    # Candidates are what tokens from row - TILE on nominated; those of the tile before count from the first row on.
+    # Candidates are the nominations of tokens from row - TILE on. All rows read those of the tile before.
     token = row - TILE + own // M
     there = (token >= low) & (token < stop)
     name = tl.load(nominated + ((batch * heads + head) * T + token - (S - T)) * M + own % M, mask=there, other=-1)
-    # Each segment once, by its first nomination: sorted by segment, then by place.
+    # Keep each segment once, at its first nomination: sort by segment, then by place.
     by_name = tl.sort(tl.where(name >= 0, name * WIDE + own, _FAR))
     before = tl.gather(by_name, tl.maximum(own - 1, 0), 0)
     fresh = (by_name < _FAR) & ((own == 0) | (before // WIDE != by_name // WIDE))

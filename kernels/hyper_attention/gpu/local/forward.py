@@ -1,8 +1,8 @@
 """The forward kernel of mode "causal_local": window, sinks, listed segments and means of a tile in one online softmax.
 
 Logits are in base 2 inside; the log-sum-exp in memory is natural. The rows of a tile share its lists and its means; a
-program holds all of them or a part. Every row's own key comes first, so that a row's largest logit is finite from the
-first step on, and masks need no care later.
+program holds all of them or a part. Every row reads its own key first, so its largest logit is finite from the first
+step on, and later masks cannot give NaN.
 
 Names as in the literature: m_i, l_i, acc are the running maximum, sum and output; p the unnormalised weights.
 """
@@ -46,11 +46,11 @@ def program_rows(
     starts, stops, heads, first_block, S, exact_limit, window,
     BM: tl.constexpr, L: tl.constexpr, TILE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Where a program works, the last tiles first and heads the fastest.
+    """The rows of a program; the last tiles come first, and the head changes fastest.
 
     Returns (slot, positions [BM], rows of the tile [BM], live [BM], first key of each row's window [BM], start of the
-    document, tokens before the window, whether no row may skip the masks). With documents every third program works on
-    a block of the rows that are exact or padding, which have neither means nor lists.
+    document, tokens before the window, whether every key tile needs its mask). With documents every third program works
+    on a block of the rows that are exact or padding, which have neither means nor lists.
     """
     index = tl.num_programs(0) // heads - 1 - tl.program_id(0) // heads
     part = index % (TILE // BM)
@@ -81,9 +81,10 @@ def program_rows(
 
 @triton.jit
 def window_spans(position, live, begin, careful, BN: tl.constexpr):
-    """(low, tiles with a mask from there, first tile without one, how many, first tile of the rest, end) of the window.
+    """Key tiles of the window: some with a mask, then some without, then some with a mask.
 
-    The rows of a tile end one after the other, so its last keys need a mask; so do its first ones if rows begin apart.
+    Returns (first key, tiles with a mask, first key of those without, how many those are, first key of the rest, end).
+    Each row ends at its own key, so the last keys need a mask; the first need one if the rows begin at different keys.
     """
     low = tl.min(tl.where(live, begin, 2147483647))
     high = tl.max(tl.where(live, position + 1, 0))

@@ -1,7 +1,7 @@
 """Sizes of a call with choice "nominated", and what its backward pass gets from the forward pass.
 
-Means, lists and the bounds of documents lie in one tensor of bytes, so that the operator has one output for them,
-whatever there is. Without documents that is 2 / L of the keys and values, and 12 C + P bytes for each tile and head.
+Means, lists and the bounds of documents lie in one tensor of bytes, so that the operator always has one output for
+them. Without documents it takes 2 / L of the bytes of keys and values, and 12 C + P bytes for each tile and head.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, P segments, N slots of tiles, C entries of a
 list, L tokens of a segment, D head size.
@@ -35,17 +35,17 @@ class Sizes:
 
     @property
     def exact_limit(self) -> int:
-        """Documents of at most so many tokens are exact; 32 bits."""
+        """Documents of at most this many tokens are exact; fits into 32 bits."""
         return min(max(self.config.exact_limit, tiles.TILE), (1 << 31) - 2)
 
     @property
     def exact(self) -> bool:
-        """Whether all documents are exact because the row is."""
+        """Whether all documents are exact because the whole row is short enough."""
         return self.exact_limit >= self.S
 
     @property
     def window(self) -> int:
-        """Keys before a tile that are exact, at least."""
+        """Minimum number of exact keys before a tile."""
         return self.S if self.exact else self.config.window
 
     @property
@@ -75,7 +75,7 @@ class Sizes:
 
     @property
     def programs(self) -> int:
-        """Slots with rows of their own: with documents each block has one more, of exact and padding rows."""
+        """Slots that programs work on: with documents each block has one more, for its exact and padding rows."""
         return self.blocks * (3 if self.packed else 1)
 
 

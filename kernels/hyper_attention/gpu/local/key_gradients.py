@@ -104,9 +104,9 @@ def add_queries(
     dk, dv, k, v, q, grad, lse_2, delta, q_n, g_n, low, high, offset, first, last, scale,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the queries at key positions low .. high, of which each key is read by those of first .. last, both [keys].
+    """Add the queries at key positions low .. high; of these, `first` .. `last` [keys] read each key.
 
-    One loop with a mask: a second one without costs more in spilled registers than the mask does.
+    There is one loop, with a mask: a second loop without one costs more in spilled registers than the mask does.
     """
     for i in range(low, high, BM):
         row = i + tl.arange(0, BM)
@@ -128,7 +128,7 @@ def key_gradient_kernel(
     L: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     TILE: tl.constexpr, PACKED: tl.constexpr, MEANS: tl.constexpr, LISTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys and values, [B, Hk, S, D]: of the window and the sinks, of lists, and a share of the mean's.
+    """Gradients of keys and values, [B, Hk, S, D], from the window, the sinks, the lists and the means.
 
     A program owns BN keys of one segment (BN divides L), cut from the document's start; with documents every third
     program owns a block of keys of exact documents and of padding.
@@ -170,7 +170,7 @@ def key_gradient_kernel(
     until = tl.where(live, until, position)
     low = tl.maximum(tl.min(tl.where(live, position, 2147483647)), offset)
     high = tl.max(tl.where(live, until, 0))
-    low = tl.minimum(low, high)  # a loop's bounds plus a few steps must not overflow: loads run ahead
+    low = tl.minimum(low, high)  # pipelined loads run a few steps ahead, and bounds plus steps must not overflow
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     for member in range(groups):

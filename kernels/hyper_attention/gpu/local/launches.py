@@ -25,7 +25,7 @@ from kernels.hyper_attention.gpu.local.tiles import Tile, padded, tile_of
 from kernels.hyper_attention.plan import tiles as plan_tiles
 
 _LOG2E = 1.4426950408889634
-_MOST_KEYS = 1 << 23  # a position and a row of a tile share 31 bits
+_MOST_KEYS = 1 << 23  # a position and a row of a tile are packed into 31 bits
 _PROGRAMS = 1024
 _DOCUMENT_ROWS = 4096
 

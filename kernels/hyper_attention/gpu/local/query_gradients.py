@@ -60,7 +60,7 @@ def query_gradient_kernel(
     L: tl.constexpr, C: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     TILE: tl.constexpr, PACKED: tl.constexpr, MEANS: tl.constexpr, LISTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ, [B, Hq, T, D]; the loops are those of `attend_kernel`, and so are the arguments.
+    """dQ, [B, Hq, T, D]; loops and further arguments are those of `attend_kernel`.
 
     Args:
         grad: dO, [B, Hq, T, D] with the strides g_b, g_h, g_n.

@@ -41,9 +41,9 @@ def store_rows(pointer, position, inside, tile, D: tl.constexpr, BD: tl.constexp
 
 @triton.jit
 def tile_at(starts, stops, slot, first_block, S, exact_limit, PACKED: tl.constexpr, TILE: tl.constexpr):
-    """(first row, one past the last, start of the document, its end) of a slot's tile; as `plan.tiles.cut_tiles`.
+    """(first row, one past the last, start of the document, its end) of a slot's tile.
 
-    An empty slot has no rows. `slot` may be a number or a vector.
+    The same tiles as `plan.tiles.cut_tiles`. An empty slot has no rows. `slot` may be a number or a vector.
     """
     if PACKED:
         edge = (first_block + slot // 2) * TILE

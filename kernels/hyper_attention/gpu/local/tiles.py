@@ -55,7 +55,7 @@ TILES: dict[str, dict[str, tuple[Tile, Tile, Tile]]] = {
         "level_key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(16, 32, 4, 2)),
         "leaf_key_gradient": (Tile(32, 64, 4, 2), Tile(32, 64, 8, 2), Tile(16, 32, 4, 2)),
     },
-    # Triton's interpreter on a CPU: several tiles in a tile of queries, to see that the parts fit.
+    # For Triton's interpreter on a CPU: a tile of queries has several parts, so that tests cover this case.
     "none": dict.fromkeys(KERNELS, (Tile(16, 16, 4, 1),) * 3),
 }
 # fp32 is for tests: tiles of at most 32 rows use mma.sync, not wgmma, whose descriptors ptxas 12.8 builds wrongly.
@@ -87,7 +87,7 @@ def padded(head_size: int) -> int:
 
 @cache
 def architecture(device: torch.device) -> str:
-    """The row of TILES for a device; those unknown get the one with the smallest tiles."""
+    """The row of TILES for a device; an unknown device gets the row with the smallest tiles."""
     if device.type == "cpu":
         return "none"
     if torch.version.hip:

@@ -35,7 +35,7 @@ class Sizes:
 
     @property
     def exact_limit(self) -> int:
-        """Documents of at most so many tokens are exact; 32 bits."""
+        """Documents of at most this many tokens are exact; fits into 32 bits."""
         return min(self.config.exact_limit, (1 << 31) - 2)
 
     @property
@@ -69,7 +69,7 @@ class Sizes:
         return -(-self.S // h) if self.packed else -(-self.S // h) // 2
 
     def rows(self, queries: bool) -> int:
-        """Rows that the levels write for a head; a slot has one for each token of its tile."""
+        """Rows that the levels write for a head: one for each token of each slot's tile."""
         if not self.causal:
             return self.T if queries else self.S
         return sum(self.slots(level) * (self.leaf << level) for level in range(self.L))

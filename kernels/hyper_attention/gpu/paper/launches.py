@@ -1,8 +1,8 @@
 """Mode "paper" on a GPU: at most seven launches forward and seven backward, whatever lengths, heads and levels.
 
-Forward: the bounds of documents and the check of their order (only if there are documents), buckets and draws, three of
-sorting, all levels, the leaf. Backward: delta, dQ of the levels and of the leaf, draws, dK and dV of the levels and of
-the leaf. The host reads nothing; every row of a result has one program that writes it.
+Forward: the bounds of documents and the check of their order (only if there are documents), buckets and draws, sorting
+(three launches), all levels, the leaf. Backward: delta, dQ of the levels and of the leaf, draws, dK and dV of the
+levels and of the leaf. The host reads nothing; every row of a result has one program that writes it.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, L levels, M draws, D head size.
 """
@@ -159,7 +159,7 @@ def backward(
 
 
 def buckets(call: Call, kept: Kept) -> tuple[Tensor, Tensor]:
-    """Buckets of queries and keys, int16 [L, B, Hq, T] and [L, B, Hk, S]; writes the draws too."""
+    """Buckets of queries and keys, int16 [L, B, Hq, T] and [L, B, Hk, S]; also writes the draws to `kept`."""
     s, config, dtype = call.sizes, call.sizes.config, call.q.dtype
     query_buckets = torch.empty((s.L, s.B, s.Hq, s.T), dtype=torch.int16, device=call.q.device)
     key_buckets = torch.empty((s.L, s.B, s.Hk, s.S), dtype=torch.int16, device=call.q.device)

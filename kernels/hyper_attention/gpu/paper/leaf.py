@@ -31,7 +31,7 @@ def _document(starts, stops, position, S, exact_limit, PACKED: tl.constexpr):
 def leaf_span(
     starts, stops, query, T, S, exact_limit, LEAF: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr
 ):  # fmt: skip
-    """Keys [begin, end) of each query, its document's start, whether the document is long, which queries exist."""
+    """(first key, one past the last, start of the document, whether that is long, whether it exists) of each query."""
     offset = query * 0 if FULL else S - T + query * 0
     position = query + offset
     live = query < T
@@ -48,7 +48,10 @@ def leaf_span(
 
 @triton.jit
 def spans(begin, stop, BN: tl.constexpr):
-    """(low, tiles with a mask from there, first tile without one, how many, first tile of the rest, end)."""
+    """Key tiles: some with a mask, then some without, then some with a mask.
+
+    Returns (first key, tiles with a mask, first key of those without, how many those are, first key of the rest, end).
+    """
     some = begin < stop
     low = tl.min(tl.where(some, begin, 2147483647))
     high = tl.max(tl.where(some, stop, 0))
@@ -67,7 +70,7 @@ def leaf_kernel(
     BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Output [B, Hq, T, D] and log-sum-exp [B, Hq, T], of the leaf and of what `level_kernel` wrote."""
+    """Output [B, Hq, T, D] and log-sum-exp [B, Hq, T] of the call: the leaf merged with what `level_kernel` wrote."""
     batch = tl.program_id(1).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
@@ -131,7 +134,7 @@ def leaf_query_gradient_kernel(
     BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the queries, [B, Hq, T, D]: the leaf's, and those of `level_query_gradient_kernel`."""
+    """Gradient of the queries, [B, Hq, T, D]: the leaf's plus those of `level_query_gradient_kernel`."""
     batch = tl.program_id(1).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
@@ -186,7 +189,7 @@ def leaf_key_gradient_kernel(
     BD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys and values, [B, Hk, S, D]: the leaf's, and those of `level_key_gradient_kernel`."""
+    """Gradients of keys and values, [B, Hk, S, D]: the leaf's plus those of `level_key_gradient_kernel`."""
     batch = tl.program_id(1).to(tl.int64)
     group = (tl.program_id(0) % heads).to(tl.int64)
     position = tl.program_id(0) // heads * BN + tl.arange(0, BN)

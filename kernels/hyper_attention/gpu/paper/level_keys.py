@@ -1,4 +1,6 @@
-"""The kernels of mode "paper" that own the keys of the levels: draws first, then sorted keys, which add the draws'.
+"""The kernels of mode "paper" that own the keys of the levels.
+
+The first computes the gradients of the draws; the second those of the sorted keys, and adds the first's to them.
 
 Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, L levels, M draws, D head size.
 """
@@ -61,8 +63,9 @@ def draw_gradient_kernel(
 ):  # fmt: skip
     """Gradients of the drawn keys and values, [2, B, Hk, pieces, 2, M, D].
 
-    A draw is a rank among the keys outside the block. It stands for one key for the queries whose block lies after it,
-    and for another, a block further, for the rest. Many queries read it: a program takes PIECE of them.
+    A draw is a rank among the keys outside the block. For queries whose block lies after it, it is the key of that
+    rank; for the other queries it is the key one block further. Many queries read a draw: a program takes PIECE of
+    them.
     """
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     group = (tl.program_id(0) % heads).to(tl.int64)
@@ -86,7 +89,7 @@ def draw_gradient_kernel(
     position = tl.load(at, mask=there, other=0)
     k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, there, True, D, BD)
     v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, there, True, D, BD)
-    # Runs of queries whose block begins after the draw read it where it is, those before them a block further.
+    # Runs whose block begins after the draw read the key of its rank; the runs before them read one block further.
     after = first_runs(rank, keys, count, SIZE)
     runs: tl.constexpr = (PIECE + SIZE - 1) // SIZE
     low = tl.where(behind == 0, tl.min(tl.where(there, after, 2147483647)), 0)
@@ -128,7 +131,7 @@ def level_key_gradient_kernel(
     FULL: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Each level's share of the gradients of keys and values, [B, Hk, rows, D], for the keys it has: blocks and draws.
+    """Each level's share, from blocks and draws, of the gradients of its keys and values, [B, Hk, rows, D].
 
     Args:
         draws: as `draw_gradient_kernel` writes them.
@@ -149,7 +152,7 @@ def level_key_gradient_kernel(
     position = tl.load(key_order + key_plane * S + first_key + place, mask=live, other=0)
     k_j = load_rows(k + batch * k_b + group * k_h, k_n, position, live, True, D, BD)
     v_j = load_rows(v + batch * v_b + group * v_h, v_n, position, live, True, D, BD)
-    # A key is read by the runs whose block has begun at it and not yet ended before it.
+    # The runs whose block contains the key: since .. until.
     since = first_runs(place - width, keys, count, SIZE)
     until = first_runs(place, keys, count, SIZE)
     high = tl.max(tl.where(live, until, 0))
@@ -173,7 +176,7 @@ def level_key_gradient_kernel(
             dk, dv = key_step(dk, dv, k_j, v_j, q_i, do, lse, de, scale, inside, scale, False, True, PRECISION)
     dk *= scale / LOG2E
     if M > 0:
-        # The draw that may stand for this key: that of its stratum, if its rank is the key's, without or with a block.
+        # This key may be the draw of its stratum: if the draw's rank is its place, or its place less one block.
         ranks += ((batch * heads + group) * segments + tl.maximum(lower + slot, 0)) * M
         index = first_piece(level, slot, number * 0, S, T, exact_limit, PIECE, LEAF, LEVELS, FULL, PACKED)
         unseen = tl.maximum(keys - SIZE, 0) * (count > 0)

@@ -26,10 +26,10 @@ def _run_rows(
     BM: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr,
     SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Where a program works: some queries of one run, which share a block.
+    """The rows of a program: some queries of one run, which share a block.
 
-    Returns (level, slots before, first key, keys, first key of the block, queries of the segment, places of the
-    queries, which exist, the row of position 0 in what the level writes).
+    Returns (level, slots of lower levels, first key, keys, first key of the block, queries of the segment, places of
+    the queries, which of them exist, the row of position 0 in what the level writes).
     """
     parts: tl.constexpr = (SIZE + BM - 1) // BM
     level, h, slot, number, lower = locate(index, S, T, exact_limit, size, parts, LEAF, LEVELS, FULL, PACKED)
@@ -52,7 +52,7 @@ def _run_rows(
 def draws_at(
     order, ranks, first_key, keys, begin, count, size, first, M: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
-    """(positions, weights for base 2, which exist) of BN draws from `first` on, for queries whose block begins so."""
+    """(positions, log2 weights, which exist) of BN draws from `first` on, for queries whose block starts at `begin`."""
     draw = first + tl.arange(0, BN)
     _, width = stratum(draw, keys, size, count, M)
     there = (draw < M) & (width > 0)
@@ -71,7 +71,10 @@ def level_kernel(
     FINAL: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Output [B, Hq, rows, D] and log-sum-exp [B, Hq, rows] of the levels' queries (`row_of`); FINAL: of the call."""
+    """Output [B, Hq, rows, D] and log-sum-exp [B, Hq, rows] of the levels' queries, in the rows that `row_of` gives.
+
+    FINAL: this is the result of the call, [B, Hq, T, D] and [B, Hq, T].
+    """
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups
@@ -133,7 +136,7 @@ def level_query_gradient_kernel(
     PACKED: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Each level's share of dQ, [B, Hq, rows, D], for the queries it has; arguments as of `level_kernel`."""
+    """Each level's share of the gradient of its queries, [B, Hq, rows, D]; arguments as of `level_kernel`."""
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     head = (tl.program_id(0) % heads).to(tl.int64)
     group = head // groups

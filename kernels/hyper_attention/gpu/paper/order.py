@@ -1,8 +1,8 @@
 """The plan of mode "paper" on a GPU: buckets, draws, and a stable counting sort of all levels, heads, queries and keys.
 
-Sorting takes three launches: how often each bucket occurs in each chunk of 1,024 tokens, where the chunk's share of
-each bucket begins, and the places. No atomics: a chunk is sorted by (bucket, token) in registers. `plan.lsh` and
-`plan.tables` are the same in torch.
+Sorting takes three launches: they count each bucket in each chunk of 1,024 tokens, find where a chunk's tokens of each
+bucket begin, and write the places. A chunk is sorted by (bucket, token) in registers, so there are no atomics.
+`plan.lsh` and `plan.tables` compute the same in torch.
 
 Shape letters: B batch, H heads, T queries, S keys, D head size, L levels, R projections, M draws.
 """
@@ -41,7 +41,7 @@ def _hash_tile(
     at = sides + dimension[:, None] * (LP * RP) + bit[None, :]
     within = (dimension < D)[:, None] & (bit >= 0)[None, :]
     if SPLIT:
-        # Three parts of a projection have all its digits; their products with half precision are exact.
+        # The three parts of a projection together hold all its digits; their products with half precision are exact.
         side = tl.zeros([BM, LP * RP], tl.float32)
         for part in tl.static_range(3):
             piece = tl.load(at + part * D * LP * RP, mask=within, other=0.0)
@@ -130,7 +130,7 @@ def _chunk(
 ):  # fmt: skip
     """(level, first token of the chunk, one past the last, first of its range, one past its last, heads that differ).
 
-    Rows are those of the query heads, then those of the key heads; `row` tells which side it is.
+    Rows are those of the query heads, then those of the key heads: `row` decides between queries and keys.
     """
     level, h, slot, number, _ = locate(index, S, T, exact_limit, CHUNK, 1, LEAF, LEVELS, FULL, PACKED)
     first_key, last_key, first_query, last_query, _ = segment_at(
@@ -145,7 +145,7 @@ def _chunk(
 
 @triton.jit
 def _side(query, key, batch, batches, level, row, heads, groups, T, S):
-    """The row's tensor [L, B, H, N] at its level; the row of a query head, then of a key head."""
+    """Pointer into `query` or `key`, [L, B, H, N], at the head of `row`; rows are query heads, then key heads."""
     if row < heads * groups:
         side = query + ((level.to(tl.int64) * batches + batch) * heads * groups + row) * T
     else:
@@ -169,7 +169,7 @@ def histogram_kernel(
     )  # fmt: skip
     token = first + tl.arange(0, CHUNK)
     buckets = _side(query_buckets, key_buckets, batch, batches, level, row, heads, groups, T, S)
-    # A bucket more for what is not there.
+    # Tokens past the end of the range are counted in an extra bucket, which is not stored.
     bucket = tl.load(buckets + token, mask=token < last, other=BUCKETS).to(tl.int32)
     count = tl.histogram(bucket, 2 * BUCKETS)
     place = tl.arange(0, 2 * BUCKETS)
@@ -183,7 +183,10 @@ def offsets_kernel(
     BUCKETS: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
     PACKED: tl.constexpr,
 ):  # fmt: skip
-    """In place: where, from its range's first token on, a chunk's tokens of each bucket go, less their rank in it."""
+    """Turn counts into offsets, in place.
+
+    The offset of a bucket in a chunk plus a token's rank in the sorted chunk is the token's place in its range.
+    """
     batch = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) % (heads * groups + heads)
     index = tl.program_id(0) // (heads * groups + heads)
@@ -214,7 +217,7 @@ def places_kernel(
     BUCKETS: tl.constexpr, CHUNK: tl.constexpr, LEAF: tl.constexpr, LEVELS: tl.constexpr, FULL: tl.constexpr,
     PACKED: tl.constexpr,
 ):  # fmt: skip
-    """The token at each place of its range by (bucket, token), int32 [L, B, H, N]."""
+    """Write the tokens of each range in the order of (bucket, token), int32 [L, B, H, N]."""
     batch, batches = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     row = tl.program_id(0) % (heads * groups + heads)
     index = tl.program_id(0) // (heads * groups + heads)

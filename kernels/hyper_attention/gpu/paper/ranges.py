@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def height(level, S, T, LEAF: tl.constexpr, FULL: tl.constexpr):
-    """h, the tokens of a level's tile; without a mask the longest side. Constants cost no division."""
+    """h, the tokens of a level's tile; without a mask, the larger of T and S."""
     if FULL:
         return tl.maximum(S, T)
     else:
@@ -127,7 +127,7 @@ def rows_before(
 def row_of(position, start, first, h, IS_KEY: tl.constexpr, FULL: tl.constexpr, PACKED: tl.constexpr):
     """Row of a token in the level whose tiles have h tokens and whose first row is `first`.
 
-    The token is a query of an odd tile or a key of an even one, of the document that begins at `start`.
+    The token is a query of an odd tile or a key of an even tile, in the document that begins at `start`.
     """
     if FULL:
         row = position
