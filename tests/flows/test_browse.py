@@ -259,8 +259,7 @@ def test_a_person_filters_searches_and_opens_a_row(program: tuple[str, int], tmp
             browser.save_screenshot(str(tmp_path / "row.png"))
             browser.set_window_size(390, 1200)
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 500
-            problems = [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
-            assert problems == []
+            assert [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]] == []
         finally:
             browser.quit()
 

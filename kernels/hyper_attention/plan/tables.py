@@ -283,7 +283,7 @@ def _sorted(group_BT: Tensor, member_BT: Tensor, bucket_BHT: Tensor, buckets: in
 
 
 def _samples(split: Split, heads: int, level: int, config: HyperAttentionConfig) -> tuple[Tensor, Tensor]:
-    """One draw from each of M strata of the ranks outside the block (no rank twice), and the log size of its stratum."""
+    """One draw from each of M strata of the ranks outside the block (no rank twice), and its log size."""
     M = config.num_samples
     device = split.segments.device
     unseen = (split.segments[..., 1] - split.segments[..., 0] - config.block_size).clamp(min=0)[..., None]
