@@ -240,7 +240,6 @@ def test_a_person_filters_searches_and_opens_a_row(program: tuple[str, int], tmp
         browser = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
         try:
             browser.get(served)
-            browser.save_screenshot(str(tmp_path / "overview.png"))
             browser.find_element(By.LINK_TEXT, "recycled instructions").click()
             wait_for_rows(20)
             browser.save_screenshot(str(tmp_path / "rows.png"))

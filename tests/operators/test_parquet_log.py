@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import ray
 
 from operators import parquet_log
 from operators.parquet_log import BROKEN, ParquetLog, write_whole
 
 
-def test_a_file_that_is_cut_off_is_left_out_by_every_reader_and_then_set_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 4, 50, -8, -1], ids=["nothing", "the start", "some", "no end", "all but a byte"])
+def test_a_file_that_is_cut_off_is_left_out_by_every_reader_and_then_set_aside(tmp_path: Path, left: int) -> None:
     whole, cut_off = (Path(write_whole(f"{tmp_path}/stage", pa.table({"n": [n, n]}))) for n in (1, 2))
-    cut_off.write_bytes(cut_off.read_bytes()[:-8])
+    cut_off.write_bytes(cut_off.read_bytes()[:left])
     log = ParquetLog(str(tmp_path))
     assert log.of("stage") == [str(whole)]
     assert log.count("stage") == 2

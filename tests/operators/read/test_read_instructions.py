@@ -162,9 +162,9 @@ def test_hash_repartition_gives_one_block_all_rows_of_a_key() -> None:
     """What finding duplicates rests on in the pinned Ray: no partition is split, even beyond the block size."""
     context = ray.data.DataContext.get_current()
     before = context.target_max_block_size
-    context.target_max_block_size = 10_000
+    context.target_max_block_size = 2_000
     try:
-        keys = ray.data.range(6_000, override_num_blocks=6).map_batches(
+        keys = ray.data.range(1_200, override_num_blocks=3).map_batches(
             lambda batch: {"key": [str(value % 11) for value in batch["id"]], "text": ["x" * 50] * len(batch["id"])}
         )
         blocks = keys.repartition(3, keys=["key"]).map_batches(
@@ -175,7 +175,7 @@ def test_hash_repartition_gives_one_block_all_rows_of_a_key() -> None:
         found = [row for row in blocks.take_all() if row["rows"]]
     finally:
         context.target_max_block_size = before
-    assert sum(row["rows"] for row in found) == 6_000
+    assert sum(row["rows"] for row in found) == 1_200
     assert len(found) <= 3
     assert sorted(key for row in found for key in row["keys"]) == sorted(str(key) for key in range(11))
 

@@ -82,13 +82,9 @@ class TestAnswer:
         cut = {"reply": "cut o", "finish_reason": "length", "prompt_tokens": 4090, "generated_tokens": 6}
         records = [record | (cut if record["row_id"] == "b" else {}) for record in records]
         pq.write_table(pa.Table.from_pylist(records), file)  # of a time when the limit was not recorded
-        paid_for = []
-        for _ in range(2):
-            ledger, teacher = Ledger(str(tmp_path)), TEACHER.model_copy(update={"max_model_len": 8192})
-            rows = ledger.answer(calls(*"abc"), teacher, "stage")
-            paid_for.append(paid(ledger))
-        assert paid_for == [(1, 2), (0, 3)]
-        assert rows_of(rows) == first
+        ledger, teacher = Ledger(str(tmp_path)), TEACHER.model_copy(update={"max_model_len": 8192})
+        assert rows_of(ledger.answer(calls(*"abc"), teacher, "stage")) == first
+        assert paid(ledger) == (1, 2)
 
     def test_another_reply_length_pays_again_only_for_what_the_smaller_one_cut_off(self, tmp_path: Path) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abc"), TEACHER, "stage"))
@@ -97,13 +93,13 @@ class TestAnswer:
         records = [record | (cut if record["row_id"] == "b" else {}) for record in pq.read_table(file).to_pylist()]
         pq.write_table(pa.Table.from_pylist(records), file)
         paid_for, replies = [], []
-        for limit in (128, 128, 96, 512):
+        for limit in (128, 96):
             ledger = Ledger(str(tmp_path))
             teacher = TEACHER.model_copy(update={"max_tokens": limit})
             rows = rows_of(ledger.answer(calls(*"abc"), teacher, "stage"))
             paid_for.append(paid(ledger))
             replies.append({row_id: row["reply"] for row_id, row in rows.items()})
-        assert paid_for == [(1, 2), (0, 3), (0, 3), (0, 3)]
+        assert paid_for == [(1, 2), (0, 3)]
         assert all(found["a"] == first["a"]["reply"] and found["b"].startswith("{") for found in replies)
 
     def test_second_run_makes_no_call_and_gives_the_same_replies(self, tmp_path: Path) -> None:
@@ -112,31 +108,11 @@ class TestAnswer:
         assert rows_of(ledger.answer(calls("a", "b"), TEACHER, "stage")) == first
         assert paid(ledger) == (0, 2)
 
-    def test_only_new_rows_are_asked(self, tmp_path: Path) -> None:
-        Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage")
-        ledger = Ledger(str(tmp_path))
-        assert set(rows_of(ledger.answer(calls("a", "b", "c"), TEACHER, "stage"))) == {"a", "b", "c"}
-        assert paid(ledger) == (1, 2)
-
-    def test_a_changed_prompt_asks_again_but_other_stages_stay(self, tmp_path: Path) -> None:
-        for stage in ("one", "two"):
-            Ledger(str(tmp_path)).answer(calls("a"), TEACHER, stage)
-        ledger = Ledger(str(tmp_path))
-        ledger.answer(calls("a", prompt="improve!"), TEACHER, "one")
-        ledger.answer(calls("a"), TEACHER, "two")
-        assert paid(ledger) == (1, 1)
-
     def test_rows_that_are_not_asked_pass_through_without_a_reply(self, tmp_path: Path) -> None:
         ledger = Ledger(str(tmp_path))
         rows = rows_of(ledger.answer(calls("a", asked=False), TEACHER, "stage"))
         assert rows["a"]["reply"] is None
         assert paid(ledger) == (0, 0)
-
-    def test_operational_settings_do_not_invalidate(self, tmp_path: Path) -> None:
-        Ledger(str(tmp_path)).answer(calls("a"), TEACHER, "stage")
-        ledger = Ledger(str(tmp_path))
-        ledger.answer(calls("a"), TEACHER.model_copy(update={"replicas": 7, "batch_rows": 1}), "stage")
-        assert paid(ledger) == (0, 1)
 
     def test_failed_calls_are_tried_again_until_the_limit_and_then_left(self, tmp_path: Path) -> None:
         careless = TEACHER.model_copy(update={"model": "careless", "max_attempts": 2})
@@ -145,15 +121,15 @@ class TestAnswer:
         )  # one that this teacher always fails
         answered_id = next(name for name in map(str, range(1000)) if int(key_of(name, careless)[:8], 16) % 7)
         made, retryable = [], []
-        for _ in range(4):
+        for _ in range(3):
             ledger = Ledger(str(tmp_path))
             row = rows_of(ledger.answer(calls(row_id, answered_id), careless, "stage"))[row_id]
             assert row["reply"] is None
             assert row["error"] == "scripted failure"
             made.append(ledger.metrics()["calls"])
             retryable.append(ledger.metrics()["retryable_calls"])
-        assert made == [2, 1, 0, 0]
-        assert retryable == [1, 0, 0, 0]
+        assert made == [2, 1, 0]
+        assert retryable == [1, 0, 0]
 
     def test_duplicate_records_and_unfinished_files_do_no_harm(self, tmp_path: Path) -> None:
         first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage"))
@@ -162,14 +138,11 @@ class TestAnswer:
         (tmp_path / "stage" / ".half.unfinished").write_bytes(record.read_bytes()[:50])
         assert rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), TEACHER, "stage")) == first
 
-    @pytest.mark.parametrize("left", [0, 4, 50, -1], ids=["nothing", "the start", "some", "all but a byte"])
-    def test_a_file_that_lost_its_end_is_set_aside_and_its_calls_are_made_again(
-        self, tmp_path: Path, left: int
-    ) -> None:
+    def test_a_file_that_lost_its_end_is_set_aside_and_its_calls_are_made_again(self, tmp_path: Path) -> None:
         one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
         first = rows_of(Ledger(str(tmp_path)).answer(calls("a", "b"), one_by_one, "stage"))
         cut, whole = sorted((tmp_path / "stage").glob("*.parquet"))
-        cut.write_bytes(cut.read_bytes()[:left])
+        cut.write_bytes(cut.read_bytes()[:50])
         ledger = Ledger(str(tmp_path))
         assert rows_of(ledger.answer(calls("a", "b"), TEACHER, "stage")) == first
         assert paid(ledger) == (1, 1)
