@@ -8,8 +8,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
 from kernels.hyper_attention.cpu import attention as cpu_attention
-from kernels.hyper_attention.cpu.flash import merge_
-from kernels.hyper_attention.cpu.heads import heads_of
 from kernels.hyper_attention.plan.lsh import projections
 from kernels.hyper_attention.reference import reference_attention
 from tests.kernels.hyper_attention.attention_samples import (
@@ -220,30 +218,3 @@ def test_scale_multiplies_the_logits():
     torch.testing.assert_close(
         hyper_attention(q * 3, k, v, True, config=LOCAL), hyper_attention(q, k, v, True, config=LOCAL, scale=0.75)
     )
-
-
-@pytest.mark.parametrize("gap", [0.0, 100.0, -100.0, math.inf])
-def test_merging(gap):
-    out, lse = torch.randn(2, 3, 5), torch.randn(2, 3)
-    merged, merged_lse = (out.clone(), lse.clone()) if gap < math.inf else (torch.zeros(2, 3, 5), lse - gap)
-    part = out if gap == 0 else torch.randn(2, 3, 5)
-    merge_(merged, merged_lse, part, lse + (gap if gap < math.inf else 0.0))
-    if gap == 0:
-        torch.testing.assert_close((merged, merged_lse), (out, lse + math.log(2)))
-    elif gap < 0:
-        assert torch.equal(merged_lse, lse)
-        torch.testing.assert_close(merged, out)
-    else:
-        torch.testing.assert_close((merged, merged_lse), (part, lse + (100.0 if gap < math.inf else 0.0)))
-
-
-def test_a_head_is_a_view_of_its_group():
-    q, k = torch.arange(36.0).view(2, 6, 3, 1), torch.arange(12.0).view(2, 2, 3, 1)
-    found = heads_of(q, k, k + 0.5, -q, -q[..., 0], 1.0)
-    assert [(head.row, head.key) for head in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    head = found[2]
-    assert head.q.flatten().tolist() == list(range(18, 27))
-    assert head.k.flatten().tolist() == [6, 7, 8]
-    assert torch.equal(head.v, head.k + 0.5)
-    assert torch.equal(head.out, -head.q)
-    assert torch.equal(head.lse, head.out[..., 0])
