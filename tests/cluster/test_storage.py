@@ -11,7 +11,6 @@ import ray
 from pydantic import BaseModel, ConfigDict
 
 from cluster import storage
-from cluster.counts import sum_of_ids
 from cluster.files import StorageError
 from cluster.manifest import Manifest
 from cluster.storage import MARKER, AssetStore, Recipe, require_refresh_key
@@ -172,15 +171,6 @@ def test_an_asset_without_rows_still_has_columns(store: AssetStore) -> None:
     store.make("empty", None, Recipe(lambda: rows.filter(expr=ray.data.expressions.col("row") == "none")), MADE_FROM)
     assert store.rows("empty", [None]).columns() == ["row", "outcome"]
     assert store.rows("empty", [None]).count() == 0
-
-
-def test_the_sum_of_ids_knows_rows_in_any_order_and_misses_none() -> None:
-    ids = [hashlib.sha256(str(number).encode()).hexdigest()[:32] for number in range(1000)]
-    known = sum_of_ids(pa.array(ids)).tolist()
-    assert sum_of_ids(pa.array(ids[::-1])).tolist() == known
-    assert (sum_of_ids(pa.array(ids[:400])) + sum_of_ids(pa.array(ids[400:]))).tolist() == known
-    assert sum_of_ids(pa.array([*ids[1:], ids[1]])).tolist() != known
-    assert not sum_of_ids(pa.array([], pa.string())).any()
 
 
 def test_inside_a_look_each_manifest_is_looked_for_once_and_what_is_made_is_seen(

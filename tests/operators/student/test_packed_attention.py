@@ -1,0 +1,60 @@
+"""The attention of a pack is that of its documents alone, in every layout of heads, and no mask is made for it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from operators.student import packed_attention as module
+from operators.student.packed_attention import _mask, packed_attention, set_documents
+
+LENGTHS = [5, 9, 1]
+
+
+class Layer(nn.Module):
+    is_causal = True
+    num_key_value_groups = 2
+
+
+@pytest.fixture
+def pack():
+    set_documents(LENGTHS)
+    yield [torch.randn(1, heads, sum(LENGTHS), 16, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    set_documents([])
+
+
+def alone(query, key, value):
+    parts = zip(*(torch.split(tensor, LENGTHS, 2) for tensor in (query, key, value)), strict=True)
+    options = {"is_causal": True, "scale": 0.2, "enable_gqa": True}
+    return torch.cat([scaled_dot_product_attention(*part, **options) for part in parts], 2).transpose(1, 2)
+
+
+def test_output_and_gradients_are_those_of_the_documents_alone(pack):
+    out, weights = packed_attention(Layer(), *pack, None, scaling=0.2)
+    expected = alone(*pack)
+    assert weights is None
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    torch.testing.assert_close(torch.autograd.grad(out, pack, grad), torch.autograd.grad(expected, pack, grad))
+
+
+def test_documents_of_another_forward_pass_are_not_taken_for_this_one(pack):
+    shorter = [tensor[:, :, :7] for tensor in pack]
+    out, _ = packed_attention(Layer(), *shorter, None, scaling=0.2)
+    whole = scaled_dot_product_attention(*shorter, is_causal=True, scale=0.2, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(out, whole)
+
+
+@pytest.mark.parametrize(("window", "needed"), [(None, False), (9, False), (8, True)])
+def test_a_mask_is_made_only_where_a_window_hides_something_within_a_document(pack, window, needed):
+    def causal(batch, head, query, key):
+        return key <= query
+
+    mask = _mask(1, 15, 15, causal, None, local_size=window, q_offset=0, kv_offset=0, allow_is_causal_skip=False)
+    assert (mask is not None) == needed
+
+
+def test_a_cpu_has_no_kernel_for_many_documents():
+    module._has_varlen.cache_clear()
+    assert not module._has_varlen("cpu", torch.bfloat16)
+    assert not module._has_varlen("cuda", torch.float32)

@@ -1,0 +1,62 @@
+"""The loss of a pack: the sum over its documents' supervised tokens, whatever is packed beside them."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from operators.student.packed_loss import Pack, joined, load_trainable, summed_loss
+
+
+def pack_of(*lengths, seed=0, supervised=True):
+    tokens = torch.randint(100, 40_000, (sum(lengths),), generator=torch.Generator().manual_seed(seed)).tolist()
+    labels, at = list(tokens), 0
+    for length in lengths:
+        labels[at] = -100
+        at += length
+    return Pack(tokens, labels if supervised else [-100] * len(tokens), list(lengths), list(range(len(lengths))))
+
+
+@pytest.fixture(scope="module")
+def student(tiny_model):
+    return load_trainable(tiny_model, torch.float32)
+
+
+def plain_loss(student, pack):
+    """By transformers' own forward pass, one document after the other."""
+    total, at = torch.zeros(()), 0
+    for length in pack.document_lengths:
+        ids, labels = (torch.tensor(values[at : at + length]) for values in (pack.input_ids, pack.labels))
+        logits = student.lm_head(student.model(ids[None], attention_mask=torch.ones(1, length)).last_hidden_state)
+        total = total + cross_entropy(logits[0, :-1].float(), labels[1:], reduction="sum", ignore_index=-100)
+        at += length
+    return total
+
+
+def test_a_pack_costs_what_its_documents_cost_alone(student):
+    pack = pack_of(30, 50, 1, 20)
+    torch.testing.assert_close(summed_loss(student, pack), plain_loss(student, pack), rtol=1e-5, atol=1e-4)
+    parts = [summed_loss(student, pack_of(30, seed=1)), summed_loss(student, pack_of(50, seed=2))]
+    both = joined([pack_of(30, seed=1), pack_of(50, seed=2)])
+    torch.testing.assert_close(summed_loss(student, both), sum(parts), rtol=1e-5, atol=1e-4)
+
+
+def test_a_pack_without_a_supervised_token_costs_nothing_but_has_a_gradient(student):
+    for pack in (pack_of(12, supervised=False), Pack([5], [-100], [], [])):
+        loss = summed_loss(student, pack)
+        assert loss.item() == 0
+        loss.backward()
+        assert not student.get_input_embeddings().weight.grad.any()
+
+
+def test_dummies_leave_no_trace_beside_packs():
+    dummy, pack = Pack([5], [-100], [], []), pack_of(4, 3)
+    assert joined([dummy, pack, dummy]) == pack
+    assert joined([dummy, dummy]) == dummy
+
+
+def test_a_student_whose_forward_pass_makes_every_logit_is_refused(tiny_model, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda self, input_ids: None)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM of student .* takes no logits_to_keep; use another"):
+        load_trainable(tiny_model, torch.float32)
