@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from operators.teacher.config import TeacherConfig
 from operators.teacher.prompt_tokens import TEMPLATE_TOKENS, num_prompt_tokens, num_text_tokens, prompt_token_ids
@@ -35,3 +36,11 @@ def test_an_estimate_by_the_tokenizer_holds_the_whole_prompt(text: str, demo_mod
 
 def test_half_a_surrogate_pair_has_a_length_too() -> None:
     assert num_text_tokens("a\ud83d", endpoint()) == 2
+
+
+def test_a_prompt_has_one_beginning_and_ends_where_the_reply_begins(demo_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+    ids = prompt_token_ids(json.dumps([{"role": "user", "content": "Hello"}]), TeacherConfig(model=demo_model))
+    text = tokenizer.decode(ids)
+    assert text.endswith("Hello<|im_end|>\n<|im_start|>assistant\n")
+    assert text.count("<|im_start|>user") == 1
