@@ -12,7 +12,7 @@ from typing import Any
 _OPEN, _CLOSE, _BAR = "[<＜]", "[>＞]", "[|｜]"
 _NAME = r"(?=[^|｜<>＜＞\n]*[^\W_])[^\s|｜<>＜＞](?:[^|｜<>＜＞\n]{0,62}[^\s|｜<>＜＞])?"
 
-# Tags of chat templates that are no HTML elements, in the model families that do not write them as <|name|>.
+# Tags of chat templates that are not HTML elements, of the model families that do not write them as <|name|>.
 _TAGS = (
     "start_of_turn|end_of_turn|start_of_image|end_of_image|bos|eos|"  # Gemma
     "think|tool_call|tool_calls|tool_response|tool_responses|"  # Qwen, Hermes, SmolLM3
@@ -41,9 +41,9 @@ def escape(text: str, special_tokens: frozenset[str]) -> str:
 
     Args:
         text: any text; ordinary text and ordinary HTML come back byte-identical.
-        special_tokens: exact strings that the models at hand encode as control tokens (`special_tokens_of`), and any
+        special_tokens: exact strings that the run's models encode as control tokens (`special_tokens_of`), and any
             other bracketed marker that must not survive, such as a prompt's own section delimiters. They are broken
-            in addition to the generic syntax of the common model families. `<s>` is HTML unless it is in here.
+            in addition to the generic syntax of the common model families. `<s>` counts as HTML unless it is in here.
 
     Raises:
         ValueError: a special token has no brackets around a name, so there is no place for the space.
@@ -51,7 +51,7 @@ def escape(text: str, special_tokens: frozenset[str]) -> str:
     opening, marker = _patterns(special_tokens)
     if not opening.search(text):
         return text
-    while True:  # breaking one marker can leave one that overlapped it; spaces only accumulate, so this ends
+    while True:  # breaking one marker can leave another that overlapped it; each pass adds spaces, so this ends
         broken = marker.sub(_break, text)
         if broken == text:
             return text
@@ -68,8 +68,8 @@ def special_tokens_of(model: str) -> frozenset[str]:
 def control_tokens(tokenizer: Any) -> dict[int, str]:
     """Id and text of each control token of a Hugging Face tokenizer: a special token that is a marker.
 
-    A special token that is a plain word or bare punctuation is none (some models pad with `!`): it occurs in ordinary
-    text, where it means nothing but itself.
+    A special token that is a plain word or bare punctuation (some models pad with `!`) does not count as a control
+    token: it occurs in ordinary text with its ordinary meaning.
     """
     special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))

@@ -24,10 +24,10 @@ def _extend(schema: pa.Schema, **columns: pa.DataType) -> pa.Schema:
     return pa.schema([*schema, *(pa.field(name, kind) for name, kind in columns.items())])
 
 
-# raw_instructions: what the source said, normalised. Of a dialogue, instruction and response are the pair that is
-# reflected on; `turns_before` (system prompt and earlier turns) and `turns_after` are JSON lists of objects with role
-# and content, "" if there are none. `extra` is a JSON object of the columns that `source.pass_through` names, else "".
-# `ignored_columns` is a JSON list of the record's other columns that are not empty and that nothing reads, else "".
+# raw_instructions: the texts of the source, normalised. In a dialogue, instruction and response are the pair that the
+# teacher reflects on; `turns_before` (system prompt and earlier turns) and `turns_after` are JSON lists of objects with
+# role and content, "" if there are none. `extra` is a JSON object of the columns that `source.pass_through` names, else
+# "". `ignored_columns` is a JSON list of the record's other columns that are not empty and that nothing reads, else "".
 # `origin` is the file; `escaped` says that chat markup inside the texts was broken up so that no tokenizer takes it for
 # a control token.
 RAW = pa.schema(
@@ -46,8 +46,8 @@ RAW = pa.schema(
     ]
 )
 
-# instruction_reflections: the teacher's better instruction with the answer that belongs to it. `*_critique` is a
-# JSON object, criterion -> sentence. `*_reflection` is "parsed", "repaired", "rejected:<reason>", or null if not asked.
+# instruction_reflections: the teacher's better instruction and its answer to that. `*_critique` is a JSON object,
+# criterion -> sentence. `*_reflection` is "parsed", "repaired", "rejected:<reason>", or null if nothing was asked.
 INSTRUCTION_REFLECTED = _extend(
     RAW,
     better_instruction=_TEXT,
@@ -90,7 +90,7 @@ RECYCLED = _extend(
 # packed_sequences: one row a pack; all documents of a pack lie one after the other. `labels` is -100 where there is
 # no loss; `position_ids` restarts at 0 with each document. A row that could not be packed is a row of its own with
 # empty lists, its id in `row_ids` and its reason in `outcome`; packs have outcome "packed".
-# `cut_rows` of its rows were longer than a pack, and of their tokens some are nowhere: `lost_tokens` supervised ones.
+# `cut_rows` of a pack's rows were longer than a pack; `lost_tokens` supervised tokens of theirs are in no pack.
 PACKED = "packed"
 PACKS = pa.schema(
     [

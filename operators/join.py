@@ -1,4 +1,4 @@
-"""Everything that combines rows of different blocks: rows of one key together, an outcome by id, sums over blocks."""
+"""Everything that combines rows of different blocks: grouping by key, outcomes by row id, sums over blocks."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -10,7 +10,7 @@ from ray.data import Dataset
 from operators.columns import ACTIVE, RAW, conform
 
 ROWS_PER_PARTITION = 200_000
-IS_RIGHT = "is right"  # a column only in the shuffle of `cogroup`
+IS_RIGHT = "is right"  # a column that exists only inside the shuffle of `cogroup`
 ID = pa.schema([("row_id", pa.string())])
 
 
@@ -19,10 +19,10 @@ def end_rows(rows: Dataset, ids: Dataset, outcome: str, num_rows: int, among: Co
 
     Args:
         rows: columns.RAW.
-        ids: row_id; may repeat ids and hold others.
+        ids: row_id; may repeat ids and hold ids that `rows` lacks.
         outcome: dropped:<reason> or quarantined:<reason>.
-        num_rows: about how many rows both have together; decides into how many parts they are shuffled.
-        among: the outcomes that a row may have had; the others keep theirs.
+        num_rows: approximate number of rows of both data sets together; decides the number of parts of the shuffle.
+        among: only rows with one of these outcomes get the new one.
 
     Columns out:
         columns.RAW, as many rows as `rows` has.
@@ -45,15 +45,15 @@ def cogroup(
     combine: Callable[[pa.Table, pa.Table], pa.Table],
     num_cpus: float = 0.25,
 ) -> Dataset:
-    """Hand `combine` the rows of two data sets by key: all rows of a key, of both, are in one call. Lazy.
+    """Call `combine` with the rows of two data sets by key: one call gets all rows of a key from both. Lazy.
 
     Args:
-        left: a data set and the columns of it that `combine` receives first; one that it lacks is null there.
+        left: a data set and those of its columns that `combine` gets as first argument; a missing column is null.
         right: the same for the second argument. The two may have columns of one name.
         key: a column of both, never null.
         num_blocks: at least 1; decides how many rows lie in the memory of one worker.
-        combine: from the rows of some keys, which may be none on either side, to the rows of the result.
-        num_cpus: of the tasks that call it.
+        combine: takes the rows of some keys, possibly none on either side, and returns the rows of the result.
+        num_cpus: of the tasks that call `combine`.
     """
     wire = pa.schema(
         [pa.field(IS_RIGHT, pa.bool_()), left[1].field(key)]
@@ -95,13 +95,13 @@ def _split(
 
 
 def group_by_key(rows: Dataset, key: str, num_blocks: int) -> Dataset:
-    """All rows of one key in one block, lazily; blocks hold many keys, some may be empty and without columns.
+    """All rows of one key in one block, lazily. A block holds many keys; some blocks may be empty and without columns.
 
-    One block is gathered by one task, a tenth of a second; a hash shuffle starts actors first, one and a half seconds
-    even for two rows (two CPUs).
+    For one block a single task gathers the rows, which takes a tenth of a second. A hash shuffle starts actors first,
+    which takes one and a half seconds even for two rows (two CPUs).
 
     Args:
-        rows: has a column `key`; those that were made from different data sets have the same columns.
+        rows: has a column `key`; all its blocks have the same columns.
         key: name of the column.
         num_blocks: at least 1; a block is held in the memory of one worker.
     """
@@ -109,10 +109,10 @@ def group_by_key(rows: Dataset, key: str, num_blocks: int) -> Dataset:
 
 
 def add_up(sums: Dataset, columns: list[str]) -> dict[str, int]:
-    """The totals of numeric columns; 0 where there is no row.
+    """The totals of numeric columns; 0 if there is no row.
 
     Args:
-        sums: one row of partial sums a block, such as a `map_batches` gives; they come to the driver block by block.
+        sums: one row of partial sums per block, such as a `map_batches` gives; the driver reads them block by block.
         columns: their names.
     """
     totals = dict.fromkeys(columns, 0)

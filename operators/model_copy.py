@@ -1,4 +1,4 @@
-"""A copy of a model that lies in a bucket, on the disk of the node that loads it."""
+"""Copies a model from a bucket to the disk of the node that loads it."""
 
 import fcntl
 import hashlib
@@ -16,10 +16,10 @@ MARKER = ".complete"
 
 
 def on_this_disk(model: str) -> str:
-    """What transformers loads: the model itself, or a copy of it if it is `s3://bucket/...`.
+    """The path that transformers loads: `model` itself, or a local copy of it if it is `s3://bucket/...`.
 
-    A copy is made once a node and kept for a day after its last use. It is known by the names, sizes and times of its
-    files, so a model that was written again under the same name is another.
+    Each node makes one copy and keeps it for a day after its last use. Names, sizes and times of its files identify a
+    copy, so a model that was written again under the same name gets a new one.
     """
     if not in_bucket(model):
         return model

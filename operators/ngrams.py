@@ -1,7 +1,7 @@
-"""The words of a text and its runs of words: what near-duplicates, contamination and repetition are counted in.
+"""The words of a text and its runs of words: the units in which duplicates, contamination and repetition are counted.
 
-Chinese, Japanese, Thai, Lao, Khmer and Burmese put no spaces between words; there every character is a word. So a text
-of any script falls into many small parts, and one edit changes only the runs that hold it.
+Chinese, Japanese, Thai, Lao, Khmer and Burmese put no spaces between words; in these scripts every character is a word.
+So a text of any script has many small parts, and one edit changes only the runs that contain it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _UNSPACED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplying by it modulo 2^64 loses nothing
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplying by it modulo 2^64 loses no information
 
 
 def words(text: str) -> list[str]:
@@ -29,7 +29,7 @@ def words(text: str) -> list[str]:
 
 
 def runs(found: list[str], size: int) -> list[str]:
-    """All runs of `size` words, each joined by spaces; a shorter text is one run; no words are no run.
+    """All runs of `size` words, each joined by spaces. A shorter text is one run; a text without words has none.
 
     Args:
         found: as of `words`.

@@ -1,8 +1,8 @@
-r"""The gate for text from outside: files, replies, bodies of endpoints.
+r"""Checks and cleans text from outside: files, replies, bodies of endpoints.
 
-Two things break what comes later. A lone surrogate (half an emoji, as `\ud83d` in JSON) cannot be encoded as UTF-8, so
-every Parquet writer refuses it. A control character means that the text was damaged on its way, as a form feed that
-JSON made of the LaTeX command `\frac`.
+Two things break later stages. A lone surrogate (half an emoji, such as `\ud83d` in JSON) cannot be encoded as UTF-8, so
+every Parquet writer refuses it. A control character means that the text was damaged earlier: JSON, for example, turns
+the LaTeX command `\frac` into a form feed.
 """
 
 import re
@@ -38,8 +38,8 @@ def is_damaged(text: str) -> bool:
 def control_character(text: str) -> str | None:
     """The name of the first control character, such as `U+000C form feed`; None if there is none.
 
-    Tab and line feed are no control characters here. Carriage return is one: a caller that knows CRLF line ends
-    replaces them first.
+    Tab and line feed do not count as control characters here. Carriage return does, so a caller that expects CRLF line
+    ends replaces them first.
     """
     found = _CONTROL.search(text)
     if found is None:
@@ -51,8 +51,8 @@ def control_character(text: str) -> str | None:
 def trim(text: str) -> str:
     """`text` without blank lines around it and without white space around its first and last line.
 
-    The first line keeps its indentation where it is code: the text's only line, indented by at least four columns, or
-    one indented by at least two with another indented line behind it.
+    The first line keeps its indentation if it looks like code: it is the text's only line and is indented by at least
+    four columns, or it is indented by at least two and another indented line follows.
     """
     inner = text.strip()
     if text[:1].strip() or not inner:

@@ -1,4 +1,4 @@
-"""A log of records in Parquet files: that appears whole or not at all, many small ones merged into few large ones."""
+"""A log of records in Parquet files. A file appears whole or not at all; small files are merged into large ones."""
 
 import hashlib
 import json
@@ -20,30 +20,30 @@ from operators.files.damage import DamagedFileError, naming_damage
 
 COMPACT_ABOVE, FILES_MERGED = 128, 256  # small files of a stage, and those that become one
 LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte has some thousands
-READ_BYTES, READ_FILES = 32 << 20, 128  # at most, by one task
-BATCH_ROWS = 32_768  # that a reader holds of a large file at a time
+READ_BYTES, READ_FILES = 32 << 20, 128  # most that one task reads
+BATCH_ROWS = 32_768  # rows of a large file that a reader holds at a time
 BROKEN = ".broken"  # ends the name of a file that was set aside
-DISCOUNTED = ".discounted"  # ends the name of a file whose records are not to count
+DISCOUNTED = ".discounted"  # ends the name of a file whose records do not count
 MERGED = b"merged_files"  # in the footer of a merged file: names of the files whose records it holds, a JSON list
-MOST_WANTED = 100_000  # keys, by which records are picked while they are read
-READERS = 16  # threads that look at footers
+MOST_WANTED = 100_000  # with at most this many keys, records are filtered by key while they are read
+READERS = 16  # threads that read footers
 
 
 class ParquetLog:
-    """A folder that holds a folder a stage; a path or a URI, which need not exist."""
+    """A folder with one folder per stage; a path or a URI, which need not exist."""
 
     def __init__(self, folder: str) -> None:
         self._filesystem, self._root = open_filesystem(folder)
         self._folder = folder
         self._num_rows: dict[str, int] = {}  # of the files whose footers were read
-        self._merged: dict[str, frozenset[str]] = {}  # of those that merged others: the names of these
+        self._merged: dict[str, frozenset[str]] = {}  # merged file -> names of the files that it replaces
 
     def of(self, stage: str) -> list[str]:
         """Paths of the finished files of a stage within the ledger's file system, sorted."""
         return [info.path for info in self._whole(stage)]
 
     def cut_off(self, stage: str) -> list[str]:
-        """Names of the files that lost their end: no reader counts them, and the next `tidy` sets them aside."""
+        """Names of the files that lost their end. No reader counts them; the next `tidy` sets them aside."""
         found = self._found(stage)
         broken = self._read_footers([info.path for info in found])
         return [info.base_name for info in found if info.path in broken]
@@ -54,12 +54,12 @@ class ParquetLog:
         return self._records(found, columns, None) if found else None
 
     def read_for(self, asked: Dataset, num_asked: int, stage: str, columns: list[str]) -> tuple[Dataset, int]:
-        """The records that have a key of `asked`, if those are few; else all. And about how many records that are.
+        """The records that have a key of `asked`, or all records if `asked` is large; and about how many these are.
 
         Args:
             asked: a data set of one column, which is among `columns`.
             num_asked: how many rows it has.
-            stage: holds records.
+            stage: whose records are read.
             columns: to read.
         """
         found, num_stored = self._whole(stage), self.count(stage)
@@ -83,13 +83,13 @@ class ParquetLog:
                 yield from pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(columns=columns)
 
     def tidy(self, stage: str) -> int:
-        """Set aside what is cut off, and merge many small files into few large ones, before a reader comes.
+        """Set aside files that are cut off, and merge small files into large ones; call it before reading.
 
         A file gets its name when it is complete, but a machine that loses power may keep the name and lose the content.
-        A merge that was cut off may leave files whose records are in the merged one too: these are deleted.
+        An interrupted merge may leave files whose records are in the merged one too; this deletes them.
 
         Returns:
-            how many files were set aside: renamed, never deleted; the calls that they held are made again.
+            The number of files set aside: renamed, never deleted; the calls that they held are made again.
         """
         found = self._found(stage)
         broken = self._read_footers([info.path for info in found])
@@ -108,12 +108,12 @@ class ParquetLog:
         return len(broken)
 
     def discount(self, files: Collection[str]) -> None:
-        """Rename these files of `write_whole`, so that their records do not count; they can be looked at."""
+        """Rename these files of `write_whole`, so that their records no longer count; a person can still read them."""
         for file in files:
             self._filesystem.move(file, f"{file}{DISCOUNTED}")
 
     def _records(self, found: list[fs.FileInfo], columns: list[str], wanted: ray.ObjectRef[pa.Table] | None) -> Dataset:
-        # `ray.data.read_parquet` lists and reads small files in 200 tasks, of a tenth of a second each.
+        # Not `ray.data.read_parquet`: it lists and reads small files in 200 tasks of a tenth of a second each.
         tasks = ray.data.from_arrow([pa.table({"file": group}) for group in _groups(found, READ_BYTES, READ_FILES)])
         read = partial(_read, filesystem=self._filesystem, columns=columns, wanted=wanted)
         return tasks.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
@@ -125,20 +125,20 @@ class ParquetLog:
         return sorted(finished, key=lambda info: info.path)
 
     def _whole(self, stage: str) -> list[fs.FileInfo]:
-        """The files whose records count: a reader may come before `tidy` has done away with the others."""
+        """The files whose records count: a reader may come before `tidy` has removed the others."""
         found = self._found(stage)
         broken = self._read_footers([info.path for info in found])
         return self._counted([info for info in found if info.path not in broken])
 
     def _counted(self, whole: list[fs.FileInfo]) -> list[fs.FileInfo]:
-        """Without the files that another one has merged."""
+        """`whole` without the files whose records are also in a merged file."""
         merged = frozenset[str]().union(*(self._merged.get(info.path, frozenset()) for info in whole))
         return [info for info in whole if info.base_name not in merged]
 
     def _read_footers(self, files: list[str]) -> set[str]:
-        """Learn how many rows these files have; those whose end is missing, which is written last, are returned.
+        """Store the number of rows of these files; returns those that lack their footer, which is written last.
 
-        What cannot be read at all is the reader's error to tell.
+        A file that cannot be read for another reason is not returned: whoever reads its records reports the error.
         """
         unknown = [file for file in files if file not in self._num_rows]
         with ThreadPoolExecutor(READERS) as threads:
@@ -163,11 +163,11 @@ def write_whole(folder: str, table: pa.Table, name: str = "") -> str:
     Args:
         folder: a path or URI; need not exist.
         table: its content.
-        name: of the file, without its ending: a writer that tries again under the same name stores the table once. By
-            default a name that no other batch and no retry has.
+        name: of the file, without its ending: a writer that retries under the same name stores the table once. By
+            default a unique name.
 
     Returns:
-        its path within the file system of the folder.
+        The file's path within the file system of the folder.
     """
     name = f"{name or uuid.uuid4().hex}.parquet"
     put_file(f"{folder}/{name}", partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
@@ -175,7 +175,7 @@ def write_whole(folder: str, table: pa.Table, name: str = "") -> str:
 
 
 def _groups(found: list[fs.FileInfo], most_bytes: int, most_files: int) -> Iterator[list[str]]:
-    """Paths in groups of at most so many bytes, but at least one file, and so many files."""
+    """Paths in groups of at most `most_bytes` and `most_files`, but at least one file each."""
     group: list[str] = []
     size = 0
     for info in found:
@@ -190,7 +190,7 @@ def _groups(found: list[fs.FileInfo], most_bytes: int, most_files: int) -> Itera
 def _read(
     files: pa.Table, filesystem: fs.FileSystem, columns: list[str], wanted: ray.ObjectRef[pa.Table] | None
 ) -> Iterator[pa.Table]:
-    """The records of these files; with `wanted`, a table of one column, those that have one of its keys there."""
+    """The records of these files; with `wanted`, a table of one column, only records with one of its keys."""
     keys = None
     if wanted is not None:
         table: pa.Table = ray.get(wanted)
@@ -200,7 +200,7 @@ def _read(
         with filesystem.open_input_file(path) as stream, naming_damage(path, _cure(path)):
             file = pq.ParquetFile(stream, page_checksum_verification=True)
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                records = pa.Table.from_batches([batch]).replace_schema_metadata(None)  # of a merge
+                records = pa.Table.from_batches([batch]).replace_schema_metadata(None)  # merged files have MERGED there
                 yield records if keys is None else records.filter(pc.is_in(records[name], keys))
 
 
@@ -211,10 +211,10 @@ def _only_block(asked: Dataset, columns: list[str]) -> pa.Table:
 
 
 def _merge_files(folder: str, files: list[str]) -> None:
-    """Write the records of these files into one that names them, then delete them.
+    """Write the records of these files into one file that names them, then delete them.
 
-    Cut off in between, no record counts twice: readers leave out files that another one names. A second attempt finds
-    the merged file, whose name follows from theirs.
+    If this is interrupted in between, no record counts twice: readers leave out files that a merged one names. A second
+    attempt writes the same merged file, because its name is made from theirs.
     """
     filesystem, root = open_filesystem(folder)
     names = sorted(file.rpartition("/")[2] for file in files)
@@ -234,4 +234,4 @@ def _whole_table(filesystem: fs.FileSystem, path: str) -> pa.Table:
 
 
 def _cure(path: str) -> str:
-    return f"rename it to {path.rpartition('/')[2]}{BROKEN} and run again: what only it held is made again"
+    return f"rename it to {path.rpartition('/')[2]}{BROKEN} and run again: calls that only it held are made again"

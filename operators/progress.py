@@ -1,6 +1,6 @@
-"""Live progress: stages report rows and tokens from anywhere on the cluster, the driver shows one bar or line a stage.
+"""Live progress: stages report rows and tokens from anywhere on the cluster; the driver shows a bar or line per stage.
 
-Reports go to one small named actor and are fire-and-forget: progress never slows or fails a stage.
+Reports go to one small named actor, and nobody waits for them: progress never slows or fails a stage.
 """
 
 import sys
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 BOARD_NAME = "recycle_progress"
 SHOW_EVERY_S = 0.5
-LOG_EVERY_S = 10.0  # where the output is no terminal
+LOG_EVERY_S = 10.0  # if the output is not a terminal
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._stages: dict[str, StageProgress] = {}
         self._gauges = {
-            name: Gauge(f"recycle_stage_{name}", f"{words} of a stage of the run that goes on.", tag_keys=("stage",))
+            name: Gauge(f"recycle_stage_{name}", f"{words} of a stage of the current run.", tag_keys=("stage",))
             for name, words in (("rows", "Rows done"), ("tokens", "Tokens"), ("queue", "Rows to come"))
         }
 
@@ -61,20 +61,20 @@ class ProgressBoard:
 
 
 def board_name() -> str:
-    """Of this run's board: runs that share a cluster must not show each other's rows."""
+    """The name of this run's board: runs that share a cluster must not show each other's rows."""
     return f"{BOARD_NAME}_{ray.get_runtime_context().get_job_id()}"
 
 
 def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | None = None, note: str = "") -> None:
-    """Report from a task, an actor, a training worker or the driver; does nothing where no board was started.
+    """Report from a task, an actor, a training worker or the driver; does nothing if no board was started.
 
     Args:
         rows: rows (or training steps) finished since the last report.
         tokens: tokens generated (or trained on) since the last report.
-        total: how many rows there will be in all, once known.
-        note: a few words to show behind the line, such as a loss.
+        total: the number of rows when the stage is done, as soon as it is known.
+        note: a few words to show at the end of the line, such as a loss.
     """
-    if not ray.is_initialized():  # `get_actor` would start a Ray of its own
+    if not ray.is_initialized():  # otherwise `get_actor` would start a Ray cluster
         return
     try:
         board: Any = ray.get_actor(board_name(), namespace=BOARD_NAME)
@@ -84,7 +84,7 @@ def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | 
 
 
 def format_rate(progress: StageProgress) -> str:
-    """Tokens a second since the stage began; empty in its first second and where tokens are not counted."""
+    """Tokens per second since the stage began; empty in its first second and if tokens are not counted."""
     elapsed = progress.seen - progress.started
     return f"{progress.tokens / elapsed:.0f} tokens/s" if progress.tokens and elapsed > 1 else ""
 
@@ -99,7 +99,7 @@ def format_stage(stage: str, progress: StageProgress) -> str:
     if progress.total and 0 < progress.rows < progress.total:
         parts.append(f"{elapsed / progress.rows * (progress.total - progress.rows):.0f} s left")
     if progress.total and not progress.rows:
-        parts.append("starting")  # an engine takes half a minute and more
+        parts.append("starting")  # an engine needs half a minute or more
     parts.append(progress.note)
     return "  ".join(part for part in parts if part)
 
@@ -107,7 +107,7 @@ def format_stage(stage: str, progress: StageProgress) -> str:
 class ProgressLines:
     """Context manager of the driver: starts the board, shows it while inside, and leaves the last state of each stage.
 
-    A terminal gets a bar a stage, anything else a line whenever something has changed.
+    A terminal gets one bar per stage; any other output gets a line whenever something has changed.
     """
 
     def __init__(self, out: TextIO = sys.stderr) -> None:
@@ -198,7 +198,7 @@ class Bars:
             self._progress.update(self._tasks[stage], completed=progress.rows, total=progress.total, **texts)
 
     def close(self) -> None:
-        """Leave the last state on the terminal; a stage that never knew its total is full."""
+        """Leave the last state on the terminal; the bar of a stage that never knew its total is drawn full."""
         for task in self._progress.tasks:
             if task.total is None:
                 self._progress.update(task.id, total=task.completed)

@@ -1,8 +1,8 @@
 """Takes credentials out of whatever is kept or shown: manifests, lineage, reports, messages and stored errors.
 
-Credentials come in where an address or a request's field is configured. Everything else of a value stays: a manifest
-has to tell two values apart, and a new password makes nothing again. A name such as `think_token` or `sort_key` may
-hold a credential or not: its value is not shown, and two values stay two.
+Credentials are in configured addresses and in configured fields of requests. Everything else of a value stays, because
+a manifest has to tell two values apart; a new password makes no work stale. A name such as `think_token` or `sort_key`
+may or may not hold a credential: a short hash replaces its value, so that two values still differ.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 HIDDEN = "…"
-# What stands before the last word of a name: `hf_`, `X-`, or the first part of `clientSecret`.
+# The part of a name before its last word: `hf_`, `X-`, or the first part of `clientSecret`.
 _BEFORE = r"(?:.*(?:[_.-]|(?-i:(?<=\w)(?=[A-Z][a-z]))))?"
 _KEYS = r"(?:api|access|account|private|secret|storage|subscription)[_-]?keys?(?:[_-]?ids?)?"
 _TOKENS = r"(?:access|api|auth|bearer|csrf|github|hf|hub|id|login|oauth|personal|refresh|security|session)[_-]?tokens?"
@@ -19,15 +19,15 @@ _CERTAIN = re.compile(
     rf"{_BEFORE}(?:{_KEYS}|{_TOKENS}|secrets?|passw(?:or)?ds?|pass|pwd|auth|authorization|credentials?|sas|jwts?|cookies?)",
     re.IGNORECASE,
 )
-# Names that may: the special tokens of a tokenizer are none.
+# Names that may hold a credential. Those of a tokenizer's special tokens do not.
 _POSSIBLE = re.compile(
     r"(?!.*(?:bos|eos|eot|pad|unk|sep|cls|mask|stop|begin|end|special)_?token$)"
     rf"(?:{_BEFORE}(?:key|token|signature|sig)|tokens)",
     re.IGNORECASE,
 )
-# A scheme is short: without a limit the time grows with the square of a text of dots.
+# The limit on the scheme's length matters: without it, a long text of dots would take quadratic time.
 _USER = re.compile(r"\b([a-z][a-z0-9+.-]{0,30})://([^/?#\s]+)@", re.IGNORECASE)
-_CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # before the @ of these stands a container
+_CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # in these schemes the part before the @ is a container
 _OPTION = re.compile(r"(?<=[?&;])([\w.-]+)=([^&;\s\"'<>]+)")
 _BEARER = re.compile(r"\b(bearer) (?=[^\s\"']*\d)[^\s\"']{8,}", re.IGNORECASE)
 _SCHEMES = "basic|bearer|token|apikey|digest|negotiate"
@@ -37,11 +37,11 @@ _HEADER = re.compile(
     re.IGNORECASE,
 )
 _SCHEMED = re.compile(rf"({_SCHEMES})\s+\S.*", re.IGNORECASE | re.DOTALL)
-LONGEST_PASSWORD = 6  # words; a text of more is a question or a prompt that happens to have such a name
+LONGEST_PASSWORD = 6  # words; a longer text is a question or a prompt that happens to have such a name
 
 
 def without_credentials(value: Any) -> Any:
-    """`value` with user, password and secret options of addresses hidden, and texts under names such as `api_key`.
+    """`value` without users, passwords and secret options in addresses, and without texts under names like `api_key`.
 
     Args:
         value: plain JSON, or a text in which addresses may stand.
@@ -50,7 +50,7 @@ def without_credentials(value: Any) -> Any:
 
 
 def without_certain_credentials(value: Any) -> Any:
-    """As `without_credentials`, but only what can be nothing else: for hashes, which must tell values apart."""
+    """As `without_credentials`, but hides only certain credentials: for hashes, which must tell other values apart."""
     return _hidden(value, only_certain=True)
 
 
@@ -76,7 +76,7 @@ def _of_field(name: str, value: Any, only_certain: bool) -> Any:
 
 
 def _covered(value: Any, only_certain: bool) -> Any:
-    """What stands under the name of a credential: every text in it, unless it is one to read."""
+    """The value of a field that is named like a credential, with every text hidden that is not a sentence."""
     if isinstance(value, dict):
         return {name: _covered(item, only_certain) for name, item in value.items()}
     if isinstance(value, list | tuple):

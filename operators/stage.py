@@ -10,7 +10,8 @@ from operators.redact import without_credentials
 
 Value = TypeVar("Value")
 _OPERATIONAL = "operational"
-# A field that says where or how fast a stage runs, never what it produces: `actors: Operational[int] = Field(1, ...)`.
+# Marks a field that says where or how fast a stage runs, never what it produces:
+# `actors: Operational[int] = Field(1, ...)`.
 Operational = Annotated[Value, _OPERATIONAL]
 
 
@@ -25,9 +26,9 @@ class StageConfig(BaseModel):
         return frozenset(name for name, field in cls.model_fields.items() if _OPERATIONAL in field.metadata)
 
     def identity(self) -> dict[str, Any]:
-        """What determines the stage's output; a change in an operational field leaves finished work valid.
+        """The fields that determine the stage's output; a change in an operational field leaves finished work valid.
 
-        It is kept in manifests and published: credentials are hidden.
+        Manifests keep this and it is published, so credentials are hidden.
         """
         kept: dict[str, Any] = without_credentials(self.model_dump(mode="json", exclude=set(self.operational())))
         return kept
@@ -39,7 +40,7 @@ class Finding:
 
     Attributes:
         key: of the configuration, such as `student.model`.
-        text: what is wrong with which value against which limit, and the cure; one line.
+        text: one line: what is wrong, the value, the limit, and the cure.
         fatal: the run is refused; otherwise the finding is a warning.
     """
 
@@ -55,7 +56,7 @@ def require_columns(stage: str, wanted: Collection[str], found: Collection[str])
     """Refuse a data set that lacks a column which `stage` reads.
 
     Raises:
-        ValueError: naming the stage, the missing columns and the columns that are there.
+        ValueError: it names the stage, the missing columns and the columns that are there.
     """
     missing = sorted(set(wanted) - set(found))
     if missing:

@@ -1,7 +1,7 @@
-"""Pages of rows out of Parquet files of any size: a request reads what it shows, and keeps nothing for the next.
+"""Reads pages of rows from Parquet files of any size: a request reads what it shows, and keeps nothing in memory.
 
-A page begins at a cursor (file and row) and goes on until it is full, the files end, or its time is over. Filters read
-only the columns that they need; the columns that are shown are read for the row groups that have something to show.
+A page begins at a cursor (file and row) and ends when it is full, the files end, or its time is over. Filters read
+only the columns that they need; the columns to show are read only from row groups with matching rows.
 """
 
 import time
@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 BATCH_ROWS = 4096
-MOST_SECONDS = 3.0  # of one request; a search that needs longer goes on with the next page
-KIND_END = ":"  # a wanted outcome that ends with it takes all its reasons, as "quarantined:"
+MOST_SECONDS = 3.0  # of one request; a longer search continues on the next page
+KIND_END = ":"  # a wanted outcome that ends with this matches all reasons, such as "quarantined:"
 
 
 @dataclass(frozen=True)
 class Cursor:
     """Where a page begins: the name of the file, and the number of the row in it.
 
-    By name, not by number: a log grows while it is read, and the pages that follow must neither repeat nor skip.
+    The file is given by name, not by number: new files may come while a person reads, and no page may repeat or skip.
     """
 
     file: str = ""
@@ -31,7 +31,7 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":
-        """Read what `str` gives; anything else is the beginning."""
+        """Parse what `str` gives; any other text means the beginning."""
         row, _, file = text.partition("-")
         return cls(file, int(row)) if row.isdecimal() and row.isascii() and file else cls()
 
@@ -44,11 +44,11 @@ class Wanted:
     """Which rows to show.
 
     Attributes:
-        equal: column -> value that it must have, or values of which it must have one; a value that ends with ":" is a
-            prefix.
-        filled: columns that must have a text.
-        text: has to occur in one of `searched`, in upper or lower case; "" matches every row.
-        searched: columns in which the text is looked for.
+        equal: column -> the value it must have, or a set of values of which it must have one; a value that ends with
+            ":" is a prefix.
+        filled: columns that must not be empty.
+        text: must occur in one of the columns `searched`, ignoring case; "" matches every row.
+        searched: columns in which to look for `text`.
     """
 
     equal: Mapping[str, str | frozenset[str]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Wanted:
     searched: Sequence[str] = ()
 
     def columns(self) -> list[str]:
-        """What has to be read to decide about a row."""
+        """The columns that a filter has to read."""
         return list(dict.fromkeys([*self.equal, *self.filled, *(self.searched if self.text else ())]))
 
 
@@ -67,8 +67,8 @@ class Page:
 
     Attributes:
         rows: in the order of the files.
-        following: the next page; None if the files are at their end.
-        looked_at: rows that were compared with the filter.
+        following: where the next page begins; None if there is none.
+        looked_at: number of rows that were compared with the filter.
         out_of_time: whether the page ended because its time was over.
     """
 
@@ -96,8 +96,8 @@ def read_page(
         columns: to show; those that a file does not have are left out of its rows.
         wanted: which rows.
         start: where to begin.
-        limit: most rows of the page.
-        seconds: after this time a page ends even if it is not full.
+        limit: largest number of rows of the page.
+        seconds: after this time the page ends even if it is not full.
     """
     deadline = time.monotonic() + seconds
     rows: list[dict[str, Any]] = []
@@ -133,7 +133,7 @@ def _row_groups(file: pq.ParquetFile, first: int) -> Iterator[tuple[int, int]]:
 def _wanted_rows(
     file: pq.ParquetFile, group: int, skip: int, wanted: Wanted, limit: int, deadline: float
 ) -> tuple[list[int], int]:
-    """Places of wanted rows within the row group, from `skip` on; and how many rows were decided about."""
+    """Indices of wanted rows within the row group, from `skip` on, and the number of rows compared."""
     columns = [name for name in wanted.columns() if name in file.schema_arrow.names]
     size = file.metadata.row_group(group).num_rows
     if not columns:

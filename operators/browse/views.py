@@ -11,7 +11,7 @@ from operators.report.page import page_environment
 from operators.report.pairs import cut_critique, cut_text
 
 MAX_CHARS = 6000  # of one text on a page; the cut is marked
-# Where the text is that a stage would go on with: the first of these columns that has one.
+# The columns with the text that the next stage would use: the first one that is not empty.
 AFTER = {
     "instruction": ("final_instruction", "selected_instruction", "better_instruction"),
     "response": ("final_response", "better_response", "selected_response", "better_instruction_response"),
@@ -44,7 +44,7 @@ REPLIES_SEARCHED = ("row_id", "reply", "error")
 
 
 def row_view(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of any stage as its card shows it: texts before and after, offers, critiques, scores, the rest."""
+    """A row of any stage for its card: texts before and after, rewrites, critiques, scores, other columns."""
     texts = []
     for name in ("instruction", "response"):
         before, after = row.get(name), _first(row, AFTER[name])
@@ -78,7 +78,7 @@ def row_view(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reply_view(record: Mapping[str, Any], prompt: str | None, cost: float | None) -> dict[str, Any]:
-    """One call as its card shows it: the turns that were sent, the raw reply, tokens, cost, and its error."""
+    """One call for its card: the turns that were sent, the raw reply, tokens, cost and error."""
     return {
         **{name: record.get(name) for name in REPLY_COLUMNS},
         "reply": _cut(record.get("reply") or ""),
@@ -105,7 +105,7 @@ def _cut(text: str) -> dict[str, Any]:
 
 
 def _turns(text: str) -> list[dict[str, Any]]:
-    """Role and cut content of each turn; what is no list of turns is shown as one turn without a role."""
+    """Role and cut content of each turn; a text that is not a list of turns becomes one turn without a role."""
     try:
         turns = json.loads(text)
         return [{"role": str(turn["role"]), "content": _cut(str(turn["content"]))} for turn in turns]

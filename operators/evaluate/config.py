@@ -1,4 +1,4 @@
-"""What is compared, where the two models run, and the reasons why a row has no loss."""
+"""Configuration of the evaluation: what is compared, where the two models run, and why a row may have no loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class EvaluateConfig(StudentPoolConfig):
     )
     max_new_tokens: int = Field(256, ge=1, description="Longest sample answer in tokens.")
     repetition_penalty: float = Field(
-        1.0, gt=0, description="Factor by which the score of a token that was used already is lowered; 1 lowers none."
+        1.0, gt=0, description="Factor that lowers the score of a token that was used already; 1 changes nothing."
     )
     generate_rows: Operational[int] = Field(
         16, ge=1, description="Number of sample answers that one actor decodes at once."
@@ -33,11 +33,11 @@ class EvaluateConfig(StudentPoolConfig):
     max_tokens: int = Field(
         2048,
         ge=2,
-        description="Length of the longest sequence that is scored, in tokens; longer ones get a counted reason. At "
-        "least pack.max_tokens unless it is set.",
+        description="Length of the longest sequence that is scored, in tokens; the report counts longer ones. At least "
+        "pack.max_tokens unless it is set.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Number format in which base model and student read; as train.precision unless it is set."
+        "fp32", description="Number format of base model and student; as train.precision unless it is set."
     )
     gpus_per_actor: Operational[float] = Field(
         0, ge=0, description="GPUs that an actor reserves, 0 for CPUs; as train.gpus_per_worker unless it is set."
@@ -47,9 +47,9 @@ class EvaluateConfig(StudentPoolConfig):
     )
 
     def following(self, *, gpus_per_worker: float, precision: str, longest_pack: int, loss_on: LossOn) -> Self:
-        """Fill in what is not configured: GPUs, number format and loss of the training, rows as long as its packs.
+        """Fill in what is not configured from the training: GPUs, number format, loss, and the length of its packs.
 
-        A model that is trained on GPUs would take days to evaluate on one CPU thread, and short rows say little about a
+        To evaluate a model that is trained on GPUs would take days on one CPU thread, and short rows say little about a
         model that is trained on long ones.
 
         Args:
@@ -69,7 +69,7 @@ class EvaluateConfig(StudentPoolConfig):
 
 @dataclass(frozen=True)
 class TrainedAttention:
-    """The attention that a student was trained with, and is measured with.
+    """The attention with which a student was trained and is evaluated.
 
     Attributes:
         name: "hyper_attention", or any other name for exact attention.

@@ -1,8 +1,8 @@
 """Compares the student with its base model on rows that neither was trained on: loss, sample answers, judged wins.
 
-Each model is loaded once by a pool of actors of its own, the base model's pool before the student's, so that an actor
-never holds two models and the pools never wait for each other's CPUs. An earlier student is not measured again: what
-was measured of every row when it was new is kept (`Models.rows`), and is compared on the rows that both have.
+A pool of actors loads the base model, and after it another pool loads the student, so that an actor never holds two
+models and the pools never wait for each other's CPUs. An earlier student is not measured again: the measurements of
+every row when it was new are kept (`Models.rows`), and compared on the rows that both have.
 """
 
 import heapq
@@ -38,7 +38,7 @@ TEXTS = ("row_id", "instruction", "input", "response", "turns_before", "turns_af
 
 @dataclass(frozen=True)
 class Rival:
-    """An earlier student: its version, its role ("released" or "best"), and where its evaluation's rows lie."""
+    """An earlier student: its version, its role ("released" or "best"), and the file with its measured rows."""
 
     version: str
     role: str
@@ -47,12 +47,12 @@ class Rival:
 
 @dataclass(frozen=True)
 class Models:
-    """What is compared.
+    """The models to compare.
 
     Attributes:
-        base: folder or hub id of the model that was trained on.
+        base: folder or hub id of the model from which the student was trained.
         student: folder of the student.
-        rows: where to keep what was measured of every row, path or URI of a Parquet file.
+        rows: path or URI of the Parquet file that keeps the measurements of every row.
         attention: with which the student was trained.
         rivals: earlier students.
     """
@@ -74,16 +74,16 @@ def evaluate(
 ) -> Evaluation:
     """Measure base model and student on the held-out rows, and compare the student with earlier ones.
 
-    The samples are the rows of lowest row id; ids are hashes, so this is a random choice that does not change while
-    the rows are there. Losses are nats per learnt token of the whole dialogue (`loss_on`), noise off, weighted by
-    tokens. Samples answer the row's instruction. `special_tokens` are those of the teacher: the judge reads no text
-    that holds one.
+    The samples are the rows of lowest row id; ids are hashes, so this is a random choice that stays the same as long
+    as the rows exist. Losses are nats per trained token of the whole dialogue (`loss_on`), without noise, weighted by
+    tokens. Samples answer the row's instruction. `special_tokens` are the teacher's: they are broken up in texts for
+    the judge.
 
     Columns in:
         columns.RAW; `outcome` is not read.
 
     Raises:
-        ValueError: a column is missing, or base and student do not read the same tokens.
+        ValueError: a column is missing, or base and student tokenise a response differently.
     """
     num_rows = held_out.count()
     if not num_rows:

@@ -1,8 +1,8 @@
 """The teacher compares two answers to one request, in both orders, and says which model answered better.
 
-Protocol of arXiv 2402.10110 (section "Evaluation Metrics"): each order gives both answers a score from 1 to 10; a win
-is better in one order and no worse in the other, a loss likewise, all else is a tie. Answers stand between fences that
-carry a hash of the very texts they enclose, so that no answer can close its fence and speak to the judge.
+Protocol of arXiv 2402.10110 (section "Evaluation Metrics"): in each order both answers get a score from 1 to 10. An
+answer that is better in one order and not worse in the other wins; everything else is a tie. Answers are put between
+fences that contain a hash of the texts inside, so that no answer can close its fence and speak to the judge.
 """
 
 import hashlib
@@ -48,15 +48,15 @@ def judge_samples(
     critique: bool,
     special_tokens: frozenset[str] = frozenset(),
 ) -> list[Sample]:
-    """Have every pair of answers judged in both orders; identical answers tie without a call.
+    """Let the teacher judge every pair of answers in both orders; identical answers tie without a call.
 
     Args:
         samples: held-out rows with two answers, `base` and `student`.
         teacher: the judge.
         ledger: keeps the judge's replies; only calls that it lacks are made.
-        max_tokens: of one verdict.
+        max_tokens: limit of one verdict.
         critique: whether the judge explains itself before it scores.
-        special_tokens: of the judge; broken up in all texts, as chat markup is.
+        special_tokens: of the judge; they are broken up in all texts, like chat markup.
 
     Returns:
         The samples in their order, each with verdict, scores and reasons.
@@ -71,7 +71,7 @@ def judge_samples(
 
 
 def verdict_schema(*, critique: bool) -> str:
-    """The JSON schema of a verdict; the critique comes first, because the scores must follow from it."""
+    """The JSON schema of a verdict; the critique comes first, so that the scores can follow from it."""
     score = {"type": "integer", "minimum": LOWEST, "maximum": HIGHEST}
     explained = {"critique": {"type": "string"}} if critique else {}
     properties = {**explained, "score_a": score, "score_b": score}
@@ -90,7 +90,7 @@ def judge_prompt(
     critique: bool,
     special_tokens: frozenset[str] = frozenset(),
 ) -> str:
-    """Ask for a score of each answer; every text is fenced, and chat markup inside is broken up.
+    """The prompt that asks for a score of each answer; every text is fenced, and chat markup inside is broken up.
 
     Args:
         instruction: what both assistants were asked.
@@ -111,7 +111,7 @@ def judge_prompt(
 
 
 def parse_verdict(reply: str | None, finish_reason: str | None) -> Scores | str:
-    """Read the scores of answers A and B, in that order, or say why not.
+    """Read the scores of answers A and B, in that order, or give the reason why they cannot be read.
 
     Returns:
         The scores, or a reason: "call_failed", "cut_off", "no_json", "no_scores", "out_of_range".
@@ -135,7 +135,7 @@ def parse_verdict(reply: str | None, finish_reason: str | None) -> Scores | str:
 
 
 def pair_verdict(base_first: Scores | None, student_first: Scores | None) -> str:
-    """The student's win, tie or loss from both orders, each as (base's score, student's score)."""
+    """The student's win, tie or loss, from the scores (base, student) of both orders."""
     if base_first is None or student_first is None:
         return UNPARSED
     signs = [
@@ -183,7 +183,7 @@ def lengths_match(one: int, other: int) -> bool:
 
 
 def sign_test_p(wins: int, losses: int) -> float:
-    """Probability of a split at least this uneven between two equally good models; ties do not count."""
+    """Two-sided probability of a split at least this uneven between two equally good models; ties do not count."""
     total, fewer = wins + losses, min(wins, losses)
     tail = sum(math.comb(total, k) for k in range(fewer + 1))
     return min(1.0, float(2 * tail / 2**total))
@@ -204,7 +204,7 @@ def _calls(samples: Sequence[Sample], max_tokens: int, critique: bool, special_t
 
 
 def _judged(sample: Sample, replies: Replies) -> dict[str, Any]:
-    """The fields of a sample that its verdict fills."""
+    """The fields of a sample that hold its verdict."""
     if sample.base == sample.student:
         return {"verdict": TIE, "scores": dict.fromkeys(ORDERS), "unparsed": {}}
     scores: dict[str, Scores | None] = {}
@@ -223,7 +223,7 @@ def _judged(sample: Sample, replies: Replies) -> dict[str, Any]:
 
 
 def _transcript(turns: str) -> str:
-    """The turns as a person reads them: the role, a colon, and what was said."""
+    """The turns as plain text: the role, a colon, and the content."""
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in json.loads(turns)) if turns else ""
 
 

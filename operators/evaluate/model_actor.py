@@ -1,4 +1,4 @@
-"""One model in one actor: the loss of every row, and an answer to the rows that are samples."""
+"""One model in one actor: measures the loss of every row, and answers the rows that are samples."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from operators.student.nll import load_causal_lm, longest_context, sum_nll
 MEASURED = pa.schema(
     [
         ("row_id", pa.string()),
-        ("nll", pa.float64()),  # nats, summed over the row's response tokens; null with `unscored`
+        ("nll", pa.float64()),  # nats, summed over the row's response tokens; null if `unscored` has a reason
         ("num_tokens", pa.int64()),
         ("unscored", pa.string()),
         ("answer", pa.string()),  # null unless the row is a sample
@@ -87,7 +87,7 @@ class ModelActor:
 
 
 def attending(model: Any, attention: TrainedAttention) -> AbstractContextManager[object]:
-    """Inside the context the model attends as it was trained to."""
+    """A context in which the model uses the attention that it was trained with."""
     if attention.name != "hyper_attention":
         return nullcontext()
     from kernels.hyper_attention import HyperAttentionConfig
@@ -98,5 +98,5 @@ def attending(model: Any, attention: TrainedAttention) -> AbstractContextManager
 
 
 def prompt_of(encoded: Encoded) -> list[int]:
-    """The tokens before the response: what the student learns to go on from."""
+    """The tokens before the response."""
     return encoded.input_ids[: next(place for place, label in enumerate(encoded.labels) if label != IGNORED)]

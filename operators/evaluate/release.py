@@ -1,8 +1,8 @@
-"""Decides whether a new student takes the place of the released one.
+"""Decides whether a new student replaces the released one.
 
-It has to be no worse than the released student on the held-out rows that both were measured on, by a paired bootstrap
-over the rows; no worse than the best student so far by more than a bound, so that many small losses do not add up;
-and it has to win often enough, ties counted, where answers were judged.
+It must not be worse than the released student on the held-out rows that both were measured on, by a paired bootstrap
+over the rows. It must not be worse than the best student so far by more than a bound, so that many small losses do not
+add up. If answers were judged, it must win often enough, ties counted.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ Check = tuple[bool, str]  # whether it passed, and what was compared, in words
 
 
 class ReleaseConfig(StageConfig):
-    """How much worse a new student may be, how sure one has to be, and how clearly it has to win."""
+    """How much worse a new student may be, with which confidence, and how clearly it has to win."""
 
     max_loss_increase: float = Field(
         0.0,
@@ -28,7 +28,7 @@ class ReleaseConfig(StageConfig):
         ge=0.5,
         le=0.99,
         description="Share of the resampled held-out sets (a bootstrap over rows) in which the new student has to stay "
-        "within max_loss_increase; 0.5 asks for the measured loss alone.",
+        "within max_loss_increase; 0.5 compares only the measured loss.",
     )
     min_rows: int = Field(
         10, ge=1, description="Smallest number of scored held-out rows on which a student may be released."
@@ -42,13 +42,13 @@ class ReleaseConfig(StageConfig):
         0.0,
         ge=-1,
         le=1,
-        description="Smallest allowed (wins - losses) / judged pairs, ties counted as pairs; -1 asks for nothing.",
+        description="Smallest allowed (wins - losses) / judged pairs, ties counted as pairs; -1 allows everything.",
     )
     retrain_after_rows: Operational[int] = Field(
         0,
         ge=0,
-        description="New recycled rows from which a student is trained again; until then they wait, published but not "
-        "trained on. 0 and a share of 0: any new row.",
+        description="Number of new recycled rows from which a student is trained again; until then the rows are "
+        "published but not trained on. With 0 here and a share of 0, any new row suffices.",
     )
     retrain_after_share: Operational[float] = Field(
         0.0,
@@ -58,10 +58,10 @@ class ReleaseConfig(StageConfig):
 
 
 def release(evaluation: Evaluation, version: str, history: ReleaseHistory, config: ReleaseConfig) -> Release:
-    """Release a student, or refuse to; either is recorded in the history.
+    """Release a student or refuse it; the history records both.
 
-    Without a released student the base model is the measure. A second call for a released version changes nothing, and
-    a version that a person took back is not released again.
+    If no student is released yet, the new one is compared with the base model. A second call for a released version
+    changes nothing, and a version that a person rolled back is not released again.
 
     Args:
         evaluation: of the student.
@@ -136,7 +136,7 @@ def _check_loss(change: PairedChange, against: str, config: ReleaseConfig) -> Ch
 
 
 def _check_recorded(base: float, student: float, current: Pointer, config: ReleaseConfig) -> Check:
-    """Against a recorded loss, where no row is left that both were measured on: distances from base models count."""
+    """Compare with the recorded loss if both have no measured row in common: gains over the base models count."""
     recorded = current.held_out_loss
     limit = (recorded.student or 0.0) + (base - (recorded.base or 0.0))
     good = student <= limit + config.max_loss_increase

@@ -1,7 +1,7 @@
-"""Which student is released, and everything that was ever decided: a pointer, and a history that only grows.
+"""Which student is released, and all decisions so far: a pointer, and a history that only grows.
 
     <storage>/released.json                the pointer: which student is released now
-    <storage>/releases/000001.json ...     a file a decision, with the evaluation that it was based on; never changed
+    <storage>/releases/000001.json ...     one file per decision, with the evaluation behind it; never changed
 
 A decision is recorded before the pointer moves. Readers of the pointer see the old student or the new one, never a part
 of a file: locally it is written beside and renamed over the old one, and on an object store a PUT is atomic.
@@ -47,7 +47,7 @@ class Decision(Result):
 
     Attributes:
         number: from 1, in the order of the decisions.
-        event: "released", "refused", or "rolled_back": an earlier student was made the released one again by a person.
+        event: "released", "refused", or "rolled_back": a person released an earlier student again.
         version: the student that the decision is about.
         previous: the version that was released before the decision.
         at: ISO 8601, UTC.
@@ -74,7 +74,7 @@ class ReleaseHistory:
     """The releases of one storage; only the holder of the storage's lease may write."""
 
     def __init__(self, storage: str) -> None:
-        """Open the history under an absolute path or a URI; nothing need be there."""
+        """Open the history under an absolute path or a URI, which need not exist."""
         self._storage = storage
         self._filesystem, self._root = open_filesystem(storage)
 
@@ -135,7 +135,7 @@ class ReleaseHistory:
     def roll_back(self, version: str) -> Decision:
         """Make an earlier released student the released one again.
 
-        The student that it replaces is not released again by itself (`is_rolled_back`).
+        The student that it replaces is not released again automatically (`is_rolled_back`).
 
         Raises:
             ValueError: the version was never released, or is the released one.

@@ -1,4 +1,4 @@
-"""What an evaluation found and what a release decided: frozen, and checked whenever they are read from JSON."""
+"""Results of evaluations and decisions about releases: frozen, and validated when they are read from JSON."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,7 +8,7 @@ NUM_QUANTILES = 99
 
 
 class Result(BaseModel):
-    """Base of the values that these stages hand on."""
+    """Base of the results of these stages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -38,7 +38,7 @@ class HeldOutLoss(Result):
     """Loss of base model and student on the held-out rows.
 
     Attributes:
-        base: nats per response token, weighted by tokens; None without rows, or if the loss of a row is not finite.
+        base: nats per response token, weighted by tokens; None if there are no rows or a row's loss is not finite.
         student: as `base`.
         num_tokens: response tokens that were scored.
         num_rows: rows that were scored.
@@ -61,7 +61,7 @@ class Sample(Result):
         row_id: of the held-out row.
         instruction: what was asked.
         input: what it was asked about; may be empty.
-        reference: the row's own response.
+        reference: the response in the data.
         turns_before: the turns of the dialogue before the instruction, as JSON; "" if there are none.
         base: the base model's greedy answer.
         student: the student's.
@@ -92,7 +92,7 @@ class Verdicts(Result):
     Attributes:
         num_pairs: pairs with a verdict, wins + ties + losses.
         wins: of the student.
-        ties: equal, or decided by the order in which the answers were shown.
+        ties: pairs with equal scores, or where the two orders disagree.
         losses: of the student.
         win_margin: (wins - losses) / num_pairs.
         sign_test_p: probability of so uneven a split of wins and losses between equal models, two-sided.
@@ -111,7 +111,7 @@ class Judgement(Verdicts):
 
     Attributes:
         unparsed: pairs without a verdict.
-        unparsed_reasons: calls by the reason why they gave none.
+        unparsed_reasons: reason why a call gave no verdict -> number of calls.
         length_matched: pairs whose answers differ in length by less than a fifth.
         mean_tokens: mean length of the answers of `base` and `student`, tokens.
     """
@@ -129,7 +129,7 @@ class Comparison(Result):
         version: of the earlier student.
         role: "released" or "best".
         change: the new student's loss less the earlier one's.
-        judge: verdicts on their answers, as of the new student; None if they were not judged.
+        judge: verdicts on their answers, wins being the new student's; None if they were not judged.
     """
 
     version: str
@@ -146,7 +146,7 @@ class Evaluation(Result):
         samples: held-out rows that both models answered.
         unanswered: samples whose prompt leaves no room for an answer.
         judge: the verdicts on the samples; None if nothing was judged.
-        attention: with which the student was measured.
+        attention: used to measure the student.
         rivals: comparisons with the released student and the best one so far.
         rows: path of the Parquet file with loss and answer of every held-out row.
     """
@@ -167,7 +167,7 @@ class Release(Result):
         released: whether it is the released one now.
         version: of the student.
         previous: the version that was released before it; None if there was none.
-        reasons: what was compared, in words, one a check.
+        reasons: one sentence per check, saying what was compared.
     """
 
     released: bool

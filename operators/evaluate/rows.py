@@ -1,6 +1,6 @@
-"""What was measured of every held-out row, and comparisons of two models row by row.
+"""The measurements of every held-out row, and comparisons of two models row by row.
 
-The measurements of all rows come to the driver: about 100 bytes a row and model, and the sample answers.
+The measurements of all rows come to the driver: about 100 bytes per row and model, and the sample answers.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from operators.evaluate.config import NOT_FINITE
 from operators.evaluate.results import NUM_QUANTILES, HeldOutLoss, PairedChange
 from operators.files.atomic import open_filesystem, put_file
 
-# What `evaluate.rows` holds of every held-out row: sums of nats over its response tokens, and the answers of samples.
+# Columns for every held-out row: nats summed over its response tokens, and the answers if it is a sample.
 ROWS = pa.schema(
     [
         ("row_id", pa.string()),
@@ -60,7 +60,7 @@ def join_measurements(base: pa.Table, student: pa.Table) -> pa.Table:
         `ROWS`.
 
     Raises:
-        ValueError: the two models read different numbers of response tokens in a row that both scored.
+        ValueError: the two models count different numbers of response tokens in a row that both scored.
     """
     base, student = base.sort_by("row_id"), student.sort_by("row_id")
     both = pc.and_(pc.is_valid(base["nll"]), pc.is_valid(student["nll"]))
@@ -97,7 +97,8 @@ def compare_losses(rows: pa.Table) -> HeldOutLoss:
 def change_on_common_rows(rows: pa.Table, earlier: pa.Table) -> PairedChange:
     """The student's loss less an earlier student's, on the rows that both scored.
 
-    The nats of both are divided by the tokens of the new student, so that a change of tokenizer is comparable too.
+    The nats of both are divided by the new student's number of tokens, so that students with different tokenizers can
+    be compared.
 
     Args:
         rows: `ROWS` of the new student.
@@ -152,7 +153,7 @@ def write_rows(rows: pa.Table, path: str) -> None:
 
 
 def read_rows(path: str) -> pa.Table | None:
-    """`ROWS` of an earlier evaluation; None if there is no such file any more."""
+    """`ROWS` of an earlier evaluation; None if the file no longer exists."""
     filesystem, inside = open_filesystem(path)
     if filesystem.get_file_info(inside).type == fs.FileType.NotFound:
         return None
@@ -160,7 +161,7 @@ def read_rows(path: str) -> pa.Table | None:
 
 
 def _mean_loss(rows: pa.Table, model: str) -> float | None:
-    """None where a mean would hide that there are no rows, or rows without a finite loss."""
+    """Mean loss in nats per token; None if there are no rows, or a row has no finite loss, which a mean would hide."""
     scored = rows.filter(pc.is_valid(rows[f"{model}_nll"]))
     broken = pc.any(pc.equal(rows[f"{model}_unscored"], NOT_FINITE)).as_py()
     if broken or not scored.num_rows:

@@ -14,15 +14,15 @@ import pyarrow as pa
 from pyarrow import fs
 
 UNFINISHED = ".unfinished"
-REPLACED = ".replaced"  # ends the name of a folder whose place another has taken
-OBJECT_STORES = ("s3", "gcs", "abfs")  # show an object only when all of it is there, and rename by copying
+REPLACED = ".replaced"  # ends the name of a folder that another one replaces
+OBJECT_STORES = ("s3", "gcs", "abfs")  # an object appears only when it is complete; a rename is a copy
 
 
 def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path inside it; a relative path is one of this process.
+    """The file system of a path or URI, and the path inside it; a relative path is relative to this process's folder.
 
     Raises:
-        ValueError: no file system is known by the scheme of the URI, or a package for it is missing.
+        ValueError: the scheme of the URI is unknown, or a package for it is missing.
     """
     if "://" not in path:
         return fs.LocalFileSystem(), str(Path(path).expanduser().absolute())
@@ -40,16 +40,17 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def put_file(path: str, content: str | bytes | Callable[[Any], None]) -> None:
-    """Write a file whole at a path or URI, see `write_file`; its folder need not exist."""
+    """Write a whole file at a path or URI, as `write_file` does; its folder need not exist."""
     filesystem, target = open_filesystem(path)
     write_file(filesystem, target, content)
 
 
 def write_file(filesystem: fs.FileSystem, target: str, content: str | bytes | Callable[[Any], None]) -> None:
-    """Write a file whole: readers see what was there before or all of `content`, also after a power failure.
+    """Write a whole file: readers see the old file or all of `content`, also after a power failure.
 
-    It is written beside under a hidden name, locally flushed to disk, and renamed; on an object store a PUT is atomic.
-    There a function that fails leaves no file, also where there was one: closing its stream stores what it had written.
+    A local file is written under a hidden name in the same folder, flushed to disk and renamed. On an object store a
+    PUT is atomic; but if `content` is a function that fails, there is no file afterwards, even if there was one before,
+    because closing its stream stores what it had written.
 
     Args:
         filesystem: of the file.
@@ -83,19 +84,20 @@ def _write(filesystem: fs.FileSystem, path: str, content: str | bytes | Callable
             content(stream)
         else:
             stream.write(content.encode() if isinstance(content, str) else content)
-    if isinstance(filesystem, fs.LocalFileSystem):  # a name that survives a power cut must have its content
+    if isinstance(filesystem, fs.LocalFileSystem):  # after a power failure, the name must not exist without the content
         with Path(path).open("rb") as written:
             os.fsync(written.fileno())
 
 
 def swap_folder(beside: str, target: str) -> None:
-    """Put the finished local folder `beside` in the place of `target`; what was there is gone afterwards.
+    """Replace the local folder `target` by the finished folder `beside`; the old contents are deleted.
 
-    The two names change places in one step, so that a reader finds one or the other, however this process ends. A file
-    system that cannot do so (NFS) needs two renames; cut off in between, the next call puts back what was there.
+    The two names are exchanged in one step, so that a reader finds the old or the new folder, even if this process is
+    killed. A file system that cannot do this (NFS) needs two renames; if this process is killed in between, the next
+    call restores the old folder.
 
     Args:
-        beside: a finished folder.
+        beside: a finished folder next to `target`.
         target: the folder to replace; need not exist.
     """
     _swap_local(Path(beside), Path(target))
@@ -118,7 +120,7 @@ def _swap_local(beside: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step; False where the kernel or the file system cannot."""
+    """Exchange two names in one step; False if the kernel or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     if rename is None:

@@ -14,7 +14,7 @@ CHUNK_BYTES = 8 << 20
 
 
 def files_below(place: str) -> dict[str, fs.FileInfo]:
-    """All files below a folder or prefix, by their name relative to it; none if there is no such place."""
+    """Relative name -> file, for all files below a folder or prefix; empty if there is no such place."""
     filesystem, root = open_filesystem(place)
     found = filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
     return {info.path.removeprefix(f"{root}/"): info for info in found if info.type == fs.FileType.File}
@@ -40,7 +40,7 @@ def pull(place: str, folder: Path, wanted: Callable[[str], bool] = lambda _: Tru
 
 
 def push(folder: Path, place: str, names: Iterable[str]) -> None:
-    """Copy these files of a folder of this machine to a place, each whole or not at all.
+    """Copy these files of a folder of this machine to a place; each appears whole or not at all.
 
     Args:
         folder: holds the files.

@@ -1,4 +1,7 @@
-"""Says in one line that a Parquet file is damaged, and what to do: page checksums are verified when one is read."""
+"""Turns pyarrow's errors about a damaged Parquet file into one line that says what to do.
+
+Readers verify the checksums of pages, so damage is found.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +10,14 @@ import pyarrow as pa
 
 
 class DamagedFileError(ValueError):
-    """A file does not hold what was written; the message names it and the cure, and is shown as one line."""
+    """A file does not hold what was written; the message names the file and the cure, in one line."""
 
 
 @contextmanager
 def naming_damage(path: str, cure: str) -> Iterator[None]:
-    """Turn what pyarrow says of bytes that are not as they were written into one line.
+    """Turn pyarrow's errors about damaged bytes into a `DamagedFileError` of one line.
 
-    What an operating system or an object store says (no such file, no permission, no network) goes through.
+    Errors of the operating system or an object store (no such file, no permission, no network) pass unchanged.
 
     Args:
         path: of the file that is read inside.

@@ -1,7 +1,7 @@
 """Which places can hold a storage: a folder, or a prefix in a bucket of an S3-compatible store.
 
-The address of the store comes from the configuration, credentials come from the environment only: where a URI holds
-any, it is refused, and no message repeats it.
+The address of the store comes from the configuration, credentials come from the environment only: a URI with
+credentials is refused, and no message repeats it.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 BUCKETS = "s3://"
-# Read by pyarrow, boto3 and fsspec alike: set in the driver and in Ray's workers, it holds for all of them.
+# pyarrow, boto3 and fsspec all read this variable; it is set in the driver and in Ray's workers.
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL_S3"
-# What says where the store is, and is no secret.
+# Variables that say where the store is; none of them is a secret.
 PASSED_TO_WORKERS = (ENDPOINT_VARIABLE, "AWS_REGION", "AWS_DEFAULT_REGION")
 CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role of the machine"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -27,11 +27,10 @@ def in_bucket(place: str) -> bool:
 
 
 def require_place(text: str) -> str:
-    """What can hold a storage: a path, which may be relative, or `s3://bucket/prefix`.
+    """Check that `text` can hold a storage: a path, which may be relative, or `s3://bucket/prefix`; returns it.
 
     Raises:
-        ValueError: it is another URI, or one with more than bucket and prefix; the message repeats no more of it than
-            its scheme.
+        ValueError: it is another URI, or has more than bucket and prefix; the message repeats only its scheme.
     """
     if not _SCHEME.match(text):
         return text
@@ -39,7 +38,7 @@ def require_place(text: str) -> str:
     shown = f"storage: {parts.scheme}://..."
     if parts.scheme not in ("s3", "file") or not text.startswith(f"{parts.scheme}://"):
         raise ValueError(
-            f"storage: {parts.scheme}:...: no storage can be there; give a folder that all nodes share, or "
+            f"storage: {parts.scheme}:...: cannot hold a storage; give a folder that all nodes share, or "
             "s3://bucket/prefix"
         )
     if "@" in parts.netloc:
@@ -74,14 +73,14 @@ def _require_prefix(text: str, shown: str) -> str:
 
 
 def require_endpoint(url: str) -> str:
-    """The address of an S3-compatible store, empty for Amazon's own.
+    """Check the address of an S3-compatible store, empty for Amazon's own; returns it.
 
     Raises:
-        ValueError: it is no plain `http(s)://host[:port]`; the message does not repeat it.
+        ValueError: it is not a plain `http(s)://host[:port]`; the message does not repeat it.
     """
     if url and not _ENDPOINT.fullmatch(url):
         raise ValueError(
-            "give http://host:port or https://host[:port] and nothing more; credentials belong into the environment "
+            "give http://host:port or https://host[:port] and nothing more; credentials belong in the environment "
             f"({CREDENTIALS})"
         )
     return url

@@ -11,15 +11,15 @@ TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 - the name of the variable that holds 
 
 
 def push_folder(filesystem: fs.FileSystem, folder: str, repository: str, *, private: bool) -> str:
-    """Copy the folder into the repository, which is created if need be; old data files there are deleted, others stay.
+    """Copy the folder into the repository, created if need be; deletes its old data files and keeps its other files.
 
-    The hub's address is the client's own setting (HF_ENDPOINT).
+    The client's own setting (HF_ENDPOINT) gives the hub's address.
 
     Args:
-        filesystem: of the folder; what is not on this machine is copied to it first.
+        filesystem: of the folder; files that are not on this machine are copied to it first.
         folder: path within the file system.
         repository: owner/name.
-        private: of a repository that is created.
+        private: whether a repository that this creates is private.
 
     Returns:
         Address of the commit.
@@ -33,8 +33,8 @@ def push_folder(filesystem: fs.FileSystem, folder: str, repository: str, *, priv
     token = os.environ.get(TOKEN_VARIABLE)
     if not token:
         raise ValueError(
-            f"publish.hub_repo: {repository} cannot be pushed to: the environment has no {TOKEN_VARIABLE}; "
-            "set it to a token that may write, or empty publish.hub_repo"
+            f"publish.hub_repo: cannot push to {repository}: the environment has no {TOKEN_VARIABLE}; "
+            "set it to a token that may write, or clear publish.hub_repo"
         )
     api = HfApi(token=token)
     with TemporaryDirectory() as copy:

@@ -1,7 +1,7 @@
 """Columns of the source that are passed through unread, as columns of the published data set.
 
-They travel as one JSON object a row (`extra`). Each becomes a column of the narrowest type that holds all its values;
-values of several kinds, lists and objects become their JSON text.
+Inside the run they are one JSON object per row (`extra`). Each becomes a published column of the narrowest type that
+holds all its values; values of mixed kinds, lists and objects become JSON text.
 """
 
 import json
@@ -14,12 +14,12 @@ from ray.data import Dataset
 
 Kinds = Mapping[str, str]  # name in the source -> "bool", "int", "float", "text" or "json"
 TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string(), "json": pa.string()}
-PREFIX = "source_"  # of a column whose name is taken
+PREFIX = "source_"  # added to the name of a column if the name is taken
 INT64 = range(-(1 << 63), 1 << 63)
 
 
 def kinds_of(rows: Dataset, taken: Collection[str]) -> dict[str, str]:
-    """The columns that were passed through, in the order of their names, and what kind of values each holds.
+    """The columns that were passed through, in the order of their names -> the kind of their values.
 
     Args:
         rows: has a column `extra`.
@@ -58,7 +58,7 @@ def with_pass_through(table: pa.Table, extra: pa.ChunkedArray, kinds: Kinds) -> 
 
 
 def published_name(name: str, taken: Collection[str]) -> str:
-    """The name of a passed-through column where some names are taken."""
+    """The published name of a passed-through column, given the names that are taken."""
     return f"{PREFIX}{name}" if name in taken else name
 
 

@@ -1,14 +1,14 @@
-"""The recycled data set as others take it: Parquet, Alpaca and chat records, a data set card, and its lineage.
+"""Publishes the recycled data set: Parquet, Alpaca and chat records, a data set card, and its lineage.
 
     <folder>/parquet/*.parquet     everything: the dialogue, texts before and after, critiques, scores, outcome
     <folder>/messages/*.jsonl      messages: all turns of the dialogue
-    <folder>/alpaca/*.jsonl        instruction, input, output: a record a line; rows of one turn only
+    <folder>/alpaca/*.jsonl        instruction, input, output: a record per line; only rows without other turns
     <folder>/lineage.json          what it was made from: files, prompts, models, configuration, counts
     <folder>/README.md             the card, for people and for `datasets.load_dataset(<folder>)`
 
-Written by Ray Data tasks, one file a block, into a folder beside, which then takes the place of `<folder>`: a
-publication that fails leaves what was there. A bucket cannot rename a folder: there all of this lies in
-`<folder>/versions/<version>/`, and `<folder>/README.md`, which says so to `datasets`, is replaced last.
+Ray Data tasks write one file per block into a temporary folder, which then replaces `<folder>`: a publication that
+fails leaves the old one in place. A bucket cannot rename a folder: there all of this lies in
+`<folder>/versions/<version>/`, and `<folder>/README.md`, which points `datasets` to it, is replaced last.
 """
 
 import json
@@ -69,7 +69,7 @@ class PublishConfig(StageConfig):
         "",
         pattern=rf"^({REPOSITORY})?$",
         description="Data set repository on a Hugging Face hub, as owner/name, to which the published folder is "
-        "pushed; empty pushes nothing, and token and address of the hub come from the environment (HF_TOKEN, "
+        "pushed; empty pushes nothing. The hub's token and address come from the environment (HF_TOKEN, "
         "HF_ENDPOINT).",
     )
     hub_private: bool = Field(True, description="Whether a repository that the push creates is private.")
@@ -94,23 +94,23 @@ class Published(BaseModel):
 
 
 def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: PublishConfig) -> Published:
-    """Write the recycled rows with card and lineage; what lay in `folder` is replaced once all is written.
+    """Write the recycled rows with card and lineage; the old contents of `folder` are replaced once all is written.
 
     Args:
         rows: columns.RECYCLED; rows that were quarantined or dropped are left out, and counted in the lineage.
         folder: absolute path or URI.
-        lineage: what the data was made from, JSON; of its keys the card shows source, teacher, student and outcomes.
-        config: what the card says beside it, and where to push it.
+        lineage: what the data was made from, JSON; the card shows its keys source, teacher, student and outcomes.
+        config: further entries of the card, and where to push the folder.
 
     Raises:
-        ValueError: a column is missing, the rows are not as many as the lineage says, or a push lacks its token.
+        ValueError: a column is missing, the number of rows is not that of the lineage, or a push lacks its token.
     """
     require_columns("publish", RECYCLED.names, rows.columns() or [])
     filesystem, root = open_filesystem(folder.rstrip("/"))
     version = f"{VERSIONS}/{uuid.uuid4().hex}" if filesystem.type_name in OBJECT_STORES else ""
     beside = f"{root}/{version}" if version else f"{root}{UNFINISHED}"
     if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
-        filesystem.delete_dir(beside)  # an earlier publication broke off
+        filesystem.delete_dir(beside)  # left by an earlier publication that failed
     filesystem.create_dir(beside, recursive=True)
     kinds = kinds_of(rows, PUBLISHED.names)
     num_rows = _write_rows(rows, filesystem, beside, kinds)
@@ -134,7 +134,7 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
 
 
 def _switch(filesystem: fs.FileSystem, root: str, version: str, card: str) -> None:
-    """Replace the card, which names the version that counts, and delete the other versions."""
+    """Replace the card, which names the current version, and delete the other versions."""
     write_file(filesystem, f"{root}/{CARD}", card)
     for info in filesystem.get_file_info(fs.FileSelector(f"{root}/{VERSIONS}")):
         if info.base_name != version.rpartition("/")[2]:
@@ -144,11 +144,11 @@ def _switch(filesystem: fs.FileSystem, root: str, version: str, card: str) -> No
 def dataset_card(
     lineage: Mapping[str, Any], num_rows: int, alpaca_rows: int, kinds: Kinds, config: PublishConfig, below: str = ""
 ) -> str:
-    """The card's Markdown, with the header that `datasets` reads; all values are quoted as JSON, which YAML takes.
+    """The card's Markdown, with the header that `datasets` reads; all values are quoted as JSON, which is valid YAML.
 
-    `below` is where the data lies from the card, empty or with a slash at its end.
+    `below` is the path from the card to the data, empty or with a slash at its end.
     """
-    environment = Environment(  # noqa: S701 - Markdown, and every text from outside is quoted
+    environment = Environment(  # noqa: S701 - this is Markdown, and every text from outside is quoted
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)
@@ -163,7 +163,7 @@ def dataset_card(
 
 
 class _Lines(FilenameProvider):
-    """Names that say what is in the files: JSON lines."""
+    """File names with the ending `.jsonl`, because the files hold JSON lines."""
 
     def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
         return f"{write_uuid}_{task_index:06}.jsonl"
@@ -173,20 +173,20 @@ class _Lines(FilenameProvider):
 
 
 def _write_rows(rows: Dataset, filesystem: fs.FileSystem, folder: str, kinds: Kinds) -> int:
-    """The Parquet files; returns how many rows they hold, by their footers."""
+    """Write the Parquet files; returns their number of rows, from their footers."""
     take = partial(published_table, kinds=kinds)
     rows.map_batches(take, batch_format="pyarrow", num_cpus=0.25).write_parquet(
         f"{folder}/parquet", filesystem=filesystem
     )
     found = filesystem.get_file_info(fs.FileSelector(f"{folder}/parquet", allow_not_found=True))
-    if not found:  # Ray writes no file for no rows; a reader still needs the columns
+    if not found:  # Ray writes no file if there are no rows; a reader still needs the columns
         filesystem.create_dir(f"{folder}/parquet")
         pq.write_table(PUBLISHED.empty_table(), f"{folder}/parquet/empty.parquet", filesystem=filesystem)
     return int(pads.dataset(f"{folder}/parquet", filesystem=filesystem, format="parquet").count_rows())
 
 
 def _write_records(rows: Dataset, filesystem: fs.FileSystem, folder: str) -> int:
-    """The JSON lines of both formats; returns how many rows have an Alpaca record."""
+    """Write the JSON lines of both formats; returns the number of rows that have an Alpaca record."""
     names = ["outcome", "input", "final_instruction", "final_response", "turns_before", "turns_after"]
     records = rows.select_columns(names)
     for name, take in (("alpaca", alpaca_table), ("messages", messages_table)):
@@ -205,7 +205,7 @@ def _count_lines(filesystem: fs.FileSystem, path: str) -> int:
 
 
 def published_table(rows: pa.Table, kinds: Kinds) -> pa.Table:
-    """The recycled rows in the columns of `PUBLISHED`, and after them the columns that were passed through.
+    """The recycled rows with the columns of `PUBLISHED`, then the columns that were passed through.
 
     Args:
         rows: columns.RECYCLED.
@@ -219,7 +219,7 @@ def published_table(rows: pa.Table, kinds: Kinds) -> pa.Table:
 
 
 def alpaca_table(rows: pa.Table) -> pa.Table:
-    """instruction, input, output of the recycled rows that have no other turns: the format has no place for them."""
+    """instruction, input, output of the recycled rows without other turns: the format has no place for more turns."""
     kept = _recycled(rows)
     alone = pc.and_(*(pc.equal(pc.fill_null(kept[name], ""), "") for name in ("turns_before", "turns_after")))
     kept = kept.filter(alone).select(["final_instruction", "input", "final_response"])

@@ -1,4 +1,4 @@
-"""Keeps the rows of files that can no longer be read: the rows that an earlier build stored are their archive."""
+"""Keeps the rows of source files that can no longer be read: rows that an earlier run stored are their archive."""
 
 from collections.abc import Collection
 from functools import partial
@@ -15,7 +15,7 @@ from operators.read.read_instructions import DUPLICATE, is_held_out
 from operators.read.read_record import row_id_of
 
 TEXTS = ("instruction", "input", "response")
-PLACE = "place"  # of a copy: the id that it had, which names its place in the source
+PLACE = "place"  # column: the former id of a copy, which names its place in the source
 _RENEWED = pa.schema([*RAW, pa.field(PLACE, pa.string())])
 
 
@@ -24,8 +24,8 @@ def rows_of_files(stored: Dataset, names: Collection[str], all_names: Collection
 
     Args:
         stored: columns.RAW.
-        names: files relative to the source, as it was.
-        all_names: of all files that were read; a row belongs to the longest name that its origin ends in.
+        names: files, relative to the source of that time.
+        all_names: names of all files that were read; a row belongs to the longest name that its origin ends with.
     """
     pick = partial(_of_files, names=frozenset(names), all_names=frozenset(all_names))
     return stored.map_batches(pick, batch_format="pyarrow", num_cpus=0.25)
@@ -34,14 +34,14 @@ def rows_of_files(stored: Dataset, names: Collection[str], all_names: Collection
 def with_archive(rows: Dataset, archived: Dataset, config: ReadConfig, special_tokens: frozenset[str]) -> Dataset:
     """The rows that were read, and each archived row whose record is not among them.
 
-    An archived row that was dropped is judged anew: another file may have held what it repeated. One that was
-    quarantined stays so. Own steps see the archived rows again, as they left them.
+    An archived row that was dropped is checked again: the row that it repeated may be gone now. A quarantined row stays
+    quarantined. Own steps get the archived rows again, as these steps left them.
 
     Args:
         rows: columns.RAW as of `read_instructions`.
         archived: columns.RAW as they were stored; ids are unique.
         config: how records are read; decides what is held out.
-        special_tokens: of teacher and student; they may be others than when the rows were stored.
+        special_tokens: of teacher and student; they may differ from those when the rows were stored.
 
     Columns out:
         columns.RAW; ids are unique.
@@ -50,7 +50,7 @@ def with_archive(rows: Dataset, archived: Dataset, config: ReadConfig, special_t
     renewed = archived.map_batches(renew, batch_format="pyarrow", num_cpus=0.25)
     num_blocks = 1 + (rows.count() + archived.count()) // ROWS_PER_PARTITION
     joined = cogroup((rows, RAW), (renewed, _RENEWED), "row_id", num_blocks, _join)
-    # A file that was changed may hold a copy at the place where its archive holds it too.
+    # A changed file may hold a copy at the same place as its archive does.
     return group_by_key(joined, "row_id", num_blocks).map_batches(
         _once, batch_size=None, batch_format="pyarrow", num_cpus=0.25
     )
@@ -62,14 +62,14 @@ def _of_files(rows: pa.Table, names: frozenset[str], all_names: frozenset[str]) 
 
 
 def _name_of(origin: str, names: frozenset[str]) -> str:
-    """The longest of the names that the path of a file ends in; "" if it ends in none."""
+    """The longest of `names` that the path `origin` ends with; "" if there is none."""
     parts = origin.split("/")
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((end for end in ends if end in names), "")
 
 
 def _renewed(rows: pa.Table, config: ReadConfig, special_tokens: frozenset[str]) -> pa.Table:
-    """As the rows were when they had just been read; a copy gets the id of its texts, as if it were the first."""
+    """The rows as they were just after reading; a copy gets the id of its texts, as if it were the first."""
     records = rows.select(RAW.names).to_pylist()
     for row in records:
         outcome = row["outcome"]
@@ -81,14 +81,14 @@ def _renewed(rows: pa.Table, config: ReadConfig, special_tokens: frozenset[str])
         before = [row[name] for name in TEXTS]
         row |= {name: escape(row[name], special_tokens) for name in TEXTS}
         row["escaped"] = row["escaped"] or before != [row[name] for name in TEXTS]
-        alone = not row["turns_before"] and not row["turns_after"]  # dialogues are held out as a whole or not
+        alone = not row["turns_before"] and not row["turns_after"]  # a dialogue is held out only as a whole
         held_out = outcome == HELD_OUT or (alone and is_held_out(row["row_id"], config))
         row["outcome"] = HELD_OUT if held_out else ACTIVE
     return pa.Table.from_pylist(records, schema=_RENEWED)
 
 
 def _join(rows: pa.Table, archived: pa.Table) -> pa.Table:
-    """Of one id the row that was read, else the archived one, else the first copy; other copies stay copies."""
+    """For each id, keep the row that was read, else the archived one, else the first copy; other copies stay copies."""
     is_copy = pc.is_valid(archived[PLACE])
     ids = set(rows["row_id"].to_pylist())
     kept = [row for row in archived.filter(pc.invert(is_copy)).to_pylist() if row["row_id"] not in ids]

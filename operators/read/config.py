@@ -19,34 +19,34 @@ class ReadConfig(StageConfig):
     )
     split: Literal["train", "validation", "test", "all"] = Field(
         "train",
-        description="The split that is read of a source whose file or folder names tell splits (train, validation, "
+        description="The split to read if the source's file or folder names contain a split (train, validation, "
         "test); all reads every file.",
     )
     columns: dict[SourceField, str] = Field(
         {},
-        description="The source's column for instruction, input, response, system, history or messages, where it has "
-        "none of the usual names; `answers.text` is a part of a column.",
+        description="The source's column for instruction, input, response, system, history or messages, if it does "
+        "not have one of the usual names; `answers.text` is a part of a column.",
     )
     pass_through: list[str] = Field(
         [], description="The source's columns that are kept as they are and published with the rows."
     )
     turns: Policy = Field(
         "last",
-        description="The pair of a dialogue that is reflected on: the last, the first, or every pair as a row of its "
-        "own with the turns before it.",
+        description="Which pair of a dialogue the teacher reflects on: the last, the first, or every pair as a row of "
+        "its own with the turns before it.",
     )
     system_turn: Literal["keep", "prepend", "quarantine"] = Field(
         "keep",
-        description="What becomes of a system prompt: keep makes it the first turn of the dialogue, prepend puts it "
-        "before the first user's text, quarantine leaves the record out.",
+        description="What happens to a system prompt: keep makes it the first turn of the dialogue, prepend puts it "
+        "before the user's first text, quarantine leaves the record out.",
     )
     limit: int | None = Field(
         None,
         gt=0,
-        description="The number of records, in file order, after which reading stops; for trials.",
+        description="The number of records, in file order, after which reading stops; for trial runs.",
     )
     max_chars: int = Field(
-        32_000, gt=0, description="The longest record that is used, all its texts together, in characters."
+        32_000, gt=0, description="The length of the longest record that is used, in characters of all its texts."
     )
     held_out_fraction: float = Field(
         0.02, ge=0, lt=1, description="The share of the records that neither teacher nor training sees."

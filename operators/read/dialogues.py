@@ -1,7 +1,7 @@
-"""Dialogues in the forms that people have them, and which pair of a dialogue is reflected on.
+"""Reads dialogues in all common forms, and picks the pair of a dialogue that the teacher reflects on.
 
-A dialogue is a list of turns. The pair is a user's turn and the assistant's answer right behind it; system prompts,
-tool turns and all other turns stand before or after it, word for word.
+A dialogue is a list of turns. The pair is a user's turn and the assistant's answer directly after it; system prompts,
+tool turns and all other turns stay before or after it, word for word.
 """
 
 import itertools
@@ -36,7 +36,7 @@ _TEXT_KEYS = ("content", "value", "text", "message", "utterance")
 
 
 class Turn(NamedTuple):
-    """One turn; `is_call` if the assistant calls a tool in it and says nothing, or nothing final."""
+    """One turn; `is_call` if the assistant calls a tool in it and gives no final answer."""
 
     role: str
     content: str
@@ -44,7 +44,7 @@ class Turn(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """A pair, what stands around it, and in `reason` why it cannot be used; "" if it can."""
+    """A pair and the turns around it; `reason` says why it cannot be used, "" if it can."""
 
     instruction: str
     input: str
@@ -60,7 +60,7 @@ class Exchange(NamedTuple):
 
 
 class Dialogue(NamedTuple):
-    """The turns of a record, `reason` if they cannot be used, and the keys of its turns that nothing reads."""
+    """The turns of a record, the `reason` why they cannot be used, if any, and the keys of turns that nothing reads."""
 
     turns: list[Turn]
     reason: str = ""
@@ -68,7 +68,7 @@ class Dialogue(NamedTuple):
 
 
 def read_dialogue(messages: object) -> Dialogue:
-    """The turns of a list of messages: OpenAI's and Hugging Face's chats, ShareGPT's, oasst's, pairs of a dict each.
+    """The turns of a list of messages, in the form of OpenAI, Hugging Face, ShareGPT or oasst, or as one dict per pair.
 
     Reasons: malformed_messages; non_text_content, for a part of a message that is an image or a sound.
     """
@@ -97,9 +97,10 @@ def read_dialogue(messages: object) -> Dialogue:
 
 
 def tree_path(root: object) -> tuple[list[object], int]:
-    """The messages of the best path through a tree of replies, as oasst has them, and how many others there are.
+    """The messages of the best path through a tree of replies, as in oasst, and the number of the other messages.
 
-    At each message the reply of the lowest `rank` is followed; without ranks the first one; never one that is deleted.
+    After each message the path takes the reply of lowest `rank`, or the first one if there are no ranks. It never takes
+    a deleted one.
     """
     path: list[object] = []
     others = 0
@@ -111,17 +112,17 @@ def tree_path(root: object) -> tuple[list[object], int]:
         root = min(ranked, key=lambda reply: reply["rank"]) if ranked else next(iter(there), None)
         others += sum(_num_messages(reply) for reply in replies if reply is not root)
     while path and _ROLE_OF.get(str(path[-1].get("role")).casefold()) == USER:  # type: ignore[attr-defined]
-        path.pop()  # a question at the end of the path that nobody answered
+        path.pop()  # an unanswered question at the end of the path
     return path, others
 
 
 def exchanges_of(turns: list[Turn], policy: Policy) -> Iterator[Exchange]:
-    """The pairs of a dialogue that are reflected on; none if no answer of the assistant stands behind a user's turn.
+    """The pairs of a dialogue that the teacher reflects on; none if no user's turn is followed by an answer.
 
     Args:
         turns: of a dialogue.
-        policy: last, first: one pair, with all other turns around it; every: each pair, with the turns before it and
-            none after it, so that no answer is trained on twice.
+        policy: "last" and "first" give one pair, with all other turns around it. "every" gives each pair with the turns
+            before it and none after it, so that the student is trained on no answer twice.
     """
     places = [place for place in range(len(turns) - 1) if _is_pair(turns[place], turns[place + 1])]
     answered = [place for place in places if turns[place].content.strip() and turns[place + 1].content.strip()]
@@ -144,7 +145,7 @@ def _is_pair(asked: Turn, answer: Turn) -> bool:
 
 
 def _alternates(turns: list[Turn]) -> bool:
-    """No two turns of a user, and no two final answers, follow each other; a system prompt comes first."""
+    """Whether no two turns of a user and no two final answers follow each other, and a system prompt comes first."""
     roles = [turn.role for turn in turns]
     pairs = itertools.pairwise(turns)
     doubled = any(a.role == b.role and a.role in (USER, ASSISTANT) and not (a.is_call or b.is_call) for a, b in pairs)
@@ -152,7 +153,7 @@ def _alternates(turns: list[Turn]) -> bool:
 
 
 def _pair_of(message: dict[str, object]) -> list[Turn] | None:
-    """The two turns of a dict that has them under their names, such as {"human": ..., "assistant": ...}."""
+    """The two turns of a dict that has the roles as keys, such as {"human": ..., "assistant": ...}; None otherwise."""
     found = {_ROLE_OF.get(key.casefold()): value for key, value in message.items() if isinstance(value, str)}
     if _first(message, _ROLE_KEYS) is not None or not {USER, ASSISTANT} <= set(found):
         return None
@@ -164,7 +165,7 @@ def _first(message: dict[str, object], keys: tuple[str, ...]) -> object:
 
 
 def _text_of(content: object) -> str | None:
-    """A string as it is, the text parts of a list joined; "" for nothing at all, None for what is no text."""
+    """A string as it is, or the joined text parts of a list; "" if there is no content, None if it is not text."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Looks at the first records of the source before anything is paid: whether they can be used, and what is not read."""
+"""Checks the first records of the source before any paid call: whether they can be used, and what is not read."""
 
 import itertools
 from collections import Counter
@@ -15,15 +15,15 @@ from operators.read.record_formats import read_records
 from operators.read.source_files import Piece, shown
 from operators.stage import Finding
 
-FILES, RECORDS = 8, 20  # that are read
+FILES, RECORDS = 8, 20  # most files, and records of each, that the check reads
 MOST_NAMED = 12  # columns in one message
 
 
 def examine_source(config: ReadConfig, files: Sequence[str]) -> list[Finding]:
     """What is wrong with the first records of the first files.
 
-    A file without a usable record is a warning that names the missing field and the columns that are there; it is fatal
-    if all files that were read are so. Columns that hold something and are not read are a warning.
+    A file without a usable record gives a warning that names the missing field and the columns that are there. It is
+    fatal if no file has a usable record. Columns that are not empty and not read give a warning.
 
     Args:
         config: how the source is read.

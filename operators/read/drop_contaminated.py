@@ -1,15 +1,15 @@
-"""Nothing that the student is evaluated on may be learnt: rows and rewrites that repeat an evaluation text are found.
+"""Finds rows and rewrites that repeat an evaluation text: the student must not learn what it is evaluated on.
 
-Evaluation texts are the rows held out, in this refresh or another, and the records of the files that the configuration
-names. A text is contaminated if more than `max_overlap` of its runs of `ngram_words` words occur in evaluation texts,
-or if it holds more than `max_overlap` of the runs of one of them (a question with words before and after it).
+Evaluation texts are the held-out rows of all refreshes, and the records of the files that the configuration names. A
+text is contaminated if more than `max_overlap` of its runs of `ngram_words` words occur in evaluation texts, or if it
+contains more than `max_overlap` of the runs of one evaluation text (a question with words before and after it).
 
-A run that more than `common_rows` rows of the source hold is no evidence for or against: it belongs to a template, such
-as the one instruction of a translation or classification data set, which rows held out share with all others.
+A run that occurs in more than `common_rows` rows of the source is not evidence: it belongs to a template, such as the
+one instruction of a translation or classification data set, which held-out rows share with all others.
 
-The index is a sorted array of 64-bit hashes, with the evaluation text that each is from and a mask of the common ones,
-13 bytes a run, built by tasks and shared by all workers of a node through Ray's object store: 2 million held-out
-records of 50 words are 1.3 GB.
+The index is a sorted array of 64-bit hashes, with the evaluation text of each and a mask of the common ones: 13 bytes
+per run. Tasks build it, and all workers of a node share it through Ray's object store: 2 million held-out records of 50
+words take 1.3 GB.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ from operators.stage import StageConfig, require_columns
 CONTAMINATED = "dropped:contaminated"
 TEXT_COLUMNS = ("instruction", "input")
 RANGE_BYTES = 64 << 20
-COUNTED = (ACTIVE, HELD_OUT, CONTAMINATED)  # outcomes of the rows in which common runs are counted: before and after
+COUNTED = (ACTIVE, HELD_OUT, CONTAMINATED)  # common runs are counted in rows of these outcomes, before and after
 
 
 class DecontaminateConfig(StageConfig):
@@ -43,12 +43,12 @@ class DecontaminateConfig(StageConfig):
     held_out: bool = Field(True, description="Whether the rows held out for evaluation are evaluation texts.")
     files: list[str] = Field(
         [],
-        description="Files or folders of evaluation sets, in the formats of source.path; they are known by name, so a "
-        "changed set needs a new name.",
+        description="Files or folders of evaluation sets, in the formats of source.path; only their names are "
+        "compared, so a changed set needs a new name.",
     )
     fields: list[str] = Field(
         ["instruction", "input", "question", "prompt", "problem", "query", "text"],
-        description="The columns of these files that hold an evaluation text; a dialogue counts by its user's turns.",
+        description="The columns of these files that hold an evaluation text; of a dialogue, the user's turns count.",
     )
     ngram_words: int = Field(8, ge=1, description="The length of a run, in words.")
     max_overlap: float = Field(
@@ -57,7 +57,7 @@ class DecontaminateConfig(StageConfig):
     common_rows: int = Field(
         5,
         ge=1,
-        description="A run of words that more rows of the source than this hold belongs to a template and is no "
+        description="A run of words that occurs in more rows of the source than this belongs to a template and is not "
         "evidence of contamination.",
     )
 
@@ -68,7 +68,7 @@ class Runs(NamedTuple):
     Attributes:
         hashes: uint64 [runs], sorted, without repetition.
         texts: int32 [runs], the number of one evaluation text that holds the run.
-        common: bool [runs], whether so many rows of the source hold it that it is no evidence.
+        common: bool [runs], whether it occurs in more than `common_rows` rows of the source.
         lengths: int32 [texts], how many runs of each text are not common.
     """
 
@@ -82,10 +82,10 @@ NO_RUNS = Runs(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.boo
 
 
 class EvaluationIndex:
-    """The runs of words of all evaluation texts, wherever a worker asks for them."""
+    """The runs of words of all evaluation texts, for use in any worker."""
 
     def __init__(self, runs: Any, config: DecontaminateConfig) -> None:
-        """Share an index: Ray's reference to `Runs`, and the configuration that it was built with."""
+        """Wrap an index: Ray's reference to `Runs`, and the configuration that it was built with."""
         self._runs, self._config = runs, config
 
     def contaminates(self, texts: list[str]) -> list[bool]:
@@ -96,7 +96,10 @@ class EvaluationIndex:
 
 
 def overlap(found: Hashes, runs: Runs) -> float:
-    """The larger of two shares, without common runs: of the text's runs that are known, of one text's that are found.
+    """The larger of two shares, both without common runs.
+
+    The first is the share of the judged text's runs that occur in evaluation texts; the second is the largest share of
+    one evaluation text's runs that occur in the judged text.
 
     Args:
         found: of the text that is judged, as of `run_hashes`.
@@ -113,7 +116,7 @@ def overlap(found: Hashes, runs: Runs) -> float:
 
 
 def evaluation_index(rows: Dataset, others: Dataset | None, config: DecontaminateConfig) -> EvaluationIndex:
-    """Build the index; reads `rows` and `others` twice: what is held out, and in how many rows it occurs.
+    """Build the index; reads `rows` and `others` twice: for the held-out rows, and to count the rows that hold a run.
 
     Columns in:
         instruction, input, outcome.
@@ -156,7 +159,7 @@ def drop_contaminated(rows: Dataset, index: EvaluationIndex) -> Dataset:
 
 
 def joined(rows: pa.Table, names: tuple[str, ...] = TEXT_COLUMNS) -> list[str]:
-    """The text of each row that is compared: its columns, one after the other."""
+    """The text of each row that is compared: its columns, joined."""
     return [
         "\n".join(text or "" for text in texts) for texts in zip(*(rows[n].to_pylist() for n in names), strict=True)
     ]
@@ -190,7 +193,7 @@ def _text_of(record: Record, config: DecontaminateConfig) -> str:
 
 
 def _hashed(texts: list[str], config: DecontaminateConfig) -> pa.Table:
-    """`hash` of each run, and in `text` a number of the text that it is from."""
+    """Columns out: `hash` of each run, and `text`, a number for the text that contains it."""
     found = [np.unique(run_hashes(text, config.ngram_words)) for text in texts]
     numbers = [np.full(len(hashes), hashes.sum(dtype=np.uint64)) for hashes in found]
     empty = np.empty(0, np.uint64)
@@ -210,7 +213,7 @@ def _merge(*blocks: pa.Table) -> Runs:
 
 
 def _look_up(found: Hashes, known: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Where each hash would stand among `known`, and whether it does."""
+    """The position of each hash in the sorted array `known`, and whether it occurs there."""
     if not len(known):
         return np.zeros(len(found), np.int64), np.zeros(len(found), np.bool_)
     places = np.minimum(np.searchsorted(known, found), len(known) - 1)
@@ -218,7 +221,7 @@ def _look_up(found: Hashes, known: Hashes) -> tuple[npt.NDArray[np.int64], npt.N
 
 
 def _count_rows(rows: pa.Table, known: Any, config: DecontaminateConfig) -> pa.Table:
-    """In how many rows of the block each known run occurs: `place` among the known ones, `rows`."""
+    """Columns out: `place` of a run in `known`, and `rows`, the number of rows of the block that contain it."""
     hashes = ray.get(known).hashes
     places = [np.empty(0, np.int64)]
     for text in joined(rows.filter(pc.is_in(rows["outcome"], pa.array(COUNTED)))):
@@ -229,7 +232,7 @@ def _count_rows(rows: pa.Table, known: Any, config: DecontaminateConfig) -> pa.T
 
 
 def _leave_out(runs: Runs, common_rows: int, *blocks: pa.Table) -> Runs:
-    """Mark the runs that more than `common_rows` rows hold, and count for each text the others."""
+    """Mark the runs that occur in more than `common_rows` rows, and count the other runs of each text."""
     counts = np.zeros(len(runs.hashes), np.int64)
     for block in blocks:
         if block.num_rows:

@@ -1,11 +1,11 @@
 """Drops near-duplicates before the teacher is called for them: MinHash signatures, compared within LSH buckets.
 
 Two records are near-duplicates if the Jaccard similarity of their word shingles, instruction, input and response
-together, is at least `threshold`. Of each group the row of smallest id stays, and rows of earlier refreshes stay
-before new ones, so the result depends neither on the order of files nor on the number of workers.
+together, is at least `threshold`. Of each group one row stays: a row of an earlier refresh if there is one, else the
+row of smallest id. So the result depends neither on the order of files nor on the number of workers.
 
-Cost: about 0.2 ms of CPU a row for the signature, and one shuffle of `bands` (13 at the default threshold) small
-records a row, each with the signature's low bytes, so that a bucket is judged where it lies.
+Cost: about 0.2 ms of CPU per row for the signature, and one shuffle of `bands` (13 at the default threshold) small
+records per row. Each record carries the signature's low bytes, so that the bucket can be compared without a join.
 """
 
 from functools import lru_cache, partial
@@ -23,9 +23,9 @@ from operators.stage import StageConfig, require_columns
 
 NEAR_DUPLICATE = "dropped:near_duplicate"
 SEED = 1  # of the permutations; a constant of the method, like the hash
-LEADERS = 16  # groups that one bucket can hold; further rows of an overfull bucket stay
+LEADERS = 16  # most groups in one bucket; a row that belongs to none of them stays
 
-_EARLIER, _NEW = "0", "1"  # before a row's id: decides who stays
+_EARLIER, _NEW = "0", "1"  # prefix of a row's id; the smallest stays
 
 
 class DeduplicateConfig(StageConfig):
@@ -33,12 +33,12 @@ class DeduplicateConfig(StageConfig):
 
     near: bool = Field(True, description="Whether near-duplicates are dropped; exact duplicates always are.")
     threshold: float = Field(
-        0.8, gt=0, le=1, description="The Jaccard similarity of their shingles from which two records are duplicates."
+        0.8, gt=0, le=1, description="The least Jaccard similarity of the shingles of two records that are duplicates."
     )
     shingle_words: int = Field(
         3,
         ge=1,
-        description="The length of a shingle, in words; short ones find more, and more false, duplicates.",
+        description="The length of a shingle, in words; short ones find more duplicates, but also more false ones.",
     )
     num_permutations: int = Field(
         128, ge=16, le=1024, description="The permutations of a signature; more permutations, better estimate."
@@ -49,9 +49,9 @@ def drop_near_duplicates(rows: Dataset, earlier: Dataset | None, config: Dedupli
     """Give near-duplicates among the active rows the outcome `dropped:near_duplicate`.
 
     Args:
-        rows: columns.RAW; read more than once, so materialised or cheap.
+        rows: columns.RAW; read more than once, so it should be materialised or cheap to compute.
         earlier: columns.RAW of other refreshes, or None; their rows are never dropped here.
-        config: what counts as the same.
+        config: which rows count as duplicates.
 
     Columns out:
         columns.RAW, as many rows as `rows` has.
@@ -76,8 +76,8 @@ def drop_near_duplicates(rows: Dataset, earlier: Dataset | None, config: Dedupli
 
 @lru_cache
 def bands_and_rows(threshold: float, num_permutations: int) -> tuple[int, int]:
-    """Into how many bands of how many values a signature is cut, so that pairs above the threshold share a bucket."""
-    from datasketch import MinHashLSH  # imports scipy: a second that most processes save
+    """Number of bands of a signature, and of values in a band, so that pairs above the threshold share a bucket."""
+    from datasketch import MinHashLSH  # here, because it imports scipy, which takes a second
 
     index = MinHashLSH(threshold=threshold, num_perm=num_permutations)
     return index.b, index.r
@@ -104,7 +104,7 @@ def _bands(rows: pa.Table, owner: str, config: DeduplicateConfig) -> pa.Table:
     hashed = MinHash.generator(cut, num_perm=config.num_permutations, seed=SEED)
     signatures = np.array([one.hashvalues for one in hashed], np.uint32).reshape(rows.num_rows, config.num_permutations)
     num_bands, width = bands_and_rows(config.threshold, config.num_permutations)
-    # Of each value the low byte: two different values agree in it once in 256 times (b-bit MinHash, Li & König 2010).
+    # Keep the low byte of each value: two different values agree in it 1 in 256 times (b-bit MinHash, Li & König 2010).
     sketches = [bytes(one) for one in signatures.astype(np.uint8)]
     owners = [owner + row_id for row_id in rows["row_id"].to_pylist()]
     bands = [
@@ -117,7 +117,7 @@ def _bands(rows: pa.Table, owner: str, config: DeduplicateConfig) -> pa.Table:
 
 
 def _copies(block: pa.Table, threshold: float) -> pa.Table:
-    """Ids of new rows that resemble a row of smaller owner in a bucket; the block holds whole buckets."""
+    """Ids of new rows that resemble a row with a smaller `owner` in their bucket; the block holds whole buckets."""
     copies: set[str] = set()
     if block.num_rows:
         block = block.sort_by([("band", "ascending"), ("owner", "ascending")])
@@ -132,7 +132,12 @@ def _copies(block: pa.Table, threshold: float) -> pa.Table:
 
 
 def followers(sketches: np.ndarray, threshold: float) -> list[int]:
-    """Which rows of a bucket resemble an earlier one that itself stays; uint8 [rows, permutations]."""
+    """Indices of the rows of a bucket that resemble an earlier row which stays.
+
+    Args:
+        sketches: uint8 [rows, permutations].
+        threshold: least Jaccard similarity.
+    """
     waiting = np.arange(len(sketches))
     found: list[int] = []
     for _ in range(LEADERS):

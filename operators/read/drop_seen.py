@@ -14,8 +14,8 @@ SEEN = "dropped:seen_in_earlier_refresh"
 def drop_seen(rows: Dataset, earlier: Dataset) -> Dataset:
     """Give rows whose id an earlier refresh had the outcome `dropped:seen_in_earlier_refresh`.
 
-    Rows held out are among them, so that no row is evaluated on twice. A row that an earlier refresh quarantined is
-    judged anew: the reason may lie in the configuration.
+    Held-out rows count as seen too, so that no row is evaluated on twice. A row that an earlier refresh quarantined
+    does not count as seen, because the configuration may have been the reason.
 
     Columns in:
         rows: columns.RAW. earlier: row_id, outcome, of the raw instructions of all earlier refreshes.

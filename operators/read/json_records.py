@@ -1,8 +1,8 @@
-"""Reads JSON as a stream of records: a record a line, an array, an object around an array, or value after value.
+"""Reads JSON as a stream of records: one record per line, an array, an object around an array, or value after value.
 
-Lines are read by byte ranges, so that many tasks share one file; a broken line costs one record. Nothing else can be
-entered in its middle; one task streams it, and a break ends it. No file is held in memory as a whole: a record is at
-most `MAX_RECORD_BYTES`.
+Files of lines are read by byte ranges, so that many tasks share one file; a broken line costs one record. Reading
+cannot start in the middle of the other forms: one task streams the file, and stops at the first error. No file is held
+in memory as a whole: a record has at most `MAX_RECORD_BYTES`.
 """
 
 import codecs
@@ -20,7 +20,7 @@ _KEY = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:')
 
 
 def _object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; what stands twice under one key is kept, not lost."""
+    """A JSON object; if a key occurs twice, the second value is kept under another name."""
     found = dict(pairs)
     if len(found) == len(pairs):
         return found
@@ -34,9 +34,9 @@ def line_records(stream: Binary, start: int, end: int) -> Iterator[Record]:
     """The records of the lines that begin in the bytes [start, end).
 
     Args:
-        stream: stands at byte `start` - 1, or at 0 if that is the start.
-        start: of the piece.
-        end: of the piece, exclusive.
+        stream: positioned at byte `start` - 1, or at 0 if `start` is 0.
+        start: first byte of the piece.
+        end: one past its last byte.
     """
     position = start
     if position > 0:  # the line that began before this piece belongs to the piece before
@@ -56,7 +56,7 @@ def line_records(stream: Binary, start: int, end: int) -> Iterator[Record]:
 
 
 def value_records(stream: Binary) -> Iterator[Record]:
-    """The elements of one JSON array, or values that follow each other; a break ends it with one bad record."""
+    """The elements of one JSON array, or values that follow each other; a syntax error gives one last, bad record."""
     text = _JsonText(stream)
     is_wrapped = text.enter_wrapper()
     is_array = is_wrapped or text.next_character() == "["
@@ -92,7 +92,7 @@ def value_records(stream: Binary) -> Iterator[Record]:
 
 
 def _other_keys(text: "_JsonText", position: int) -> Iterator[Record]:
-    """What stands behind the list in an object that wraps it: another list of records is named, not read."""
+    """Bad records for further lists of records behind the first one in an object: they are named, not read."""
     while text.next_character() == ",":
         text.skip_character()
         try:
@@ -140,7 +140,7 @@ def _parse_line(position: int, line: bytes) -> Record:
 
 
 class _JsonText:
-    """A window on the text of a stream; bytes that are not UTF-8 become lone surrogates, which no UTF-8 decodes to."""
+    """A window on the text of a stream; invalid bytes become lone surrogates, which valid UTF-8 never gives."""
 
     def __init__(self, stream: Binary) -> None:
         self._stream = stream
@@ -152,7 +152,7 @@ class _JsonText:
         self._place = 1 if self._window.startswith("\ufeff") else 0
 
     def enter_wrapper(self) -> bool:
-        """Go to the first record of an object that wraps a list of them; False if it is none."""
+        """Go to the first record of an object that wraps a list of records; False if this is not such an object."""
         self.next_character()
         self._window, self._place = self._window[self._place :], 0
         place = wrapped_records(self._window)
@@ -160,7 +160,7 @@ class _JsonText:
         return place is not None
 
     def next_character(self) -> str:
-        """The next character that is no white space, which stays unread; "" at the end."""
+        """The next character that is not white space, without consuming it; "" at the end."""
         while True:
             match = _WHITESPACE.match(self._window, self._place)
             assert match is not None, "an optional pattern always matches"  # noqa: S101
@@ -183,7 +183,7 @@ class _JsonText:
                 if len(self._window) - self._place > MAX_RECORD_BYTES or not self._grow():
                     raise
                 continue
-            # A number can go on in the part that is not read yet.
+            # A number may continue in the part that is not read yet.
             if end < len(self._window) or not self._grow():
                 text = self._window[self._place : end]
                 self._place = end
@@ -193,7 +193,7 @@ class _JsonText:
         return self._window[self._place : self._place + READ_BYTES]
 
     def _grow(self) -> bool:
-        """Drop what was read and add at least as much as is left, so that a long value costs linear time."""
+        """Drop the consumed text and read at least as much as is left, so that a long value costs linear time."""
         if self._ended:
             return False
         kept = self._window[self._place :]

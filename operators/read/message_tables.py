@@ -1,7 +1,7 @@
-"""Puts a table of messages together again: one message a row with the id of its parent, as oasst publishes its trees.
+"""Rebuilds trees from a table of messages: one row per message with the id of its parent, as oasst publishes them.
 
-A tree becomes one record, at the place of its first message. Messages of a few trees may be mixed: trees are held until
-`HELD` messages are, and a message that comes later than that has no parent any more.
+A tree becomes one record, at the place of its first message. The messages of a few trees may be mixed: up to `HELD`
+messages are kept in memory. When a tree had to be given out, later messages of it have no parent any more.
 """
 
 import itertools
@@ -23,10 +23,10 @@ def is_message_table(names: Iterable[str]) -> bool:
 
 
 def assembled(records: Iterator[Record]) -> Iterator[Record]:
-    """The records of a file, and of a table of messages its trees, in the form that oasst's nested files have.
+    """The records of a file; a table of messages becomes trees in the form of oasst's nested files.
 
-    A message whose parent is not in the table is a record of its own, with the reason missing_parent. What is no
-    message passes as it is.
+    A message whose parent is not in the table is a record of its own, with the reason missing_parent. Other records
+    pass unchanged.
     """
     first: list[Record] = []
     for record in records:
@@ -41,7 +41,7 @@ def assembled(records: Iterator[Record]) -> Iterator[Record]:
 
 def _trees(records: Iterator[Record]) -> Iterator[Record]:
     held: dict[object, list[Record]] = {}
-    tree_of: dict[object, object] = {}  # of the messages that are held, where the table does not say it
+    tree_of: dict[object, object] = {}  # message id -> tree, for held messages whose table does not name the tree
     count = 0
     for record in records:
         message = record.value
@@ -64,7 +64,7 @@ def _trees(records: Iterator[Record]) -> Iterator[Record]:
 
 
 def _tree(messages: list[Record]) -> Iterator[Record]:
-    """One record of the messages below the first one without a parent, and one of each that is not below it."""
+    """One record for the tree below the first message without a parent, and one for each message outside that tree."""
     children: dict[str, list[Record]] = {}
     for record in messages:
         children.setdefault(_id(record.value.get(PARENT)), []).append(record)  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ def _tree(messages: list[Record]) -> Iterator[Record]:
 def _nested(root: Record, children: dict[str, list[Record]]) -> Message:
     """The tree below a message as `{"prompt": {..., "replies": [...]}}`, with the other columns of its first message.
 
-    What is put into it is taken out of `children`.
+    Messages that it takes are removed from `children`.
     """
     first: Message = root.value  # type: ignore[assignment]
     top = _message(first)
@@ -107,7 +107,7 @@ def _is_true(value: Message) -> bool:
 
 
 def _id(value: object) -> str:
-    """An id as a text; "" for none, as null, NaN and an empty cell of CSV are."""
+    """An id as text; "" if there is none: null, NaN or an empty cell of CSV."""
     return "" if value is None or value != value else str(value).strip()
 
 

@@ -1,4 +1,4 @@
-"""Columns inside columns: `source.columns` may name `answers.text`, and labels are read by their names."""
+"""Columns inside columns: `source.columns` may name `answers.text`; and numeric labels are replaced by their names."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -14,16 +14,16 @@ def roots(columns: Iterable[str]) -> set[str]:
 
 
 def with_nested(record: Mapping[str, object], columns: Collection[str]) -> Mapping[str, object]:
-    """The record, with what lies at each path among `columns` as a column of that name; None if nothing does.
+    """The record with one more column for each path among `columns`, None if nothing is there.
 
-    A list is passed through if it has one element, as the answers of SQuAD often have.
+    A path goes through a list if the list has one element, as the answers of SQuAD often do.
     """
     paths = [name for name in columns if "." in name and name not in record and name.partition(".")[0] in record]
     return {**record, **{path: _at(record, path.split(".")) for path in paths}} if paths else record
 
 
 def paths_below(record: Mapping[str, object]) -> list[str]:
-    """Names of the columns, and the paths to texts within those that are objects."""
+    """Names of the columns; for a column that is an object, the paths to its texts."""
     found = []
     for name, value in record.items():
         below = _texts(value, name)
@@ -32,17 +32,17 @@ def paths_below(record: Mapping[str, object]) -> list[str]:
 
 
 def class_labels(schema: pa.Schema) -> dict[str, list[str]]:
-    """Column -> names of its labels, where `datasets` wrote that a number stands for a name (ClassLabel)."""
+    """Column -> names of its labels, for columns that `datasets` stored as numbers (ClassLabel)."""
     try:
         features = json.loads((schema.metadata or {}).get(_FEATURES, b"{}"))["info"]["features"]
         kinds = {name: kind for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
         return {name: [str(label) for label in kind["names"]] for name, kind in kinds.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's metadata
+    except (ValueError, KeyError, TypeError, AttributeError):  # another program wrote metadata under this key
         return {}
 
 
 def with_labels(record: dict[str, object], labels: Mapping[str, list[str]]) -> dict[str, object]:
-    """The record with names in place of the numbers of its labels; -1, which means no label, becomes None."""
+    """The record with names in place of the numbers of its labels; -1 means no label and becomes None."""
     for name, names in labels.items():
         number = record.get(name)
         if isinstance(number, int):

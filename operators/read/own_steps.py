@@ -1,9 +1,9 @@
-"""A user's own filters and steps: Python functions named in the configuration, between reading and the teacher.
+"""A user's own filters and steps: Python functions that the configuration names, run between reading and the teacher.
 
 A function takes one row, a dict with the columns of `columns.RAW`, and returns it (changed or not), None or False to
 drop it, or a word that says why it is dropped. A function whose first parameter is annotated as a `Dataset` takes all
-active rows and returns those that go on. Each row comes out exactly once: a row that does not come back is
-`dropped:<function>`, a row on which the function raises is `quarantined:<function>_failed`.
+active rows and returns those to keep. Each row comes out exactly once: a row that the function does not return is
+`dropped:<function>`, a row on which it raises is `quarantined:<function>_failed`.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ from operators.stage import StageConfig
 NAME = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 CHANGEABLE = ("instruction", "input", "response", "turns_before", "turns_after", "extra")
 REASON_CHARS = 60
-RESERVED = frozenset({HELD_OUT, SEEN, DUPLICATE})  # outcomes that mean more than that a row was dropped
+RESERVED = frozenset({HELD_OUT, SEEN, DUPLICATE})  # outcomes that later code treats specially
 
 
 class StepsConfig(StageConfig):
-    """Own functions that rows pass before the teacher sees them; the short form is `steps: [my_module:clean]`."""
+    """Own functions that change rows before the teacher sees them; the short form is `steps: [my_module:clean]`."""
 
     functions: tuple[str, ...] = Field(
         (),
         description="Python functions, each as `module:function`, that change or drop rows before the teacher sees "
-        "them; modules are looked for in the working directory first.",
+        "them; Python looks for modules in the working directory first.",
     )
 
     @model_validator(mode="before")
@@ -58,7 +58,7 @@ class StepsConfig(StageConfig):
         return names
 
     def identity(self) -> dict[str, Any]:
-        """The functions by name and source, so that a changed function makes its rows again."""
+        """The functions by name and source, so that the rows become stale if a function changes."""
         return {"functions": [[name, _source_hash(name)] for name in self.functions]}
 
 
@@ -66,10 +66,10 @@ def load_function(name: str) -> Callable[..., Any]:
     """The function that `module:function` names.
 
     Raises:
-        ValueError: naming what is wrong and the cure.
+        ValueError: it says what is wrong, and the cure.
     """
     if not re.fullmatch(NAME, name):
-        raise ValueError(f"{name!r} names no function; write my_module:my_function")
+        raise ValueError(f"{name!r} does not name a function; write my_module:my_function")
     module_name, _, function_name = name.partition(":")
     here = os.getcwd()  # noqa: PTH109 - an entry of sys.path
     sys.path.insert(0, here)
@@ -87,10 +87,10 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def apply_steps(rows: Dataset, config: StepsConfig, special_tokens: frozenset[str]) -> Dataset:
-    """Let the rows pass the configured functions, in order.
+    """Run the configured functions on the rows, in order.
 
     Columns in and out:
-        columns.RAW; as many rows, each with the id that it had. What a function wrote is escaped like the source.
+        columns.RAW; as many rows, with unchanged ids. Texts that a function wrote are escaped like the source.
 
     Raises:
         ValueError: a function returned rows that it was not given, or one of them twice.
@@ -103,11 +103,11 @@ def apply_steps(rows: Dataset, config: StepsConfig, special_tokens: frozenset[st
         else:
             step = partial(map_rows, function=function, label=label, special_tokens=special_tokens)
             rows = rows.map_batches(step, batch_format="pyarrow", num_cpus=0.5)
-    return rows.materialize() if config.functions else rows  # what comes next reads them more than once
+    return rows.materialize() if config.functions else rows  # the next steps read them more than once
 
 
 def map_rows(rows: pa.Table, function: Callable[..., Any], label: str, special_tokens: frozenset[str]) -> pa.Table:
-    """Let the active rows of a batch pass a function of one row."""
+    """Run a function of one row on the active rows of a batch."""
     records = rows.to_pylist()
     for at, row in enumerate(records):
         if row["outcome"] != ACTIVE:
@@ -127,7 +127,7 @@ def map_rows(rows: pa.Table, function: Callable[..., Any], label: str, special_t
 
 
 def _taken(row: dict[str, Any], found: Any, label: str, special_tokens: frozenset[str]) -> dict[str, Any]:
-    """The row with the texts that a function gave it; its id, origin and outcome are not the function's to change."""
+    """The row with the texts that a function returned; a function cannot change id, origin and outcome."""
     if not isinstance(found, dict):
         return row | {"outcome": f"quarantined:{label}_failed"}
     texts = {name: found.get(name, row.get(name)) for name in CHANGEABLE if name in row}
@@ -144,7 +144,7 @@ def _taken(row: dict[str, Any], found: Any, label: str, special_tokens: frozense
 
 
 def _is_readable(name: str, text: str) -> bool:
-    """Whether the stages that come can read what a function wrote: turns and extra columns are JSON, or empty."""
+    """Whether later stages can read what a function wrote: turns and extra columns must be JSON or empty."""
     if not text or name not in ("turns_before", "turns_after", "extra"):
         return True
     try:
@@ -162,7 +162,7 @@ def _is_readable(name: str, text: str) -> bool:
 def _with_dataset_step(
     rows: Dataset, function: Callable[[Dataset], Dataset], label: str, special_tokens: frozenset[str]
 ) -> Dataset:
-    rows = rows.materialize()  # read twice: by the function, and to see what it left out
+    rows = rows.materialize()  # read twice: by the function, and to find the rows that it left out
     active = rows.filter(expr=ray.data.expressions.col("outcome") == ACTIVE)
     after = function(active)
     if not isinstance(after, Dataset):
@@ -173,12 +173,12 @@ def _with_dataset_step(
 
 
 def keep_every_row(before: pa.Table, after: pa.Table, label: str, special_tokens: frozenset[str]) -> pa.Table:
-    """Rows before and after a step on a Dataset -> each row once, with what the step made of it.
+    """Each row of `before` once, with what the step made of it.
 
     Args:
-        before: columns.RAW.
-        after: columns.RAW; all rows of an id of `before` are here.
-        label: of the step.
+        before: columns.RAW, some rows that the step got.
+        after: columns.RAW, all rows with these ids that the step returned.
+        label: name of the step, for outcomes and errors.
         special_tokens: of teacher and student.
     """
     rows, found = before.to_pylist(), {}
@@ -187,7 +187,7 @@ def keep_every_row(before: pa.Table, after: pa.Table, label: str, special_tokens
         if row["row_id"] in found or row["row_id"] not in known:
             fault = "twice" if row["row_id"] in found else "which it was not given"
             raise ValueError(
-                f"steps: {label} returned row {row['row_id']} {fault}; a step may change and drop rows, never add any"
+                f"steps: {label} returned row {row['row_id']} {fault}; a step may change and drop rows, but not add any"
             )
         found[row["row_id"]] = row
     for at, row in enumerate(rows):
@@ -215,7 +215,7 @@ def _word(text: str) -> str:
 
 
 def _source_hash(name: str) -> str:
-    """Of the whole module, because a function may call others of it."""
+    """Hash of the whole module's source, because the function may call others in it."""
     try:
         module = sys.modules[load_function(name).__module__]
         return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Reads the source into raw_instructions: every record becomes one row, good or with the reason why it is not.
 
-All reading happens in Ray tasks, one per about `range_bytes` of source; the driver lists files and nothing more.
-One hash shuffle finds exact duplicates. 200,000 JSONL records (139 MB) took 17 s on two cores that others used too.
+All reading happens in Ray tasks, one for about `range_bytes` of source; the driver only lists files. One hash shuffle
+finds exact duplicates. 200,000 JSONL records (139 MB) took 17 s on two cores that other processes used too.
 """
 
 import functools
@@ -33,23 +33,23 @@ STAGE = "raw_instructions"
 DUPLICATE = "dropped:duplicate"
 KEPT_CHARS = 2_000  # of each text of a quarantined row: enough to see what is wrong
 ROWS_PER_TABLE = 1_024
-SHUFFLED_BLOCK_BYTES = 4 << 20  # of source per block: small enough that the stages behind run in parallel
+SHUFFLED_BLOCK_BYTES = 4 << 20  # of source per block: small enough that later stages run in parallel
 MAX_SHUFFLED_BLOCKS = 4_096
 
 
-# Where a record stood; dropped again once duplicates are marked.
+# The place of a record in the source; these columns are dropped once duplicates are marked.
 _LOCATED = pa.schema([*columns.RAW, pa.field("file", pa.int32()), pa.field("position", pa.int64())])
 
 
 def read_instructions(config: ReadConfig, files: list[str], special_tokens: frozenset[str]) -> Dataset:
     """One row per record of `files`; bad records are rows with an outcome, so records in = rows out.
 
-    Which columns are read is in `record_fields`, which forms of dialogues in `dialogues`. Under `turns: every` a
-    dialogue of n pairs is n rows. Blank lines are no records. Texts are brought to Unicode NFC and LF line ends, and
-    trimmed but for the indentation of code.
+    `record_fields` says which columns are read, `dialogues` which forms of dialogues. With `turns: every` a dialogue of
+    n pairs gives n rows. Blank lines are not records. Texts are converted to Unicode NFC and LF line ends, and trimmed
+    except for the indentation of code.
 
-    Columns out: `columns.RAW`. `row_id` is unique: the hash of the canonical texts, or of the place of a row that
-    was quarantined or is a copy. `outcome` is one of
+    Columns out: `columns.RAW`. `row_id` is unique: the hash of the canonical texts or, for a row that is quarantined or
+    a copy, of its place. `outcome` is one of
         "" (active), `dropped:held_out`, `dropped:duplicate` (not the first of its texts in file order),
         `quarantined:` + malformed_json, rest_malformed, malformed_csv, not_an_object, second_list, missing_parent,
         missing_field, non_string_field, empty_instruction, empty_response, too_long, too_deep, invalid_utf8,
@@ -58,8 +58,8 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
 
     Args:
         config: how records are read.
-        files: paths or URIs in the order that decides which copy is the first, as from `list_source_files`.
-        special_tokens: of teacher and student; broken up in the texts, which sets `escaped`.
+        files: paths or URIs, as from `list_source_files`; their order decides which copy is the first.
+        special_tokens: of teacher and student; they are broken up in the texts, which sets `escaped`.
 
     Raises:
         ValueError: `files` is empty.
@@ -79,7 +79,7 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
 
 
 def count_ignored_columns(rows: Dataset) -> dict[str, dict[str, int]]:
-    """`ignored_columns`: in how many rows each column of the source is not empty and was not read.
+    """{"ignored_columns": column of the source -> number of rows in which it is not empty and was not read}.
 
     Columns in:
         ignored_columns, as of columns.RAW.
@@ -101,12 +101,12 @@ def _read_task(task: pa.Table, config: ReadConfig, special_tokens: frozenset[str
     for chunk in _chunks(rows, ROWS_PER_TABLE):
         report_progress(STAGE, rows=len(chunk))
         table = pa.table(list(map(list, zip(*chunk, strict=True))), schema=_LOCATED)
-        yield _mark_copies(table)  # already here, so that a text that occurs a million times fills no single block
-    yield _LOCATED.empty_table()  # a task may meet no record at all, and its block still needs the columns
+        yield _mark_copies(table)  # also before the shuffle: a text that occurs a million times must not fill one block
+    yield _LOCATED.empty_table()  # a task may find no record, and its block still needs the columns
 
 
 def _rows(piece: Piece, record: Record, config: ReadConfig, special_tokens: frozenset[str]) -> list[tuple[object, ...]]:
-    """The values of `_LOCATED`, once for each pair that is reflected on."""
+    """The values of `_LOCATED`, once for each pair that the teacher reflects on."""
     found = extract(record, config)
     origin = shown(piece.path)
     ignored = replace_surrogates(ENCODER.encode(sorted(found.unread))) if found.unread else ""
@@ -117,7 +117,7 @@ def _rows(piece: Piece, record: Record, config: ReadConfig, special_tokens: froz
         except RecursionError:
             found = Found([Exchange(record.raw, "", "", reason="too_deep")], [])
     ids = [_id_of(pair, number, record, origin) for number, pair in enumerate(found.exchanges)]
-    # A dialogue is held out as a whole, for its first pair is context of the others.
+    # A dialogue is held out as a whole, because its first pair is context of the others.
     outcome = columns.HELD_OUT if is_held_out(ids[-1], config) else columns.ACTIVE
     rows: list[tuple[object, ...]] = []
     for row_id, pair in zip(ids, found.exchanges, strict=True):
@@ -158,18 +158,18 @@ def _escaped(pair: Exchange, special_tokens: frozenset[str]) -> Exchange:
 
 
 def is_held_out(row_id: str, config: ReadConfig) -> bool:
-    """Whether a row is kept for evaluation: decided by a hash of its id, so it does not change with other rows."""
+    """Whether a row is kept for evaluation: a hash of its id decides, so the decision does not depend on other rows."""
     digest = hashlib.sha256(f"{config.split_salt}:{row_id}".encode()).hexdigest()
     return int(digest[:13], 16) < config.held_out_fraction * 16**13
 
 
 def _finish(block: pa.Table) -> pa.Table:
-    """The hash shuffle gives one block all rows of every id in it, and may give a block no rows or columns at all."""
+    """Mark copies after the shuffle: a block holds all rows of each of its ids, or has no rows and columns at all."""
     return columns.conform(_mark_copies(block), columns.RAW) if block.num_rows else columns.RAW.empty_table()
 
 
 def _mark_copies(rows: pa.Table) -> pa.Table:
-    """Of the rows with one `row_id` only the first in file order keeps id and outcome; sorted by id."""
+    """Of rows with the same `row_id` only the first in file order keeps id and outcome; the result is sorted by id."""
     rows = rows.sort_by([("row_id", "ascending"), ("file", "ascending"), ("position", "ascending")])
     ids = rows["row_id"].combine_chunks()
     is_copy = pa.concat_arrays([pa.array([False]), pc.equal(ids[1:], ids[:-1])])

@@ -1,4 +1,4 @@
-"""What one record says: its pairs in canonical form with their ids, or the reason why it cannot be used."""
+"""Reads one record: its pairs in canonical form with their ids, or the reason why it cannot be used."""
 
 import hashlib
 import json

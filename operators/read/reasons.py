@@ -1,10 +1,10 @@
-"""Why a record of the source cannot be used, and what mends it: for people, one line each."""
+"""Why a record of the source cannot be used, and how to fix it: one line each, for people."""
 
 from collections.abc import Mapping
 
 CURES = {
-    "malformed_json": "write one JSON object a line, or one array",
-    "rest_malformed": "a JSON file is read up to its first error: mend it there",
+    "malformed_json": "write one JSON object per line, or one array",
+    "rest_malformed": "a JSON file is read up to its first error: fix it there",
     "malformed_csv": "quote fields that hold the delimiter or a line end; a row has as many fields as the header",
     "invalid_utf8": "save the file as UTF-8, such as by iconv -f cp1252 -t utf-8",
     "unreadable_file": "the file is damaged, empty or not what its name says",
@@ -21,11 +21,11 @@ CURES = {
     "no_plain_answer": "the assistant only calls tools",
     "system_turn": "see source.system_turn",
 }
-MOST_CURED = 6  # reasons whose cure is told at once
+MOST_CURED = 6  # most reasons whose cure one message names
 
 
 def told(reasons: Mapping[str, int]) -> str:
-    """Reasons with how often, the most frequent first, and what mends the first few."""
+    """One text: the reasons and how often each occurs, the most frequent first, and the cure of the first few."""
     ordered = sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
     cured = {reason: f" ({CURES[reason]})" for reason, _ in ordered[:MOST_CURED] if reason in CURES}
     return ", ".join(f"{reason} {number}{cured.get(reason, '')}" for reason, number in ordered)

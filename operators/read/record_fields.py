@@ -28,7 +28,7 @@ from operators.read.nested_columns import roots, with_nested
 
 Field = Literal["messages", "instruction", "input", "response", "system", "history"]
 
-# The first column of a record that is not empty is taken.
+# Of a field's names, the first column that is not empty counts.
 NAMES: dict[Field, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "chosen"),
     "instruction": (
@@ -57,7 +57,7 @@ _ABSENT: tuple[str, object] = ("", None)
 
 
 class Found(NamedTuple):
-    """What a record holds: the pairs to reflect on, at least one, and the columns that are not empty and not used."""
+    """The pairs of a record to reflect on, at least one, and the columns that are not empty and not used."""
 
     exchanges: list[Exchange]
     unread: list[str]
@@ -83,7 +83,7 @@ def read_fields(
     Args:
         record: a column's name -> its value.
         columns: a field -> the name of its column, in place of the usual names.
-        pass_through: columns that go on as they are.
+        pass_through: columns that are kept unchanged.
         policy: which pairs of a dialogue.
     """
     record = with_nested(record, columns.values()) if columns else record
@@ -101,7 +101,7 @@ def read_fields(
         used = {name, system_name} if _is_said(system, dialogue.turns) else {name}
         exchanges = _exchanges(dialogue, system, policy)
         others += [f"{name}.{key}" for key in dialogue.unread]
-        if name == values["instruction"][0]:  # a prompt that is a list of messages, and its completion
+        if name == values["instruction"][0]:  # a prompt as a list of messages, and its completion
             used.add(values["response"][0])
     else:
         exchanges = _from_texts(values, policy)
@@ -113,7 +113,7 @@ def read_fields(
 
 
 def missing_fields(record: Mapping[str, object], columns: Mapping[Field, str]) -> list[Field]:
-    """Which of instruction and response a record has no column for, or nothing in it."""
+    """Those of instruction and response for which the record has no column, or an empty one."""
     record = with_nested(record, columns.values())
     _, layout = _layout(tuple(record), tuple(columns.items()))
     needed: tuple[Field, ...] = ("instruction", "response")
@@ -141,8 +141,8 @@ def _layout(
 ) -> tuple[tuple[str, str, str] | None, Mapping[Field, tuple[str, ...]]]:
     """Names of a record's columns by field, in order of preference.
 
-    Before them the three names of a record that has exactly instruction, input and response: most have, and are read
-    without looking for anything else.
+    The first result is the three names, if the record has exactly instruction, input and response, else None. Most
+    records have these, and `read_fields` then looks for nothing else.
     """
     mapped = dict(columns)
     of_plain: dict[str, list[str]] = {}
@@ -161,7 +161,7 @@ def _layout(
 
 
 def _first(record: Mapping[str, object], names: tuple[str, ...]) -> tuple[str, object]:
-    """Name and value of the first column that is not empty, else of the first."""
+    """Name and value of the first column that is not empty, or of the first column if all are empty."""
     name = names[0]
     value = record[name]
     if len(names) > 1 and is_empty(value):
@@ -171,7 +171,7 @@ def _first(record: Mapping[str, object], names: tuple[str, ...]) -> tuple[str, o
 
 
 def _messages(values: Mapping[Field, tuple[str, object]]) -> tuple[str, object, list[str]]:
-    """Column and value of a record's dialogue, or None; and what of a tree of replies is not on its best path."""
+    """Column and value of a record's dialogue, or None; and a note on a tree's replies outside its best path."""
     name, value = values["messages"]
     prompt_name, prompt = values["instruction"]
     if isinstance(value, str) and value.lstrip().startswith("["):  # a column of CSV
@@ -197,7 +197,7 @@ def _parsed(text: str) -> object:
 
 
 def _is_said(system: object, turns: list[Turn]) -> bool:
-    """Whether the text of a system column is in the dialogue: put before it, or there already."""
+    """Whether the text of a system column is in the dialogue, where it was put or was already."""
     return isinstance(system, str) and (not turns or turns[0].role != SYSTEM or turns[0].content == system)
 
 
@@ -240,7 +240,7 @@ def _shows_media(pair: Exchange) -> bool:
 
 
 def _number_as_text(value: object) -> object:
-    """A whole number, such as the answer of a sum, as a text: it has one reading, which true and 0.30 have not."""
+    """A whole number, such as the answer of a sum, as text. Values that can be written in two ways (0.30) stay."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -257,7 +257,7 @@ def _without_placeholders(pair: Exchange) -> Exchange:
 
 
 def _context(system: object, history: object) -> list[Turn] | None:
-    """The system prompt and the earlier turns beside a pair; None if they cannot be read."""
+    """The system prompt and the earlier turns that other columns hold; None if they cannot be read."""
     if not isinstance(system, str | None) or not isinstance(history, list | str | None):
         return None
     turns = [Turn(SYSTEM, system)] if system and system.strip() else []
@@ -276,7 +276,7 @@ def _context(system: object, history: object) -> list[Turn] | None:
 
 
 def _as_plain_json(value: object) -> object:
-    """`value` without what JSON has no word for: NaN and infinity become null."""
+    """`value` in strict JSON: NaN and infinity become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

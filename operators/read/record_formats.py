@@ -20,13 +20,13 @@ __all__ = ["Record", "read_records"]
 def read_records(piece: Piece, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[Record]:
     """All records of a piece, in the order of the file; a tree of a table of messages is one record.
 
-    A file that is empty, damaged or not what its name says gives one record `unreadable_file`. A file that is absent or
-    forbidden, and any other failure of the storage, is raised: data that may be there on the next attempt must not be
-    counted as bad, and its file not as taken.
+    A file that is empty, damaged or not what its name says gives one record `unreadable_file`. If a file is absent or
+    forbidden, or the storage fails, an error is raised: data that may be readable on the next attempt must not count
+    as bad, and its file must not count as read.
 
     Args:
         piece: as of `plan_pieces`.
-        wanted: whether a column of this name is read; only Parquet and Arrow files leave the others out.
+        wanted: whether to read a column of this name; only readers of Parquet and Arrow files skip the others.
     """
     if piece.end == 0 and piece.start == 0:
         filesystem, path = open_filesystem(piece.path)

@@ -21,7 +21,7 @@ SPLITS = {
     "train": "train|training",
     "validation": "validation|valid|val|dev",
     "test": "test|testing|eval|evaluation",
-}  # as the `datasets` library tells them from the names of files and folders
+}  # words in names of files and folders that mean a split, as in the `datasets` library
 # Files that describe a data set which Hugging Face's libraries wrote.
 METADATA = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
 
@@ -34,7 +34,7 @@ class SourceFile(NamedTuple):
 
     Attributes:
         path: path or URI that `operators.files.atomic.open_filesystem` opens.
-        name: path relative to the folder that the source names, so that it does not depend on what else is there.
+        name: path relative to the folder that the source names, so that it does not depend on the other files.
         size: bytes.
         mtime_ns: when it was written, in ns since 1970; None if unknown.
     """
@@ -46,7 +46,7 @@ class SourceFile(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """The bytes [start, end) of file number `file`: a record belongs to the piece in which its first byte lies."""
+    """The bytes [start, end) of file number `file`; a record belongs to the piece that holds its first byte."""
 
     file: int
     path: str
@@ -60,12 +60,12 @@ def list_source_files(path: str, split: str = ALL_SPLITS) -> list[SourceFile]:
     Args:
         path: a file, a folder (read recursively), a glob (`*`, `?`, `[...]`, `**`), or a URI of one of these, such as
             `hf://datasets/<owner>/<name>` (pyarrow's file systems, else fsspec's; in a URI a `?` begins the file
-            system's options). Below a folder and in a glob, names that begin with `.` or `_` are skipped, as Spark and
-            Hive do: they are files being written.
+            system's options). Below a folder and in a glob, names that begin with `.` or `_` are skipped, as in Spark
+            and Hive, because these are files that are still being written.
         split: see `of_split`.
 
     Raises:
-        ValueError: nothing is there, or no file of a known format, or of this split; the message says what was found.
+        ValueError: there is no file, none of a known format, or none of this split; the message says what was found.
     """
     filesystem, base, uri = _resolve(path)
     found = list(_walk(filesystem, base))
@@ -91,7 +91,7 @@ def list_source_files(path: str, split: str = ALL_SPLITS) -> list[SourceFile]:
 
 
 def unknown_files(path: str) -> str:
-    """Names of files of the source whose format nobody here reads, the first few of them; "" if there are none."""
+    """Names of the first few files of the source whose format cannot be read, joined; "" if there are none."""
     filesystem, base, _ = _resolve(path)
     others = _unknown(_walk(filesystem, base))
     return _some(others) if others else ""
@@ -102,12 +102,12 @@ def _unknown(found: Iterable[pafs.FileInfo]) -> list[str]:
 
 
 def of_split(files: list[SourceFile], split: str) -> list[SourceFile]:
-    """The files of one split, where names of files or folders tell splits: `data/train-00000-of-00002.parquet`.
+    """The files of one split, by the names of files and folders: `data/train-00000-of-00002.parquet`.
 
     Args:
         files: of the source.
-        split: train, validation or test; `all` reads everything. Files that tell no split are always read. A source
-            that has other splits but no train split is read as a whole under `train`, which is the default.
+        split: train, validation or test; `all` reads everything. Files whose name has no split are always read. If the
+            source has other splits but no train split, `train`, the default, reads everything.
 
     Raises:
         ValueError: there is no such split.
@@ -118,8 +118,8 @@ def of_split(files: list[SourceFile], split: str) -> list[SourceFile]:
         return files
     if split not in found:
         raise ValueError(
-            f"read_instructions: source.split: no file name of the source tells the split {split!r}, they tell "
-            f"{', '.join(sorted(found)) or 'none'}; name one of these, or all"
+            f"read_instructions: source.split: no file name of the source has the split {split!r}; the splits are "
+            f"{', '.join(sorted(found)) or 'none'}; give one of these, or all"
         )
     return [file for file in files if of_file[file.path] in (split, "")]
 
@@ -142,7 +142,7 @@ def plan_pieces(files: Iterable[str], range_bytes: int) -> list[list[Piece]]:
 
 
 def shown(path: str) -> str:
-    """`path` as it may appear in rows and messages: without the credentials and options that a URI can carry."""
+    """`path` for rows and messages: without the credentials and options that a URI can have."""
     return re.sub(r"://[^/@]*@", "://", path.split("?")[0]) if "://" in path else path
 
 
@@ -169,7 +169,7 @@ def _can_be_cut(filesystem: pafs.FileSystem, path: str) -> bool:
 def _columns_of(filesystem: pafs.FileSystem, path: str) -> list[str]:
     try:
         names: list[str] = pq.read_schema(path, filesystem=filesystem).names
-    except (pa.ArrowException, OSError):  # a damaged file is told by whoever reads it
+    except (pa.ArrowException, OSError):  # whoever reads the file reports that it is damaged
         return []
     return names
 
@@ -187,7 +187,7 @@ def _is_readable(name: str) -> bool:
 
 
 def _split_of(name: str) -> str:
-    """The split that a path tells, by its innermost part that tells one; "" if none does."""
+    """The split in a path, from the innermost part that names one; "" if none does."""
     for part in reversed(name.lower().split("/")):
         for split, words in SPLITS.items():
             if re.search(rf"(?:^|[-._ 0-9])(?:{words})(?:$|[-._ 0-9])", part):
@@ -196,17 +196,17 @@ def _split_of(name: str) -> str:
 
 
 def _name(path: str, base: str) -> str:
-    """The path below the folder that the source names; of a single file its name."""
+    """The path relative to the folder that the source names; for a single file its name."""
     folder = base if path != base else base.rpartition("/")[0]
     return path.removeprefix(_fixed_part(folder)).lstrip("/")
 
 
 def _resolve(path: str) -> tuple[pafs.FileSystem, str, str]:
-    """The file system, the path or glob inside it, and a format string that makes a URI of what follows its head."""
+    """The file system, the path or glob inside it, and a format string that makes a URI of a path inside it."""
     if "://" not in path:
         filesystem, base = open_filesystem(path)
         return filesystem, base, _escaped(_fixed_part(base)) + "{}"
-    # A glob is no valid URI, so the file system is made from the part before it.
+    # A glob is not a valid URI, so the file system is made from the part before it.
     head, _, options = path.partition("?")
     fixed = _fixed_part(head).rstrip("/")
     suffix = f"?{options}" if options else ""
@@ -246,7 +246,7 @@ def _fixed_part(path: str) -> str:
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """`**/` is any number of folders, `*` and `?` stay within one name."""
+    """The glob as a pattern: `**/` matches any number of folders, `*` and `?` match within one name."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.compile(

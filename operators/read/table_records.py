@@ -1,7 +1,7 @@
 """Reads tables as a stream of records: CSV and TSV by Python's reader, Parquet and Arrow files batch by batch.
 
-Parquet is read by row groups, so that many tasks share one file. Only the columns that can be used are read; the
-others are named by what the file's own statistics say of them. Of two columns of one name the first keeps it.
+Parquet is read by row groups, so that many tasks share one file. Only the columns that can be used are read; the file's
+statistics tell which of the others are not empty. Of two columns of the same name the first keeps it.
 """
 
 import csv
@@ -23,10 +23,10 @@ Wanted = Callable[[str], bool]
 
 
 def delimited_records(stream: io.BufferedReader, kind: str) -> Iterator[Record]:
-    """The rows of a CSV or TSV file as dicts of strings; a row of another width than the header is malformed.
+    """The rows of a CSV or TSV file as dicts of strings; a row with more or fewer fields than the header is malformed.
 
     Args:
-        stream: of UTF-8.
+        stream: UTF-8 text.
         kind: `tsv`, or `csv`, whose delimiter is the most frequent one of `DELIMITERS` in its header.
     """
     head = stream.peek(READ_BYTES).decode("utf-8-sig", errors="replace").partition("\n")[0]
@@ -123,7 +123,7 @@ def _arrow_batches(stream: Any) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
 
 
 def _unread_columns(group: pq.RowGroupMetaData, wanted: Wanted) -> tuple[str, ...]:
-    """Columns that are not wanted and hold something, as far as the statistics of the row group tell."""
+    """Columns that are not wanted and not empty, as far as the statistics of the row group tell."""
     names: dict[str, None] = {}
     for number in range(group.num_columns):
         column = group.column(number)
@@ -155,7 +155,7 @@ def _first_byte(group: pq.RowGroupMetaData) -> int:
 def _rows(batch: pa.RecordBatch, labels: Mapping[str, list[str]]) -> Iterator[Record]:
     try:
         values = batch.to_pylist()
-    except UnicodeDecodeError:  # some string of the batch; find out which row's
+    except UnicodeDecodeError:  # in some string of the batch; find out in which row
         for index in range(batch.num_rows):
             try:
                 yield Record(0, with_labels(batch.slice(index, 1).to_pylist()[0], labels), "")

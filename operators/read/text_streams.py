@@ -1,4 +1,4 @@
-"""Opens text files as bytes of UTF-8, whatever they are packed in, and tells whether they can be read line by line."""
+"""Opens text files as UTF-8, decompressed, and tells whether they can be read line by line."""
 
 import codecs
 import io
@@ -14,7 +14,7 @@ from operators.read.record import READ_BYTES
 BOM = b"\xef\xbb\xbf"
 CODECS = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}  # by the last part of a file's name
 LINES = ("jsonl", "ndjson")
-# Keys that hold all records of a file that is one JSON object.
+# Keys of the list of records in a file that is one JSON object.
 WRAPPERS = frozenset(
     ("data", "rows", "records", "examples", "instances", "items", "samples", "entries", "train", "instructions")
 )
@@ -28,10 +28,10 @@ class Binary(Protocol):
     """The part of a binary stream that readers use."""
 
     def read(self, size: int = ..., /) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """The next bytes, at most `size`; none at the end."""
 
     def readline(self, size: int = ..., /) -> bytes:
-        """Up to and with the next line feed, at most `size` bytes."""
+        """The bytes up to and including the next line feed, at most `size`."""
 
 
 def format_of(path: str) -> tuple[str, str | None]:
@@ -43,11 +43,11 @@ def format_of(path: str) -> tuple[str, str | None]:
 def open_text(filesystem: fs.FileSystem, path: str, start: int = 0) -> tuple[io.BufferedReader, bool]:
     """A stream of the file's text as UTF-8, from byte `start` on, and whether its bytes are those of the file.
 
-    If not, the file was decompressed, or transcoded from UTF-16, and must be read from its start to its end. Bytes that
-    are no UTF-8 stay as they are. Half a character of UTF-16 becomes U+FFFD.
+    If they are not, the file was decompressed or transcoded from UTF-16, and must be read from its start to its end.
+    Bytes that are not UTF-8 stay unchanged. Half a character of UTF-16 becomes U+FFFD.
 
     Raises:
-        OSError: as of the file system; while reading, if the compressed data is damaged (`is_damaged`).
+        OSError: from the file system; while reading, also if the compressed data is damaged (`is_damaged`).
     """
     compression = format_of(path)[1]
     stream: Any = filesystem.open_input_file(path)
@@ -68,18 +68,18 @@ def is_damaged(error: OSError) -> bool:
 
 
 def holds_lines(head: bytes, kind: str) -> bool:
-    """Whether a JSON file has a record a line, so that it can be cut between lines and a broken line costs one record.
+    """Whether a JSON file has one record per line: it can be cut between lines, and a broken line costs one record.
 
     Args:
         head: the first bytes of its text, at most `READ_BYTES`.
-        kind: as of `format_of`; decides where the text does not.
+        kind: from `format_of`; decides if the text does not.
     """
     if _utf16(head):
         return False
     text = head.removeprefix(BOM).decode(errors="replace").lstrip()
     first, _, rest = text.partition("\n")
     first = first.strip()
-    if first.startswith("["):  # one array, or an array a line
+    if first.startswith("["):  # one array, or an array per line
         return bool(rest.strip()) and _is_whole(first)
     if first == "{" or wrapped_records(text) is not None:
         return False
@@ -87,13 +87,13 @@ def holds_lines(head: bytes, kind: str) -> bool:
 
 
 def wrapped_records(text: str) -> int | None:
-    """Where the records begin in a JSON object that holds them in a list, such as {"version": 1, "data": [...]}.
+    """The place where the records begin in a JSON object such as {"version": 1, "data": [...]}.
 
     Args:
         text: begins with the object; may end anywhere.
 
     Returns:
-        The place after the list's bracket; None if this is no such object.
+        The index after the list's bracket; None if this is not such an object.
     """
     place = 1
     while text.startswith("{") and (match := _KEY.match(text, place)):
@@ -104,7 +104,7 @@ def wrapped_records(text: str) -> int | None:
             value, place = _DECODER.raw_decode(text, place)
         except (ValueError, RecursionError):
             return None
-        if isinstance(value, list) and value:  # of a record, such as its messages
+        if isinstance(value, list) and value:  # a list inside a record, such as its messages
             return None
     return None
 
@@ -118,7 +118,7 @@ def _is_whole(line: str) -> bool:
 
 
 def _utf16(head: bytes) -> str | None:
-    """The encoding of a text that begins so, by its byte order mark or by the zero byte beside a first ASCII one."""
+    """The UTF-16 encoding of a text, by its byte order mark or the zero byte of a first ASCII character; else None."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     if len(head) >= 4 and head[0] and not head[1] and head[2] and not head[3]:

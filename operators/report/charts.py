@@ -1,4 +1,4 @@
-"""Where the marks of a chart stand: plain numbers, which the template draws as inline SVG in the page's own colours."""
+"""Computes the positions of a chart's marks; the template draws them as inline SVG in the page's own colours."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any
 
 WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 40
-FEW_VALUES = 150  # below this, two bins are drawn as one: narrow bars of one or two rows are hard to read
-MAX_POINTS = 240  # of a curve; longer ones are drawn as means of equal stretches
+FEW_VALUES = 150  # with fewer values, two bins are drawn as one: narrow bars of one or two rows are hard to read
+MAX_POINTS = 240  # of a curve; a longer one is drawn as means over equal numbers of steps
 MAX_X_LABELS = 9
-CURVE_RIGHT = 48  # room for the last value behind the end of the line
+CURVE_RIGHT = 48  # room for the last value, written after the end of the line
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def histogram(
     Args:
         edges: lower edges; bins are drawn equally wide.
         series: counts by bin.
-        limit: an edge to mark by a line; what lies beyond is shaded.
+        limit: an edge to mark by a line; the area beyond it is shaded.
     """
     total = max((sum(one.values) for one in series), default=0)
     if not total:
@@ -90,7 +90,7 @@ def histogram(
 def curve(
     title: str, y_label: str, values: Sequence[float | None], css: str = "after", x_label: str = "step"
 ) -> Chart | None:
-    """A line over the steps, from 1; None if there are fewer than two finite values."""
+    """A line over the steps, counted from 1; None if there are fewer than two finite values."""
     finite = [(step, value) for step, value in enumerate(values, 1) if value is not None and math.isfinite(value)]
     if len(finite) < 2:
         return None
@@ -145,7 +145,7 @@ def _in_twos(values: Sequence[float]) -> list[float]:
 
 
 def _used_bins(edges: Sequence[float], series: list[Series], limit: float | None) -> tuple[int, int]:
-    """From the first to past the last bin in use; the limit's line keeps a bin on each side."""
+    """The first bin in use and one past the last; there is at least one bin on each side of the limit."""
     used = [at for at in range(len(edges)) if any(one.values[at] for one in series)]
     if limit is not None:
         at = list(edges).index(limit)
@@ -174,7 +174,7 @@ def _counting_axis(highest: float) -> tuple[float, list[int]]:
 
 
 def _measuring_axis(values: list[float]) -> tuple[float, float, list[float]]:
-    """Ticks around the values; zero belongs to the axis only where it is near."""
+    """Lowest and highest value of the axis, and its ticks; zero is on the axis only if it is near the values."""
     low, high = min(values), max(values)
     if 0 <= low < 0.4 * high:
         low = 0.0
@@ -185,7 +185,7 @@ def _measuring_axis(values: list[float]) -> tuple[float, float, list[float]]:
 
 
 def _nice(raw: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """The smallest of 1, 2, 5 times a power of ten that is not below `raw`."""
     power = 10.0 ** math.floor(math.log10(raw)) if raw > 0 else 1.0
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
 

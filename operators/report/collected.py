@@ -1,4 +1,4 @@
-"""What the report has counted in rows and packs, before it is joined with what the stages said."""
+"""The report's counts of rows and packs, before they are joined with the results of the stages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Rows by what became of them; `active` rows have no outcome yet, `escaped` ones held chat markup."""
+    """Numbers of rows by outcome; `active` rows have no outcome yet, `escaped` rows contained chat markup."""
 
     source: int
     quarantined: Mapping[str, int]
@@ -33,7 +33,7 @@ class LengthCounts:
 
 @dataclass(frozen=True)
 class ScoreCounts:
-    """Texts by their score. `below_one` is null unless the scores are ratios, `mean` if nothing was scored."""
+    """Texts by their score. `below_one` is null unless the scores are ratios; `mean` is null if nothing was scored."""
 
     measure: str
     edges: Sequence[float]
@@ -57,7 +57,7 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class PackCounts:
-    """What the packs hold; `lost_tokens` were cut off `cut_rows`."""
+    """Counts of what the packs hold; `lost_tokens` were cut off from `cut_rows` rows."""
 
     packs: int
     documents: int
@@ -72,7 +72,7 @@ class PackCounts:
 
 @dataclass(frozen=True)
 class Collected:
-    """All of it; `packing` is None if nothing was packed, `pairs` are drawn rows with their texts cut."""
+    """All counts; `packing` is None if nothing was packed, `pairs` are sampled rows with their texts cut."""
 
     rows: RowCounts
     lengths: Mapping[str, LengthCounts]
@@ -83,5 +83,5 @@ class Collected:
     pairs: Sequence[Mapping[str, Any]]
 
     def as_figures(self) -> dict[str, Any]:
-        """As in reports/<run>.json; the packing of a run without packs is empty there."""
+        """The counts as in reports/<run>.json; without packs, `packing` is empty there."""
         return asdict(self) | {"packing": asdict(self.packing) if self.packing else {}}

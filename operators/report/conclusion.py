@@ -1,4 +1,4 @@
-"""Sentences that say what a run gained and by what, and no more than was measured."""
+"""Sentences that say what a run gained and why, and nothing that was not measured."""
 
 from collections.abc import Mapping
 
@@ -21,10 +21,10 @@ class Conclusion(BaseModel):
     """Three sentences for the head of the report.
 
     Attributes:
-        gained: what changed on the held-out rows, and how sure that is.
+        gained: what changed on the held-out rows, and how certain that is.
         by_what: what the student was trained on.
-        not_shown: what the figures cannot say.
-        improved: whether the held-out loss fell, as far as resampling the rows can tell; None if nothing was measured.
+        not_shown: what these numbers cannot show.
+        improved: whether the held-out loss fell, if resampling the rows shows it; None if nothing was measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""What the teacher cost by stage, and with which errors its calls failed, over all runs of the storage."""
+"""The teacher's cost by stage and the errors of its failed calls, over all runs of the storage."""
 
 from collections import Counter
 
@@ -18,12 +18,12 @@ class StageCost(BaseModel):
 
     Attributes:
         stage: as in the ledger, such as `reflect_instructions_repair`.
-        calls: that were stored, the failed ones among them.
+        calls: stored calls, including the failed ones.
         failed: calls without a reply.
         prompt_tokens: tokens that the teacher read.
         generated_tokens: tokens that it wrote.
         cost: at the prices of the configuration, in their unit.
-        failures: the words of the errors and how many calls failed with them, the most frequent first.
+        failures: text of an error -> number of calls that failed with it, the most frequent first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +38,7 @@ class StageCost(BaseModel):
 
 
 def stage_costs(ledger: ParquetLog, prices: BudgetConfig) -> list[StageCost]:
-    """One line a stage of the ledger, sorted by name; reads three columns on the caller's machine."""
+    """One line per stage of the ledger, sorted by name; reads three columns on the caller's machine."""
     return [stage_cost(ledger, stage, prices) for stage in sorted(ledger.stages())]
 
 

@@ -1,7 +1,7 @@
-"""Counts, histograms and sampled pairs of a run, folded from one small partial aggregate per block.
+"""Counts, histograms and sampled pairs of a run, added up from one small partial result per block.
 
-Cost: one pass over the recycled rows and one over the packs. A partial holds counts and at most `num_pairs` cut pairs
-per outcome, so the driver's memory does not grow with the data.
+Cost: one pass over the recycled rows and one over the packs. A partial result holds counts and at most `num_pairs` cut
+pairs per outcome, so the driver's memory does not grow with the data.
 """
 
 import json
@@ -23,12 +23,12 @@ from operators.report.policies import kept_by_policy, policy_figures
 from operators.stage import StageConfig, require_columns
 from operators.train.overlong import is_first_part
 
-# Words: every doubling halved, so that bars are equally wide on a logarithmic axis; the last bin is open.
+# Words: two bins per doubling, so that bars are equally wide on a logarithmic axis; the last bin is open.
 WORD_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-# Scores: perplexity ratios; 1 is an edge because the policy keeps what lies below it; the last bin is open.
+# Scores: perplexity ratios; 1 is an edge because the policy keeps texts below it; the last bin is open.
 RATIO_EDGES = tuple(round(step * 0.05, 2) for step in range(41))
-# Policy perplexity scores by perplexities instead, which spread over orders of magnitude.
-# Rewards are in units of their model, most of them near 0; what lies outside counts in the first and last bin.
+# Policy perplexity uses perplexities as scores, which spread over orders of magnitude.
+# Rewards are in the unit of their model, most of them near 0; values outside the edges count in the first or last bin.
 RATIO, PERPLEXITY, REWARD, JUDGE = "ratio", "perplexity", "reward", "judge"
 SCORE_EDGES: dict[str, tuple[float, ...]] = {
     RATIO: RATIO_EDGES,
@@ -36,7 +36,7 @@ SCORE_EDGES: dict[str, tuple[float, ...]] = {
     REWARD: tuple(float(step) for step in range(-16, 17)),
     JUDGE: tuple(float(step) for step in range(1, 11)),
 }
-# Which text a score belongs to: without the text there is nothing to score, with it a null counts as unscored.
+# The text that a score belongs to: if there is no text, a null score is not counted; if there is one, it is unscored.
 SCORED_TEXTS = {
     "ifd_original": "instruction",
     "ifd_better_instruction": "better_instruction",
@@ -52,7 +52,7 @@ Counts = dict[str, Counter[str]]
 
 
 class ReportConfig(StageConfig):
-    """What the report shows beside the figures."""
+    """Configuration of the report, the section `report`: how many pairs, samples and characters it shows."""
 
     num_pairs: int = Field(
         default=3, ge=0, description="Number of pairs, before and after, that the report shows for each outcome."
@@ -73,13 +73,13 @@ class ReportConfig(StageConfig):
 def collect_figures(
     recycled: Dataset | None, packs: Dataset | None, report: ReportConfig, policy: str = "ifd_rifd"
 ) -> Collected:
-    """Fold both data sets into counts, histograms and a sample; rows never reach the driver.
+    """Aggregate both data sets to counts, histograms and a sample; rows never reach the driver.
 
-    Columns in: `columns.RECYCLED`, `columns.PACKS`; None stands for a stage that did not run.
+    Columns in: `columns.RECYCLED`, `columns.PACKS`; None for a stage that did not run.
 
     Args:
-        policy: `select.policy`, which says what the scores are: perplexities, rewards or verdicts under these names,
-            else ratios.
+        policy: `select.policy`, which decides what the scores are: perplexities, rewards or verdicts for the policies
+            of these names, ratios for all others.
 
     Raises:
         ValueError: a column is missing.
@@ -99,7 +99,7 @@ def collect_figures(
 
 
 def bin_counts(lengths: Counter[str], edges: Sequence[float]) -> list[int]:
-    """Put a count by value into bins [edge, next edge); the last bin is open upwards."""
+    """Turn counts by value into counts by bin [edge, next edge); the last bin is open upwards."""
     values = np.array([float(value) for value in lengths], dtype=np.float64)
     bins = np.searchsorted(np.asarray(edges, dtype=np.float64), values, side="right") - 1
     totals = np.bincount(bins, weights=np.array(list(lengths.values()), dtype=np.float64), minlength=len(edges))

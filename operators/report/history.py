@@ -12,17 +12,17 @@ TEMPLATE = "history.html.j2"
 
 
 class RefreshLine(BaseModel):
-    """What one refresh came to, as it was last made.
+    """The numbers of one refresh, from the last run that made it.
 
     Attributes:
         key: of the refresh.
         read: rows of its source files.
-        new: of them, rows that no earlier refresh had and that were not quarantined or copies.
+        new: those of them that no earlier refresh had and that were not quarantined or copies.
         recycled: rows that students are trained on.
         held_out: rows that students are measured on.
-        calls: teacher calls that its last making made; stored replies that were used again do not count.
-        tokens: that these calls read and wrote.
-        cost: of these calls, at the prices of the configuration that made it.
+        calls: teacher calls of that run; stored replies that it used again do not count.
+        tokens: tokens that these calls read and wrote.
+        cost: of these calls, at the prices of that run's configuration.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,7 +40,7 @@ class RefreshLine(BaseModel):
 def build_history(
     storage: str, refreshes: Sequence[RefreshLine], decisions: Sequence[Decision], current: Pointer | None
 ) -> str:
-    """The page as HTML without scripts; refreshes and decisions in the order in which they were made."""
+    """The page as HTML without scripts; `refreshes` and `decisions` are in the order in which they were made."""
     return (
         page_environment()
         .get_template(TEMPLATE)

@@ -12,7 +12,7 @@ FILTERS = (count, decimal, duration, share, short, signed, visible, words)
 
 
 def page_environment(folders: Sequence[Path] = ()) -> Environment:
-    """Templates of these folders, then of the report's own, with the filters that say a value in words."""
+    """An environment with the templates of these folders, then the report's, and filters that show values as text."""
     environment = Environment(
         loader=FileSystemLoader([*folders, HERE]),
         autoescape=True,

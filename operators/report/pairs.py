@@ -1,4 +1,4 @@
-"""The before/after pairs that a report shows: drawn by hash, cut to a length, their critiques read."""
+"""The before/after pairs that a report shows: sampled by hash, cut to a length, with parsed critiques."""
 
 import hashlib
 import heapq
@@ -16,12 +16,12 @@ TEXTS = ("instruction", "input", "response", "final_instruction", "final_respons
 CRITIQUES = ("instruction_critique", "response_critique")
 MAX_CRITERIA = 20
 
-# (hash, row id, pair); sorts by what comes first.
+# (hash, row id, pair); sorts by hash, then by row id.
 Draw = tuple[str, str, dict[str, Any]]
 
 
 def draw_pairs(recycled: pa.Table, num_pairs: int, max_chars: int, seed: int) -> dict[str, list[Draw]]:
-    """The rows of lowest seeded hash by outcome: the same rows whatever the blocks and their order."""
+    """The rows of lowest seeded hash by outcome: the same rows for any blocks in any order."""
     outcomes = recycled["outcome"].to_pylist()
     hashes = [_draw(row_id, seed) for row_id in recycled["row_id"].to_pylist()]
     drawn: dict[str, list[Draw]] = {}
@@ -45,12 +45,12 @@ def _cut_pair(row: dict[str, Any], max_chars: int) -> dict[str, Any]:
 
 
 def cut_text(text: str, max_chars: int) -> dict[str, Any]:
-    """The head of a text with the number of characters that it really has."""
+    """The beginning of a text, and the number of characters of the whole text."""
     return {"text": text[:max_chars], "num_chars": len(text)}
 
 
 def cut_critique(critique: str | None, max_chars: int) -> dict[str, dict[str, Any]]:
-    """Criterion -> cut sentence; a critique that is no JSON object is shown as one unnamed criterion."""
+    """Criterion -> cut sentence; a critique that is not a JSON object is shown as one criterion without a name."""
     if not critique:
         return {}
     try:
@@ -68,5 +68,5 @@ def _finite(value: float | None) -> float | None:
 
 
 def lowest(draws: list[Draw], num_pairs: int) -> list[Draw]:
-    """Of draws from several blocks, those that one block of all rows would have given."""
+    """The lowest draws of several blocks: the same as if all rows were in one block."""
     return heapq.nsmallest(num_pairs, draws, key=lambda draw: tuple(draw[:2]))

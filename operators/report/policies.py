@@ -1,7 +1,7 @@
-"""What each selection policy keeps of the rewrites that a run offered, as far as they were scored for it.
+"""Counts which rewrites of a run each selection policy would keep, as far as they were scored for it.
 
-The policy of the run decided in the first comparison which pairs the teacher saw for the second, so another policy
-would have been offered other responses; the counts say what it keeps of the same offer.
+The run's policy decided in the first comparison which pairs the teacher saw for the second. Under another policy the
+teacher would have rewritten other responses; the counts say what that policy keeps of the same rewrites.
 """
 
 from collections import Counter
@@ -25,11 +25,11 @@ COLUMNS = (
 
 
 def kept_by_policy(rows: pa.Table, policy: str) -> Counter[str]:
-    """Rewrites by `<policy>:<side>`, and how many there were by `offered:<side>`.
+    """Numbers of rewrites that a policy keeps, by `<policy>:<side>`, and of all rewrites, by `offered:<side>`.
 
     Args:
         rows: columns.RECYCLED.
-        policy: of the run; another is counted where it compares the same scores or none.
+        policy: of the run; another policy is counted only if it compares the same scores, or none.
     """
     kept: Counter[str] = Counter()
     comparable = {
@@ -51,7 +51,7 @@ def kept_by_policy(rows: pa.Table, policy: str) -> Counter[str]:
 
 
 def policy_figures(kept: Mapping[str, int], policy: str) -> dict[str, Any]:
-    """For the report: what was offered, and a line a policy; null where a policy's scores were not taken."""
+    """For the report: the number of rewrites, and one line per policy; null where a policy's scores are missing."""
     lines = [
         {"policy": name, "of_the_run": name == policy}
         | {side: kept.get(f"{name}:{side}", 0) if _is_scored(name, policy, side) else None for side in SIDES}

@@ -38,7 +38,7 @@ TRAIN = (
     *("losses", "grad_norms", "neftune_alpha", "attention", "attention_implementation", "hyper_attention_layers"),
     *("zero_stage", "num_workers", "precision", "notes"),
 )
-JUDGE = "judge"  # a stage of the ledger whose calls are no reflections
+JUDGE = "judge"  # a stage of the ledger whose calls are not reflections
 SCORE_NAMES = {
     "ifd_original": "original instruction",
     "ifd_better_instruction": "rewritten instruction",
@@ -49,17 +49,17 @@ SCORE_NAMES = {
 
 @dataclass(frozen=True)
 class Results:
-    """What the stages handed on, for the report.
+    """The results of the stages, for the report.
 
     Attributes:
         stages: in the order of the graph.
-        student: of the training: steps, tokens, losses, ...; empty if there was none.
+        student: result of the training: steps, tokens, losses, ...; empty if there was none.
         evaluation: None if there was none.
         release: None if nothing was decided.
         decisions: the history of releases, the oldest first.
-        costs: what the ledger holds by stage, of all runs.
-        unused_columns: columns of the source that were not used -> rows in which they are not empty.
-        earlier: the figures of the report that this one replaces.
+        costs: the calls in the ledger by stage, over all runs.
+        unused_columns: column of the source that was not used -> number of rows in which it is not empty.
+        earlier: `figures` of the report that this one replaces.
     """
 
     stages: Sequence[StageSummary] = ()
@@ -88,17 +88,17 @@ def build_report(
     config: dict[str, Any],
     report: ReportConfig,
 ) -> Report:
-    """Gather a run's figures and render them; a part that did not run is said to be missing.
+    """Collect a run's figures and render them; the page says which parts did not run.
 
     Columns in: `columns.RECYCLED`, `columns.PACKS`; None for a stage that did not run.
 
     Args:
         run: the run's name, as in reports/<run>.html.
         recycled: the recycled rows of all refreshes.
-        packs: what was packed of them.
-        results: what the stages handed on.
+        packs: the packs made from them.
+        results: of the stages.
         config: the whole run configuration.
-        report: what to show.
+        report: how much to show.
 
     Raises:
         ValueError: a data set lacks a column.
@@ -129,7 +129,7 @@ def build_report(
 
 
 def _teacher(results: Results, num_recycled: int) -> Figures:
-    """Sums over the stages, where a `cached` call is one that the ledger held; and what a recycled row took in all."""
+    """Sums over the stages (a `cached` call is one that the ledger held), and tokens and calls per recycled row."""
     sums = {name: sum(stage.teacher.get(name) or 0 for stage in results.stages) for name in TEACHER}
     reflections = [cost for cost in results.costs if cost.stage != JUDGE]
     in_all = {
@@ -142,7 +142,7 @@ def _teacher(results: Results, num_recycled: int) -> Figures:
 
 
 def _efficiency(packing: PackCounts, config: dict[str, Any]) -> Figures:
-    """The share of the packs' room that holds tokens; a pack's room is `pack.max_tokens`, else the longest pack."""
+    """The share of the packs' room that is filled; the room of a pack is `pack.max_tokens`, else the longest pack."""
     room = (config.get("pack") or {}).get("max_tokens") or packing.longest_pack
     return {"max_tokens": room, "efficiency": packing.tokens / (packing.packs * room) if packing.packs else None}
 
@@ -183,7 +183,7 @@ def _render(figures: Figures, rows: RowCounts, config: dict[str, Any], report: R
 
 
 def _funnel(rows: RowCounts) -> list[dict[str, Any]]:
-    """The steps with their bars; a segment is (style class, label, count, start and width in % of the source)."""
+    """The steps of the funnel with their bars; a segment has style class, label, count, start and width in %."""
     steps: list[dict[str, Any]] = []
     left = rows.source
 

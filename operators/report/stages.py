@@ -1,4 +1,4 @@
-"""What the report shows of one stage, summed over the refreshes."""
+"""The report's numbers of one stage, summed over the refreshes."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ class StageSummary(BaseModel):
 
     Attributes:
         asset: its name.
-        seconds: that making it took; None if unknown.
+        seconds: time to build it; None if unknown.
         rows_in: rows of the assets that it reads; None if none of them holds rows.
         rows_out: rows that it holds; None if it holds a value.
-        outcomes: rows by outcome.
-        cached: it was found, not made by this run.
-        teacher: what the ledger counted for it: calls, cached_calls, failed_calls, tokens, cost; empty without calls.
+        outcomes: number of rows by outcome.
+        cached: this run did not build it, but found it in the storage.
+        teacher: the ledger's counts for it: calls, cached_calls, failed_calls, tokens, cost; empty without calls.
         peak_memory_mib: the machine's memory at its peak; None if unknown.
     """
 

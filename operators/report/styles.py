@@ -1,4 +1,4 @@
-"""The reflection styles side by side, where runs of one name used more than one."""
+"""Compares reflection styles, if runs of the same name used more than one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ from operators.columns import ORIGINAL
 
 
 class StyleLine(BaseModel):
-    """What one style (`reflect.style`) came to in the latest run that used it.
+    """The numbers of one style (`reflect.style`) from the latest run that used it.
 
     Attributes:
         style: of the configuration.
         recycled: rows that were recycled.
-        rewritten: of them, rows whose instruction or response was replaced.
+        rewritten: those of them whose instruction or response was replaced.
         instruction_words: median length of the final instructions, words.
         response_words: median length of the final responses, words.
         tokens_per_row: tokens that the teacher read and wrote for each recycled row, all runs of the storage together.
@@ -33,7 +33,7 @@ class StyleLine(BaseModel):
 
 
 def style_lines(earlier: Mapping[str, Any] | None, line: StyleLine) -> list[StyleLine]:
-    """The lines of the run's earlier report that are about other styles, and this run's, sorted by style."""
+    """The earlier report's lines about other styles, and this run's line, sorted by style."""
     lines = {line.style: line}
     for record in (earlier or {}).get("styles") or []:
         try:
@@ -45,12 +45,12 @@ def style_lines(earlier: Mapping[str, Any] | None, line: StyleLine) -> list[Styl
 
 
 def style_line(style: str, figures: Mapping[str, Any], loss_change: float | None) -> StyleLine:
-    """What this run says of its style.
+    """This run's line about its style.
 
     Args:
         style: `reflect.style`.
-        figures: the report's: rows, lengths, teacher.
-        loss_change: of the evaluation.
+        figures: of the report, with rows, lengths and teacher.
+        loss_change: from the evaluation.
     """
     recycled = sum(figures["rows"]["recycled"].values())
     return StyleLine(

@@ -1,21 +1,21 @@
-"""Hostile text made safe to look at, the word-level difference of two texts, and numbers as a person reads them."""
+"""Makes hostile text safe to show, compares two texts word by word, and formats numbers for people."""
 
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
 
-# Control characters, direction overrides, zero-width joints of lines and the invisible tag block: what a reader cannot
-# see, or what makes text look like something else. Joiners of scripts and emoji stay.
+# Control characters, direction overrides, zero-width line joiners and the invisible tag block: a reader cannot see
+# them, or they make text look like something else. Joiners of scripts and emoji stay.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
-# A word or a run of punctuation with the space behind it, or the space at the head of the text.
+# A word or a run of punctuation with the space after it, or the space at the beginning of the text.
 WORD = re.compile(r"\w+\s*|[^\w\s]+\s*|\s+")
 
 MAX_DIFF_WORDS = 1200  # comparing is quadratic; longer texts are shown side by side
-MIN_KEPT = 0.4  # of the shorter text's words; below it a diff is hard to read, and the texts are shown side by side
+MIN_KEPT = 0.4  # share of the shorter text's words; with less in common, the texts are shown side by side
 MIN_KEPT_WORDS = 3  # a shorter run between two changes is shown as changed: whole phrases read better
 
 NOTHING = "–"
@@ -24,7 +24,7 @@ KEPT, DELETED, INSERTED = "kept", "deleted", "inserted"
 
 @dataclass(frozen=True)
 class _Change:
-    """A stretch of both texts: the same words (`kept`) or what stood there before and after."""
+    """A part of both texts: the same words (`kept`), or the words before and after a change."""
 
     kept: bool
     before: list[str]
@@ -32,14 +32,14 @@ class _Change:
 
 
 def visible(text: str) -> str:
-    """Name what cannot be seen: a direction override becomes `[U+202E]` and no longer changes the direction."""
+    """Replace invisible characters by their names: a direction override becomes `[U+202E]` and has no effect."""
     return INVISIBLE.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.replace("\r\n", "\n"))
 
 
 def word_diff(before: str, after: str) -> tuple[tuple[str, str], ...]:
-    """The parts (kind, text) of both texts in reading order, compared by words; the space behind a word does not count.
+    """The parts (kind, text) of both texts in reading order, compared by words without the space after each word.
 
-    Empty where the texts share too little, or are too long, to be interleaved.
+    Empty if the texts have too little in common, or are too long, to be shown as a diff.
     """
     old, new = WORD.findall(before), WORD.findall(after)
     if max(len(old), len(new)) > MAX_DIFF_WORDS:
@@ -71,7 +71,7 @@ def short(value: float | None) -> str:
 
 
 def signed(value: float | None, places: int = 3) -> str:
-    """A difference with its sign, a true minus among them; a dash where there is none."""
+    """A difference with its sign, which may be a typographic minus; a dash where there is none."""
     return NOTHING if value is None else f"{value:+.{places}f}".replace("-", "−")
 
 
@@ -91,7 +91,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _joined(changes: list[_Change]) -> list[_Change]:
-    """Take short kept runs between two changes into the change, then merge neighbours of the same kind."""
+    """Merge short kept runs between two changes into the change, then merge neighbours of the same kind."""
 
     def is_kept(position: int) -> bool:
         inside = 0 < position < len(changes) - 1

@@ -1,4 +1,4 @@
-"""What the teacher may cost: hard limits over everything that the ledger of a storage holds."""
+"""Hard limits on the cost of the teacher, over all calls in the ledger of a storage."""
 
 from dataclasses import dataclass
 
@@ -10,23 +10,23 @@ MILLION = 1_000_000
 
 
 class BudgetConfig(StageConfig):
-    """Limits on the whole ledger, all stages and runs together; none by default. The unit of cost is yours."""
+    """Limits on the whole ledger, all stages and runs together; none by default. Costs are in your own currency."""
 
     max_tokens: Operational[int | None] = Field(
         None,
         ge=1,
-        description="Most tokens, prompt and generated, that all calls of this storage may use; null: no limit.",
+        description="Largest number of tokens, prompt and generated, of all calls of this storage; null: no limit.",
     )
     max_cost: Operational[float | None] = Field(
         None,
         gt=0,
-        description="Most money that all calls of this storage may cost, in your currency; null: no limit.",
+        description="Largest cost of all calls of this storage, in your currency; null: no limit.",
     )
     prompt_price: float = Field(0.0, ge=0, description="Price of a million prompt tokens, in your currency.")
     generated_price: float = Field(0.0, ge=0, description="Price of a million generated tokens, in your currency.")
 
     def is_limited(self) -> bool:
-        """Whether there is any limit to keep."""
+        """Whether a limit is set."""
         return self.max_tokens is not None or self.max_cost is not None
 
     def cost(self, tokens: "Tokens") -> float:
@@ -34,7 +34,7 @@ class BudgetConfig(StageConfig):
         return (tokens.prompt * self.prompt_price + tokens.generated * self.generated_price) / MILLION
 
     def exceeded_by(self, tokens: "Tokens") -> str:
-        """The key and value of the limit that this many tokens break; "" if none."""
+        """Key and value of the limit that these tokens exceed; "" if they exceed none."""
         if self.max_tokens is not None and tokens.prompt + tokens.generated > self.max_tokens:
             return f"budget.max_tokens: {self.max_tokens}"
         if self.max_cost is not None and self.cost(tokens) > self.max_cost:

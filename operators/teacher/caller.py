@@ -1,4 +1,4 @@
-"""The actor that makes calls: hands them to an engine or an endpoint and stores each reply soon after it has come."""
+"""The actor that makes calls: it sends them to an engine or an endpoint, and stores each reply soon after it came."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,24 +14,24 @@ from operators.teacher.journal import Journal, Store
 from operators.teacher.openai_backend import OpenAIEndpoint
 from operators.teacher.turns import EngineDiedError, Turns
 
-START_ATTEMPTS = 3  # of an engine whose machine goes away while it loads
+START_ATTEMPTS = 3  # for an engine whose machine is lost while the engine loads
 
 
 class PooledEngine:
-    """The engine that this caller has from the pool, or the one that came after it."""
+    """The engine that this caller has leased from the pool; if it dies, the next call leases another."""
 
     def __init__(self, pool: Any, supervisor: Any, teacher: TeacherConfig) -> None:
         self._pool, self._supervisor, self._teacher = pool, supervisor, teacher
         self._engine: Any = None
-        self._broken: Any = None  # that died, and is still to be given back
+        self._broken: Any = None  # a dead engine that has not been given back yet
         self._starting = asyncio.Lock()
 
     async def answer(self, call: Call) -> Reply:
         """Ask the engine.
 
         Raises:
-            EngineDiedError: it died before it had answered.
-            RuntimeError: it does not start, or says nothing; the stage is closed.
+            EngineDiedError: it died before it answered.
+            RuntimeError: it does not start, or gives no token; the stage is closed.
         """
         engine = await self._started()
         try:
@@ -40,7 +40,7 @@ class PooledEngine:
             if self._engine is engine:
                 self._engine, self._broken = None, engine
             raise EngineDiedError from None
-        except ray.exceptions.RayTaskError as error:  # ours to mend, but no reason to lose the batch
+        except ray.exceptions.RayTaskError as error:  # a bug in our code, but no reason to lose the batch
             return failed(call, f"{type(error.cause).__name__}: {error.cause}")
         return reply
 
@@ -68,7 +68,7 @@ class PooledEngine:
             except ray.exceptions.RayActorError as error:
                 reason = _why(error)
                 if "creation task" in str(error) or "__init__" in str(error):
-                    break  # it raised while it loaded: a second engine would, too
+                    break  # it raised an error while it loaded, and a second engine would too
             else:
                 self._engine, self._broken = engine, None
                 return
@@ -82,12 +82,12 @@ class Caller:
     """Ray Data actor, asynchronous: its batches overlap."""
 
     def __init__(self, teacher: TeacherConfig, pool: Any, store: Store | None) -> None:
-        """Return when the engine can answer: an actor that waits for one is given no calls by Ray Data.
+        """Return when the engine can answer, because Ray Data gives calls to an actor as soon as this returns.
 
         Args:
             teacher: who answers.
             pool: actor of `engine_pool.EnginePool`; None for an endpoint.
-            store: where replies go; None only hands them on.
+            store: where replies are stored; None stores nothing and puts the replies into the result.
         """
         self._store = store
         self._supervisor = store.supervisor if store else None
@@ -107,7 +107,7 @@ class Caller:
             calls = [call for call in calls if call["call_key"] in still_open]
         try:
             replies = await asyncio.gather(*(self._reply(call) for call in calls))
-        finally:  # also when the stage is closed: what was answered is paid, and this actor ends with its batch
+        finally:  # also when the stage is closed: replies are paid for, and this actor ends with its batch
             if self._journal is not None:
                 await self._journal.flush()
         if self._journal is not None:
@@ -128,6 +128,6 @@ class Caller:
 
 
 def _why(error: BaseException) -> str:
-    """The last line that says something in a traceback that Ray prints into an error."""
+    """The last non-empty line of the traceback that Ray puts into an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -28,11 +28,11 @@ REPLIES = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("generated_tokens", pa.int32()),
         ("error", pa.string()),
-        ("base_key", pa.string()),  # null in records of a time when there was none
+        ("base_key", pa.string()),  # null in records that are older than this column
     ]
 )
 ERROR_CHARS = 500
-_CUT = ("length", "max_tokens", "model_length")  # finish reasons, as endpoints call them
+_CUT = ("length", "max_tokens", "model_length")  # endpoints' names for the finish reason "length"
 _BROKEN = ("error", "abort", "aborted", "cancelled", "canceled", "failed")
 MOST_TOKENS = 2**31 - 1
 Call = dict[str, Any]
@@ -50,12 +50,12 @@ def base_key(call: Call, stage: str, teacher_parts: list[str | float | int]) -> 
 
 
 def call_seed(key: str) -> int:
-    """The sampling seed of one call. The key holds the configured seed, so row, prompt and seed all decide."""
+    """The sampling seed of one call: it depends on row, prompt and configured seed, because the key does."""
     return int(key[:8], 16) & 0x7FFFFFFF
 
 
 def answered(call: Call, text: str, finish_reason: str, prompt_tokens: int, generated_tokens: int) -> Reply:
-    """A reply as one of REPLIES. The text may come from outside: what no file can hold is replaced."""
+    """A reply as one row of REPLIES. Characters that cannot be stored, as outside text may have them, are replaced."""
     return {
         "call_key": call["call_key"],
         "row_id": call["row_id"],
@@ -69,12 +69,12 @@ def answered(call: Call, text: str, finish_reason: str, prompt_tokens: int, gene
 
 
 def is_broken(finish_reason: str) -> bool:
-    """Whether a reply that ended so is a part of one: what made it failed in its middle."""
+    """Whether this finish reason means that the server failed in the middle of a reply."""
     return finish_reason.casefold() in _BROKEN
 
 
 def failed(call: Call, error: str, prompt_tokens: int = 0, generated_tokens: int = 0) -> Reply:
-    """A call without a reply as one of REPLIES; see `failures` for how an error opens. Tokens count if it cost some."""
+    """A call without a reply as one row of REPLIES, with the tokens that it cost; `failures` says how errors begin."""
     return {
         "call_key": call["call_key"],
         "row_id": call["row_id"],

@@ -1,4 +1,4 @@
-"""The OpenAI protocol: a call as the body of a request, what comes back as a reply, and what its errors mean."""
+"""The OpenAI protocol: makes a request from a call, a reply from a completion, and a kind of failure from an error."""
 
 import json
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from operators.teacher.failures import BROKEN_OFF, BUSY, FATAL, LOST, NO_COMPLET
 from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
 
 COMPLAINTS = (429, 503, 529)
-PASSING = (*COMPLAINTS, 502, 504)  # the endpoint's state, not the call: 500 may be either
-REFUSALS = (401, 402, 403, 404)  # no key, no money, not allowed, no such model or address: the same for every call
-SHOWN_CHARS = 80  # of what answers in place of a chat completion
+PASSING = (*COMPLAINTS, 502, 504)  # statuses that are due to the endpoint, not to the call; 500 may be either
+REFUSALS = (401, 402, 403, 404)  # no key, no money, not allowed, no such model or address: every call would fail
+SHOWN_CHARS = 80  # of an answer that is not a chat completion
 
 
 class NoCompletionError(ValueError):
-    """What came back is no chat completion; the message says what it is instead."""
+    """The answer is not a chat completion; the message says what it is instead."""
 
 
 def request_body(call: Call, teacher: TeacherConfig) -> dict[str, Any]:
-    """The arguments of a chat completion, with the names that the endpoint knows and without those it refuses."""
+    """The arguments of a chat completion, renamed and left out as the configuration says for this endpoint."""
     parameters: dict[str, Any] = {
         "temperature": teacher.temperature,
         "top_p": teacher.top_p,
@@ -38,7 +38,7 @@ def request_body(call: Call, teacher: TeacherConfig) -> dict[str, Any]:
         named["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif call["schema"] and teacher.response_format == "json_object":
         named["response_format"] = {"type": "json_object"}
-    # What the client's method has no argument for goes into the body by itself.
+    # Parameters that the client's method does not have go into `extra_body`.
     standard = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "response_format"}
     extra = {name: named.pop(name) for name in [*named] if name not in standard}
     if teacher.chat_template_kwargs:
@@ -49,12 +49,12 @@ def request_body(call: Call, teacher: TeacherConfig) -> dict[str, Any]:
 
 
 def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Reply:
-    """The reply in a chat completion; token counts that it lacks are estimated, never below what they can be.
+    """The reply in a chat completion; missing token counts are estimated, and never too low.
 
     A reasoning model's answer is in `content` and its thoughts are in `reasoning_content` (`reasoning` elsewhere). If
-    there is no content, the answer may stand there: a server's reasoning parser takes a reply without thoughts for one.
+    there is no content, the answer may be in there: some reasoning parsers take a reply without thoughts for thoughts.
 
-    A reply without text is a failure that has cost its tokens: a reasoning model may think until the limit.
+    A reply without text is a failure, and its tokens count: a reasoning model may think until the limit.
     """
     choice = completion.choices[0]
     message, reason = choice.message, str(choice.finish_reason or "stop")
@@ -73,11 +73,11 @@ def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Repl
 
 
 def failure_kind(error: Exception) -> str:
-    """How the error of a request opens: see `failures`."""
+    """The beginning of the error for a failed request, one of those in `failures`."""
     import openai
 
     words = f"{error} {getattr(error, 'body', '')}".lower()
-    # By name, because it is the client's choice which HTTP library raises them.
+    # By name, because the client decides which HTTP library raises them.
     causes = {type(cause).__name__ for cause in _causes(error)}
     if isinstance(error, openai.APIStatusError):
         if error.status_code == 403 and ("moderation" in words or "flagged" in words):
@@ -96,10 +96,10 @@ def failure_kind(error: Exception) -> str:
 
 
 def require_completion(completion: Any) -> None:
-    """Refuse what a proxy, a wrong address or a router that failed answers with status 200.
+    """Refuse answers of status 200 from a proxy, a wrong address or a failed router.
 
     Raises:
-        NoCompletionError: with the first words of it.
+        NoCompletionError: the answer is not a chat completion; the message has its first words.
     """
     if getattr(completion, "choices", None):
         return
@@ -111,7 +111,7 @@ def require_completion(completion: Any) -> None:
 
 
 def _text_of(content: Any) -> str:
-    """A text as it is, the text parts of a list joined: some reasoning models answer in parts."""
+    """A text unchanged, or the joined text parts of a list: some reasoning models answer in parts."""
     if isinstance(content, list):
         texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
         return "".join(text for text in texts if isinstance(text, str))
@@ -125,7 +125,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def words_of(error: Exception) -> str:
-    """What an error says; a connection error says why only in its cause."""
+    """The text of an error; a connection error has its reason only in its cause."""
     cause = f" ({error.__cause__})" if type(error).__name__ == "APIConnectionError" and error.__cause__ else ""
     headers = getattr(getattr(error, "response", None), "headers", {})
     later = headers.get("retry-after")

@@ -9,7 +9,7 @@ from operators.redact import without_certain_credentials
 from operators.stage import Operational, StageConfig
 from operators.teacher.prompt_tokens import chat_tokenizer
 
-# Of `engine_kwargs`: they change how fast an engine is and what it needs, not what it says.
+# Keys of `engine_kwargs` that change an engine's speed and needs, not its replies.
 SPEED_ONLY = frozenset(
     {
         "async_scheduling",
@@ -29,7 +29,7 @@ SPEED_ONLY = frozenset(
         "safetensors_load_strategy",
     }
 )
-# Set by keys of their own, or never left to a configuration because they would run code from elsewhere.
+# Not allowed in `engine_kwargs`: they have their own keys, or they would run code from elsewhere.
 RESERVED = frozenset(
     {
         "allowed_local_media_path",
@@ -49,7 +49,7 @@ RESERVED = frozenset(
         "worker_extension_cls",
     }
 )
-# Keys of this file that came later: part of a call's key only where they are set, so that older ledgers stay valid.
+# Keys that were added later: they are part of a call's key only if they are set, so that older ledgers stay valid.
 _LATER = (
     "top_k",
     "min_p",
@@ -60,7 +60,7 @@ _LATER = (
     "response_format",
     "extra_body",
 )
-_TOLD = ("stop", "chat_template_kwargs")  # of them, what the model is told: no credential is among it
+_TOLD = ("stop", "chat_template_kwargs")  # those of them that the model reads: they hold no credentials
 _LATER_IDENTITY = (*_LATER, "engine_kwargs", "max_tokens", "stages", "mix")
 Parameter = Literal["max_tokens", "temperature", "top_p", "seed", "top_k", "min_p", "stop"]
 
@@ -69,14 +69,14 @@ class TeacherConfig(StageConfig):
     """Which model answers, how it samples, and what it may use of the cluster."""
 
     backend: Literal["vllm", "openai", "scripted"] = Field(
-        "vllm", description="Who answers: vllm actors on the cluster, an OpenAI-compatible endpoint, or the fake."
+        "vllm", description="Who answers: vllm actors on the cluster, an OpenAI-compatible endpoint, or a script."
     )
     model: str = Field(description="A folder, a hub id or package:<wheel>; for openai the name the endpoint knows.")
-    temperature: float = Field(0.0, ge=0, le=2, description="Temperature of sampling; 0 takes the likeliest token.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Temperature of sampling; 0 takes the most likely token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Probability mass from which tokens are sampled.")
-    top_k: int = Field(0, ge=0, description="Number of likeliest tokens that are sampled from; 0 means all.")
+    top_k: int = Field(0, ge=0, description="Number of most likely tokens that are sampled from; 0 means all.")
     min_p: float = Field(0.0, ge=0, le=1, description="Least probability of a token, as a share of the likeliest's.")
-    stop: tuple[str, ...] = Field((), description="Texts that end a reply and are no part of it.")
+    stop: tuple[str, ...] = Field((), description="Texts that end a reply and are not part of it.")
     seed: int = Field(0, ge=0, description="Seed of sampling; on GPUs and endpoints each call derives its own from it.")
     max_tokens: int | None = Field(
         None, ge=1, description="Longest reply in tokens, instead of reflect.max_tokens and evaluate.judge_max_tokens."
@@ -89,7 +89,7 @@ class TeacherConfig(StageConfig):
         {}, description="Variables of the chat template, such as enable_thinking: false."
     )
     reasoning_parser: str = Field(
-        "", description="The vllm reasoning parser that takes the thoughts off a reply, such as qwen3; none if empty."
+        "", description="The vllm reasoning parser that removes thoughts from a reply, such as qwen3; none if empty."
     )
     engine_kwargs: dict[str, Any] = Field(
         {}, description="Further arguments of vLLM's EngineArgs, such as quantization: fp8."
@@ -117,13 +117,13 @@ class TeacherConfig(StageConfig):
     cpu_kv_cache_gib: Operational[int] = Field(1, ge=1, description="Size of an engine's cache on CPUs, in GiB.")
     cpu_threads: Operational[int] = Field(1, ge=1, description="Number of threads of an engine on CPUs.")
     max_attempts: Operational[int] = Field(
-        3, ge=1, description="Number of times that a call which fails is made, over all runs."
+        3, ge=1, description="Number of times that a failing call is made, over all runs."
     )
     max_failed_share: Operational[float] = Field(
         0.5, ge=0, le=1, description="Largest share of a stage's calls that may fail; with more, the stage stops."
     )
     no_progress_timeout_s: Operational[float] = Field(
-        1800, gt=0, description="Time in seconds without a reply after which a stage stops; engine starts count."
+        1800, gt=0, description="Time in seconds without a reply after which a stage stops; includes engine starts."
     )
     first_token_timeout_s: Operational[float] = Field(
         300, gt=0, description="Longest time in seconds to the first token of a vllm engine that has started."
@@ -138,10 +138,10 @@ class TeacherConfig(StageConfig):
         "", description="A folder or hub id that counts the openai model's tokens for the budget; bytes if empty."
     )
     concurrent_requests: Operational[int] = Field(
-        16, ge=1, description="Number of openai requests in flight at most; fewer if the endpoint complains."
+        16, ge=1, description="Largest number of openai requests in flight; fewer if the endpoint is overloaded."
     )
     requests_per_minute: Operational[float] = Field(
-        0, ge=0, description="Number of openai requests a minute of each replica at most; 0 means no limit."
+        0, ge=0, description="Largest number of openai requests per minute and replica; 0 means no limit."
     )
     request_timeout_s: Operational[float] = Field(
         600, gt=0, description="Longest time in seconds of one attempt of an openai request."
@@ -165,7 +165,7 @@ class TeacherConfig(StageConfig):
     )
     mix: tuple[dict[str, Any], ...] = Field(
         (),
-        description="Several teachers: other values of these keys each, and a weight; the row's hash decides.",
+        description="Several teachers, each with other values of these keys and a weight; the row's hash decides.",
     )
 
     @model_validator(mode="after")
@@ -179,7 +179,7 @@ class TeacherConfig(StageConfig):
         return self
 
     def key_parts(self) -> list[str | float | int]:
-        """Everything about the teacher that determines a reply; part of every call's key."""
+        """Everything about the teacher that determines a reply; it is part of every call's key."""
         parts: list[str | float | int] = [
             self.backend,
             *_model_identity(self),
@@ -191,13 +191,13 @@ class TeacherConfig(StageConfig):
         later = {name: getattr(self, name) for name in _LATER if getattr(self, name) != _default(name)}
         later |= {name: value for name, value in self.engine_kwargs.items() if name not in SPEED_ONLY}
         told = {name: value for name, value in later.items() if name in _TOLD}
-        # A new password of the endpoint asks for nothing again.
+        # After a new password of the endpoint, no call is made again.
         return [*parts, json.dumps(without_certain_credentials(later) | told, sort_keys=True)] if later else parts
 
     def identity(self) -> dict[str, Any]:
-        """As of every stage; later keys only where they are set, without arguments that only change speed.
+        """As for every stage, but later keys only if they are set, and without arguments that only change speed.
 
-        Operational keys are left out of `stages` and `mix` too.
+        Operational keys are also left out of `stages` and `mix`.
         """
         chosen = _deciding(super().identity())
         stages = {stage: _deciding(changes) for stage, changes in chosen["stages"].items()}
@@ -208,7 +208,7 @@ class TeacherConfig(StageConfig):
 
 
 def _deciding(changes: dict[str, Any]) -> dict[str, Any]:
-    """Of some keys with their values, those that determine a reply."""
+    """Those of `changes` that determine a reply."""
     kept = {name: value for name, value in changes.items() if name not in TeacherConfig.operational()}
     if "engine_kwargs" in kept:
         kept["engine_kwargs"] = {name: value for name, value in kept["engine_kwargs"].items() if name not in SPEED_ONLY}

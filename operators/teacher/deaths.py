@@ -1,31 +1,31 @@
-"""What to do with the calls that were on an engine when it died: pure logic, no engine, no Ray.
+"""Decides what to do with the calls that were on an engine when it died: pure logic, no engine, no Ray.
 
-An engine dies because its machine was taken away or ran out of memory, or because one call crashes it. The calls that
-it held go on in quarters that have the next engine to themselves, one quarter after the other: a machine that was taken
-away costs four rounds at a quarter of the concurrency, and a call that crashes engines is found after log4(calls)
-further deaths. A quarter that dies is divided in its turn, after those that wait. A call that was alone at two deaths
-is given up.
+An engine dies because its machine was taken away or ran out of memory, or because one call crashes it. Its calls are
+divided into quarters, and each quarter in turn gets the next engine for itself. So a lost machine costs four rounds at
+a quarter of the concurrency, and a call that crashes engines is found after log4(calls) further deaths. If the engine
+dies again, the quarter that it held is divided too, and waits behind the other quarters. A call that was alone at two
+deaths is given up.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
 PARTS = (
-    4  # a round costs one reply's time, a death costs an engine start: 4 is near the best while these are comparable
+    4  # a round costs one reply's time, a death costs an engine start: 4 is near the best if these are comparable
 )
 DEADLY_AFTER = 2  # deaths while a call was alone on the engine; one may be chance
-MAX_DEADLY = 3  # different calls while no other is answered; with more, the engine is to blame
+MAX_DEADLY = 3  # deadly calls in a row without an answered call; with more, the engine is to blame
 CRASHES = "the engine crashes on every call; look into its log and at its memory"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How to go on after a death.
+    """How to continue after a death.
 
     Attributes:
-        groups: keys of calls that are to have the engine to themselves, one group after the other.
-        deadly: keys of calls that are not to be made again.
-        closed: why no call is to be made at all; "" if they may.
+        groups: keys of calls; each group in turn gets the engine for itself.
+        deadly: keys of calls that must not be made again.
+        closed: why no further call may be made; "" if calls may be made.
     """
 
     groups: tuple[tuple[str, ...], ...] = ()
@@ -49,7 +49,7 @@ class Deaths:
         self._died_before_any_survived = []
 
     def died(self, keys: list[str]) -> Verdict:
-        """An engine died with these calls on it.
+        """An engine died with these calls on it; returns how to continue.
 
         Args:
             keys: of the calls; at least one.
@@ -71,7 +71,7 @@ class Deaths:
         return Verdict(closed=CRASHES) if blame_engine else Verdict(deadly=frozenset({key}))
 
     def _is_engines_fault(self, keys: set[str]) -> bool:
-        """Two groups without a common call died before anything was answered."""
+        """Whether two groups without a common call died before any call was answered."""
         if self._any_survived:
             return False
         self._died_before_any_survived.append(keys)

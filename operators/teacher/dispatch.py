@@ -1,4 +1,4 @@
-"""Makes the calls that the ledger does not hold: admitted, answered by the teacher, stored as they come."""
+"""Makes the calls that the ledger does not hold: admits them, lets the teacher answer, stores replies as they come."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from operators.teacher.journal import Commit, Store
 from operators.teacher.prompt_tokens import num_prompt_tokens
 from operators.teacher.supervisor import Supervisor, Totals
 
-MOST_WAITING = 8  # tasks that wait for admission; each is a process of its own
+MOST_WAITING = 8  # tasks that wait for admission; each is a process
 BATCHES_IN_FLIGHT = 3  # for each batch that the engines can work on
 
 
 class TeacherStoppedError(RuntimeError):
-    """No further calls can be made; the message says why and what helps. Everything answered is in the ledger."""
+    """No further calls can be made; the message gives reason and cure. All replies so far are in the ledger."""
 
 
 @dataclass
@@ -34,12 +34,14 @@ class Asking:
 
     Attributes:
         stage: named in errors.
-        commit: stores a table of replies, whole, before anything else sees it.
+        teacher: who answers.
+        budget: limits of tokens and cost.
+        commit: stores a table of replies, whole, before anything else uses it.
         pending: the calls that the ledger does not hold; columns calls.CALLS.
-        spent: what the ledger held before.
-        answered_before: calls of the stage that it held.
-        discount: called with the files of failures that are the teacher's fault and no attempts of their rows.
-        prompts: folder that keeps what was asked, by the key of the call; "" keeps nothing.
+        spent: tokens of the calls that the ledger already holds.
+        answered_before: number of this stage's calls that the ledger already holds.
+        discount: called with files of failed calls that are the teacher's fault, and do not count as attempts.
+        prompts: folder that keeps the prompts by the key of the call; "" keeps none.
     """
 
     stage: str
@@ -54,7 +56,7 @@ class Asking:
 
     @property
     def engines(self) -> int:
-        """How many engines may work at once."""
+        """Largest number of engines that work at once."""
         replicas = self.teacher.replicas
         return replicas if isinstance(replicas, int) else replicas[1]
 
@@ -62,8 +64,8 @@ class Asking:
         """Make all pending calls.
 
         Raises:
-            TeacherStoppedError: a limit of the budget is reached, too many calls failed (judged on the way, and at the
-                end however few they are), the teacher refuses all calls, or its engine crashes on all.
+            TeacherStoppedError: a limit of the budget is reached, too many calls failed (checked while the stage runs,
+                and at its end even for few calls), the teacher refuses all calls, or its engine crashes on all.
         """
         working = self.teacher.batch_rows * self.teacher.concurrent_batches * self.engines
         actor: Any = ray.remote(num_cpus=0)(Supervisor)
@@ -102,14 +104,14 @@ class Asking:
             ),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=0,  # it waits more than it works, and must not keep others from bringing calls
+            num_cpus=0,  # it mostly waits, and must not block the tasks that prepare calls
             concurrency=min(MOST_WAITING, 1 + self.engines),
         )
         replies = generate(admitted, self.teacher, Store(self.commit, supervisor))
         replies.context.execution_no_progress_timeout_s = self.teacher.no_progress_timeout_s
         try:
             for _ in replies.iter_batches(batch_size=None, batch_format="pyarrow"):
-                pass  # they are on disk, and counted by the supervisor
+                pass  # the replies are on disk, and the supervisor has counted them
         except ExecutionTimeoutError:
             raise TeacherStoppedError(
                 f"{self.stage}: no reply for teacher.no_progress_timeout_s: {self.teacher.no_progress_timeout_s:g} s "
@@ -123,7 +125,7 @@ class Asking:
 
 
 def failures_note(totals: Totals) -> str:
-    """How many calls failed and the words of the errors, in one line; "" if none did."""
+    """One line: how many calls failed, and with which errors; "" if none failed."""
     if not totals.failed:
         return ""
     kinds = "; ".join(f"{count} x {words}" for words, count in totals.errors)
@@ -131,7 +133,10 @@ def failures_note(totals: Totals) -> str:
 
 
 def _admit(calls: pa.Table, supervisor: Any, teacher: TeacherConfig, priced: bool, kept_in: str) -> pa.Table:
-    """The calls that may be made, once they may; the rest wait for another run. What is asked is kept in a folder."""
+    """Wait for admission, and return the calls that may be made; the others are left for another run.
+
+    If `kept_in` is a folder, the prompts of these calls are stored there.
+    """
     if not calls.num_rows:
         return calls
     limits = calls["max_tokens"].to_pylist()

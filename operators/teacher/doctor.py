@@ -1,4 +1,4 @@
-"""Looks at the teacher before anything is paid: its files, template and arguments, or its endpoint, key and model."""
+"""Checks the teacher before any paid call: its files, template and arguments, or its endpoint, key and model."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ NAMES_SHOWN = 8
 
 
 def check_teacher(teacher: TeacherConfig) -> list[Finding]:
-    """What is wrong with every teacher that a run may ask; no call is made that could cost anything.
+    """What is wrong with the teachers that a run may ask; this makes no call that could cost anything.
 
     Args:
         teacher: with its models resolved (`variants.resolved`).
@@ -123,7 +123,7 @@ def _check_endpoint(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
             text = f"{host} refuses the key in {teacher.api_key_env}: {struck(error)}"
             yield Finding(f"{key}.api_key_env", text, fatal=bool(secret))
     except Exception as error:  # noqa: BLE001 - an endpoint without a list of models may answer anything
-        text = f"{host} answers the question for its models with {type(error).__name__}: {struck(error)}"
+        text = f"{host} answers the request for its list of models with {type(error).__name__}: {struck(error)}"
         yield Finding(f"{key}.base_url", text, fatal=False)
     else:
         if names and teacher.model not in names:

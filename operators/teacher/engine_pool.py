@@ -1,8 +1,8 @@
-"""Engines that outlive the stage that started them: named actors of one model, shared by all stages of a run.
+"""Engines that outlive the stage that started them: actors of one model, shared by all stages of a run.
 
-An engine loads for minutes; reflection, repair and judge ask the same one. The pool is an actor that starts engines
-when they are needed, hands out idle ones, and replaces the dead. It belongs to the process that asked for it and ends
-with it; `make_room` ends it before, where another stage needs what its engines hold.
+An engine takes minutes to load, so reflection, repair and judge use the same one. The pool is an actor that starts
+engines when they are needed, hands out idle ones, and replaces dead ones. It belongs to the process that asked for it
+and ends with it; `make_room` ends it earlier if another stage needs the resources of its engines.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class EngineSpec:
         make: returns a new engine actor, which starts when Ray finds room for it, and its placement group or None.
         identity: everything that makes two engines different, as plain JSON.
         needs: logical resources of one engine.
-        most: engines at once.
+        most: largest number of engines at once.
     """
 
     make: Callable[[], tuple[Any, Any]]
@@ -41,7 +41,7 @@ class EngineSpec:
 
 
 class EnginePool:
-    """The actor's body; it answers one request at a time, so that no two callers are given the same idle engine."""
+    """The actor's body; it handles one request at a time, so that two callers never get the same idle engine."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
@@ -50,10 +50,10 @@ class EnginePool:
         self._starts = 0
 
     def lease(self, broken: Any = None) -> Any:
-        """An engine that serves nobody; else a new one; else, if there are `most`, the one that serves fewest.
+        """An idle engine; else a new one; else, if there are `most`, the engine with the fewest callers.
 
         Args:
-            broken: the engine that the caller had, and that has died.
+            broken: the caller's former engine, which has died.
         """
         if broken in self._callers:
             self._remove(broken)
@@ -99,7 +99,7 @@ _ended = 0  # engine starts of pools that are gone
 
 
 def pool_of(spec: EngineSpec) -> Any:
-    """The pool for this kind of engine: the one that is up, or a new one, for which others make room if they must."""
+    """The pool for this kind of engine: the running one, or a new one; the other pools stop if it needs their room."""
     _forget_lost_pools()
     if spec.name not in _pools:
         whole = {name: count * spec.most for name, count in spec.needs.items()}
@@ -110,9 +110,9 @@ def pool_of(spec: EngineSpec) -> Any:
 
 
 def make_room(needed: Mapping[str, float]) -> None:
-    """Stop all engines if the cluster lacks these logical resources, such as {"CPU": 2}, beside them.
+    """Stop all engines unless the cluster has these logical resources, such as {"CPU": 2}, in addition to theirs.
 
-    Actors that are fed by tasks need a CPU more than they take themselves, or they wait for ever.
+    Ask for one CPU more than the actors take: the tasks that feed them need it, or the actors wait forever.
     """
     _forget_lost_pools()
     free: dict[str, float] = ray.available_resources() if _pools else {}  # type: ignore[no-untyped-call]
@@ -146,7 +146,7 @@ def engine_starts() -> int:
 
 
 def _forget_lost_pools() -> None:
-    """Pools die with the cluster that this process was connected to."""
+    """Forget pools that died with a cluster to which this process was connected before."""
     if not ray.is_initialized():
         _pools.clear()
     for name, (pool, _) in list(_pools.items()):

@@ -1,15 +1,15 @@
-"""Why a call has no reply: the words that open its error decide whether it is made again, and who is to blame."""
+"""Kinds of failed calls: the beginning of the error decides whether the call is made again, and who is to blame."""
 
 from collections.abc import Iterable
 
-FATAL = "fatal: "  # no teacher can answer this call: it is never made again and is no failure of the teacher
-REFUSED = "no teacher: "  # no call is answered: the stage ends, and the row loses no attempt
-LOST = "connection lost: "  # may pass: a failure of the teacher, but no attempt of the row
-BUSY = "teacher busy: "  # will pass: as a lost connection
-NO_COMPLETION = "no chat completion: "  # what answers is no teacher, such as a proxy's page: as a lost connection
+FATAL = "fatal: "  # no teacher can answer this call: it is never made again, and does not count against the teacher
+REFUSED = "no teacher: "  # the teacher answers no call: the stage ends, and this is not an attempt of the row
+LOST = "connection lost: "  # temporary: counts against the teacher, but is not an attempt of the row
+BUSY = "teacher busy: "  # temporary, treated as a lost connection
+NO_COMPLETION = "no chat completion: "  # not a teacher, such as a proxy's page; treated as a lost connection
 BROKEN_OFF = "the reply broke off, finish reason "
-OVER_LONG = f"{FATAL}over teacher.max_model_len: "  # settled for as long as that limit stays
-TEXTLESS = "a reply without text, finish reason "  # and the reason: it may have thought until a limit
+OVER_LONG = f"{FATAL}over teacher.max_model_len: "  # final as long as that limit stays the same
+TEXTLESS = "a reply without text, finish reason "  # the finish reason follows; the model may have thought until a limit
 CUT_TEXTLESS = f"{TEXTLESS}length"
 CRASHED = f"{FATAL}the engine crashed on this call"
 
@@ -27,17 +27,17 @@ def is_attempt(error: str) -> bool:
 
 
 def is_teachers_fault(error: str) -> bool:
-    """Whether a failed call counts among those of which too many stop the stage."""
+    """Whether a failed call counts against `teacher.max_failed_share`, which stops the stage."""
     return bool(error) and not error.startswith(FATAL)
 
 
 def over_long(num_tokens: int, limit: int) -> str:
-    """The error of a prompt that leaves no room for a reply within `teacher.max_model_len`, which is not in its key."""
+    """The error of a prompt that leaves no room for a reply within `teacher.max_model_len`."""
     return f"{OVER_LONG}{limit}; the prompt has {num_tokens} tokens, so there is no room for a reply; raise it"
 
 
 def refusal(errors: Iterable[str]) -> str:
-    """Why the teacher refuses all calls, if one of these errors says so; else ""."""
+    """Why the teacher refuses all calls, if one of these errors is REFUSED; else ""."""
     words = next((error.removeprefix(REFUSED) for error in errors if error.startswith(REFUSED)), "")
     return f"the teacher answers no call: {words}; check {_ADDRESS}, then run again" if words else ""
 
@@ -46,8 +46,8 @@ def stage_failure(failed: int, settled: int, max_failed_share: float, last_error
     """Why a stage with so many failed calls cannot count as done; "" if it can.
 
     Args:
-        failed: calls without a reply, by the teacher's fault.
-        settled: all calls that have come back.
+        failed: number of calls that failed by the teacher's fault.
+        settled: number of all calls that came back.
         max_failed_share: `teacher.max_failed_share`.
         last_error: of a failed call.
     """
@@ -55,7 +55,7 @@ def stage_failure(failed: int, settled: int, max_failed_share: float, last_error
         return ""
     return (
         f"{failed} of {settled} calls failed, more than teacher.max_failed_share: {max_failed_share:g}; the last with "
-        f"{last_error!r}; mend the teacher and run again, what was answered is kept; {_cure(last_error)}"
+        f"{last_error!r}; fix the teacher and run again, all replies are kept; {_cure(last_error)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The teacher: turns calls (chat messages) into raw replies by vLLM engines, an endpoint, or a script."""
+"""The teacher: turns calls (chat messages) into raw replies, with vLLM engines, an endpoint, or a script."""
 
 from functools import partial
 from typing import Any
@@ -13,27 +13,27 @@ from operators.teacher.journal import Store
 from operators.teacher.scripted_backend import MORTAL, mortal_spec, scripted_batch
 from operators.teacher.vllm_backend import vllm_spec
 
-CALLER_CPUS = 0  # it waits more than it works; beside an engine, the last free CPU is for the tasks that bring calls
-# A killed task of the scripted teacher is tried again for as long as the stage goes on.
+CALLER_CPUS = 0  # a caller mostly waits; the last CPU that an engine leaves free is for the tasks that prepare calls
+# A killed task of the scripted teacher is retried as long as the stage runs.
 SCRIPTED_TASK: dict[str, Any] = {"num_cpus": 0.25, "max_retries": -1}
 
 
 def generate(calls: Dataset, teacher: TeacherConfig, store: Store | None = None) -> Dataset:
-    """Answer every call once; a call that fails becomes a row with `error`, never an exception.
+    """Answer every call once; a failed call becomes a row with `error`, never an exception.
 
-    An engine that dies is replaced; the supervisor of the store limits how often.
+    A dead engine is replaced; the supervisor of the store limits how often.
 
     Args:
         calls: see below; a block is a batch.
         teacher: who answers; its `stages` and `mix` are ignored.
-        store: keeps replies on disk as they come; None only hands them on.
+        store: stores replies on disk as they come; None stores nothing and puts the replies into the result.
 
     Columns in:
         call_key, row_id: str; messages: JSON list of {"role", "content"}; schema: JSON schema of the reply or "";
         max_tokens: int32, of the reply.
     Columns out:
-        REPLIES. `reply` is null where `error` is not empty, and everywhere if the replies are stored. `finish_reason`
-        is "stop" or "length".
+        REPLIES. `reply` is null if `error` is not empty, and in all rows if there is a `store`. `finish_reason` is
+        "stop" or "length".
     """
     if teacher.backend == "scripted" and teacher.model != MORTAL:
         answer = partial(scripted_batch, model=teacher.model, store=store)

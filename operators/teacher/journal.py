@@ -1,4 +1,4 @@
-"""Puts replies on disk as they come in, not when the slowest of a batch has: what is kept is kept within seconds."""
+"""Stores replies on disk within seconds after they came, without waiting for the slowest reply of a batch."""
 
 import asyncio
 import uuid
@@ -12,24 +12,24 @@ import ray
 from operators.teacher.calls import Reply, replies_table
 from operators.teacher.failures import is_attempt
 
-Commit = Callable[[pa.Table, str], str]  # stores replies under a name, once however often; returns the file's path
+Commit = Callable[[pa.Table, str], str]  # stores replies under a name, once even if called twice; returns the path
 
 _TOLD = ("call_key", "prompt_tokens", "generated_tokens", "error")
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where replies go: to disk, and then to the supervisor, who counts them as settled."""
+    """Stores replies on disk, then reports them to the supervisor, which counts them as settled."""
 
     commit: Commit
     supervisor: Any
 
     def keep(self, replies: list[Reply], name: str) -> None:
-        """Store the replies and the failed attempts, whole, then say so; blocks until both are done.
+        """Store the replies and the failed attempts, each as a whole file, then report them; blocks until done.
 
         Args:
             replies: of calls.
-            name: the same when the same replies are tried again, so that none is stored twice.
+            name: must be the same if storing the same replies is retried, so that none is stored twice.
         """
         answered = [reply for reply in replies if not reply["error"]]
         attempts = [reply for reply in replies if reply["error"] and is_attempt(reply["error"])]
@@ -47,13 +47,13 @@ class Journal:
         """Start empty.
 
         Args:
-            keep: stores replies under a name; blocks, and is run in a thread.
-            most_rows: stored as soon as so many have come.
-            most_seconds: a reply waits no longer than this.
+            keep: stores replies under a name; it blocks, so it runs in a thread.
+            most_rows: replies are stored as soon as this many are waiting.
+            most_seconds: longest time that a reply waits.
         """
         self._keep, self._most_rows, self._most_seconds = keep, most_rows, most_seconds
         self._waiting: list[Reply] = []
-        self._unkept: list[tuple[list[Reply], str]] = []  # that could not be stored, or of which nobody could be told
+        self._unkept: list[tuple[list[Reply], str]] = []  # batches that could not be stored or reported
         self._timer: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
 
@@ -71,7 +71,7 @@ class Journal:
             if self._waiting:
                 self._unkept.append((self._waiting, uuid.uuid4().hex))
                 self._waiting = []
-            while self._unkept:  # an error reaches the batch, and the next flush tries again
+            while self._unkept:  # an error is raised in the batch that flushes, and the next flush tries again
                 await asyncio.to_thread(self._keep, *self._unkept[0])
                 del self._unkept[0]
 

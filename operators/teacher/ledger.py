@@ -1,15 +1,15 @@
-"""The teacher ledger: every reply is stored raw before anyone parses it, and no call is ever made twice.
+"""The teacher ledger: every reply is stored raw before it is parsed, and no answered call is made twice.
 
-One Parquet row a call, under `<folder>/<stage>/`, keyed by a hash of everything that determines the reply
-(`calls.call_key`). A call whose key is there is answered from there: after a crash, in the next scheduled run, or when
-a later stage changes. Of a call that was made under another limit of length, only a reply that was cut off is asked for
-again. Files appear whole or not at all, and one that lost its end is set aside; many small ones are
-merged into large ones, and only then deleted. Failed calls are kept too: they are made again until they have failed
+A call is one Parquet row under `<folder>/<stage>/`, with a hash of everything that determines the reply as its key
+(`calls.call_key`). A call whose key is in the ledger gets the stored reply: after a crash, in the next scheduled run,
+or when a later stage changes. After a change of the length limit, only replies that the old limit cut off are asked for
+again. Files appear whole or not at all, and a file that lost its end is set aside. Small files are merged into large
+ones, and deleted only after that. Failed calls are kept too: they are made again until they have failed
 `teacher.max_attempts` times.
 
-Cost: two shuffles a stage, one of the calls with the stored keys (which calls are new) and one of the rows with the
-replies; replies that were not asked for are not read into the shuffle if the calls are few. Nothing is collected on the
-driver. How calls are made, and what may stop them, is in `dispatch`; the joins within one partition in `ledger_tables`.
+Cost: two shuffles per stage, one of the calls with the stored keys (to find new calls) and one of the rows with the
+replies. If the calls are few, other replies are not read into the shuffle. Nothing is collected on the driver.
+`dispatch` says how calls are made and what may stop them; `ledger_tables` has the joins within one partition.
 """
 
 import datetime
@@ -49,7 +49,7 @@ __all__ = ["RECORD", "REPLY_COLUMNS", "Ledger"]
 
 
 class Ledger:
-    """The store of all teacher calls of one project; `metrics()` tells what this process asked and what it cost."""
+    """The store of all teacher calls of one project; `metrics()` has the counts and cost of this process's calls."""
 
     def __init__(
         self, folder: str, budget: BudgetConfig | None = None, *, offline: bool = False, prompts: str = ""
@@ -57,10 +57,10 @@ class Ledger:
         """Open the ledger at an absolute path or a URI; it need not exist.
 
         Args:
-            folder: holds a folder a stage.
-            budget: what all calls of the ledger together may cost; no limit if None.
-            offline: make no call; a reply that is not there is an error.
-            prompts: folder in which the prompts are kept for people to read, a folder a stage; "" keeps none.
+            folder: has one folder per stage.
+            budget: limits for all calls of the ledger together; no limit if None.
+            offline: make no call; a missing reply is an error.
+            prompts: folder that keeps the prompts for people to read, one folder per stage; "" keeps none.
         """
         self._folder, self._offline, self._prompts = folder, offline, prompts
         self.files = ParquetLog(folder)
@@ -69,14 +69,14 @@ class Ledger:
         self._metrics: dict[str, float] = {}
 
     def metrics(self) -> dict[str, float]:
-        """METRICS and the cost of all `answer` calls so far; the next run makes the retryable_calls again."""
+        """METRICS and the cost of all calls of `answer` so far; the next run makes the retryable_calls again."""
         if not self._metrics:
             return {}
         used = Tokens(int(self._metrics["prompt_tokens"]), int(self._metrics["generated_tokens"]))
         return self._metrics | {"cost": self._budget.cost(used)}
 
     def tokens(self, *stages: str) -> Tokens:
-        """The tokens of these stages so far; all of them if none is named. Reads two columns on the driver."""
+        """The tokens of these stages so far, or of all stages if none is named. Reads two columns on the driver."""
         spent, columns = Tokens(), ["prompt_tokens", "generated_tokens"]
         for stage in stages or self.files.stages():
             for batch in self.files.batches(stage, columns):
@@ -92,16 +92,16 @@ class Ledger:
         first: int | None = None,
         optional: bool = False,
     ) -> Dataset:
-        """Bring every call its reply; the teacher is asked only what the ledger does not hold.
+        """Give every call its reply; the teacher is asked only for replies that the ledger does not hold.
 
-        New calls are made and committed before this returns; the result itself is lazy.
+        New calls are made and stored before this returns; the result itself is lazy.
 
         Args:
             calls: see below.
             teacher: who answers.
             stage: names the part of the ledger, and the stage in errors.
-            first: make no more new calls than this; None makes all.
-            optional: an offline ledger leaves these calls without a reply instead of refusing.
+            first: largest number of new calls to make; None makes all.
+            optional: an offline ledger leaves these calls without a reply instead of raising an error.
 
         Columns in:
             row_id: str, unique; messages: JSON list of {"role", "content"}, null where nothing is asked;
@@ -125,7 +125,7 @@ class Ledger:
         tries = tables.Tries.of(members, attempts, lengthen=not self._offline)
         pending = self._without_known(asked, stage, tries, num_asked)
         if first is not None or self.files.of(stage) or len(members) > 1:
-            # Before the engines start: beside them, the tasks of a shuffle may wait for a free CPU for ever.
+            # Before the engines start: once they run, the tasks of a shuffle may wait forever for a free CPU.
             pending = (pending if first is None else pending.limit(first)).materialize()
             num_new = pending.count()
         else:
@@ -136,7 +136,7 @@ class Ledger:
         if num_new and self._offline and not optional:
             raise TeacherStoppedError(
                 f"{stage}: the ledger lacks {num_new} of {num_asked} replies, and --reparse makes no call; "
-                "the prompt, the teacher or the rows have changed: run without it"
+                "the prompt, the teacher or the rows have changed: run without --reparse"
             )
         if num_new and not self._offline:
             made |= {"calls": num_new, **self._make_calls(pending, members, stage, num_asked - num_new)}
@@ -148,10 +148,10 @@ class Ledger:
         return self._bring_replies(keyed, stage, num_rows, schema)
 
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
-        """What `answer` would do, without doing it: calls asked, new, over_long (new and too long for the teacher).
+        """Count what `answer` would do, without a call: calls asked, new, over_long (new and too long for the teacher).
 
-        Also the new calls' prompt_tokens, and reply_tokens as predicted from so many known_replies: new calls times the
-        mean length of the replies that the ledger holds for this stage, or the limit where it holds none.
+        Also the new calls' prompt_tokens, and a prediction of reply_tokens: new calls times the mean length of the
+        known_replies that the ledger holds for this stage, or times the length limit if it holds none.
         """
         members = members_of(teacher_of(teacher, stage))
         _, asked = _keyed(calls, members, stage)
@@ -171,7 +171,7 @@ class Ledger:
         }
 
     def _make_calls(self, pending: Dataset, members: list[Member], stage: str, num_known: int) -> dict[str, int]:
-        """Have each teacher answer its rows; what was asked and answered is in the ledger even if one of them stops."""
+        """Let each teacher answer its rows; all replies are in the ledger even if one of the teachers stops."""
         made = dict.fromkeys(("failed_calls", "prompt_tokens", "generated_tokens", "engine_deaths"), 0)
         starts = engine_starts()
         weights = [member.weight for member in members]
@@ -192,7 +192,7 @@ class Ledger:
         return made | {"engine_starts": engine_starts() - starts}
 
     def _tidy(self, stage: str) -> int:
-        """Bound the number of files of replies and of prompts; returns how many files of replies were set aside."""
+        """Merge small files of replies and of prompts; returns the number of files of replies that were set aside."""
         if self._asked is not None:
             self._asked.tidy(stage)
         return self.files.tidy(stage)
@@ -232,14 +232,14 @@ def _num_blocks(num_rows: int) -> int:
 
 
 def _keyed(calls: Dataset, members: list[Member], stage: str) -> tuple[Dataset, Dataset]:
-    """The calls with their keys; and only those that ask something, in the columns of CALLS."""
+    """All calls with their keys; and, in the columns of CALLS, only those that ask something."""
     add_keys = partial(_add_keys, stage=stage, members=[_KeyParts(member) for member in members])
     keyed = calls.map_batches(add_keys, batch_format="pyarrow", num_cpus=0.25)
     return keyed, keyed.map_batches(tables.asked_calls, batch_format="pyarrow", num_cpus=0.25)
 
 
 class _KeyParts:
-    """What of a teacher is in the keys of its calls, worked out once: it reads all weights of a model's folder."""
+    """A teacher's parts of its calls' keys, computed once, because this reads all weights of a model's folder."""
 
     def __init__(self, member: Member) -> None:
         self.parts, self.weight = member.teacher.key_parts(), member.weight
@@ -267,9 +267,9 @@ def _calls_of_member(calls: pa.Table, weights: list[float], number: int) -> pa.T
 
 
 def _survey(calls: Dataset, stage: str) -> tuple[int, int, pa.Schema]:
-    """How many rows there are, how many of them ask something, and their columns, in one pass.
+    """The number of rows, the number of rows that ask something, and the columns, in one pass.
 
-    To ask Ray Data for the columns computes the whole first block a second time.
+    Asking Ray Data for the columns would compute the whole first block a second time.
     """
     num_rows, num_asked, schema = 0, 0, CALLS
     counted = calls.map_batches(partial(_count, stage=stage), batch_format="pyarrow", num_cpus=0.25)

@@ -17,20 +17,20 @@ KEY_COLUMNS = ("call_key", "base_key")
 REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in (*KEY_COLUMNS, "row_id"))
 CONTEXT = pa.field("max_model_len", pa.int32())  # of the teacher, when the call was made; null in older records
 _SETTLING = ("row_id", *KEY_COLUMNS, "error", "finish_reason", "prompt_tokens", "generated_tokens")
-KNOWN = pa.schema([*(REPLIES.field(name) for name in _SETTLING), CONTEXT])  # what says whether a call is settled
-# `row_id` is the key of the joins: the records of a row under all limits of length come together.
+KNOWN = pa.schema([*(REPLIES.field(name) for name in _SETTLING), CONTEXT])  # columns that tell if a call is settled
+# `row_id` is the key of the joins, so that the records of a row under all length limits come together.
 KEYED_REPLIES = pa.schema([*(REPLIES.field(name) for name in ("row_id", *KEY_COLUMNS, *REPLY_COLUMNS)), CONTEXT])
 
 
 @dataclass(frozen=True)
 class Tries:
-    """When a call is made although there are records of it.
+    """Decides when a call is made again although the ledger has records of it.
 
     Attributes:
-        max_attempts: failures after which it is not made again.
+        max_attempts: number of failures after which a call is not made again.
         max_model_lens: of the teachers of the stage.
         weights: of the teachers; they decide who answers a row.
-        lengthen: whether replies that a smaller max_model_len has cut off are asked for again.
+        lengthen: whether replies that a smaller max_model_len cut off are asked for again.
     """
 
     max_attempts: int
@@ -40,17 +40,17 @@ class Tries:
 
     @classmethod
     def of(cls, members: list[Member], max_attempts: int, *, lengthen: bool = True) -> "Tries":
-        """As these teachers are configured."""
+        """The values that these teachers are configured with."""
         lens = tuple(member.teacher.max_model_len for member in members)
         return cls(max_attempts, lens, tuple(member.weight for member in members), lengthen)
 
     def max_model_len(self, row_id: str) -> int:
-        """Of the teacher that answers this row."""
+        """The `max_model_len` of the teacher that answers this row."""
         return self.max_model_lens[member_of_row(row_id, list(self.weights))]
 
 
 def measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:
-    """One row of sums over new calls: their number, those too long for the teacher, tokens of prompt and reply."""
+    """One row of sums over new calls: their number, those that are too long, tokens of prompts and longest replies."""
     lengths = [num_prompt_tokens(messages, teacher) for messages in new["messages"].to_pylist()]
     limits = new["max_tokens"].to_pylist()
     over = sum(have + wanted > teacher.max_model_len for have, wanted in zip(lengths, limits, strict=True))
@@ -64,15 +64,14 @@ def asked_calls(keyed: pa.Table) -> pa.Table:
 
 
 def new_calls(calls: pa.Table, records: pa.Table, tries: Tries) -> pa.Table:
-    """Within one partition: the calls whose key no record settles.
+    """Within one partition: the calls that no record settles.
 
-    `max_model_len` is not in the key, because it changes only what ran into it: a prompt that was too long, and a reply
-    that was cut off.
+    `max_model_len` is not in the key, because it affects only prompts that were too long and replies that it cut off.
 
     Args:
         calls: columns of CALLS.
         records: columns of KNOWN.
-        tries: what a record must say to settle its call.
+        tries: decides which records settle a call.
     """
     records = adopted(records, calls)
     void = _over_another_limit(records, tries)
@@ -83,10 +82,11 @@ def new_calls(calls: pa.Table, records: pa.Table, tries: Tries) -> pa.Table:
 
 
 def adopted(records: pa.Table, calls: pa.Table) -> pa.Table:
-    """The records, each under the key of the call that it answers, although it was made under another length limit.
+    """The records, each with the key of the call that it answers, even if it was made under another length limit.
 
-    Those are replies that ended by themselves or are longer than the limit of now, and failures that no limit mends.
-    A reply that only its own, smaller limit has cut off keeps its key: it is asked for again.
+    A record answers a call under another limit if its reply ended by itself or is at least as long as the new limit, or
+    if it failed in a way that no limit changes. A reply that was cut off by a smaller limit keeps its old key, so the
+    call is made again.
 
     Args:
         records: columns of KNOWN.
@@ -97,7 +97,7 @@ def adopted(records: pa.Table, calls: pa.Table) -> pa.Table:
     place = pc.index_in(records["base_key"], calls["base_key"].combine_chunks(), skip_nulls=True)
     limit = calls["max_tokens"].combine_chunks().take(place.combine_chunks())
     used = pc.add(records["prompt_tokens"], records["generated_tokens"])
-    by_context = pc.greater_equal(used, records[CONTEXT.name])  # and whether that is larger now is asked of all alike
+    by_context = pc.greater_equal(used, records[CONTEXT.name])  # `new_calls` checks whether max_model_len has grown
     long_enough = pc.or_kleene(pc.greater_equal(records["generated_tokens"], limit), by_context)
     is_whole = pc.or_kleene(pc.not_equal(records["finish_reason"], "length"), long_enough)
     settles = pc.or_(pc.and_kleene(pc.equal(records["error"], ""), is_whole), pc.starts_with(records["error"], FATAL))
@@ -116,7 +116,7 @@ def _over_another_limit(records: pa.Table, tries: Tries) -> pa.ChunkedArray:
 
 
 def _cut_by_a_smaller_limit(records: pa.Table, calls: pa.Table, tries: Tries) -> pa.Array:
-    """Of each record, whether its reply ended at a `max_model_len` below that of now, and not at its own limit."""
+    """Whether each record's reply was cut off by a `max_model_len` that is larger now, and not by the call's limit."""
     cut = pc.or_(
         pc.fill_null(pc.equal(records["finish_reason"], "length"), False), pc.equal(records["error"], CUT_TEXTLESS)
     )
@@ -138,7 +138,7 @@ def _had_less_room(record: dict[str, Any], call: dict[str, Any], tries: Tries) -
 
 
 def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:
-    """Keys that were answered, have failed so often that they are not worth another try, or kill the engine."""
+    """Keys of calls that were answered, have failed `max_attempts` times, or have failed for good (FATAL)."""
     known = known.append_column("answered", pc.equal(known["error"], ""))
     known = known.append_column("fatal", pc.starts_with(known["error"], FATAL))
     table = known.group_by("call_key").aggregate([("answered", "any"), ("fatal", "any"), ("call_key", "count")])
@@ -148,7 +148,7 @@ def _settled_keys(known: pa.Table, max_attempts: int) -> pa.Table:
 
 
 def without_replies(keyed: pa.Table) -> pa.Table:
-    """Rows of which none asked anything, with the columns of a reply."""
+    """Rows that ask nothing, with null in the columns of a reply."""
     rows = keyed.drop_columns([*KEY_COLUMNS, *CALL_COLUMNS])
     for name in REPLY_COLUMNS:
         rows = rows.append_column(REPLIES.field(name), pa.nulls(rows.num_rows, REPLIES.field(name).type))
@@ -156,14 +156,14 @@ def without_replies(keyed: pa.Table) -> pa.Table:
 
 
 def merge(rows: pa.Table, replies: pa.Table) -> pa.Table:
-    """Within one partition: give every row its reply, an answer before a failure, and drop what nobody asked for.
+    """Within one partition: give every row its reply, or else its failure; replies that no row asks for are dropped.
 
     Args:
         rows: KEY_COLUMNS, CALL_COLUMNS, and any others.
         replies: columns of KEYED_REPLIES.
     """
-    # "" sorts first, "stop" after "length": the first record of a key is an answer if there is one, and a whole one
-    # or the longest if an answer was asked for again because it had been cut off.
+    # The error "" sorts first, and "stop" before "length": the first record of a key is an answer if there is one. If
+    # a cut-off answer was asked for again, it is the whole one, or else the longest.
     replies = adopted(replies, rows).drop_columns(["row_id", "base_key", CONTEXT.name])
     order = [("error", "ascending"), ("finish_reason", "descending"), ("generated_tokens", "descending")]
     replies = replies.sort_by([("call_key", "ascending"), *order])

@@ -1,8 +1,8 @@
-"""A teacher behind an OpenAI-compatible endpoint: one asynchronous client an actor.
+"""A teacher behind an OpenAI-compatible endpoint: one asynchronous client per actor.
 
-`openai` retries what may pass (429, 5xx, lost connections) with growing pauses and obeys Retry-After; it does not
-retry what cannot (other 4xx). Two limits are added here: a rate, and a number of requests in flight that halves when
-the endpoint complains and grows by one a round while it does not (AIMD, as TCP does).
+The package `openai` retries temporary errors (429, 5xx, lost connections) with growing pauses and obeys Retry-After; it
+does not retry other errors (other 4xx). This module adds two limits: a rate, and a number of requests in flight. That
+number halves when the endpoint complains, and otherwise grows by one per round (AIMD, as in TCP).
 """
 
 import asyncio
@@ -30,10 +30,10 @@ MINUTE = 60.0
 
 
 class Slots:
-    """How many requests may be in flight; `async with` takes a slot.
+    """Limits the number of requests in flight; `async with` takes a slot.
 
-    A complaint halves the number, at most once in `settle_s`: answers to requests that were sent before it say nothing
-    new. Each success adds 1/number, which is one a round.
+    A complaint halves the number, at most once in `settle_s` seconds, because requests that were sent before the first
+    complaint bring further ones. Each success adds 1/number, so one per round.
     """
 
     def __init__(self, most: int, settle_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,7 +57,7 @@ class Slots:
             self._changed.notify_all()
 
     def heard(self, status: int) -> None:
-        """Take note of the status of a response."""
+        """Adapt the number of slots to the status of a response."""
         if status in COMPLAINTS:
             now = self._clock()
             if now - self._complained >= self._settle_s:
@@ -68,7 +68,7 @@ class Slots:
 
 
 class OpenAIEndpoint:
-    """The key is read from the environment of the worker, kept nowhere and struck from errors."""
+    """The client of one endpoint. Its key is read from the worker's environment, never stored, and cut from errors."""
 
     def __init__(self, teacher: TeacherConfig) -> None:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -81,7 +81,7 @@ class OpenAIEndpoint:
         self._refused = ""
         hooks: dict[str, list[Callable[..., Awaitable[None]]]] = {"request": [self._wait], "response": [self._hear]}
         self._client = AsyncOpenAI(
-            api_key=self._key or "none",  # local servers ask for no key, and the client insists on one
+            api_key=self._key or "none",  # local servers need no key, but the client requires one
             base_url=teacher.base_url or None,
             max_retries=teacher.max_retries,
             timeout=teacher.request_timeout_s,
@@ -89,15 +89,15 @@ class OpenAIEndpoint:
         )
 
     async def answer(self, call: Call) -> Reply:
-        """One call; whatever the endpoint does is a reply or a failure, never an exception."""
+        """Make one call; whatever the endpoint does becomes a reply or a failure, never an exception."""
         try:
             async with self._slots:
-                if self._refused:  # what is refused for one call is refused for all
+                if self._refused:  # the reason of a refusal holds for all calls
                     return failed(call, self._refused)
                 completion = await self._client.chat.completions.create(**request_body(call, self._teacher))
             require_completion(completion)
             return read_completion(completion, call, self._teacher)
-        except Exception as error:  # noqa: BLE001 - an endpoint may answer anything; no answer of it may end the run
+        except Exception as error:  # noqa: BLE001 - an endpoint may answer anything, and this must not end the run
             text = f"{failure_kind(error)}{type(error).__name__}: {words_of(error)}"
             text = text.replace(self._key, "<key>") if self._key else text
             if text.startswith(REFUSED):

@@ -1,4 +1,4 @@
-"""A call's messages as the teacher's own tokens, and how many they are where the tokens are not known."""
+"""A call's messages as the teacher's tokens, and an upper bound of their number if the tokenizer is not known."""
 
 import json
 from functools import lru_cache
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from operators.teacher.config import TeacherConfig
 
-TEMPLATE_TOKENS = 64  # at most, of a chat template around a call's texts, where it is not known
+TEMPLATE_TOKENS = 64  # upper bound for an unknown chat template around a call's texts
 
 
 @lru_cache(maxsize=8)
@@ -31,10 +31,10 @@ def prompt_token_ids(messages: str, teacher: "TeacherConfig") -> list[int]:
 
 
 def num_prompt_tokens(messages: str, teacher: "TeacherConfig") -> int:
-    """Length of a prompt in tokens: exact for vllm, by `teacher.tokenizer` if it is set, else its bytes.
+    """Length of a prompt in tokens: exact for vllm, from `teacher.tokenizer` if it is set, else the number of bytes.
 
-    No byte-level tokenizer makes more tokens of a text than it has bytes, so a budget that reserves bytes is not
-    exceeded; what a call really used is known when it is settled.
+    No byte-level tokenizer makes more tokens than a text has bytes, so a budget that reserves bytes is not exceeded.
+    The true number is known when the call is settled.
     """
     if teacher.backend == "vllm":
         return len(prompt_token_ids(messages, teacher))
@@ -45,7 +45,7 @@ def num_prompt_tokens(messages: str, teacher: "TeacherConfig") -> int:
 
 
 def num_text_tokens(text: str, teacher: "TeacherConfig") -> int:
-    """Length of a text in an endpoint's tokens: by `teacher.tokenizer` if it is set, else its bytes."""
+    """Length of a text in an endpoint's tokens: from `teacher.tokenizer` if it is set, else the number of bytes."""
     if teacher.tokenizer:
         return len(chat_tokenizer(teacher.tokenizer)(text, add_special_tokens=False)["input_ids"])
     return len(text.encode(errors="replace"))

@@ -1,9 +1,9 @@
-"""The shipped fake teacher: instant, deterministic replies for logic tests and for trying a flow without a model.
+"""A fake teacher: instant, deterministic replies for tests and for trying a flow without a model.
 
 It fills every text property of the call's JSON schema, or every section that the prompt asks for, with a text
 derived from the call's key. `model` chooses the behaviour: "fluent" always answers well; "careless" answers every
-fourth call without structure and lets every seventh fail, as real teachers do; "mortal" crashes, with its process, on a
-prompt that contains the word POISON; "broken" lets every call fail; "silent" never answers.
+fourth call without structure and fails on every seventh, as real teachers do; "mortal" crashes with its process on a
+prompt that contains the word POISON; "broken" fails on every call; "silent" never answers.
 """
 
 import json
@@ -26,14 +26,14 @@ SECTION = re.compile(r"^\[(?P<name>[A-Z][A-Za-z ]+)\]$", re.MULTILINE)
 CRITERION = re.compile(r"^(?P<name>[a-z ]+): \.\.\.$", re.MULTILINE)
 CARELESS_UNPARSABLE, CARELESS_FAILING = 4, 7
 SILENCE_S = 3600.0
-MORTAL = "mortal"  # the only one that needs an engine of its own, to crash it
+MORTAL = "mortal"  # the only behaviour that runs in an engine actor, because it crashes it
 
 
 class MortalEngine:
     """An actor like a real engine, which a prompt can crash."""
 
     async def wait_until_ready(self, timeout_s: float) -> None:
-        """Nothing is to be loaded."""
+        """Return at once: there is nothing to load."""
 
     async def answer(self, call: Call, teacher: TeacherConfig) -> Reply:
         """The scripted reply, or the end of the process."""
@@ -42,7 +42,7 @@ class MortalEngine:
         return scripted_reply(call, teacher.model)
 
     async def stop(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""
 
 
 def mortal_spec(teacher: TeacherConfig) -> EngineSpec:
@@ -66,7 +66,7 @@ def scripted_batch(batch: pa.Table, model: str, store: Store | None) -> pa.Table
 
 
 def scripted_reply(call: Call, model: str) -> Reply:
-    """One reply as one of REPLIES."""
+    """One reply as one row of REPLIES."""
     number = int(call["call_key"][:8], 16)
     if model == "silent":
         time.sleep(SILENCE_S)
@@ -95,7 +95,7 @@ def _value(name: str, kind: dict[str, Any], number: int) -> str | int:
 
 
 def _text(name: str, number: int) -> str:
-    """A text that may be learnt: it holds none of the prompt's own words."""
+    """A text that filters keep: it contains none of the prompt's own words."""
     if "instruction" in name.casefold():
         return f"Describe object {number % 1000} and give an example of its use."
     return f"Number {number % 1000} is light and round; a ball is one of that kind."

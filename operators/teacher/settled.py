@@ -1,14 +1,14 @@
-"""Keys of calls that have come back: 8 bytes each, so that a stage of 10^8 calls can remember all of them."""
+"""A set of keys of settled calls, with 8 bytes per key, so that a stage of 10^8 calls can remember all of them."""
 
 import hashlib
 
 import numpy as np
 import numpy.typing as npt
 
-FEWEST_SORTED_IN = 65_536  # keys that wait in a set, before they are sorted into the array
+FEWEST_SORTED_IN = 65_536  # at least this many keys wait in a set before they are sorted into the array
 SHARE_SORTED_IN = (
     1 / 16
-)  # of the array, that waits: the array is copied a few times for each doubling, not once a batch
+)  # share of the array that waits: so the array is copied a few times per doubling, not once per batch
 
 Numbers = npt.NDArray[np.uint64]
 
@@ -16,7 +16,7 @@ Numbers = npt.NDArray[np.uint64]
 class SettledKeys:
     """A set of keys that only grows.
 
-    A hash of 8 bytes stands for a key: among 10^8 keys two are taken for one with a probability of 0.0003.
+    It stores a hash of 8 bytes per key: among 10^8 keys, two have the same hash with a probability of 0.0003.
     """
 
     def __init__(self) -> None:

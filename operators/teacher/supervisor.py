@@ -1,8 +1,8 @@
-"""Watches over the calls of one stage: how many are in flight, what may still be spent, if the teacher still answers.
+"""Supervises the calls of one stage: how many are in flight, what may still be spent, whether the teacher answers.
 
-One small actor a stage. Calls ask to be admitted before they reach the teacher and are settled once their reply is on
-disk: what is admitted and not settled is in flight, all that a crash can lose. Whoever serves an engine reports its
-death; see `deaths`.
+Each stage has one such small actor. A call is admitted before it is sent to the teacher, and settled once its reply is
+on disk. Calls that are admitted and not settled are in flight; a crash can lose no others. Callers report the death of
+an engine; see `deaths`.
 """
 
 import asyncio
@@ -15,23 +15,23 @@ from operators.teacher.deaths import Deaths, Verdict
 from operators.teacher.failures import is_teachers_fault, refusal, stage_failure
 from operators.teacher.settled import SettledKeys
 
-JUDGED_AFTER = 20  # calls, before a stage is judged while it runs; at its end every stage is judged
-# Share of the calls answered by earlier runs that must come back before a stage is judged while it runs: so many may
-# be rows that fail in every run although the teacher works.
+JUDGED_AFTER = 20  # calls that come back before the share of failures is checked; at its end every stage is checked
+# In addition, this share of the number of calls that earlier runs answered must come back before that check: the first
+# calls of a repeated run may all be rows that fail in every run although the teacher works.
 JUDGED_SHARE = 0.1
-MOST_KINDS = 5  # of errors that are remembered, the most frequent
-KIND_CHARS = 160  # by which two errors are the same
+MOST_KINDS = 5  # kinds of errors that are reported, the most frequent
+KIND_CHARS = 160  # errors with the same first characters are of the same kind
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What the settled calls of a stage came to.
+    """The counts of a stage's settled calls.
 
     Attributes:
         settled: calls that came back.
-        failed: of them, without a reply.
-        used: tokens.
-        errors: of the failed calls: their words and how often, the most frequent first.
+        failed: those of them without a reply.
+        used: their tokens.
+        errors: text of an error and how many calls failed with it, the most frequent first.
         engine_deaths: engines that died with calls on them.
     """
 
@@ -53,19 +53,19 @@ class Supervisor:
         max_failed_share: float,
         answered_before: int = 0,
     ) -> None:
-        """Start to watch.
+        """Start with no call in flight.
 
         Args:
             budget: the limits.
-            spent: what the ledger held before this stage.
-            max_in_flight: calls that may be admitted and not settled.
+            spent: tokens of the calls that the ledger held before this stage.
+            max_in_flight: largest number of calls that are admitted and not settled.
             max_failed_share: of the settled calls; if more have failed, no further call is admitted.
-            answered_before: calls of this stage that earlier runs have settled; the whole stage is judged.
+            answered_before: calls of this stage that earlier runs settled; they count in the share of failures.
         """
         self._budget, self._spent, self._before = budget, spent, spent
         self._max_in_flight, self._max_failed_share = max_in_flight, max_failed_share
         self._in_flight: dict[str, Tokens] = {}
-        self._reserved = Tokens()  # what the calls in flight cost at most
+        self._reserved = Tokens()  # the largest cost of the calls in flight
         self._answered_before = answered_before
         self._settled_keys = SettledKeys()
         self._deaths = Deaths()
@@ -77,14 +77,14 @@ class Supervisor:
         self._changed = asyncio.Condition()
 
     async def admit(self, keys: list[str], most: list[Tokens]) -> int:
-        """Wait until these calls may be made; returns how many of them, from the first, may be.
+        """Wait until these calls may be made; returns how many of them, counted from the first, may be.
 
-        A node that is lost takes calls with it that were admitted, and they are admitted again: those that have come
-        back before need nothing and stay settled (`open_calls`).
+        Calls that were admitted and lost with their node are admitted again. Those of them that were settled before
+        stay settled and need no budget (`open_calls`).
 
         Args:
-            keys: of the calls; admitting a key again replaces it, so a task that is retried counts once.
-            most: what each call costs at most: its prompt and the longest reply.
+            keys: of the calls; admitting a key again replaces it, so a retried task counts once.
+            most: the largest cost of each call: its prompt and the longest reply.
         """
         most = [Tokens() if key in self._settled_keys else tokens for key, tokens in zip(keys, most, strict=True)]
         async with self._changed:
@@ -105,15 +105,15 @@ class Supervisor:
             return count
 
     async def open_calls(self, keys: list[str]) -> list[str]:
-        """Those of these calls that are admitted and not settled: an actor that was replaced asks before it begins."""
+        """Those of these calls that are admitted and not settled; an actor asks this before it makes a batch."""
         return [key for key in keys if key in self._in_flight]
 
     async def settle(self, replies: list[Reply], failures_file: str = "") -> None:
-        """These calls have come back, and what is to be kept of them is on disk.
+        """Count these calls as settled: they have come back, and their replies are on disk.
 
         Args:
             replies: call_key, prompt_tokens, generated_tokens and error of each.
-            failures_file: holds those that failed; "" if none did.
+            failures_file: the file with the failed ones; "" if none failed.
         """
         async with self._changed:
             self._failures_files += [failures_file] if failures_file else []
@@ -128,7 +128,7 @@ class Supervisor:
             self._changed.notify_all()
 
     async def died(self, keys: list[str], survived: bool) -> Verdict:
-        """An engine died with these calls on it; answers how to go on.
+        """An engine died with these calls on it; returns how to continue.
 
         Args:
             keys: of the calls.
@@ -142,25 +142,25 @@ class Supervisor:
         return verdict
 
     async def close(self, reason: str) -> None:
-        """Admit no further call, for this reason unless there is one before it."""
+        """Admit no further call; an earlier reason is kept."""
         async with self._changed:
             self._closed = self._closed or reason
             self._changed.notify_all()
 
     async def closed(self) -> str:
-        """Why no further call is admitted, for the user to read; "" while calls are."""
+        """Why no further call is admitted, for the user; "" as long as calls are admitted."""
         return self._closed
 
     async def conclude(self) -> str:
-        """Called after the last call: why the stage cannot count as done; "" if it can."""
+        """To be called after the last call: why the stage cannot count as done; "" if it can."""
         return self._closed or self._judged(self._settled + self._answered_before)
 
     async def discounted_files(self) -> list[str]:
-        """The files of failed calls that are no attempts of their rows, because it was the teacher that failed."""
+        """The files of failed calls that do not count as attempts of their rows, because the teacher failed."""
         return self._failures_files if self._judged(self._settled + self._answered_before) else []
 
     async def totals(self) -> Totals:
-        """What the settled calls came to."""
+        """The counts of the settled calls."""
         used = self._spent - self._before
         return Totals(
             self._settled, self._failed, used, tuple(self._errors.most_common(MOST_KINDS)), self._deaths.count
@@ -184,8 +184,8 @@ class Supervisor:
         return stage_failure(self._teachers_fault, among, self._max_failed_share, self._last_error)
 
     def _fits(self, keys: list[str], most: list[Tokens]) -> bool:
-        """Whether there is room for these calls, or nothing else in flight that could make room."""
-        own = [self._in_flight[key] for key in keys if key in self._in_flight]  # of a task that is retried
+        """Whether there is room for these calls, or no other call is in flight whose end could make room."""
+        own = [self._in_flight[key] for key in keys if key in self._in_flight]  # the task was retried
         others = len(self._in_flight) - len(own)
         affordable = not self._budget.exceeded_by(self._with(most) - sum(own, Tokens()))
         return not others or (others + len(keys) <= self._max_in_flight and affordable)
@@ -204,5 +204,5 @@ class Supervisor:
         return (
             f"{self._budget.exceeded_by(self._with(most))} is reached ({self._spent.prompt} prompt and "
             f"{self._spent.generated} generated tokens spent; the next call may take {next_call}); raise it and run "
-            "again, what is answered is kept"
+            "again, all replies are kept"
         )

@@ -1,4 +1,4 @@
-"""Lets calls onto one engine: all together, or, after a death, in groups that have it to themselves."""
+"""Sends calls to one engine: all together or, after its death, in groups that get the next engine for themselves."""
 
 import asyncio
 from collections import deque
@@ -12,7 +12,7 @@ Answer = Callable[[Call], Awaitable[Reply]]
 
 
 class EngineDiedError(Exception):
-    """The engine died while it held a call; nothing is known of the call."""
+    """The engine died while it held a call; whether it would have answered is unknown."""
 
 
 class StageClosedError(RuntimeError):
@@ -23,25 +23,25 @@ class Turns:
     """The calls of one engine and of those that replace it."""
 
     def __init__(self, answer: Answer, judge_death: Callable[[list[str], bool], Awaitable[Verdict]]) -> None:
-        """Start with everyone allowed.
+        """Start with all calls allowed.
 
         Args:
             answer: asks the engine; raises EngineDiedError.
-            judge_death: told the keys of the calls that were on an engine when it died, and whether any call was
-                answered since the last death.
+            judge_death: gets the keys of the calls that were on an engine when it died, and whether any call was
+                answered since the last death; returns how to continue.
         """
         self._answer, self._judge_death = answer, judge_death
         self._on_engine: set[str] = set()
-        self._died: list[str] = []  # of the engine's last calls, those that are known to have lost it
-        self._groups: deque[tuple[str, ...]] = deque()  # that wait for the engine
-        self._turn: set[str] = set()  # the group that has it, without those that are done
+        self._died: list[str] = []  # calls of the dead engine that have raised EngineDiedError so far
+        self._groups: deque[tuple[str, ...]] = deque()  # groups that wait for the engine
+        self._turn: set[str] = set()  # unfinished calls of the group that has the engine
         self._deadly: set[str] = set()
         self._survived = False
         self._closed = ""
         self._changed = asyncio.Condition()
 
     async def reply(self, call: Call) -> Reply:
-        """The reply to a call, from whichever engine survives it.
+        """The reply to a call, from the first engine that survives it; a failure if the call crashes engines.
 
         Raises:
             StageClosedError: the stage is closed.
@@ -71,7 +71,7 @@ class Turns:
                 self._on_engine.add(key)
 
     def _may_enter(self, key: str) -> bool:
-        if self._died:  # the engine's other calls have still to learn of it
+        if self._died:  # the dead engine's other calls have not raised their error yet
             return False
         return key in self._turn if self._turn or self._groups else True
 
@@ -91,7 +91,7 @@ class Turns:
     async def _settle_death(self) -> None:
         verdict = await self._judge_death(self._died, self._survived)
         self._survived = False
-        waiting = self._turn - set(self._died)  # of the group whose turn it was, those that had not begun
+        waiting = self._turn - set(self._died)  # calls of the current group that had not begun
         if waiting:
             self._groups.appendleft(tuple(waiting))
         self._groups.extend(verdict.groups)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from operators.models import resolve_model
 from operators.teacher.config import TeacherConfig
 
-REPAIR_SUFFIX = "_repair"  # after the name of a stage: its second turns
+REPAIR_SUFFIX = "_repair"  # added to the name of a stage for its second turns, which repair replies
 STAGES = ("reflect_instructions", "reflect_responses", "repair", "judge")
 WEIGHT = "weight"
 
@@ -24,10 +24,10 @@ class Member:
 
 
 def check_variants(teacher: TeacherConfig) -> None:
-    """Refuse stages and members of a mix that are no teachers.
+    """Refuse stages and members of a mix that are not valid teachers.
 
     Raises:
-        ValueError: naming the key below `teacher`, the value and what is allowed.
+        ValueError: it names the key below `teacher`, the value and what is allowed.
     """
     unknown = sorted(teacher.stages.keys() - set(STAGES))
     if unknown:
@@ -46,8 +46,8 @@ def teacher_of(teacher: TeacherConfig, stage: str) -> TeacherConfig:
 
     Args:
         teacher: with `stages`.
-        stage: a name of STAGES, or one of the reflections followed by REPAIR_SUFFIX: its second turns take the values
-            of `stages.repair` over those of the reflection.
+        stage: a name of STAGES, or a reflection followed by REPAIR_SUFFIX: for its second turns, the values of
+            `stages.repair` override those of the reflection.
     """
     first = stage.removesuffix(REPAIR_SUFFIX)
     changes = teacher.stages.get(first, {})
@@ -68,7 +68,7 @@ def members_of(teacher: TeacherConfig) -> list[Member]:
 
 
 def member_of_row(row_id: str, weights: list[float]) -> int:
-    """Which member answers a row: the same in every run, for every turn and for both orders of a judgement."""
+    """Index of the member that answers a row: the same in every run, for every turn and both orders of a judgement."""
     if len(weights) == 1:
         return 0
     digest = hashlib.sha256(f"teacher {row_id.partition(':')[0]}".encode()).digest()
@@ -81,10 +81,10 @@ def member_of_row(row_id: str, weights: list[float]) -> int:
 
 
 def resolved(teacher: TeacherConfig) -> TeacherConfig:
-    """The teacher with every vllm model, of stages and members too, resolved to what the engine loads.
+    """The teacher with every vllm model, also of stages and members, resolved to the path that the engine loads.
 
     Raises:
-        ModelNotFoundError: naming the key.
+        ModelNotFoundError: it names the key.
     """
     stages = {name: _resolved_changes(teacher, changes, name) for name, changes in teacher.stages.items()}
     mix = tuple(_resolved_changes(teacher, changes, f"mix.{n}") for n, changes in enumerate(teacher.mix))
@@ -94,7 +94,7 @@ def resolved(teacher: TeacherConfig) -> TeacherConfig:
 
 
 def every_teacher(teacher: TeacherConfig) -> Iterator[tuple[str, TeacherConfig]]:
-    """All teachers that a run may ask, each once, with the key of the configuration that names it."""
+    """All teachers that a run may ask, each once, with the configuration key that names it."""
     seen = []
     for stage in ("", *STAGES):
         chosen = _changed(teacher, teacher.stages.get(stage, {}), stage)

@@ -1,7 +1,7 @@
-"""A teacher in vLLM engines on the cluster: one actor an engine, which the stages of a run share (`engine_pool`).
+"""A teacher in vLLM engines on the cluster: one actor per engine, shared by the stages of a run (`engine_pool`).
 
-Prompts are tokenised here with the teacher's own chat template and handed to vLLM as token ids, because a prompt that
-is rendered to text and tokenised again gets a second beginning-of-sequence token from several model families.
+This module tokenises prompts with the teacher's own chat template and gives vLLM token ids: if a prompt is rendered to
+text and tokenised again, several model families add a second beginning-of-sequence token.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from operators.teacher.failures import BROKEN_OFF, TEXTLESS, over_long
 from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
 
 MOST_CALLS = 4096  # in one engine actor at once
-PROBE_TOKENS = 8  # of a prompt: the head of the chat template, in which no row has a part
+PROBE_TOKENS = 8  # first tokens of a prompt: the beginning of the chat template, before any text of a row
 PROBE = json.dumps([{"role": "user", "content": "Hello"}])
 
 
 class VllmEngine:
-    """The actor's body: an engine, and the way from a call to a reply."""
+    """The actor's body: an engine that turns calls into replies."""
 
     def __init__(self, teacher: TeacherConfig) -> None:
         from vllm import AsyncEngineArgs
@@ -34,10 +34,10 @@ class VllmEngine:
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(teacher)))
 
     async def wait_until_ready(self, timeout_s: float) -> None:
-        """Return once the engine has given a token: one that has loaded may still hang at its first call.
+        """Return once the engine has given a token: an engine that has loaded may still hang at its first call.
 
         Raises:
-            TimeoutError: it gave none in time.
+            TimeoutError: it gave no token in time.
         """
         from vllm import SamplingParams
 
@@ -51,23 +51,23 @@ class VllmEngine:
             ) from None
 
     async def answer(self, call: Call, teacher: TeacherConfig) -> Reply:
-        """One call; an error of the call is a failed reply. An engine that is dead takes its actor with it.
+        """Make one call; an error of the call is a failed reply. If the engine is dead, this ends the actor's process.
 
         Args:
-            call: one of CALLS.
-            teacher: of the stage that asks; only its sampling may differ from that of the engine.
+            call: one row of CALLS.
+            teacher: of the stage that asks; only its sampling may differ from the engine's teacher.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             return await self._answer(call, teacher)
         except EngineDeadError:
-            os._exit(1)  # the caller learns it as the death of this actor, and the pool starts another
+            os._exit(1)  # the caller sees the death of this actor, and the pool starts another
         except Exception as error:  # noqa: BLE001 - no call may end the run
             return failed(call, f"{type(error).__name__}: {error}")
 
     async def stop(self) -> None:
-        """End the processes of the engine; those of a killed actor would live on."""
+        """End the processes of the engine; if the actor were only killed, they would stay."""
         self._llm.shutdown()
 
     async def _answer(self, call: Call, teacher: TeacherConfig) -> Reply:
@@ -88,7 +88,7 @@ class VllmEngine:
 
     async def _generate(self, ids: list[int], sampling: Any, name: str, ended: dict[str, Any]) -> Any:
         last = None
-        # A call may come a second time while its first turn is being given up: ids of requests must differ.
+        # A call may come again while its first request is still being aborted, so ids of requests must differ.
         request = f"{name}-{os.urandom(4).hex()}"
         async for output in self._llm.generate({"prompt_token_ids": ids}, sampling, request, **ended):
             last = output
@@ -109,9 +109,9 @@ def sampling_of(call: Call, teacher: TeacherConfig) -> Any:
         min_p=teacher.min_p,
         stop=list(teacher.stop),
         max_tokens=int(call["max_tokens"]),
-        # The CPU engine crashes on per-request seeds: its generator keeps no offset.
+        # vLLM's CPU engine crashes on per-request seeds, because its generator keeps no offset.
         seed=call_seed(call["call_key"]) if teacher.device == "gpu" else None,
-        # Thoughts are told from the answer by tokens that would otherwise be left out of the text.
+        # Special tokens separate thoughts from the answer, so they must stay in the text.
         skip_special_tokens=not teacher.reasoning_parser,
         structured_outputs=StructuredOutputsParams(json=call["schema"]) if call["schema"] else None,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -124,7 +124,7 @@ def _thoughts_of(parser: str, model: str, template_kwargs: str) -> "_Thoughts | 
 
 
 class _Thoughts:
-    """vLLM's reasoning parser for one model: what it thinks first is no part of its reply."""
+    """vLLM's reasoning parser for one model; it removes the thoughts before the answer."""
 
     def __init__(self, parser: str, model: str, template_kwargs: dict[str, Any]) -> None:
         from vllm.reasoning import ReasoningParserManager
@@ -136,11 +136,11 @@ class _Thoughts:
         self._model = model
 
     def ended(self, prompt: list[int]) -> bool:
-        """Whether the prompt has closed the thoughts, as templates do for `enable_thinking: false`."""
+        """Whether the prompt already ends the thoughts, as templates do with `enable_thinking: false`."""
         return bool(self._parser.is_reasoning_end(prompt))
 
     def taken_off(self, text: str, call: Call) -> str:
-        """The answer without thoughts; all of the text if it was nothing but thoughts, as a cut-off reply is."""
+        """The answer without thoughts; the whole text if it is all thoughts, as in a reply that was cut off."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
         request = ChatCompletionRequest(model=self._model, messages=json.loads(call["messages"]))
@@ -152,11 +152,11 @@ class _Thoughts:
 
 
 def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
-    """The arguments of vLLM's EngineArgs; what is safe is not left to a configuration."""
+    """The arguments of vLLM's EngineArgs; a configuration cannot change those that matter for safety."""
     arguments: dict[str, Any] = {
-        "enable_prefix_caching": True,  # all rows of a stage share the head of their prompt
+        "enable_prefix_caching": True,  # all rows of a stage share the beginning of their prompt
         "structured_outputs_config": {
-            # Compact JSON only: with free white space a small model can print blanks until max_tokens (vllm#8350).
+            # Compact JSON only: if white space is allowed, a small model may print blanks to the end (vllm#8350).
             "disable_any_whitespace": True,
             "backend": "xgrammar",
         },
@@ -177,7 +177,7 @@ def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
 
 
 def ranks(teacher: TeacherConfig) -> int:
-    """How many processes, each with a GPU of its own, one engine has."""
+    """Number of processes of one engine, each with its own GPU."""
     return teacher.tensor_parallel * int(teacher.engine_kwargs.get("pipeline_parallel_size", 1))
 
 
@@ -202,7 +202,7 @@ def _make_engine(teacher: TeacherConfig) -> tuple[Any, Any]:
         options["runtime_env"] = {"env_vars": _cpu_environment(teacher)}
     elif ranks(teacher) == 1:
         options |= {"num_cpus": 1, "num_gpus": 1}
-    else:  # vLLM's executor places its ranks in the group that its actor is in
+    else:  # vLLM's executor places its ranks in the placement group of its actor
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         group = ray.util.placement_group([{"CPU": 1, "GPU": 1}] * ranks(teacher), strategy="PACK")
@@ -213,8 +213,10 @@ def _make_engine(teacher: TeacherConfig) -> tuple[Any, Any]:
 
 
 def _cpu_environment(teacher: TeacherConfig) -> dict[str, str]:
-    """An engine's process tree on CPUs. The model runs in the engine core's own process: vLLM starts one more only to
-    set the threads, which are set here.
+    """Environment of an engine on CPUs.
+
+    The model runs in the engine core's own process: vLLM would start another process only to set the number of threads,
+    which this environment sets.
     """
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -28,7 +28,7 @@ def test_a_bucket_with_or_without_a_prefix_is_taken_as_it_is(place: str) -> None
 )
 def test_a_path_stays_and_a_file_uri_is_its_path(text: str, path: str | None) -> None:
     if path is None:  # would be a folder named like a scheme
-        with pytest.raises(ValueError, match="no storage can be there"):
+        with pytest.raises(ValueError, match="cannot hold a storage"):
             require_place(text)
     else:
         assert require_place(text) == path

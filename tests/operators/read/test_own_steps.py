@@ -114,7 +114,7 @@ def test_the_source_of_the_module_is_part_of_what_rows_are_made_from(module: str
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("clean", "names no function"), ("no_such:clean", "No module"), ("json:none", "has no function")],
+    [("clean", "does not name a function"), ("no_such:clean", "No module"), ("json:none", "has no function")],
 )  # fmt: skip
 def test_what_cannot_be_called_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
