@@ -10,9 +10,7 @@ deaths is given up.
 from collections import Counter
 from dataclasses import dataclass
 
-PARTS = (
-    4  # a round costs one reply's time, a death costs an engine start: 4 is near the best if these are comparable
-)
+PARTS = 4  # a round costs one reply's time, a death costs an engine start: 4 is near the best if these are comparable
 DEADLY_AFTER = 2  # deaths while a call was alone on the engine; one may be chance
 MAX_DEADLY = 3  # deadly calls in a row without an answered call; with more, the engine is to blame
 CRASHES = "the engine crashes on every call; look into its log and at its memory"
