@@ -124,7 +124,7 @@ def test_one_split_is_read_where_names_tell_splits(
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}")
-    with pytest.raises(ValueError, match="'validation', they tell train"):
+    with pytest.raises(ValueError, match="'validation'; the splits are train"):
         list_source_files(str(tmp_path), "validation")
 
 
