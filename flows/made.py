@@ -6,6 +6,7 @@ from typing import TextIO
 from cluster.manifest import Manifest
 from flows.graph import RAW_INSTRUCTIONS
 from flows.results import UNUSED_COLUMNS
+from flows.retention import DELETED_STUDENTS
 from flows.run import Run
 from operators.columns import QUARANTINED
 from operators.read.reasons import told
@@ -42,6 +43,9 @@ def _to_look_at(asset: str, manifest: Manifest, storage: str) -> list[str]:
     bad = {name.removeprefix(QUARANTINED): n for name, n in manifest.outcomes.items() if name.startswith(QUARANTINED)}
     if asset == RAW_INSTRUCTIONS and bad:
         lines.append(f"{sum(bad.values())} of {manifest.rows} records cannot be used: {told(bad)}")
+    if deleted := _counts(manifest, DELETED_STUDENTS):
+        named = ", ".join(deleted)
+        lines.append(f"the folders of {len(deleted)} old students were deleted (release.keep_students): {named}")
     if ignored := _counts(manifest, UNUSED_COLUMNS):
         named = ", ".join(f"{name} ({number} rows)" for name, number in ignored.items())
         lines.append(f"nothing reads these columns of the source: {named}; see source.columns, pass_through")

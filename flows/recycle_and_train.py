@@ -28,6 +28,7 @@ from flows.graph import CONFIG_KEYS, ONLY_ROWS, Graph
 from flows.lineage import lineage_of
 from flows.releases import models_of
 from flows.results import results_of
+from flows.retention import DELETED_STUDENTS, prune_students
 from flows.run import Run, rows_where
 from flows.schedules import definitions
 from operators.columns import HELD_OUT
@@ -206,8 +207,10 @@ def evaluation(held_out: Dataset, student: TrainResult, run: RunResource) -> Rec
 @dg.asset(group_name="evaluate", code_version="2", metadata=uses("release"))
 def release(evaluation: Evaluation, student: TrainResult, run: RunResource) -> Recipe:
     """Whether the student replaces the released one, and why."""
-    history = ReleaseHistory(run.config.storage)
-    return Recipe(partial(decide_release, evaluation, student.version, history, run.config.release))
+    history, storage = ReleaseHistory(run.config.storage), run.config.storage
+    decide = partial(decide_release, evaluation, student.version, history, run.config.release)
+    prune = partial(prune_students, storage, run.config.release.keep_students, student.version)
+    return Recipe(decide, metrics=lambda _: {DELETED_STUDENTS: dict.fromkeys(prune(), 1)})
 
 
 @dg.asset(group_name="evaluate", kinds={"html"}, code_version="2", metadata=uses("name", "report", "budget"))

@@ -17,6 +17,7 @@ from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS
+from flows.retention import has_weights
 from flows.run import Run
 from operators.columns import ACTIVE, HELD_OUT, RECYCLED_OUTCOMES
 from operators.evaluate.config import TrainedAttention
@@ -84,7 +85,7 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
     try:
         storage = existing_storage(arguments.storage)
         with lease(storage):
-            decision = ReleaseHistory(storage).roll_back(arguments.version)
+            decision = _roll_back(storage, arguments.version)
     except (StorageBusyError, StorageError) as error:
         err.write(f"{error}\n")
         return FAILED
@@ -98,6 +99,16 @@ def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.s
         f"released: {decision.version}, in place of {decision.previous}; the latter does not come back by itself\n"
     )
     return DONE
+
+
+def _roll_back(storage: str, version: str) -> Decision:
+    history = ReleaseHistory(storage)
+    if any(decision.version == version for decision in history.decisions()) and not has_weights(storage, version):
+        raise ValueError(
+            f"rollback: {storage}/students/{version} is not there, deleted by hand or by release.keep_students; "
+            "train it again with the configuration that it was trained with"
+        )
+    return history.roll_back(version)
 
 
 def refresh_lines(store: AssetStore) -> list[RefreshLine]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +16,14 @@ import ray
 from pyarrow import fs
 from ray.data import Dataset
 
-from operators.files.atomic import open_filesystem, put_file
+from operators.files.atomic import UNFINISHED, open_filesystem, put_file
 from operators.files.damage import DamagedFileError, naming_damage
 
 COMPACT_ABOVE, FILES_MERGED = 128, 256  # small files of a stage, and those that become one
 LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte has some thousands
 READ_BYTES, READ_FILES = 32 << 20, 128  # most that one task reads
 BATCH_ROWS = 32_768  # rows of a large file that a reader holds at a time
+UNFINISHED_S = 24 * 3600  # age from which a file under a hidden name belongs to no writer that lives
 BROKEN = ".broken"  # ends the name of a file that was set aside
 DISCOUNTED = ".discounted"  # ends the name of a file whose records do not count
 MERGED = b"merged_files"  # in the footer of a merged file: names of the files whose records it holds, a JSON list
@@ -86,11 +88,13 @@ class ParquetLog:
         """Set aside files that are cut off, and merge small files into large ones; call it before reading.
 
         A file gets its name when it is complete, but a machine that loses power may keep the name and lose the content.
-        An interrupted merge may leave files whose records are in the merged one too; this deletes them.
+        An interrupted merge may leave files whose records are in the merged one too; this deletes them, and what killed
+        writers left unfinished more than a day ago.
 
         Returns:
             The number of files set aside: renamed, never deleted; the calls that they held are made again.
         """
+        self._delete_unfinished(stage)
         found = self._found(stage)
         broken = self._read_footers([info.path for info in found])
         for file in broken:
@@ -106,6 +110,14 @@ class ParquetLog:
             groups = _groups(small, LARGE_BYTES, FILES_MERGED)
             ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups if len(group) > 1])
         return len(broken)
+
+    def _delete_unfinished(self, stage: str) -> None:
+        """Delete what killed writers left under hidden names; a young one may belong to a task that still writes."""
+        selector = fs.FileSelector(f"{self._root}/{stage}", allow_not_found=True)
+        for info in self._filesystem.get_file_info(selector):
+            age = time.time() - info.mtime_ns / 1e9 if info.mtime_ns else 0
+            if info.base_name.endswith(UNFINISHED) and age > UNFINISHED_S:
+                self._filesystem.delete_file(info.path)
 
     def discount(self, files: Collection[str]) -> None:
         """Rename these files of `write_whole`, so that their records no longer count; a person can still read them."""

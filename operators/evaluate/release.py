@@ -44,6 +44,12 @@ class ReleaseConfig(StageConfig):
         le=1,
         description="Smallest allowed (wins - losses) / judged pairs, ties counted as pairs; -1 allows everything.",
     )
+    keep_students: Operational[int] = Field(
+        10,
+        ge=0,
+        description="Newest students that are kept besides the released one, the one before it and the best; after a "
+        "decision the folders of older ones are deleted, their evaluations stay. 0 keeps all.",
+    )
     retrain_after_rows: Operational[int] = Field(
         0,
         ge=0,

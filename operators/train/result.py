@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+MANIFEST = "manifest.json"  # the last file of a student's folder: its TrainResult
+
 
 class TrainResult(BaseModel):
     """A finished student and how it was trained. Losses in nats per supervised token, with the noise on.

@@ -28,12 +28,12 @@ from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, TrainJob
 from operators.train.loop import train_worker
 from operators.train.metrics import METRICS, lines_of
 from operators.train.pack_order import PackIndex, index_of, read_index
-from operators.train.result import TrainResult
+from operators.train.result import MANIFEST, TrainResult
 from operators.train.stopping import stop_is_asked, stopping_cleanly
 
 __all__ = ["MANIFEST", "TrainConfig", "TrainResult", "TrainingStoppedError", "train"]
 
-MANIFEST, _BEGAN = "manifest.json", "began.json"
+_BEGAN = "began.json"
 
 
 class TrainingStoppedError(RuntimeError):

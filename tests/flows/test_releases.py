@@ -24,6 +24,7 @@ def storage(tmp_path: Path) -> str:
         loss = HeldOutLoss(base=2.0, student=student, num_tokens=10, num_rows=12)
         evaluation = Evaluation(held_out_loss=loss, rows=f"{tmp_path}/{version}.parquet")
         history.record(event, version, evaluation, (f"because of {version}",))  # type: ignore[arg-type]
+        (tmp_path / "students" / version).mkdir(parents=True)
     return str(tmp_path)
 
 
@@ -86,6 +87,14 @@ def test_a_rollback_is_one_command_and_is_recorded(storage: str) -> None:
     assert [decision.event for decision in history.decisions()] == ["released", "released", "refused", "rolled_back"]
     assert roll_back([storage, "v3"], out, err) == 2
     assert "v3 was never released; released were: v1, v2" in err.getvalue()
+
+
+def test_a_student_whose_weights_were_deleted_is_not_released_again(storage: str) -> None:
+    (Path(storage) / "students" / "v1").rmdir()
+    err = io.StringIO()
+    assert roll_back([storage, "v1"], io.StringIO(), err) == 2
+    assert "students/v1 is not there" in err.getvalue()
+    assert ReleaseHistory(storage).current().version == "v2"  # type: ignore[union-attr]
 
 
 def test_a_rollback_waits_for_no_run(storage: str) -> None:

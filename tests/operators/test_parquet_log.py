@@ -1,5 +1,6 @@
 """A log of Parquet files before and after what was cut off has been set aside, without Ray."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,17 @@ def test_a_file_that_is_cut_off_is_left_out_by_every_reader_and_then_set_aside(t
     assert [batch["n"].to_pylist() for batch in log.batches("stage", ["n"])] == [[1, 1]]
     assert log.tidy("stage") == 1
     assert {file.name for file in (tmp_path / "stage").iterdir()} == {whole.name, f"{cut_off.name}{BROKEN}"}
+
+
+def test_what_a_killed_writer_left_is_deleted_after_a_day(tmp_path: Path) -> None:
+    folder = Path(write_whole(f"{tmp_path}/stage", pa.table({"n": [1]}))).parent
+    old, young, other = (folder / name for name in (".a.1.unfinished", ".b.2.unfinished", ".c.parquet"))
+    for file in (old, young, other):
+        file.write_bytes(b"half")
+    for file in (old, other):
+        os.utime(file, (1, 1))
+    assert ParquetLog(str(tmp_path)).tidy("stage") == 0
+    assert (old.exists(), young.exists(), other.exists()) == (False, True, True)
 
 
 def numbers(log: ParquetLog) -> list[int]:
