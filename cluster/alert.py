@@ -1,4 +1,4 @@
-"""Tells people that something needs them: a POST to a webhook, a command, or both."""
+"""Alerts people when they must act: by a POST to a webhook, a command, or both."""
 
 import http.client
 import json
@@ -16,19 +16,19 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirected POST would arrive as a GET without the message, and count as delivered."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Follow none: the answer itself is the error."""
+        """Follow no redirect, so that the response counts as an error."""
 
 
 def send_alert(message: Mapping[str, Any], url_env: str, command: Sequence[str]) -> list[str]:
-    """Deliver a message as JSON to each destination that is configured; nothing configured is no error.
+    """Deliver a message as JSON to each configured destination; it is no error if none is configured.
 
     Args:
-        message: plain JSON; the key `text` is what chat services show.
-        url_env: environment variable that holds the URL of a webhook, which may be a secret and is never shown.
-        command: a program and its arguments, which is given the message on its standard input.
+        message: plain JSON; chat services show the key `text`.
+        url_env: environment variable with the URL of a webhook; the URL may be a secret and is never shown.
+        command: a program and its arguments; it gets the message on standard input.
 
     Returns:
-        what could not be delivered and why, a line each.
+        One line for each failed delivery, with the reason.
     """
     text = json.dumps(message)
     errors = []
@@ -48,7 +48,7 @@ def _post(url: str, text: str, url_env: str) -> list[str]:
             return []
     except urllib.error.HTTPError as error:
         return [f"the webhook of ${url_env} answered {error.code}"]
-    except (OSError, ValueError, http.client.HTTPException) as error:  # whose texts may hold the URL
+    except (OSError, ValueError, http.client.HTTPException) as error:  # its text may contain the URL
         return [f"the webhook of ${url_env} cannot be reached: {type(error).__name__}"]
 
 

@@ -1,8 +1,8 @@
 """One run at a time on a bucket: a small object that only a conditional write can take, renew or give back.
 
-The holder renews it often. It counts as dead when the store's own clock (`Date` less `Last-Modified` of one answer)
-says that it was not renewed for as long as it promised; host, process and the clocks of both sides play no part. A
-holder that cannot renew in time stops itself before another may take over.
+The holder renews it often. A holder counts as dead if it has not renewed the lease for longer than the lease says, by
+the store's own clock (`Date` minus `Last-Modified` of one response); host, process and the clocks of both machines do
+not matter. A holder that cannot renew in time stops itself before another run may take over.
 """
 
 import json
@@ -23,10 +23,10 @@ from cluster.terminal import tell
 from operators.files.places import BUCKETS, CREDENTIALS, ENDPOINT_VARIABLE
 
 LEASE = ".lease.json"
-LOST_AFTER_S = 60.0  # without renewal; a dead holder keeps the storage for so long
+LOST_AFTER_S = 60.0  # time without renewal after which another run may take over
 BEATS = 6  # renewals in that time
 STOPS_AT = 0.7  # share of that time after which a holder that could not renew stops itself
-GRACE_S, LEAST_GRACE_S = 20.0, 1.0  # for a run that lost its lease to end by itself, at most and at least
+GRACE_S, LEAST_GRACE_S = 20.0, 1.0  # longest and shortest time for a run that lost its lease to end by itself
 CLOCK_S = 1.0  # resolution of the store's times
 CONFLICT = (409, 412)
 
@@ -37,7 +37,7 @@ class StorageBusyError(RuntimeError):
 
 @dataclass(frozen=True)
 class Record:
-    """What the lease says: who holds it, how long it is good for without renewal, and how often it was renewed."""
+    """The content of the lease: its holder, how long it is valid without renewal, and how often it was renewed."""
 
     holder: str
     host: str
@@ -49,7 +49,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Seen:
-    """A record as the store gave it out: its ETag, and its age by the store's clock in seconds."""
+    """A record as read from the store, with its ETag and its age in seconds by the store's clock."""
 
     record: Record
     etag: str
@@ -57,10 +57,10 @@ class Seen:
 
 
 class LeaseObject:
-    """The lease in its bucket: read, and written only where it is as it was last seen."""
+    """The lease in its bucket; it is written only if nobody changed it since it was read."""
 
     def __init__(self, storage: str) -> None:
-        """Open the store; nothing is asked of it yet."""
+        """Open the store, without a request to it."""
         import boto3
         from botocore.config import Config
 
@@ -92,7 +92,7 @@ class LeaseObject:
         return Seen(Record(**content), answer["ETag"], (now - answer["LastModified"]).total_seconds())
 
     def write(self, record: Record, seen: Seen | None) -> Seen | None:
-        """Write the record if the store still holds what was `seen`; None if it does not.
+        """Write the record if the store still holds `seen`; returns None, and writes nothing, if it does not.
 
         Raises:
             StorageError: the store cannot be asked.
@@ -106,7 +106,7 @@ class LeaseObject:
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] not in CONFLICT:
                 raise self._explained(error) from None
-            # A write that was repeated after a lost answer finds its own first try.
+            # If the response to a write was lost, the repeated write finds the first one.
             found = self.read()
             return found if found is not None and found.record == record else None
         except BotoCoreError as error:
@@ -114,7 +114,7 @@ class LeaseObject:
         return Seen(record, answer["ETag"], 0.0)
 
     def _explained(self, error: Any) -> StorageError:
-        """One line without the error's own text, which may hold the name of an access key."""
+        """The error in one line, without its own text, which may contain the name of an access key."""
         code = error.response["Error"]["Code"] if hasattr(error, "response") else type(error).__name__
         cures = {
             "NoSuchBucket": f"there is no bucket {self._bucket}; create it",
@@ -162,10 +162,10 @@ def _is_free(seen: Seen) -> bool:
 
 
 def _take(lease: LeaseObject, me: Record) -> tuple[Seen, float]:
-    """Take the lease; a holder that seems to be alive is watched until it renews or has been silent for too long.
+    """Take the lease; if it has a holder, wait until the holder renews it (then it is busy) or was silent for too long.
 
     Returns:
-        what was written, and when that was begun, by `time.monotonic`.
+        The written record, and the time when writing began, from `time.monotonic`.
     """
     silent: Seen | None = None
     while True:
@@ -189,12 +189,12 @@ def _busy(storage: str, holder: Record) -> StorageBusyError:
 
 
 class _Keeper(threading.Thread):
-    """Renews the lease until `end`; where that fails or hangs for too long, it stops the run."""
+    """Renews the lease until `end`; if that fails or hangs for too long, it stops the run."""
 
     def __init__(self, lease: LeaseObject, held: Seen, tried: float) -> None:
         super().__init__(daemon=True, name="lease")
         self._lease, self._held = lease, held
-        self._renewed = tried  # when the last renewal that succeeded was begun
+        self._renewed = tried  # when the last successful renewal began
         self._ended, self._stopping, self._lost = threading.Event(), threading.Lock(), ""
         self._failed = f"storage: {lease.storage}: the store does not answer"
 
@@ -219,7 +219,7 @@ class _Keeper(threading.Thread):
             self._held, self._renewed = held, tried
 
     def _watch(self) -> None:
-        """Stop the run in time, also while a renewal hangs: its own time limits and repetitions may take longer."""
+        """Stop the run in time, even if a renewal hangs, whose own timeouts and retries may take longer."""
         patience_s = STOPS_AT * self._held.record.lost_after_s
         while not self._ended.wait(max(0.0, self._renewed + patience_s - time.monotonic())):
             if time.monotonic() - self._renewed >= patience_s:
@@ -237,7 +237,7 @@ class _Keeper(threading.Thread):
         self.join()
         if self._lost:
             raise StorageBusyError(self._lost)
-        with suppress(StorageError):  # then it counts as dead after a while, which is no reason to fail a finished run
+        with suppress(StorageError):  # then the lease expires later; a finished run must not fail because of it
             self._lease.write(replace(self._held.record, released=True), self._held)
 
     def _stop_the_run(self, why: str) -> None:
@@ -246,7 +246,7 @@ class _Keeper(threading.Thread):
                 return
             self._lost = why
         os.kill(os.getpid(), signal.SIGINT)
-        left_s = (1 - STOPS_AT) * self._held.record.lost_after_s  # then another may take over
-        if not self._ended.wait(max(LEAST_GRACE_S, min(GRACE_S, left_s))):  # it must not write any more
+        left_s = (1 - STOPS_AT) * self._held.record.lost_after_s  # after that another run may take over
+        if not self._ended.wait(max(LEAST_GRACE_S, min(GRACE_S, left_s))):  # this run must not write any more
             tell(why)
             os._exit(1)

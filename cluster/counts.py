@@ -1,4 +1,4 @@
-"""How many rows files hold, by outcome, and a sum over their ids: what the manifest says, and checks compare."""
+"""Counts the rows of files by outcome, and sums their ids: manifests keep both, and checks compare them."""
 
 from collections import Counter
 from typing import Any
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from pyarrow import fs
 
-ID_WORDS = 8  # of eight bytes: the part of a row's id that is summed
+ID_WORDS = 8  # words of eight bytes: the part of a row's id that is summed
 
 
 def sum_of_ids(row_ids: pa.Array) -> npt.NDArray[np.uint64]:

@@ -10,24 +10,25 @@ from cluster.files import StorageError
 from cluster.lease import is_leased
 from operators.files.places import PASSED_TO_WORKERS
 
-DRIVER_TAG = "recycle/driver"  # of a run that a process of the command line executes, under the storage's lease
-STORAGE_TAG = "recycle/storage"  # which storage a run works on
+DRIVER_TAG = "recycle/driver"  # tag of a run that the command line executes, under the storage's lease
+STORAGE_TAG = "recycle/storage"  # tag that names the storage of a run
 RETRIES_TAG = "dagster/max_retries"
-POSTGRES_VARIABLE = "DAGSTER_PG_URL"  # of every process: DRIVER user:password@host:port/database
+POSTGRES_VARIABLE = "DAGSTER_PG_URL"  # every process needs it: DRIVER user:password@host:port/database
 DRIVER = (
-    "postgresql+psycopg2://"  # SQLAlchemy 2.1 takes another for postgresql://, which dagster-postgres does not know
+    "postgresql+psycopg2://"  # for postgresql://, SQLAlchemy 2.1 takes a driver that dagster-postgres does not know
 )
-MOST_CHARS = 200  # of an error of Dagster's, which may name every key that there is
+MOST_CHARS = 200  # of a Dagster error, which may list all possible keys
 RAY_DASHBOARD = "http://127.0.0.1:8265"
-# Where a run finds code and configuration: the launcher copies these from the daemon. No secrets: Ray shows them.
+# Variables that tell a run where code and configuration are; the launcher copies them from the daemon. None of them may
+# be a secret, because Ray shows them.
 PASSED_ON = ["RECYCLE_CONFIG", "RECYCLE_OVERRIDES", "RECYCLE_HOME", "PYTHONPATH", *PASSED_TO_WORKERS]
 
 
 def open_instance(folder: Path) -> dg.DagsterInstance:
-    """The instance whose home is `folder`; written on first use, left as it is afterwards, so that it can be edited.
+    """The instance whose home is `folder`. The first call writes its settings; later calls keep them, also if edited.
 
     Raises:
-        StorageError: $DAGSTER_PG_URL names no driver that works; or settings or history cannot be read.
+        StorageError: $DAGSTER_PG_URL names no usable driver; or settings or history cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
@@ -43,10 +44,10 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
 
 
 def _unusable(folder: Path, settings: Path, error: Exception) -> str:
-    """One line with the cure; what is said of PostgreSQL may hold its address, so its words are left out."""
+    """One line with the cure; the text of a PostgreSQL error may contain the address, so it is left out."""
     if isinstance(error, dg.DagsterInvalidConfigError | yaml.YAMLError | UnicodeError):
         why = " ".join(str(error).split())[:MOST_CHARS]
-        return f"{settings} cannot be used ({why}...); mend it, or delete {settings} and run again: it is written anew"
+        return f"{settings} cannot be used ({why}...); fix it, or delete {settings} and run again: it is written anew"
     if "postgres:" in settings.read_text():
         return f"the database of ${POSTGRES_VARIABLE} does not answer as it should ({type(error).__name__}); look at it"
     why = " ".join(str(error).split())[:MOST_CHARS]
@@ -54,7 +55,10 @@ def _unusable(folder: Path, settings: Path, error: Exception) -> str:
 
 
 def _history_in_postgres() -> dict[str, object]:
-    """Where $DAGSTER_PG_URL is set, whose name alone is stored: SQLite is not safe on a folder that hosts share."""
+    """Settings for PostgreSQL if $DAGSTER_PG_URL is set; only the variable's name is stored.
+
+    SQLite, the default, is not safe in a folder that hosts share.
+    """
     url = os.environ.get(POSTGRES_VARIABLE)
     if not url:
         return {}
@@ -64,15 +68,15 @@ def _history_in_postgres() -> dict[str, object]:
 
 
 def driver_tags(storage: str) -> dict[str, str]:
-    """Tags of a run of the command line: it lives as long as it holds the storage's lease; no retries."""
+    """Tags of a run of the command line: it is alive as long as it holds the storage's lease; Dagster never retries."""
     return {DRIVER_TAG: "command line", STORAGE_TAG: storage, RETRIES_TAG: "0"}
 
 
 def reap(instance: dg.DagsterInstance, storage: str) -> int:
     """Mark the runs of the command line that are still open as failed; the caller holds the storage's lease.
 
-    Whoever executed them held the lease and does not any more, so he is gone, on whatever machine he was. No host name,
-    no process id and no clock is asked.
+    The process that executed such a run held the lease. It does not hold it any more, so it has ended, on whatever
+    machine it was; host names, process ids and clocks are not needed.
     """
     open_runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]))
     dead = [run for run in open_runs if DRIVER_TAG in run.tags and run.tags.get(STORAGE_TAG, storage) == storage]
@@ -82,11 +86,11 @@ def reap(instance: dg.DagsterInstance, storage: str) -> int:
 
 
 def is_alive(run: dg.DagsterRun, otherwise: str) -> bool:
-    """Whether a process holds the lease of the storage that a run works on, which it does as long as it works.
+    """Whether a process holds the lease of the storage of a run, as it does as long as the run works.
 
     Args:
         run: any run.
-        otherwise: the storage of a run that does not say it.
+        otherwise: the storage, if the run has no tag that names it.
     """
     return is_leased(run.tags.get(STORAGE_TAG, otherwise))
 
@@ -96,14 +100,14 @@ SETTINGS: dict[str, object] = {
     "run_launcher": {
         "module": "cluster.run_launcher",
         "class": "RayJobLauncher",
-        # $RAY_API_SERVER_ADDRESS, where it is set, goes before this address.
+        # $RAY_API_SERVER_ADDRESS, if set, overrides this address.
         "config": {"ray": {"address": RAY_DASHBOARD, "env_vars": PASSED_ON}},
     },
     # One run at a time: a run owns the storage while it writes.
     "run_coordinator": {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator"},
     "concurrency": {"runs": {"max_concurrent_runs": 1}},
     "run_monitoring": {"enabled": True, "poll_interval_seconds": 10, "start_timeout_seconds": 900},
-    # Refreshes are retried by `flows.retries`, with back-off; this is for runs that a person launches in the web page.
+    # `flows.retries` retries refreshes, with back-off; this is for runs that a person launches in the web page.
     "run_retries": {"enabled": True, "max_retries": 1},
     "code_servers": {"local_startup_timeout": 300},
 }

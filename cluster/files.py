@@ -1,4 +1,4 @@
-"""The storage's Parquet files as rows, their checksums, and in one line what the storage refuses."""
+"""Reads the storage's Parquet files as rows, computes their checksums, and explains its errors in one line."""
 
 import errno
 import zlib
@@ -17,20 +17,21 @@ from operators.files.places import in_bucket
 READERS = 8  # threads of the driver
 MOST_ON_DRIVER = 1 << 30  # bytes; more are read by tasks on the whole cluster
 CHUNK_BYTES = 8 << 20
-MANY, SMALL_BYTES = 32, 1 << 20  # so many files of at most this mean size are read group by group
-GROUP_BYTES = 64 << 20  # that one task reads
+MANY, SMALL_BYTES = 32, 1 << 20  # at least this many files, of at most this mean size, are read in groups
+GROUP_BYTES = 64 << 20  # of a group, which one task reads
 S3_ERROR = "AWS Error "  # comes before the code in pyarrow's messages
 
 
 class StorageError(RuntimeError):
-    """The storage cannot be read or written; the message names what, why and the cure, and is shown as one line."""
+    """The storage cannot be read or written; the message, of one line, says what, why and the cure."""
 
 
 def open_rows(filesystem: fs.FileSystem, files: Sequence[str]) -> Dataset:
     """The rows of Parquet files of one schema, lazily.
 
-    A year of refreshes leaves hundreds of small files an asset. `ray.data.read_parquet` took 6.4 s for 365 files of 8
-    rows, tasks that read them one after another 0.4 s (two CPUs); larger files are its to read, for it skips columns.
+    A year of refreshes leaves hundreds of small files per asset. For 365 files of 8 rows, `ray.data.read_parquet` took
+    6.4 s, tasks that read one file after the other took 0.4 s (two CPUs). For larger files `ray.data.read_parquet` is
+    used, because it skips columns.
     """
     if len(files) <= MANY:
         return ray.data.read_parquet(list(files), filesystem=filesystem, partitioning=None)
@@ -67,7 +68,7 @@ def _checksum(filesystem: fs.FileSystem, path: str) -> str:
 
 
 def explained(error: OSError, storage: str) -> str | None:
-    """One line for what an operating system or an object store says of the storage; None for any other error."""
+    """One line for an error of the operating system or the object store about the storage; None for other errors."""
     text = str(error)
     if in_bucket(storage) and (S3_ERROR in text or "Bucket '" in text):
         said = text.partition(S3_ERROR)[2] or text

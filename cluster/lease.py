@@ -13,19 +13,19 @@ from operators.files.places import in_bucket
 __all__ = ["LOST_AFTER_S", "StorageBusyError", "is_leased", "lease"]
 
 LEASE = ".lease"
-LOOKER_S, LOOKS = 0.01, 500  # how long, and how often, a writer waits for those who only look
+LOOKER_S, LOOKS = 0.01, 500  # seconds that a writer waits for readers, and how often
 
 
 @contextmanager
 def lease(storage: str, lost_after_s: float = LOST_AFTER_S) -> Iterator[None]:
     """Hold the storage while inside.
 
-    A folder is held by a lock that the kernel gives back when the process ends, however it ends; a bucket by an object
-    that is renewed, see `cluster.bucket_lease`.
+    For a folder this is a lock, which the kernel releases when the process ends, in whatever way; for a bucket it is an
+    object that is renewed, see `cluster.bucket_lease`.
 
     Args:
         storage: a POSIX folder, or `s3://bucket/prefix`.
-        lost_after_s: of a bucket: without renewal for so long, another run may take it over.
+        lost_after_s: for a bucket: time without renewal after which another run may take over.
 
     Raises:
         StorageBusyError: another process holds it.
@@ -58,9 +58,10 @@ def is_leased(storage: str) -> bool:
 
 
 def _hold(file: TextIO) -> bool:
-    """Lock the file for writing; False if another writes.
+    """Lock the file for writing; False if another process writes.
 
-    Whoever only looks shares the lock for a moment, as `is_leased` does, and is no reason to refuse a run.
+    A process that only checks, as `is_leased` does, holds a shared lock for a moment. This must not refuse a run, so
+    this function waits for it.
     """
     for _ in range(LOOKS):
         if _locked(file, fcntl.LOCK_EX):

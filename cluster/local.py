@@ -1,4 +1,4 @@
-"""A Ray cluster of one node and other processes on this machine: started, waited for, stopped with their children."""
+"""Starts a Ray cluster of one node and other processes on this machine, and stops them with all their children."""
 
 import os
 import shutil
@@ -38,9 +38,9 @@ LOOPBACK_ONLY = {
 def child(
     command: Sequence[str], log: Path, *, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command while inside, its output in `log`; at the end it and all that it started are gone.
+    """Run a command while inside, with its output in `log`; at the end it and all processes it started are ended.
 
-    The folder of this interpreter comes first on its PATH. A Ctrl-C in the terminal does not reach it.
+    The folder of this interpreter is first on its PATH. A Ctrl-C in the terminal does not reach it.
     """
     inherited = dict(os.environ if environment is None else environment)
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
@@ -62,10 +62,10 @@ def child(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End all that `child` started: asked first, killed after a while."""
+    """End all processes that `child` started: by a request first, by a kill after a while."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)  # a server that is asked first closes its own children in order
+        process.wait(GRACE_S)  # a server closes its own children in order if it is asked first
     asked: set[psutil.Process] = set()
     deadline = time.monotonic() + GRACE_S
     while family := _family(process.pid):
@@ -88,7 +88,7 @@ def local_cluster(
     environment: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
 ) -> Iterator[str]:
-    """A cluster of this machine while inside, all ports on 127.0.0.1; yields the address of its dashboard and jobs API.
+    """A cluster on this machine while inside, all ports on 127.0.0.1; yields the address of its dashboard and jobs API.
 
     Other clusters may run on this machine: only the dashboard has a fixed port, and all files, also Ray's record of
     the default cluster, are in a temporary folder that is deleted at the end. Jobs without a working directory run in
@@ -130,7 +130,7 @@ def wait_for(url: str, log: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether a server is there, whatever it says."""
+    """Whether a server responds, with any status."""
     try:
         with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - http on this machine, or what the user configured
             return True
@@ -168,7 +168,7 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
-if __name__ == "__main__":  # `python -m cluster.local URL`: wait until a server answers; 1 if it does not in time
+if __name__ == "__main__":  # `python -m cluster.local URL`: wait until a server answers; exit code 1 if it does not
     deadline = time.monotonic() + START_S
     while not answers(sys.argv[1]):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""What a finished asset was made from and what it holds: `manifest.json` beside its files."""
+"""The record of a finished asset, what it was made from and what it holds: `manifest.json` next to its files."""
 
 import hashlib
 import json
@@ -21,17 +21,17 @@ class Manifest(BaseModel):
     Attributes:
         asset: its name.
         refresh: its key; None if the asset is made over all refreshes.
-        order: the place of the refresh among all, from 1, kept when it is made again; 0 if unknown.
+        order: the number of the refresh among all, from 1; it stays when the refresh is made again; 0 if unknown.
         fingerprint: a hash of `made_from`.
         made_from: code version, configuration and inputs.
-        seconds: that making it took.
+        seconds: time to make it.
         peak_memory_mib: the machine's memory at its peak, above what was used before the run.
-        files: sizes in bytes by name, of an asset that holds rows.
-        checksums: CRC-32 of these files by name, hexadecimal.
+        files: name -> size in bytes, of an asset that holds rows.
+        checksums: name -> CRC-32 of these files, hexadecimal.
         rows: how many rows the files hold; None if the asset holds a value.
         outcomes: rows by outcome.
         ids: a sum over all row ids, hexadecimal; "" if rows have no id.
-        value: what an asset without rows holds, as plain JSON.
+        value: the value of an asset without rows, as plain JSON.
         metrics: numbers, and counts by name, that the stage reports about its work.
     """
 
@@ -50,7 +50,7 @@ class Manifest(BaseModel):
     outcomes: dict[str, int] = {}
     ids: str = ""
     value: dict[str, Any] | None = None
-    # Storages of before 2026-11-26 say figures.
+    # Storages written before 2026-11-26 call this "figures".
     metrics: dict[str, int | float | dict[str, int]] = Field(
         default={}, validation_alias=AliasChoices("metrics", "figures")
     )
@@ -62,7 +62,7 @@ def fingerprint_of(description: Description) -> str:
 
 
 def sealed(manifest: Manifest) -> str:
-    """The text of `manifest.json`: a flipped bit in it is no other result, it is damage."""
+    """The text of `manifest.json` with a checksum, so that a flipped bit in it is found as damage."""
     content = manifest.model_dump(mode="json")
     return json.dumps(content | {SEAL: _checksum(content)}, indent=1, sort_keys=True)
 
@@ -70,7 +70,7 @@ def sealed(manifest: Manifest) -> str:
 def _require_seal(text: bytes) -> None:
     content = json.loads(text)
     seal = content.pop(SEAL, None) if isinstance(content, dict) else None
-    if seal is not None and seal != _checksum(content):  # storages of before 2026-11-27 have none
+    if seal is not None and seal != _checksum(content):  # storages written before 2026-11-27 have no checksum
         raise ValueError("not what was written")
 
 
@@ -78,8 +78,8 @@ def _checksum(content: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
-# Manifests that this process has read, by place: when each was written, its size, and what it says. A daemon opens
-# the store at every look and reads only what has changed since.
+# Manifests that this process has read: path -> ((time of writing, size), content). A daemon opens the store again at
+# every look, and so reads only manifests that have changed.
 _READ: dict[str, tuple[tuple[int, int], Manifest]] = {}
 
 
@@ -104,7 +104,10 @@ def current_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Mani
 
 
 def forget_manifest(filesystem: fs.FileSystem, folder: str) -> None:
-    """Read the record in a folder again when it is asked for: a bucket's times are whole seconds."""
+    """Forget the record in a folder, so that it is read again.
+
+    Time and size may not tell two records apart, because a bucket's times are whole seconds.
+    """
     _READ.pop(f"{filesystem.type_name}:{folder}", None)
 
 

@@ -1,6 +1,6 @@
-"""How much memory a stage needs: the machine's used memory at its peak, above what was used before the process began.
+"""Measures the memory of a stage: the machine's peak of used memory, minus what was used before the process began.
 
-What the stages before it left behind (Ray and its object store, idle workers) counts: all of it has to fit.
+This includes what earlier stages left (Ray and its object store, idle workers), because all of it has to fit.
 """
 
 import threading
@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 def used_mib() -> int:
-    """Memory of this machine that is not available, all processes together."""
+    """Memory of this machine that is not available, over all processes, in MiB."""
     memory = psutil.virtual_memory()
     return int(memory.total - memory.available) // MIB
 
@@ -23,7 +23,7 @@ USED_BEFORE_MIB = used_mib()
 
 
 class PeakMemory:
-    """Context manager; `peak_mib` is the driver's machine only, so on a cluster it covers the head node."""
+    """Context manager; `peak_mib` covers only the driver's machine, on a cluster the head node."""
 
     def __init__(self) -> None:
         self.peak_mib = 0

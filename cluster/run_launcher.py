@@ -1,4 +1,4 @@
-"""Launches the daemon's runs as Ray jobs `dagster-run-<id>`, and leaves runs of the command line alone."""
+"""Launches the daemon's runs as Ray jobs `dagster-run-<id>`, and does not touch runs of the command line."""
 
 import time
 from pathlib import Path
@@ -10,23 +10,23 @@ from dagster_ray import RayRunLauncher
 
 from cluster.dagster_home import DRIVER_TAG, is_alive
 
-PATIENCE_S = 120.0  # how long a run may hold no lease while Ray does not know its job: it may be starting
+PATIENCE_S = 120.0  # a run that may be starting: for this long, Ray may not know its job and it may hold no lease
 
 
 class RayJobLauncher(RayRunLauncher):
-    """dagster-ray's launcher, which by itself reports runs of the command line as failed: they have no Ray job.
+    """A launcher that also asks the storage's lease whether a run is alive: a working run holds it, on any machine.
 
-    It also reports a run as failed whenever Ray's API does not answer. Here the storage's lease decides then: whoever
-    works holds it, on whatever machine.
+    dagster-ray's launcher reports runs of the command line as failed, because they have no Ray job, and any run as
+    failed if Ray's API does not answer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As of `RayRunLauncher`."""
+        """Take the arguments of `RayRunLauncher`."""
         super().__init__(*args, **kwargs)
         self._without_sign_since: dict[str, float] = {}  # by run id, on this process's own monotonic clock
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Ask Ray about its jobs, and the lease about runs of the command line and where Ray is silent."""
+        """Ask Ray about its jobs; ask the lease about runs of the command line, and if Ray does not answer."""
         storage = str(Path(self._instance.root_directory).parent)
         if DRIVER_TAG in run.tags:
             if is_alive(run, storage):
@@ -44,7 +44,7 @@ class RayJobLauncher(RayRunLauncher):
         )
 
     def _asked(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """What Ray says; UNKNOWN if it does not answer or does not know the job."""
+        """The health that Ray reports; UNKNOWN if it does not answer or does not know the job."""
         try:
             health: CheckRunHealthResult = super().check_run_worker_health(run)
         except (RuntimeError, OSError) as error:  # requests' errors are OSErrors

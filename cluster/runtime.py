@@ -1,4 +1,4 @@
-"""Joins the Ray cluster that is there, or starts one on this machine, and keeps its output out of the terminal."""
+"""Joins a running Ray cluster, or starts one on this machine, and keeps its output out of the terminal."""
 
 import json
 import logging
@@ -22,23 +22,23 @@ PACKAGES = ("flows", "operators", "kernels", "cluster")
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UPLOADED_PACKAGE = "_ray_pkg_"
 HOME_VARIABLE = "RECYCLE_HOME"
-NO_ADDRESS = (None, "", "local")  # of a cluster to join: one is started
+NO_ADDRESS = (None, "", "local")  # values of the address that mean to start a cluster instead of joining one
 EXCLUDED_FROM_UPLOAD = [".git", ".venv", "runs", "docs", "tests", "benchmarks", "**/__pycache__"]
 
 
 class ClusterError(RuntimeError):
-    """No Ray can be joined or started; the message says why, and is shown as one line."""
+    """No Ray cluster can be joined or started; the message, of one line, says why."""
 
 
 @contextmanager
 def connected() -> Iterator[Path]:
-    """Be connected to Ray while inside; yields the folder of Ray's logs. An existing connection is used and kept.
+    """Connect to Ray while inside; yields the folder of Ray's logs. An existing connection is used and kept.
 
-    With `RAY_ADDRESS`, inside a Ray job, or beside a cluster started by `ray start`, that cluster is joined; otherwise
-    one is started for this process, all of whose ports are on 127.0.0.1.
+    This joins the cluster of `RAY_ADDRESS`, of the Ray job that this process is in, or of a `ray start` on this
+    machine. If there is none, it starts a cluster for this process, with all ports on 127.0.0.1.
 
     Raises:
-        ClusterError: it does not start in time, or none answers at the address.
+        ClusterError: the cluster does not start in time, or none answers at the address.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     already = ray.is_initialized()
@@ -80,14 +80,14 @@ def _start_or_join(address: str | None) -> None:
 
 @contextmanager
 def patient_start() -> Iterator[None]:
-    """Give a node that this process starts more than the 30 s that are fixed in Ray: a busy machine needs them."""
+    """Give a node that this process starts more time than Ray's fixed 30 s, because a busy machine needs it."""
     ask, deadline = services.get_node, time.monotonic() + START_S
 
     def ask_patiently(gcs_address: str, node_id: str) -> Any:
         while True:
             try:
                 return ask(gcs_address, node_id)  # type: ignore[no-untyped-call]
-            except RuntimeError:  # it is not registered yet
+            except RuntimeError:  # the node is not registered yet
                 if time.monotonic() > deadline:
                     raise
             time.sleep(POLL_S)
@@ -100,13 +100,13 @@ def patient_start() -> Iterator[None]:
 
 
 def anchor(path: str) -> str:
-    """Make the storage's path absolute; refuse where it would lie in a copy that Ray deletes. A bucket's URI stays.
+    """Make the storage's path absolute, but never a path in a copy that Ray deletes. A bucket's URI stays unchanged.
 
-    A job submitted with `--working-dir` runs in an uploaded copy. Relative paths then mean `$RECYCLE_HOME`, else the
-    directory where the cluster was started: that of the raylet, from which the job descends.
+    A job submitted with `--working-dir` runs in an uploaded copy. Relative paths are then relative to `$RECYCLE_HOME`,
+    or else to the directory where the cluster was started, which is the directory of the job's raylet.
 
     Raises:
-        ValueError: no storage can be there; or the path is relative, the code was uploaded, and neither directory is
+        ValueError: the path cannot hold a storage; or it is relative, the code was uploaded, and neither directory is
             known.
     """
     path = require_place(path)
@@ -124,9 +124,10 @@ def anchor(path: str) -> str:
 
 
 def local_part(storage: str) -> str:
-    """Where what must be on a disk of this machine goes, such as SQLite and logs: the storage itself if it is a folder.
+    """The folder for files that must be on a disk of this machine, such as SQLite and logs.
 
-    Of a bucket: `$XDG_STATE_HOME/recycle-and-train/<bucket>/<prefix>`, by default under `~/.local/state`.
+    It is the storage itself if that is a folder. For a bucket it is
+    `$XDG_STATE_HOME/recycle-and-train/<bucket>/<prefix>`, by default under `~/.local/state`.
     """
     if not in_bucket(storage):
         return storage
@@ -135,20 +136,20 @@ def local_part(storage: str) -> str:
 
 
 def cluster_nodes() -> list[dict[str, float]]:
-    """Logical resources of each node that is up: CPU, GPU, memory (bytes that Ray may hand out) and its own names."""
+    """Logical resources of each running node: CPU, GPU, memory (bytes that Ray may give to tasks) and its own names."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def _folder_of_raylet() -> str | None:
-    """Where `ray start` ran on this node; None outside a job. Ray sets the job's own `$PWD` to the copy."""
+    """The folder where `ray start` ran on this node; None outside a job. (A job's own `$PWD` is the uploaded copy.)"""
     with suppress(psutil.Error):
         return next((parent.cwd() for parent in psutil.Process().parents() if parent.name() == "raylet"), None)
     return None
 
 
 def exposed_address() -> str | None:
-    """The address on which the connected cluster takes orders from anyone; None if a token or loopback guards it."""
+    """The address at which anyone can run commands on the connected cluster; None if token or loopback protects it."""
     address = str(ray.get_runtime_context().gcs_address)
     host = address.rpartition(":")[0].strip("[]")
     guarded = os.environ.get("RAY_AUTH_MODE") == "token" or host in ("localhost", "::1") or host.startswith("127.")
@@ -162,11 +163,11 @@ def _is_of_this_machine(address: str | None) -> bool:
 
 
 def _listen_on_loopback_only() -> None:
-    """Let the cluster that this process starts, and all that belongs to it, bind to 127.0.0.1.
+    """Make the cluster that this process starts, with all its processes, bind to 127.0.0.1.
 
     By default GCS, raylet, workers and the dashboard agent, whose job API runs commands for anyone, listen on all
-    interfaces, and Ray replaces `--node-ip-address=127.0.0.1` by the address of an interface. Ray's switch against
-    clusters on macOS and Windows is the only thing that makes loopback the address of the node.
+    interfaces, and Ray replaces `--node-ip-address=127.0.0.1` by the address of an interface. Only Ray's switch that
+    forbids clusters on macOS and Windows makes loopback the address of the node.
     """
     os.environ.update(LOOPBACK_ONLY)
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -178,9 +179,10 @@ def _logs_folder() -> Path:
 
 
 def _runtime_env() -> dict[str, object] | None:
-    """Workers must import this repository, by path on this machine, by upload on a cluster of others, and find buckets.
+    """The environment in which workers can import this repository and find buckets.
 
-    Of a job, Ray takes nothing that the job itself says.
+    On this machine the repository is given by path; other machines get an upload. Inside a job, variables that the job
+    sets itself are left out, because Ray refuses to set them twice.
     """
     job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}").get("runtime_env") or {}
     told = {name: value for name, value in store_environment().items() if name not in job.get("env_vars", {})}
@@ -189,7 +191,7 @@ def _runtime_env() -> dict[str, object] | None:
         pass  # every worker has the job's copy
     elif os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
         told["PYTHONPATH"] = str(REPOSITORY)
-    elif not (REPOSITORY / "pyproject.toml").is_file():  # installed: this is site-packages, which is gigabytes
+    elif not (REPOSITORY / "pyproject.toml").is_file():  # installed: REPOSITORY is site-packages, of gigabytes
         code = {"py_modules": [str(REPOSITORY / package) for package in PACKAGES]}
     else:
         code = {"working_dir": str(REPOSITORY), "excludes": EXCLUDED_FROM_UPLOAD}

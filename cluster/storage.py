@@ -1,9 +1,9 @@
-"""Where assets live: a folder of Parquet an asset, a manifest of what it was made from, and a marker written last.
+"""Stores assets: a folder of Parquet files per asset, a manifest of what it was made from, and a marker written last.
 
-What replaces an asset is written beside it and takes its place in one step, when its manifest is replaced: a build that
-fails leaves what was there. A bucket cannot rename: there the new files stay under a name of their own, which the
-manifest names. Whatever lacks its `_SUCCESS` marker, or is not the size that its manifest says, is never
-read, and the checksum of each file is verified once by a process before it reads it.
+New files of an asset are written next to the old ones, and replace them in one step, when the manifest is replaced. So
+a build that fails leaves the old asset. A bucket cannot rename: there the new files keep a name of their own, which the
+manifest holds. An asset without its `_SUCCESS` marker, or a file whose size is not that of the manifest, is never read.
+A process verifies the checksum of each file once, before it reads it.
 """
 
 import re
@@ -37,19 +37,19 @@ from cluster.memory import PeakMemory
 from operators.files.atomic import open_filesystem, write_file
 from operators.files.places import in_bucket
 
-ASIDE = ".making"  # readers of folders skip names that begin with a dot
+ASIDE = ".making"  # folder of new files; readers of folders skip names that begin with a dot
 REFRESH_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Value = TypeVar("Value", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make an asset: called only if the asset is stale.
+    """How to make an asset; it is carried out only if the asset is stale.
 
     Attributes:
         build: makes the rows (a lazy Dataset, written as Parquet) or a value (a model or a JSON object, kept in the
             manifest).
-        metrics: called with what was written; the numbers that it returns are kept in the manifest.
+        metrics: called with the rows or the value that was written; returns numbers for the manifest.
     """
 
     build: Callable[[], Dataset | BaseModel | Mapping[str, Any]]
@@ -57,10 +57,10 @@ class Recipe:
 
 
 def require_refresh_key(key: str) -> str:
-    """The key, if it can name a refresh: it is part of a folder's name.
+    """Check that a key can name a refresh, as part of a folder's name; returns it.
 
     Raises:
-        ValueError: naming the key and the pattern.
+        ValueError: it names the key and the pattern.
     """
     if not REFRESH_KEY.fullmatch(key):
         raise ValueError(
@@ -71,21 +71,21 @@ def require_refresh_key(key: str) -> str:
 
 
 class AssetStore:
-    """Writes and reads assets; whether one is stale is for others to decide (`flows.staleness`)."""
+    """Writes and reads assets; `flows.staleness` decides whether one is stale."""
 
     def __init__(self, root: str) -> None:
         """Open a store at an absolute path or URI; assets lie under `<root>/assets/<asset>/[refresh=<key>/]`."""
         self._filesystem, self._root = open_filesystem(root)
         self._look: dict[str, Any] | None = None  # inside `looking`: manifests by folder, keys by asset
         self._renames = not in_bucket(root)
-        self._verified: set[str] = set()  # files whose checksum this process has seen to be right
-        self.made: set[tuple[str, str | None]] = set()  # (asset, refresh) that this process made rather than found
+        self._verified: set[str] = set()  # files whose checksum this process has verified
+        self.made: set[tuple[str, str | None]] = set()  # (asset, refresh) that this process has made
 
     def folder(self, asset: str, refresh: str | None) -> str:
         """Path of an asset within the store's file system.
 
         Raises:
-            ValueError: the refresh has no key that can name one.
+            ValueError: the key cannot name a refresh.
         """
         return f"{self._root}/assets/{asset}" + ("" if refresh is None else f"/refresh={require_refresh_key(refresh)}")
 
@@ -106,9 +106,9 @@ class AssetStore:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Inside, each manifest is looked for once, however often it is asked for; what this process makes is seen.
+        """Inside, each manifest is looked up once, however often it is asked for; assets that this process makes count.
 
-        A pass over the fingerprints of a year of refreshes asks for each of some thousands many times.
+        A pass over the fingerprints of a year of refreshes asks for thousands of manifests, each many times.
         """
         if self._look is not None:
             yield
@@ -135,7 +135,7 @@ class AssetStore:
         return sorted(found, key=lambda key: (found[key].order, key))
 
     def rows(self, asset: str, refreshes: Sequence[str | None]) -> Dataset:
-        """The rows of a finished asset, lazily; of several refreshes together.
+        """The rows of a finished asset, lazily, from one or several refreshes.
 
         Raises:
             StorageError: it is not finished, or a file is missing or is not what was written.
@@ -147,7 +147,7 @@ class AssetStore:
         return open_rows(self._filesystem, files)
 
     def value(self, asset: str, kind: type[Value]) -> Value:
-        """What a finished asset without rows holds.
+        """The value of a finished asset without rows.
 
         Raises:
             StorageError: it is not finished, or an older version of the code made it.
@@ -163,7 +163,7 @@ class AssetStore:
             ) from None
 
     def make(self, asset: str, refresh: str | None, recipe: Recipe, made_from: Description) -> Manifest:
-        """Carry out a recipe; what was there before stays until the new rows are complete.
+        """Carry out a recipe; the old asset stays until the new one is complete. Returns the new manifest.
 
         Raises:
             Exception: whatever the recipe raises.
@@ -199,7 +199,7 @@ class AssetStore:
         return manifest
 
     def invalidate(self, asset: str, refresh: str | None) -> None:
-        """Let an asset count as unfinished, so that the next run makes it again; its files stay until then."""
+        """Mark an asset as unfinished, so that the next run makes it again; its files stay until then."""
         folder = self.folder(asset, refresh)
         if self._exists(f"{folder}/{MARKER}"):
             self._filesystem.delete_file(f"{folder}/{MARKER}")
@@ -220,7 +220,7 @@ class AssetStore:
         return manifest
 
     def _order(self, asset: str, refresh: str) -> int:
-        """The place that the refresh has, or had before its marker went; else behind all others."""
+        """The number of the refresh: the one in its manifest, also without a marker, else one above all others."""
         folder = self.folder(asset, refresh)
         if self._exists(f"{folder}/{MANIFEST}"):
             try:
@@ -253,11 +253,11 @@ class AssetStore:
         return list(paths)
 
     def _write_rows(self, folder: str, aside: str, rows: Dataset) -> dict[str, Any]:
-        """Write below `folder/aside`; the names of the files are relative to `folder`."""
+        """Write below `folder/aside`; returns the manifest's fields about files, with names relative to `folder`."""
         rows.write_parquet(f"{folder}/{aside}", filesystem=self._filesystem)
         listed = self._filesystem.get_file_info(fs.FileSelector(f"{folder}/{aside}", allow_not_found=True))
         files = {f"{aside}/{info.base_name}": info.size for info in listed if info.base_name.endswith(".parquet")}
-        if not files:  # Ray writes no file for no rows; a reader still needs the columns
+        if not files:  # Ray writes no file if there are no rows; a reader still needs the columns
             schema = rows.schema()
             empty = (schema.base_schema if schema is not None else pa.schema([])).empty_table()
             name = f"{aside}/empty-{uuid.uuid4().hex}.parquet"

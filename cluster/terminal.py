@@ -1,4 +1,4 @@
-"""Keeps the terminal for what a person reads: whatever libraries print, from Python or from C++, goes to a log file."""
+"""Keeps the terminal free for a person: everything that libraries print, from Python or C++, goes to a log file."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ _errors: list[TextIO] = []  # the terminal's own stream, inside `quiet_terminal`
 
 
 def tell(text: str) -> None:
-    """Write a line for the person at the terminal, now: also from a thread, and before the process is ended at once."""
+    """Write a line to the terminal at once; works from any thread, and right before the process is ended."""
     stream = _errors[-1] if _errors else sys.stderr
     stream.write(f"{text}\n")
     stream.flush()

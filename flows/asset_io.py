@@ -1,4 +1,4 @@
-"""Dagster's IO manager: makes an asset only if it is stale, and hands its rows or its value to those that read it."""
+"""Dagster's IO manager: makes an asset only if it is stale, and gives its rows or its value to assets that read it."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -14,7 +14,7 @@ from flows.staleness import Staleness
 
 
 class AssetIO(dg.IOManager):
-    """Joins the store, which knows where assets are, with the staleness, which knows what they are made from."""
+    """Connects the store, which knows where assets are, with the staleness, which knows what they are made from."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class AssetIO(dg.IOManager):
         self._before_making = before_making
 
     def handle_output(self, context: dg.OutputContext, obj: Recipe) -> None:
-        """Carry out the recipe if the asset is stale, and tell Dagster what is there now."""
+        """Carry out the recipe if the asset is stale, and report the asset's numbers to Dagster."""
         asset = context.asset_key.to_user_string()
         refresh = context.asset_partition_key if context.has_asset_partitions else None
         manifest = self._store.manifest(asset, refresh)
@@ -54,8 +54,8 @@ class AssetIO(dg.IOManager):
     def load_input(self, context: dg.InputContext) -> Dataset | BaseModel | dict[str, Any]:
         """The asset's rows, lazily, or its value as the type that the reader's parameter names.
 
-        An asset over all refreshes gets the rows of every refresh that the store holds, whether this Dagster knows
-        them or not.
+        An asset over all refreshes gets the rows of every refresh in the store, also of refreshes that are not
+        partitions of this Dagster instance.
         """
         asset = context.asset_key.to_user_string()
         kind = context.dagster_type.typing_type

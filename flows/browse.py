@@ -1,7 +1,7 @@
 """A local web page that shows a storage, also during a run: `recycle-and-train browse STORAGE`.
 
-It pages through the rows of every finished stage and through the teacher's raw replies as they are stored, with filters
-and a search. Read only, on 127.0.0.1 only, without scripts. A request reads only what its page shows.
+It shows the rows of every finished stage and the teacher's raw replies, page by page, with filters and a search. It is
+read only, listens on 127.0.0.1 only, and uses no scripts. A request reads only what its page shows.
 """
 
 import argparse
@@ -82,7 +82,7 @@ HEADERS = {
 
 def browse(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
     """Serve the pages until Ctrl-C; 1 if the port is taken, 2 if the storage or the configuration cannot be used."""
-    parser = argparse.ArgumentParser(prog="recycle-and-train browse", description="Look into a storage, read only.")
+    parser = argparse.ArgumentParser(prog="recycle-and-train browse", description="Show a storage, read only.")
     parser.add_argument("storage", nargs="?", help="folder or URI; without it, --config names the storage")
     parser.add_argument("--config", type=Path, help="YAML file of the run; its prices give the cost of every call")
     parser.add_argument("--port", type=int, default=8321, help="on 127.0.0.1 (%(default)s); 0 takes a free one")
@@ -113,7 +113,7 @@ def browse(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stde
 
 
 class Pages:
-    """The pages of one storage as HTML; reads what a page shows and holds nothing."""
+    """The pages of one storage as HTML; each call reads what its page shows, and keeps nothing."""
 
     def __init__(self, storage: str, prices: BudgetConfig) -> None:
         """Open an absolute path or a URI."""
@@ -123,11 +123,11 @@ class Pages:
         self._ledger, self._prompts = ParquetLog(f"{storage}/ledger"), ParquetLog(f"{storage}/{PROMPTS}")
 
     def exists(self) -> bool:
-        """Whether there is anything to look at."""
+        """Whether the storage has anything to show."""
         return bool(self._filesystem.get_file_info(self._root).type == fs.FileType.Directory)
 
     def overview(self) -> str:
-        """What is there: tables by stage and refresh, stored calls by stage, results."""
+        """The first page: tables by stage and refresh, stored calls by stage, results."""
         tables = [self._table_line(name, refresh, manifest) for name, refresh, manifest in self._tables()]
         values = {
             name: json.dumps(manifest.value, indent=1, ensure_ascii=False)
@@ -138,7 +138,7 @@ class Pages:
         return self._render("overview.html.j2", title="Storage", tables=tables, costs=costs, values=values)
 
     def rows(self, name: str, query: Mapping[str, str]) -> str | None:
-        """A page of rows of a stage; None if it is not finished. The query: refresh, outcome, text, at."""
+        """A page of rows of a stage; None if the stage is not finished. The query has refresh, outcome, text, at."""
         refresh, outcome, text = (query.get(key, "") for key in ("refresh", "outcome", "text"))
         known = name in TABLES and refresh in ("", *self._store.refreshes(name))
         manifest = self._store.manifest(name, refresh or None) if known else None
@@ -160,7 +160,7 @@ class Pages:
         )
 
     def replies(self, stage: str, query: Mapping[str, str]) -> str | None:
-        """A page of stored calls of a stage; None if there is none. The query: failed, text, at."""
+        """A page of stored calls of a stage; None if there are none. The query has failed, text, at."""
         if stage not in self._ledger.stages():
             return None
         wanted = Wanted({}, ("error",) if query.get("failed") else (), query.get("text", ""), REPLIES_SEARCHED)
@@ -193,7 +193,7 @@ class Pages:
         return self._render("row.html.j2", title=title, stages=stages, replies=replies, out_of_time=out_of_time)
 
     def missing(self, message: str) -> str:
-        """A page that says what is not there."""
+        """A page that says what is missing."""
         return self._render("missing.html.j2", title="Not found", message=message)
 
     def _render(self, template: str, **values: Any) -> str:
@@ -247,7 +247,7 @@ def application(pages: Pages) -> Starlette:
         async def endpoint(request: Request) -> Response:
             try:
                 found = await run_in_threadpool(make, request)
-            except (StorageError, OSError, pa.ArrowException) as error:  # broken, or replaced while it was read
+            except (StorageError, OSError, pa.ArrowException) as error:  # damaged, or replaced while it was read
                 return HTMLResponse(pages.missing(f"{request.url.path}: cannot be read: {error}"), 503, HEADERS)
             text = pages.missing(f"{request.url.path}: not there, or not finished yet") if found is None else found
             return HTMLResponse(text, 404 if found is None else 200, HEADERS)
@@ -268,7 +268,7 @@ def application(pages: Pages) -> Starlette:
 
 
 def _choices(outcomes: Mapping[str, int]) -> list[tuple[str, str, int]]:
-    """What the filter offers: (value, label, rows); all quarantined or dropped rows together, and each reason."""
+    """The choices of the filter: (value, label, rows), for all quarantined or dropped rows and for each reason."""
     choices = [(outcome or ACTIVE_NAME, outcome or ACTIVE_NAME, count) for outcome, count in outcomes.items()]
     for kind in ("quarantined", "dropped"):
         reasons = [count for outcome, count in outcomes.items() if outcome.startswith(f"{kind}{KIND_END}")]

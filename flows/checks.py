@@ -1,6 +1,6 @@
-"""What must be true of the assets: checked after each is made, and a failure stops everything downstream.
+"""Blocking checks of the assets: each runs after its asset was made, and a failure stops everything downstream.
 
-An asset that fails a check counts as unfinished, so the next run makes it again and is not stopped by an old fault.
+An asset that fails a check counts as unfinished, so the next run makes it again.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def some_row_survives(context: dg.AssetCheckExecutionContext, run: dg.ResourcePa
 
 
 def may_go_on(made: Manifest) -> bool:
-    """Whether raw instructions have a row to recycle, or lack one for a reason that is no error of the source."""
+    """Whether raw instructions have a row to recycle, or lack one for a reason that is not an error of the source."""
     taken_out = TAKEN_OUT in made.made_from or made.made_from.get("files") == []  # on purpose
     return made.outcomes.get(ACTIVE, 0) > 0 or SEEN in made.outcomes or taken_out
 
@@ -59,7 +59,7 @@ def may_go_on(made: Manifest) -> bool:
 def _conserved(stage: str) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=stage, name="rows_are_conserved", blocking=True)
     def rows_are_conserved(context: dg.AssetCheckExecutionContext, run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
-        """The rows that were read came out, each once, and none lost the outcome that it had."""
+        """The rows that the stage read came out, each once, and no row lost its outcome."""
         refresh = refresh_of(context)
         before = _manifest(run, RAW_INSTRUCTIONS, refresh)
         after = _manifest(run, stage, refresh)
@@ -85,7 +85,7 @@ def every_row_has_an_outcome(context: dg.AssetCheckExecutionContext, run: dg.Res
 
 @dg.asset_check(asset=PACKED_SEQUENCES, blocking=True)
 def every_recycled_row_is_packed_or_quarantined(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
-    """The ids in packs and quarantine are as many as the recycled rows of the refreshes that were to be packed."""
+    """The number of ids in packs and quarantine is the number of recycled rows of the refreshes to be packed."""
     packs = _manifest(run, PACKED_SEQUENCES)
     finished = [_manifest(run, STAGES[-1], refresh_of_input(name)) for name in packs.made_from.get("inputs", {})]
     recycled = sum(manifest.outcomes.get(outcome, 0) for manifest in finished for outcome in RECYCLED_OUTCOMES)
@@ -96,9 +96,9 @@ def every_recycled_row_is_packed_or_quarantined(run: dg.ResourceParam[Run]) -> d
 
 @dg.asset_check(asset=PACKED_SEQUENCES, blocking=True)
 def every_row_lives_in_one_refresh(run: dg.ResourceParam[Run]) -> dg.AssetCheckResult:
-    """Over all refreshes together, a row that one calls seen is kept by another, and none is kept by two.
+    """Over all refreshes, a row that one refresh dropped as seen is kept by another, and no row is kept by two.
 
-    Checked only if this run made raw instructions or packs: nothing else changes the answer.
+    The check runs only if this run made raw instructions or packs, because nothing else changes the result.
     """
     refreshes = run.store.refreshes(RAW_INSTRUCTIONS)
     made = {asset for asset, _ in run.store.made}
@@ -123,7 +123,7 @@ def something_can_be_trained_on(run: dg.ResourceParam[Run]) -> dg.AssetCheckResu
 
 
 def count_homeless(raw: Dataset, num_rows: int) -> tuple[int, int]:
-    """How many rows are called seen and kept by no refresh, and how many are kept by more than one.
+    """The number of rows that were dropped as seen and that no refresh keeps, and of rows that more than one keeps.
 
     Columns in: row_id, outcome, of the raw instructions of all refreshes.
     """

@@ -1,10 +1,10 @@
-"""The command `recycle-and-train`, and `flows/recycle_and_train.py`, which is the same.
+"""The command `recycle-and-train`; `flows/recycle_and_train.py` does the same.
 
 recycle-and-train [run] ...                  run the graph, see flows/launch.py
-recycle-and-train browse STORAGE             look into a storage in a web browser
+recycle-and-train browse STORAGE             show a storage in a web browser
 recycle-and-train releases STORAGE           list the releases
 recycle-and-train rollback STORAGE VERSION   release an earlier student again
-recycle-and-train refreshes STORAGE          list the refreshes, and those that were given up
+recycle-and-train refreshes STORAGE          list the refreshes, also those that were given up
 recycle-and-train retry STORAGE KEY          try a given-up refresh again
 recycle-and-train metrics STORAGE            serve Prometheus metrics on 127.0.0.1
 """
@@ -16,7 +16,7 @@ from flows.launch import run_flow
 
 
 def command(graph: Graph, argv: Sequence[str]) -> int:
-    """Do what the first word says; without one of the words above, run the graph. Returns the exit code."""
+    """Run the command that the first word names, or else run the graph. Returns the exit code."""
     match list(argv):  # each command imports only what it needs
         case ["browse", *rest]:
             from flows.browse import browse

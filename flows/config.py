@@ -1,6 +1,7 @@
-"""The configuration of a run: one YAML file, one frozen section a stage, checked before anything starts.
+"""The configuration of a run: one YAML file with one frozen section per stage, checked before anything starts.
 
-The environment says only where (addresses, credentials), never what. Every error names file, key, value and limit.
+The environment holds only addresses and credentials; it never changes what a run computes. Every error names file, key,
+value and limit.
 """
 
 import os
@@ -35,16 +36,16 @@ from operators.teacher.config import TeacherConfig
 from operators.train.config import TrainConfig
 from operators.train.pack import PackConfig
 
-CONFIG_VARIABLE = "RECYCLE_CONFIG"  # which YAML file, where no command line says it
-OVERRIDES_VARIABLE = "RECYCLE_OVERRIDES"  # dotted overrides, written as in a shell
+CONFIG_VARIABLE = "RECYCLE_CONFIG"  # the YAML file, for processes without a command line
+OVERRIDES_VARIABLE = "RECYCLE_OVERRIDES"  # dotted overrides, quoted as in a shell
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used; the message is what the user reads, one line an error."""
+    """The configuration cannot be used; the message is shown to the user, with one line per error."""
 
 
 class StudentConfig(StageConfig):
-    """The model that is trained; before training it also scores what the teacher wrote."""
+    """The model that is trained; before training it also scores the teacher's rewrites."""
 
     model: str = Field(
         description="The model: a folder, a hub id, or `package:<wheel>` for a model inside an installed wheel."
@@ -62,25 +63,26 @@ class ScheduleConfig(StageConfig):
     settle_seconds: float = Field(
         5,
         ge=0,
-        description="Age below which a changed file may be half copied, in seconds; it waits for the next look.",
+        description="Age in seconds below which a changed file may be half copied; it waits for the next look.",
     )
     active: bool = Field(
         False,
-        description="Switch sensor and schedule on as soon as the daemon runs; else the web page does it.",
+        description="Switch sensor and schedule on as soon as the daemon runs; else switch them on in the web page.",
     )
     max_attempts: int = Field(
-        8, ge=1, description="Failed runs of a refresh after which it is given up until a person lets it run again."
+        8, ge=1, description="Number of failed runs of a refresh after which it is given up until a person retries it."
     )
     retry_seconds: float = Field(
-        60, ge=0, description="Wait after the first failed run of a refresh, in seconds; doubled by each further one."
+        60, ge=0, description="Wait in seconds after the first failed run of a refresh; each further one doubles it."
     )
     retry_max_seconds: float = Field(3600, ge=0, description="Longest wait between two attempts, in seconds.")
     alert_url_env: str = Field(
         "RECYCLE_ALERT_URL",
-        description="Environment variable of the daemon with the URL of a webhook that is told of a given-up refresh.",
+        description="Environment variable of the daemon with the URL of a webhook, which gets a message about each "
+        "refresh that is given up.",
     )
     alert_command: tuple[str, ...] = Field(
-        (), description="Program and arguments that are given the same message, as JSON on standard input."
+        (), description="Program and arguments; it gets the same message as JSON on standard input."
     )
 
 
@@ -90,18 +92,18 @@ class RunConfig(StageConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name of the run and of its report.")
     storage: str = Field(
         min_length=1,
-        description="What holds assets, ledger, students and reports: a folder that all nodes share, or "
+        description="The place of assets, ledger, students and reports: a folder that all nodes share, or "
         "`s3://bucket/prefix`.",
     )
     storage_endpoint: Operational[str] = Field(
         "",
-        description="Address of an S3-compatible store, http(s)://host:port, for every s3:// of the run; empty leaves "
-        "it to the environment (AWS_ENDPOINT_URL_S3) and else to Amazon, and credentials come from the environment.",
+        description="Address of an S3-compatible store, http(s)://host:port, for every s3:// of the run; empty uses "
+        "that of the environment (AWS_ENDPOINT_URL_S3), else Amazon's. Credentials come from the environment.",
     )
     storage_lost_after_seconds: Operational[float] = Field(
         60,
         ge=5,
-        description="Time without a sign of life, in seconds, after which another run may take over a storage in a "
+        description="Time in seconds without a renewed lease after which another run may take over a storage in a "
         "bucket.",
     )
     source: ReadConfig
@@ -139,7 +141,7 @@ class RunConfig(StageConfig):
 
 
 def evaluate_config(config: RunConfig) -> EvaluateConfig:
-    """Where and how the student is measured: on its own GPUs, on rows as long as its packs, unless told otherwise."""
+    """The configuration of the evaluation, with values that are not set taken from the training and its packs."""
     train = config.train
     return config.evaluate.following(
         gpus_per_worker=train.gpus_per_worker,
@@ -150,15 +152,15 @@ def evaluate_config(config: RunConfig) -> EvaluateConfig:
 
 
 def default_config() -> Path:
-    """The YAML file where no command line names one."""
+    """The YAML file to use if the command line names none."""
     return Path(os.environ.get(CONFIG_VARIABLE, "configs/demo.yaml"))
 
 
 def config_of_environment() -> RunConfig:
-    """The configuration of processes that Dagster starts: they have no command line of ours.
+    """The configuration of processes that Dagster starts, which do not get our command line.
 
     Raises:
-        ConfigError: as of `load_config`.
+        ConfigError: as for `load_config`.
     """
     overrides = shlex.split(os.environ.get(OVERRIDES_VARIABLE, ""))
     require_public(overrides)
@@ -166,10 +168,10 @@ def config_of_environment() -> RunConfig:
 
 
 def require_public(overrides: Sequence[str]) -> None:
-    """Refuse overrides of the daemon that hold a credential: its jobs are told them, and Ray shows what jobs are told.
+    """Refuse overrides of the daemon with a credential: they are passed to its jobs, and Ray shows the jobs' settings.
 
     Raises:
-        ConfigError: naming the key, not the value.
+        ConfigError: it names the key, not the value.
     """
     for override in overrides:
         key, _, text = override.partition("=")
@@ -183,12 +185,12 @@ def require_public(overrides: Sequence[str]) -> None:
 
 
 def load_config(path: Path, overrides: list[str]) -> RunConfig:
-    """Read a YAML file, apply `dotted.key=value` overrides, and check the whole.
+    """Read a YAML file, apply `dotted.key=value` overrides, and validate the result.
 
-    Relative source and model paths are taken from the working directory; `storage` is left to `cluster.runtime.anchor`.
+    Relative source and model paths are relative to the working directory; `cluster.runtime.anchor` resolves `storage`.
 
     Raises:
-        ConfigError: the file cannot be read or is no YAML, an override is malformed, or a value is not allowed.
+        ConfigError: the file cannot be read or is not YAML, an override is malformed, or a value is not allowed.
     """
     path = _shipped(path)
     try:
@@ -250,7 +252,7 @@ def _known_keys(section: tuple[int | str, ...]) -> list[str]:
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Workers have other working directories than the command line."""
+    """The configuration with absolute paths, because workers have other working directories than the command line."""
     source = config.source.model_copy(update={"path": _absolute(config.source.path)})
     student = config.student.model_copy(update={"model": _absolute_model(config.student.model)})
     keys = ("backend", "model", "tokenizer", "stages", "mix")
@@ -263,9 +265,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _with_absolute_models(teacher: dict[str, Any], backend: str = "") -> dict[str, Any]:
-    """Keys of a teacher, or of a part of one that has this backend unless it names its own.
+    """The keys of a teacher, or some of them, with absolute paths of models; `backend` counts unless they name one.
 
-    The model of an endpoint is a name there, whatever folder is called so here.
+    The model of an endpoint is a name there, even if a folder here has the same name.
     """
     backend = teacher.get("backend", backend)
     found = dict(teacher)
@@ -280,7 +282,7 @@ def _with_absolute_models(teacher: dict[str, Any], backend: str = "") -> dict[st
 
 
 def _absolute_model(model: str) -> str:
-    if not model:  # no tokenizer is named; as a path it would be the working directory
+    if not model:  # no tokenizer is named; as a path, "" would be the working directory
         return model
     folder = Path(model).expanduser()
     is_folder = bool(model) and not model.startswith(PACKAGE_PREFIX) and folder.is_dir()
@@ -292,6 +294,6 @@ def _absolute(path: str) -> str:
 
 
 def _shipped(path: Path) -> Path:
-    """`configs/...` of the installation, where the working directory has no such file."""
+    """`configs/...` of the installation, if the working directory has no such file; else `path`."""
     ours = REPOSITORY / path
     return ours if path.parts[:1] == ("configs",) and not path.exists() and ours.exists() else path

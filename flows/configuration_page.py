@@ -2,7 +2,7 @@
 
     python -m flows.configuration_page [--check]
 
-`--check` writes nothing and exits with 1 if a file is not what the code says.
+`--check` writes nothing, and exits with 1 if a file does not match the code.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from flows.config import RunConfig
 from operators.stage import StageConfig
 
 PAGE, SCHEMA = Path("docs/configuration.md"), Path("configs/schema.json")
-# A key says its unit in its last word.
+# The last word of a key gives its unit.
 UNITS = {
     "s": "seconds",
     "seconds": "seconds",
@@ -52,8 +52,8 @@ Written by `make docs` from the code; do not edit. A run reads one YAML file. An
 line, such as `train.max_steps=20`. An editor that reads [configs/schema.json](../configs/schema.json) completes and
 checks the keys.
 
-A key marked *operational* says where or how fast a stage runs: a change of it leaves finished work valid. A change of
-any other key makes the assets that depend on it again.
+A key marked *operational* says where or how fast a stage runs: finished work stays valid when it changes. When any
+other key changes, the next run makes the assets that depend on it again.
 """
 
 
@@ -79,7 +79,7 @@ def sections() -> Iterator[tuple[str, type[StageConfig]]]:
 
 
 def keys_of(model: type[StageConfig], prefix: str = "") -> Iterator[Key]:
-    """Keys of one section; a model inside it adds its own keys, dotted. Sections of the top level are left out."""
+    """Keys of one section; a model inside it adds its keys with a dotted prefix. The top level leaves sections out."""
     schema = model.model_json_schema()
     for name, field in model.model_fields.items():
         inner = model_of(field)
@@ -95,7 +95,7 @@ def keys_of(model: type[StageConfig], prefix: str = "") -> Iterator[Key]:
 
 
 def model_of(field: FieldInfo) -> type[StageConfig] | None:
-    """The model of a field that holds one, which may be optional."""
+    """The model in a field's type, which may be optional; None if there is none."""
     kinds = (field.annotation, *get_args(field.annotation))
     return next((kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, StageConfig)), None)
 
@@ -148,7 +148,7 @@ def page() -> str:
 
 
 def schema() -> str:
-    """configs/schema.json: what editors check a YAML file against."""
+    """configs/schema.json, with which editors check a YAML file."""
     found = RunConfig.model_json_schema()
     found |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "recycle-and-train"}
     for definition in (found, *found.get("$defs", {}).values()):

@@ -11,13 +11,13 @@ SHOWN_CHARS = 500  # of an error on the terminal; the log has all of it
 OURS = ("flows.", "operators.", "cluster.", "kernels.")  # errors that this project raises
 # The same where Ray leaves the module out.
 SENTENCES = (TeacherStoppedError.__name__, StorageError.__name__, DamagedFileError.__name__)
-LAST_EVENTS = 200  # of a run, among which the failure is looked for
+LAST_EVENTS = 200  # of a run, which are searched for the failure
 
 
 def root_cause(error: object) -> str:
-    """The innermost of a chain of Dagster's errors in one line.
+    """The innermost error of a chain of Dagster's errors, in one line.
 
-    Errors of Ray's workers carry their whole traceback: its last line says what went wrong.
+    Errors of Ray's workers contain their whole traceback; its last line says what went wrong.
     """
     while getattr(error, "cause", None) is not None:
         error = error.cause  # type: ignore[attr-defined]
@@ -25,14 +25,14 @@ def root_cause(error: object) -> str:
         return "failed without an error"
     lines = [line.strip() for line in error.message.splitlines() if line.strip()]  # type: ignore[attr-defined]
     last: str = without_credentials(lines[-1]) if lines else "failed without words"
-    # Our own messages are complete sentences, so the name of the class is left out.
+    # Our own messages are understandable without the name of the class, so it is left out.
     head, _, words = last.partition(": ")
     shown = words if head.startswith(OURS) or head in SENTENCES else last
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}... (the log has all of it)"
 
 
 def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
-    """Why a run that has ended failed: its failed step or check, else what Dagster says of the run."""
+    """Why an ended run failed: its failed step or check, else Dagster's own message about the run."""
     failed = (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED)
     records = instance.get_records_for_run(run.run_id, of_type=set(failed), limit=LAST_EVENTS).records
     events = [entry for record in records if (entry := record.event_log_entry.dagster_event) is not None]

@@ -1,4 +1,4 @@
-"""The names of the assets, and the graph as one value, which is handed to whatever runs it or serves it."""
+"""The names of the assets, and the graph as one value for the code that runs or serves it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ EVALUATION = "evaluation"
 RELEASE = "release"
 REPORT = "report"
 
-# Asset metadata: the sections of the configuration that the asset depends on; and that a refresh without rows to train
-# on or to evaluate on does not change it.
+# Keys of asset metadata: the sections of the configuration that the asset depends on; and a flag that a refresh without
+# rows to train on or to evaluate on does not make it stale.
 CONFIG_KEYS, ONLY_ROWS = "config", "only_rows"
 PARTITION_TAG = "dagster/partition"
 Specs = Mapping[str, dg.AssetSpec]
@@ -28,7 +28,7 @@ Specs = Mapping[str, dg.AssetSpec]
 
 @dataclass(frozen=True)
 class Graph:
-    """All assets in the order of the graph, their checks, and the partitions that the refreshes are."""
+    """All assets in the order of the graph, their checks, and the partitions, one per refresh."""
 
     assets: Sequence[dg.AssetsDefinition]
     checks: Sequence[dg.AssetChecksDefinition]
@@ -36,9 +36,9 @@ class Graph:
 
     @cached_property
     def specs(self) -> Specs:
-        """What Dagster knows of each asset, by name."""
+        """Name of an asset -> Dagster's specification of it."""
         return {spec.key.to_user_string(): spec for asset in self.assets for spec in asset.specs}
 
     def has_refreshes(self, names: Sequence[str]) -> bool:
-        """Whether one of the named assets is made once a refresh; of all assets if none is named."""
+        """Whether one of the named assets (of all assets if none is named) is made once per refresh."""
         return any(self.specs[name].partitions_def is not None for name in names or self.specs)

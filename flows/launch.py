@@ -1,4 +1,4 @@
-"""The command line: reads the configuration, checks that it can work, carries out the graph, and says how it ended.
+"""The command line: reads the configuration, checks that it can work, runs the graph, and says how it ended.
 
 Exit codes: 0 done; 2 the configuration or the input cannot be used (one line says why); 3 an invariant or a blocking
 check failed; 1 anything else.
@@ -46,13 +46,13 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None) -> int:
-    """Run the flow as the command line says; see the module for the exit codes.
+    """Run the flow as the command line says; returns an exit code, see the module.
 
     Args:
-        graph: what to run.
+        graph: to run.
         argv: the command line without the program's name.
-        terminal: where to write results and errors; None takes the process's own, and sends the output of all
-            libraries to a file under `<storage>/logs`, whose path is printed.
+        terminal: where to write results and errors; None means the process's own streams. The output of all libraries
+            then goes to a file under `<storage>/logs`, whose path is printed.
     """
     arguments = _parse(argv)
     storage = "the storage"
@@ -68,7 +68,7 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
                 out, err = stack.enter_context(quiet_terminal(log))
                 out.write(f"storage: {run.config.storage}\nlog: {log}\n")
                 out.flush()
-            with ExitStack() as held:  # what it gives back may fail, and is told like any other error
+            with ExitStack() as held:  # inside the try: errors while it releases things are reported like others
                 return _run(graph, run, arguments, selected, held, (out, err))
         except (ConfigError, ModelNotFoundError, PreflightError) as error:
             err.write(f"{without_credentials(str(error))}\n")
@@ -76,7 +76,7 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
         except (ClusterError, StorageBusyError, StorageError, TeacherStoppedError) as error:
             err.write(f"{without_credentials(str(error))}\n")
             return FAILED
-        except DamagedFileError as error:  # Ray's workers send it with their whole traceback
+        except DamagedFileError as error:  # from Ray's workers it comes with a whole traceback
             err.write(f"{str(error).rpartition(f'{DamagedFileError.__name__}: ')[2].splitlines()[0]}\n")
             return FAILED
         except OSError as error:
@@ -131,7 +131,7 @@ def _require_sense(arguments: argparse.Namespace, selected: Sequence[str]) -> No
     """Refuse options that contradict each other.
 
     Raises:
-        ConfigError: naming both.
+        ConfigError: it names both options.
     """
     looks_only = arguments.plan or arguments.doctor or arguments.step is not None
     if arguments.retract == "":  # an unset variable of a script must not start a whole run
@@ -147,13 +147,13 @@ def _require_sense(arguments: argparse.Namespace, selected: Sequence[str]) -> No
 
 
 def _writes(arguments: argparse.Namespace) -> bool:
-    """Whether the storage may change; all else only looks at it, and leaves nothing there."""
+    """Whether this command line may change the storage; all others only read it, and write nothing there."""
     looks_only = arguments.plan or arguments.doctor or arguments.step is not None
     return bool(arguments.canary) or not looks_only
 
 
 def _log_file(run: Run, arguments: argparse.Namespace) -> Path:
-    """Where the output of libraries goes."""
+    """The file for the output of libraries."""
     if _writes(arguments):
         return Path(run.logs) / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
     number, name = tempfile.mkstemp(prefix="recycle-and-train-", suffix=".log")
@@ -162,7 +162,7 @@ def _log_file(run: Run, arguments: argparse.Namespace) -> Path:
 
 
 def print_findings(findings: Sequence[Finding], out: TextIO) -> int:
-    """Print a line a finding; 2 if a run would be refused, else 0."""
+    """Print one line per finding; returns 2 if a run would be refused, else 0."""
     for finding in findings:
         out.write(f"{'refused' if finding.fatal else 'warning'}: {finding}\n")
     refused = any(finding.fatal for finding in findings)
@@ -183,18 +183,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     looks.add_argument("--step", type=int, metavar="N", help="say which rows training step N (from 0) learns from")
     parser.add_argument(
-        "--canary", type=int, default=0, metavar="N", help="with --plan: make N calls first, to predict all from them"
+        "--canary", type=int, default=0, metavar="N", help="with --plan: make N calls first, and predict the rest"
     )
     parser.add_argument("--reparse", action="store_true", help="read the stored replies again; make no teacher call")
     parser.add_argument("--stale", action="store_true", help="make every stale refresh again, then what depends on it")
-    parser.add_argument("--retract", metavar="FILE", help="take the rows of this source file out")
+    parser.add_argument("--retract", metavar="FILE", help="remove the rows of this source file")
     parser.add_argument("--select", metavar="ASSET,...", help="make only these assets")
     parser.add_argument("--refresh", default="base", metavar="KEY", help="batch of source data (%(default)s)")
     return parser.parse_intermixed_args(argv)
 
 
 def _selection(graph: Graph, arguments: argparse.Namespace) -> list[str]:
-    """The assets to make; none stands for all."""
+    """The assets to make; an empty list means all."""
     try:
         require_refresh_key(arguments.refresh)
     except ValueError as error:
@@ -211,12 +211,12 @@ def _selection(graph: Graph, arguments: argparse.Namespace) -> list[str]:
 def _materialise(
     graph: Graph, run: Run, refreshes: Sequence[str], selected: Sequence[str], terminal: Terminal, *, stale: bool
 ) -> int:
-    """Make the refreshes in this order; with `stale` only those that are, and what is made over all once at the end."""
+    """Make the refreshes in this order; with `stale` only stale assets, and assets over all refreshes last."""
     of_refresh, over_all = assets_by_refresh(run)
     with open_instance(Path(run.dagster_home)) as instance:
         reap(instance, run.config.storage)
         instance.add_dynamic_partitions(str(graph.refreshes.name), list(refreshes))
-        # Its last line is drawn before the conclusion is printed.
+        # Leave the progress display, which draws its last lines, before the conclusion is printed.
         with ProgressLines(terminal[1]), stopping_engines():
             for refresh in refreshes:
                 if stale and not stale_assets(run, refresh):
@@ -228,7 +228,7 @@ def _materialise(
                 result = _make(graph, run, instance, refreshes[-1], over_all) if stale else result
         if result.success and not selected:
             for refresh in refreshes:
-                run.requests.remove(refresh)  # the daemon need not ask for it any more
+                run.requests.remove(refresh)  # done, so the daemon must not ask for it again
         return _conclude(run, result, terminal)
 
 
@@ -237,7 +237,7 @@ def _make(
 ) -> dg.ExecuteInProcessResult:
     return dg.materialize(
         [*graph.assets, *graph.checks],
-        # Dagster refuses a partition where no selected asset has any, such as `--select student`.
+        # Dagster refuses a partition key if no selected asset is partitioned, as with `--select student`.
         partition_key=refresh if graph.has_refreshes(selected) else None,
         instance=instance,
         resources={"run": run, "io_manager": run.asset_io()},
@@ -249,7 +249,7 @@ def _make(
 
 
 def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -> int:
-    """Print what was made and how it ended, in lines that a person reads."""
+    """Print for a person what was made and how the run ended; returns the exit code."""
     out, err = terminal
     tell_what_was_made(run, terminal)
     if not run.store.made and result.success:

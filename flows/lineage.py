@@ -1,4 +1,4 @@
-"""What a published data set was made from, word for word."""
+"""Describes exactly what a published data set was made from."""
 
 import hashlib
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Says at the end of a run what was made, and what of it was refused, failed or not read."""
+"""Prints at the end of a run what was made, and which records, calls and replies failed or were not read."""
 
 from collections.abc import Mapping
 from typing import TextIO
@@ -16,7 +16,7 @@ Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
 
 
 def tell_what_was_made(run: Run, terminal: Terminal) -> None:
-    """A line for each asset that this run made, and one for each kind of thing that a person should look at."""
+    """Print a line for each asset that this run made, and one for each kind of problem that a person should check."""
     out, err = terminal
     order = list(run.specs)
     for asset, refresh in sorted(run.store.made, key=lambda made: (order.index(made[0]), str(made[1]))):

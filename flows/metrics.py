@@ -1,8 +1,7 @@
 """Prometheus metrics of a storage, on 127.0.0.1: `recycle-and-train metrics STORAGE [--port 9105]`, until Ctrl-C.
 
-They are read from the manifests, requests and releases when they are asked for, so they are right also when no run goes
-on, and nothing but a look at the storage can make them wrong. What a run does at this moment (rows, tokens and queue of
-each stage) is in Ray's own metrics, as `ray_recycle_stage_*`.
+Each request reads them from the manifests, requests and releases, so they are also right if no run is active. Numbers
+of a run while it works (rows, tokens and queue of each stage) are in Ray's own metrics, as `ray_recycle_stage_*`.
 """
 
 import argparse
@@ -45,7 +44,7 @@ TOKENS = {"prompt_tokens": "prompt", "generated_tokens": "generated"}
 
 
 def serve_metrics(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Serve until Ctrl-C (0); 2 if the storage or the port cannot be used."""
+    """Serve until Ctrl-C; returns 0, or 2 if the storage or the port cannot be used."""
     parser = argparse.ArgumentParser(prog="recycle-and-train metrics", description="Serve a storage's metrics.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     parser.add_argument("--port", type=int, default=PORT, help="of 127.0.0.1 (%(default)s)")
@@ -67,21 +66,21 @@ def serve_metrics(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
 
 
 class StorageMetrics(Collector):
-    """Looks at the storage whenever Prometheus asks; a part that cannot be read is counted and leaves the others."""
+    """Reads the storage whenever Prometheus asks; a part that cannot be read is counted, and the others are served."""
 
     def __init__(self, storage: str, err: TextIO = sys.stderr) -> None:
-        """Look at the storage at an absolute path or URI; what cannot be read is said in `err` when it changes."""
+        """Serve the storage at an absolute path or URI; errors of reading are written to `err` when they change."""
         self._storage = storage
         self._err = err
         self._told: list[str] = []
         self._store = AssetStore(storage)
 
     def describe(self) -> list[Metric]:
-        """Nothing beforehand: registering must not read the storage."""
+        """Return no metrics: Prometheus calls this when it registers, which must not read the storage."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics; README of the names: docs/operations.md."""
+        """All metrics; docs/operations.md explains the names."""
         parts: list[Callable[[], list[Metric]]] = [self._rows, self._teacher, self._refreshes, self._releases]
         broken: list[str] = []
         for part in parts:
@@ -109,7 +108,7 @@ class StorageMetrics(Collector):
 
     def _teacher(self) -> list[Metric]:
         calls = GaugeMetricFamily(
-            "recycle_teacher_calls", "Calls of the last making of each refresh.", labels=["asset", "kind"]
+            "recycle_teacher_calls", "Calls of the last run that made each refresh.", labels=["asset", "kind"]
         )
         tokens = GaugeMetricFamily("recycle_teacher_tokens", "Tokens of these calls.", labels=["asset", "kind"])
         cost = GaugeMetricFamily(
@@ -146,7 +145,7 @@ class StorageMetrics(Collector):
         return [states, busy, age]
 
     def _newest(self, refreshes: Sequence[str]) -> float | None:
-        """When the newest of these refreshes was recycled, Unix time."""
+        """Unix time at which the newest of these refreshes was recycled; None if none was."""
         filesystem, _ = open_filesystem(self._storage)
         paths = [f"{self._store.folder(RECYCLED_INSTRUCTIONS, key)}/{MANIFEST}" for key in refreshes]
         times = [info.mtime_ns / 1e9 for info in filesystem.get_file_info(paths) if info.type == fs.FileType.File]

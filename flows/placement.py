@@ -25,14 +25,14 @@ Node = Mapping[str, float]  # resources as Ray names them: CPU, GPU, memory (byt
 
 @dataclass(frozen=True)
 class Demand:
-    """Equal units that a stage needs at the same time, each on one node.
+    """Equal units, such as actors, that a stage needs at the same time, each on one node.
 
     Attributes:
-        stage: that asks.
-        count: how many units.
-        unit: what one is called.
+        stage: its name.
+        count: number of units.
+        unit: name of the units, plural.
         each: resources of one unit.
-        key: of the configuration that says how many; lowering it is the cure.
+        key: configuration key that sets the count; to lower it is the cure.
     """
 
     stage: str
@@ -46,7 +46,7 @@ class Demand:
         return f"{asked} ({self.count} {self.unit})"
 
     def placeable(self, nodes: Sequence[Node]) -> int:
-        """How many units fit on the nodes together, when nothing else runs."""
+        """The number of units that fit on the nodes together, if nothing else runs there."""
         wanted = {name: amount for name, amount in self.each.items() if amount}
         return sum(int(min(node.get(name, 0) / amount for name, amount in wanted.items())) for node in nodes)
 
@@ -78,14 +78,14 @@ def weigh(
     student_bytes: int = 0,
     size: StudentSize | None = None,
 ) -> list[Finding]:
-    """What the cluster cannot hold; every finding is fatal, because the stage would wait for ever.
+    """The demands that the cluster cannot satisfy; every finding is fatal, because the stage would wait forever.
 
     Args:
-        config: what is asked for.
-        nodes: what is there.
-        teacher_bytes: of the weights in float32 files, 0 if unknown.
-        student_bytes: as well.
-        size: of the student, if it is known better than by its bytes.
+        config: of the run.
+        nodes: resources of each node.
+        teacher_bytes: size of the teacher's weights in float32 files, 0 if unknown.
+        student_bytes: size of the student's weights in float32 files, 0 if unknown.
+        size: of the student, if more is known than its bytes.
     """
     findings = []
     for demand in demands(config):
@@ -102,14 +102,14 @@ def weigh(
 
 
 def weight_bytes(model: str) -> int:
-    """Bytes of a folder's safetensors; 0 for a model that is not in a folder, which is not weighed."""
+    """Bytes of a folder's safetensors; 0 for a model that is not in a folder, whose size is not checked."""
     return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
 
 
 def training_disk_bytes(train: TrainConfig, student_bytes: int, size: StudentSize | None = None) -> int:
-    """Bytes that training writes at most: the student, and checkpoints of float32 weights and Adam's moments.
+    """Largest number of bytes that training writes: the student, and checkpoints of float32 weights and Adam's moments.
 
-    Checkpoints hold what is trained: the adapters alone, where there are any.
+    Checkpoints hold only what is trained: with adapters, only the adapters.
     """
     few_steps = 0 < train.max_steps <= train.checkpoint_every_steps
     checkpoints = 0 if few_steps or not train.checkpoint_every_steps else train.keep_checkpoints

@@ -1,4 +1,4 @@
-"""The `--plan` report: what a run would make and why, the teacher calls it would make, the resources it needs."""
+"""The `--plan` report: the assets that a run would make and why, its teacher calls, and the resources it needs."""
 
 from contextlib import suppress
 from typing import TextIO
@@ -22,14 +22,14 @@ from operators.train.memory import bytes_per_worker, measure
 
 
 def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, canary: int = 0) -> int:
-    """Print a line an asset, the teacher's work to come and the resources; 2 if the run would be refused, else 0.
+    """Print a line per asset, the expected teacher calls and resources; returns 2 if a run would be refused, else 0.
 
     Args:
         run: the configuration and its storage.
-        refresh: the batch of source data that it is about.
-        findings: of `preflight`.
+        refresh: the batch of source data.
+        findings: from `preflight`.
         out: where to print.
-        canary: teacher calls to make, so that the length of all replies is predicted from theirs; they are kept.
+        canary: number of teacher calls to make now, to predict the length of the other replies; they are kept.
     """
     refused = any(finding.fatal for finding in findings)
     out.write(f"plan of {run.config.name}, refresh {refresh}, storage {run.config.storage}\n")
@@ -38,7 +38,7 @@ def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, 
             partition = refresh if spec.partitions_def is not None else None
             out.write(f"  {asset:<26}{_state(run, asset, partition, refresh)}\n")
     if not any(finding.key.startswith("source") and finding.fatal for finding in findings):
-        with suppress(ModelNotFoundError):  # a finding says so
+        with suppress(ModelNotFoundError):  # a finding already reports it
             out.writelines(f"  {line}\n" for line in _teacher_work(run, refresh, 0 if refused else canary))
     nodes = cluster_nodes()
     have = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
@@ -66,14 +66,14 @@ def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:
         return "new"
     try:
         reasons = differences(manifest.made_from, run.staleness.describe(asset, partition, planned))
-    except ValueError as error:  # the source is gone; a finding says so
+    except ValueError as error:  # the source is gone; a finding already reports it
         return f"unknown: {without_credentials(str(error))}"
     rows = "" if manifest.rows is None else f", {manifest.rows} rows"
     return f"stale: {'; '.join(reasons)}{rows}" if reasons else f"cached{rows}"
 
 
 def _teacher_work(run: Run, refresh: str, canary: int) -> list[str]:
-    """Calls to come of both reflections; of the second only if the rows that it reflects on are there."""
+    """Expected calls of both reflections; of the second one only if the rows that it reads exist."""
     raw = _rows(run, RAW_INSTRUCTIONS, refresh)
     if raw is None:
         raw = read_instructions(run.config.source, run.source(refresh), run.special_tokens)
@@ -95,7 +95,7 @@ def _calls_line(run: Run, rows: Dataset, about: Reflecting, canary: int) -> str:
     cost = f", cost {budget.cost(tokens):.2f}" if budget.cost(tokens) else ""
     spent = ledger.tokens() if budget.is_limited() else Tokens()
     exceeded = budget.exceeded_by(spent + tokens)
-    reach = "about" if count["known_replies"] else "at most"  # a canary, or an earlier run, tells how long replies are
+    reach = "about" if count["known_replies"] else "at most"  # known replies give a mean length, else the limit counts
     return (
         f"{about.stage:<26}{count['new']} new calls, {count['asked'] - count['new']} from the ledger, "
         f"{count['over_long']} over-long; "

@@ -1,4 +1,4 @@
-"""Preflight checks: what can be known before the first teacher call; part of every run, `--plan` and `--doctor`."""
+"""Preflight checks: everything that can be checked before the first teacher call, in a run, `--plan` and `--doctor`."""
 
 import os
 import shutil
@@ -40,20 +40,20 @@ NEED_STUDENT = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES, 
 
 
 class PreflightError(ValueError):
-    """The run cannot work as configured; one line a problem."""
+    """The run cannot work as configured; the message has one line per problem."""
 
 
 def preflight(
     run: Run, refresh: str, selected: Sequence[str] = (), *, thorough: bool = False, holds_lease: bool = False
 ) -> list[Finding]:
-    """Look at storage, source, models and cluster; what is fatal would end the run later, after more work.
+    """Check storage, source, models and cluster; a fatal finding would end the run later, after more work.
 
     Args:
-        run: what is to be done.
-        refresh: the batch of source data that it is about.
-        selected: the assets to make; none stands for all.
-        thorough: examine models also where everything that they make is up to date.
-        holds_lease: this process holds the storage; else another that holds it is worth a warning.
+        run: to check.
+        refresh: the batch of source data.
+        selected: the assets to make; empty means all.
+        thorough: check models even if everything that they make is up to date.
+        holds_lease: whether this process holds the storage; if not, a holder gives a warning.
     """
     models = _model_findings(run)
     found = [
@@ -81,7 +81,7 @@ def require_sound(findings: list[Finding]) -> None:
     """Refuse a run that cannot work.
 
     Raises:
-        PreflightError: a finding is fatal; the message is one line each.
+        PreflightError: a finding is fatal; the message has one line per finding.
     """
     fatal = [str(finding) for finding in findings if finding.fatal]
     if fatal:
@@ -115,7 +115,7 @@ def _storage_findings(run: Run, holds_lease: bool) -> list[Finding]:
 def _resume_findings(config: RunConfig) -> list[Finding]:
     if not config.train.resume_from:
         return []
-    from operators.train.checkpoint import named_checkpoint  # imports torch: a second that most runs save
+    from operators.train.checkpoint import named_checkpoint  # here, because it imports torch, which takes a second
 
     try:
         named_checkpoint(config.train.resume_from, config.train.zero_stage)
@@ -153,13 +153,13 @@ def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Fi
 
 
 def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
-    """Files that nobody takes, and the refreshes that were given up."""
+    """Findings about files that no refresh takes, and about refreshes that were given up."""
     found = []
     if unknown := _unknown_files(run):
-        text = f"{shown(unknown)}: not read, nobody here knows the format; convert them"
+        text = f"{shown(unknown)}: not read, unknown format; convert them"
         found.append(Finding("source.path", text, fatal=False))
     if unreadable := run.staleness.unreadable():
-        text = f"{_named(unreadable)} cannot be read and count as not taken; give this user the right to read them"
+        text = f"{_named(unreadable)} cannot be read, so no refresh takes them; give this user the right to read them"
         found.append(Finding("source.path", text, fatal=False))
     for request in run.requests.all():
         if request.given_up is not None and request.key != refresh:
@@ -171,7 +171,7 @@ def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
 def _unknown_files(run: Run) -> str:
     try:
         return unknown_files(run.config.source.path)
-    except (ValueError, OSError):  # rows of a source that cannot be reached are kept: no reason to end a run
+    except (ValueError, OSError):  # the rows of a source that cannot be reached are kept, so the run may go on
         return ""
 
 
@@ -207,17 +207,17 @@ def _model_findings(run: Run) -> list[Finding]:
 
 
 def student_needs(config: RunConfig) -> StudentNeeds:
-    """What the configuration wants of the student."""
+    """The configuration's requirements for the student."""
     train = config.train
     layers = train.hyper_attention_layers if train.attention == "hyper_attention" else None
     return StudentNeeds(config.pack.max_tokens, config.pack.packed, layers)
 
 
 def _is_needed(run: Run, refresh: str, assets: Sequence[str], selected: Sequence[str]) -> bool:
-    """Whether one of the assets is to be made again."""
+    """Whether this run makes one of these assets."""
     wanted = [asset for asset in assets if not selected or asset in selected]
     keys = {asset: refresh if run.specs[asset].partitions_def is not None else None for asset in wanted}
     try:
         return any(run.staleness.is_stale(asset, key, refresh) for asset, key in keys.items())
-    except (ValueError, OSError):  # the source cannot be read, which is a finding of its own
+    except (ValueError, OSError):  # the source cannot be read; another finding reports it
         return False

@@ -58,9 +58,9 @@ RunResource = dg.ResourceParam[Run]
 
 
 def uses(*sections: str, only_rows: bool = False) -> dict[str, Any]:
-    """Name the sections of the configuration that an asset depends on; others may change without touching it.
+    """Name the sections of the configuration that an asset depends on; changes of other sections do not make it stale.
 
-    With `only_rows`, a refresh without rows to train on or to evaluate on does not touch it either.
+    With `only_rows`, a refresh without rows to train on or to evaluate on does not make it stale either.
     """
     return {CONFIG_KEYS: list(sections), ONLY_ROWS: only_rows}
 
@@ -73,7 +73,7 @@ def uses(*sections: str, only_rows: bool = False) -> dict[str, Any]:
     metadata=uses("source", "deduplicate", "decontaminate", "steps"),
 )
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:
-    """What the source holds, one row a record; bad, double, held-out and contaminated records carry their reason."""
+    """The records of the source, one row each; bad, duplicate, held-out and contaminated records have their reason."""
     config, refresh = run.config, context.partition_key
 
     def build() -> Dataset:
@@ -179,7 +179,7 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
     folder = run.path("students", version)
 
     def build() -> TrainResult:
-        from operators.train.train import train  # imports torch: seconds that a run without training saves
+        from operators.train.train import train  # here, because it imports torch, which takes seconds
 
         trained = train(packed_sequences, run.config.train, run.student, folder)
         return trained.model_copy(update={"version": version, "folder": folder})
@@ -222,7 +222,7 @@ def report(
     release: Release,
     run: RunResource,
 ) -> Recipe:
-    """What a person opens: reports/<run>.html, and the same figures as JSON."""
+    """The report for people, reports/<run>.html, and the same figures as JSON."""
 
     def build() -> dict[str, Any]:
         config = run.config
@@ -260,7 +260,7 @@ def defs() -> dg.Definitions:
 
 
 def main() -> int:
-    """Do what the command line says; returns the exit code, see `flows.command`."""
+    """Run the command of the command line; returns the exit code, see `flows.command`."""
     return command(GRAPH, sys.argv[1:])
 
 

@@ -1,7 +1,7 @@
 """Refreshes that the daemon has asked for and that are not finished: one small file each, under `refreshes/`.
 
 A request holds the names and identities of its files, so that no other refresh takes them while it waits for its next
-attempt. A request that failed too often is *given up*: it stays, with the reason, until a person lets it run again.
+attempt. A request that failed too often is *given up*: it stays, with the reason, until a person retries it.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ class GivenUp(BaseModel):
 
     Attributes:
         at: ISO 8601, UTC.
-        attempts: failed runs.
-        reason: of the last one, in one line.
+        attempts: number of failed runs.
+        reason: why the last one failed, in one line.
         runs: ids of these runs.
         alerted: the alert was delivered, or nothing is configured to deliver it.
         alert_errors: why it could not be delivered.
@@ -44,9 +44,9 @@ class Request(BaseModel):
 
     Attributes:
         key: of the refresh.
-        files: name and identity of each source file that it is to take.
-        forgiven: ids of runs that count as no attempt: they ended before a person asked for another attempt.
-        given_up: None while it is tried.
+        files: name and identity of each source file that it will take.
+        forgiven: ids of runs that do not count as attempts: they ended before a person asked for a retry.
+        given_up: None as long as it is tried.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,7 +61,7 @@ class Requests:
     """The requests of one storage."""
 
     def __init__(self, storage: str) -> None:
-        """Open the folder under an absolute path or a URI; nothing need be there."""
+        """Open the folder under an absolute path or a URI, which need not exist."""
         self._folder = f"{storage}/{REQUESTS}"
 
     def all(self) -> list[Request]:
@@ -85,7 +85,7 @@ class Requests:
         return self._read(filesystem, path)
 
     def put(self, request: Request) -> Request:
-        """Store a request in place of the one of the same refresh."""
+        """Store a request; it replaces the one for the same refresh. Returns it."""
         put_file(f"{self._folder}/{request.key}{_SUFFIX}", request.model_dump_json(indent=1))
         return request
 

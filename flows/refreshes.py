@@ -1,4 +1,4 @@
-"""The refreshes of a storage on the command line: what became of each, and another attempt for one that was given up.
+"""The refreshes of a storage on the command line: lists them, and retries one that was given up.
 
 recycle-and-train refreshes STORAGE
 recycle-and-train retry STORAGE KEY
@@ -19,7 +19,10 @@ from flows.retries import describe
 
 
 def show_refreshes(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Print a line a refresh, in the order in which they were made; 1 if one was given up, 2 if nothing can be read."""
+    """Print one line per refresh, in the order in which they were made.
+
+    Returns 1 if a refresh was given up, 2 if the storage cannot be read, else 0.
+    """
     parser = argparse.ArgumentParser(prog="recycle-and-train refreshes", description="List the refreshes of a storage.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     arguments = parser.parse_args(argv)
@@ -42,7 +45,7 @@ def show_refreshes(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = 
 
 
 def retry_refresh(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Let the daemon try a given-up refresh again, as if it had never failed; 2 if none of that key was given up."""
+    """Let the daemon retry a given-up refresh as if it had never failed; returns 2 if none of this key was given up."""
     parser = argparse.ArgumentParser(prog="recycle-and-train retry", description="Try a given-up refresh again.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     parser.add_argument("key", help="as `recycle-and-train refreshes` lists it")

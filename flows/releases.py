@@ -1,4 +1,4 @@
-"""The releases of a storage: what a student is compared with, `releases` and `rollback VERSION` on the command line.
+"""The releases of a storage: the models to compare a student with, and the commands `releases` and `rollback`.
 
 recycle-and-train releases STORAGE [--html FILE]
 recycle-and-train rollback STORAGE VERSION
@@ -29,7 +29,7 @@ from operators.report.history import RefreshLine, build_history
 
 
 def models_of(run: Run, version: str, folder: str) -> Models:
-    """What a student is compared with: its base model, the released student, and the best one so far."""
+    """The models to compare: the student, its base model, the released student, and the best one so far."""
     train = run.config.train
     return Models(
         base=run.student,
@@ -41,7 +41,7 @@ def models_of(run: Run, version: str, folder: str) -> Models:
 
 
 def rivals(history: ReleaseHistory, version: str) -> list[Rival]:
-    """The released student and the best one so far, as far as their evaluations' rows are kept."""
+    """The released student and the best one so far, if the rows of their evaluations still exist."""
     decisions = {decision.version: decision for decision in history.decisions() if decision.event != "refused"}
     current, best = history.current(), history.best()
     wanted = [(current.version if current else "", RELEASED), (best.version if best else "", BEST)]
@@ -53,7 +53,7 @@ def rivals(history: ReleaseHistory, version: str) -> list[Rival]:
 
 
 def show_releases(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Print every decision of a storage, the oldest first, and mark the released student; 2 if it cannot be read."""
+    """Print every decision of a storage, the oldest first, and mark the released student; returns 2 if it cannot."""
     parser = argparse.ArgumentParser(prog="recycle-and-train releases", description="List the releases of a storage.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     parser.add_argument("--html", metavar="FILE", help="also write a page with loss, win rate, rows and cost over time")
@@ -77,7 +77,7 @@ def show_releases(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = s
 
 
 def roll_back(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Make an earlier released student the released one again; 2 if it was never released, 1 during a run."""
+    """Release an earlier student again; returns 0, 2 if it was never released, or 1 if a run holds the storage."""
     parser = argparse.ArgumentParser(prog="recycle-and-train rollback", description="Release an earlier student again.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     parser.add_argument("version", help="as `recycle-and-train releases` lists it")
@@ -112,7 +112,7 @@ def _roll_back(storage: str, version: str) -> Decision:
 
 
 def refresh_lines(store: AssetStore) -> list[RefreshLine]:
-    """What each refresh came to, in the order in which they were first made."""
+    """The numbers of each refresh, in the order in which they were first made."""
     lines = []
     for key in store.refreshes(RAW_INSTRUCTIONS):
         raw, recycled = store.manifest(RAW_INSTRUCTIONS, key), store.manifest(RECYCLED_INSTRUCTIONS, key)
@@ -140,10 +140,10 @@ def _sum(metrics: Sequence[Mapping[str, Any]], *names: str) -> float:
 
 
 def existing_storage(storage: str) -> str:
-    """The absolute path or URI of a storage that is there.
+    """The absolute path or URI of an existing storage.
 
     Raises:
-        ValueError: it is not there, or its path cannot be used.
+        ValueError: it does not exist, or its path cannot be used.
     """
     folder = anchor(storage)
     try:

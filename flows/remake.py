@@ -1,4 +1,4 @@
-"""What `--stale` and `--retract FILE` make again: stale refreshes in the recorded order, and what depends on them."""
+"""Finds what `--stale` and `--retract FILE` make again: stale refreshes in the recorded order, and their dependents."""
 
 from collections import Counter
 from typing import TextIO
@@ -13,22 +13,19 @@ from operators.read.archive import rows_of_files
 
 
 def assets_by_refresh(run: Run) -> tuple[list[str], list[str]]:
-    """Names of the assets that are made once a refresh, and of those that are made over all."""
+    """Names of the assets that are made once per refresh, and of those that are made over all refreshes."""
     of_refresh = [name for name, spec in run.specs.items() if spec.partitions_def is not None]
     return of_refresh, [name for name in run.specs if name not in of_refresh]
 
 
 def stale_assets(run: Run, refresh: str | None) -> list[str]:
-    """Assets of a refresh, or of all together, that are there and were made from something else than they would be now.
-
-    An asset of a refresh that was made before and is missing counts too.
-    """
+    """Stale assets of a refresh, or (None) over all refreshes: missing ones, and those whose inputs changed."""
     names = assets_by_refresh(run)[refresh is None]
     return [name for name in names if run.staleness.is_stale(name, refresh)]
 
 
 def tell_stale(run: Run, out: TextIO) -> int:
-    """Print what `--stale` would make again, a line a refresh; returns how many refreshes are stale."""
+    """Print what `--stale` would make again, one line per refresh; returns the number of stale refreshes."""
     with run.store.looking():
         stale = {key: found for key in run.store.refreshes(RAW_INSTRUCTIONS) if (found := stale_assets(run, key))}
     for key, names in stale.items():
@@ -42,12 +39,12 @@ def tell_stale(run: Run, out: TextIO) -> int:
 
 
 def retract(run: Run, name: str, out: TextIO) -> list[str]:
-    """Take the rows of a source file out: record it, and say how many rows of which refreshes that are.
+    """Retract a source file: record it, and print which refreshes hold how many of its rows.
 
-    A retraction that was recorded and broke off before its rows were gone is carried on.
+    If an earlier retraction of the file was recorded but its rows are still there, this continues it.
 
     Returns:
-        the refreshes that hold such rows, in the order in which they were made; their raw instructions are stale now.
+        The refreshes that hold such rows, in the order in which they were made; their raw instructions are stale now.
 
     Raises:
         ConfigError: no refresh holds rows of the file.

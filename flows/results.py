@@ -1,4 +1,4 @@
-"""What the report of a run is made from, gathered from the storage."""
+"""Collects the numbers of a run's report from the storage."""
 
 import json
 from collections import Counter
@@ -16,11 +16,11 @@ from operators.files.atomic import open_filesystem
 from operators.report.report import Results
 from operators.report.stages import StageSummary
 
-UNUSED_COLUMNS = "ignored_columns"  # of the metrics of raw_instructions: column -> rows in which it is not empty
+UNUSED_COLUMNS = "ignored_columns"  # a metric of raw_instructions: column -> rows in which it is not empty
 
 
 def results_of(run: Run, student: Mapping[str, Any], evaluation: Evaluation, release: Release) -> Results:
-    """Everything that the report shows beside the rows themselves."""
+    """Everything that the report shows in addition to the rows."""
     return Results(
         stages=stage_summaries(run),
         student=student,

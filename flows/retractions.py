@@ -1,4 +1,4 @@
-"""Source files whose rows a person took out: `retracted.json`. No refresh takes them again or keeps their rows."""
+"""Source files that a person retracted: `retracted.json`. No refresh takes them again or keeps their rows."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -42,21 +42,21 @@ class Retractions:
             raise StorageError(f"retracted files: {path} cannot be read; restore it from a backup") from None
 
     def add(self, versions: Collection[Version]) -> None:
-        """Retract more."""
+        """Add versions to the retracted ones."""
         kept = _Kept(files=tuple(sorted({*self.all(), *versions})))
         put_file(f"{self.storage}/{RETRACTED}", kept.model_dump_json(indent=1))
 
 
 def versions_to_retract(name: str, taken: Collection[Version], there: Collection[Version]) -> list[Version]:
-    """Which versions of a file `--retract` takes out.
+    """The versions of a file that `--retract` retracts.
 
-    If the file was changed after it was taken, those are the old versions, and what it holds now stays; else it is the
-    one that there is.
+    If the file was changed after a refresh took it, these are the old versions, and the current one stays; otherwise it
+    is the current version.
 
     Args:
         name: of the file, below the source.
         taken: versions that refreshes hold and that are not retracted yet.
-        there: the files of the source as they are.
+        there: current versions of the files of the source.
 
     Raises:
         ValueError: no refresh holds the file.

@@ -1,8 +1,8 @@
-"""Decides which refreshes are asked for now: those never tried, and those whose wait after a failure is over.
+"""Decides which refreshes to run now: those never tried, and those whose wait after a failure is over.
 
-The attempts are Dagster's runs of the refresh, so a driver that was killed counts like one that failed. A run that
-found the storage busy is no attempt. After `schedule.max_attempts` failures, or when a person cancelled the run, the
-refresh is given up: an alert goes out once, its files stay set aside, and other files go on without it.
+The attempts are Dagster's runs of the refresh, so a killed driver counts like a failed one. A run that found the
+storage busy does not count. After `schedule.max_attempts` failures, or after a person cancelled the run, the refresh is
+given up: one alert is sent, no other refresh takes its files, and refreshes of other files continue.
 """
 
 import time
@@ -20,7 +20,7 @@ from flows.refresh_requests import GivenUp, Request
 from flows.run import Run
 from operators.columns import ACTIVE
 
-BUSY_TAG = "recycle/storage_was_busy"  # of a run that ended because another held the storage
+BUSY_TAG = "recycle/storage_was_busy"  # tag of a run that ended because another run held the storage
 UNFINISHED_RUNS = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -32,12 +32,12 @@ UNFINISHED_RUNS = [
 
 @dataclass
 class Decided:
-    """What a look at the requests gave.
+    """The result of a look at the requests.
 
     Attributes:
         due: runs to launch now.
-        waiting: a line for each refresh that waits for its next attempt.
-        given_up: a line for each refresh that a person must let run again.
+        waiting: one line for each refresh that waits for its next attempt.
+        given_up: one line for each refresh that a person must retry.
     """
 
     due: list[dg.RunRequest] = field(default_factory=list)
@@ -46,10 +46,10 @@ class Decided:
 
 
 def decide(instance: dg.DagsterInstance, run: Run) -> Decided:
-    """Look at every request; finished ones are forgotten, hopeless ones given up."""
+    """Decide about every request; removes finished ones, and gives up those that failed too often."""
     decided = Decided()
     requests = run.requests.all()
-    for request in sorted(requests, key=lambda each: (bool(each.files), each.key)):  # those that broke off first
+    for request in sorted(requests, key=lambda each: (bool(each.files), each.key)):  # unfinished refreshes first
         if _is_pointless(run, request):
             run.requests.remove(request.key)
         else:
@@ -58,7 +58,7 @@ def decide(instance: dg.DagsterInstance, run: Run) -> Decided:
 
 
 def _is_pointless(run: Run, request: Request) -> bool:
-    """Whether none of its files is there any more, and none was taken: what they hold now is another request."""
+    """Whether no file of the request exists unchanged, and none was taken: changed files belong to another request."""
     if run.store.manifest(RAW_INSTRUCTIONS, request.key) is not None:
         return False
     try:
@@ -68,7 +68,7 @@ def _is_pointless(run: Run, request: Request) -> bool:
 
 
 def is_broken_off(store: AssetStore, refresh: str) -> bool:
-    """Whether a refresh has rows to recycle that were not recycled to the end."""
+    """Whether a refresh has rows to recycle and is unfinished."""
     made = store.manifest(RAW_INSTRUCTIONS, refresh)
     has_rows = made is not None and made.outcomes.get(ACTIVE, 0) > 0
     return has_rows and store.manifest(RECYCLED_INSTRUCTIONS, refresh) is None
@@ -81,13 +81,13 @@ def _decide_one(instance: dg.DagsterInstance, run: Run, request: Request, decide
         for record in instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: request.key}))
         if record.dagster_run.tags.get(STORAGE_TAG, run.config.storage) == run.config.storage
     ]
-    for record in records:  # sensor and schedule look at the same time: one sees the run that the other asked for
+    for record in records:  # sensor and schedule may look at the same time: one sees the run that the other requested
         if record.dagster_run.status in UNFINISHED_RUNS:
             decided.waiting.append(f"refresh {request.key} is {record.dagster_run.status.value}")
             return
     new = [record for record in records if record.dagster_run.run_id not in request.forgiven]
     succeeded = [record for record in new if record.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
-    # A run of some assets alone may have left the refresh unfinished.
+    # A successful run of only some assets may have left the refresh unfinished.
     if succeeded and succeeded[0] is new[0] and not is_broken_off(run.store, request.key):
         run.requests.remove(request.key)
         return
@@ -115,13 +115,13 @@ def _decide_one(instance: dg.DagsterInstance, run: Run, request: Request, decide
 
 
 def tags_of(run: Run) -> dict[str, str]:
-    """Tags of a run that this module asks for: whose it is, and that Dagster itself does not retry it."""
+    """Tags of a run that this module requests: its storage, and that Dagster itself does not retry it."""
     return {STORAGE_TAG: run.config.storage, RETRIES_TAG: "0"}
 
 
 def describe(request: Request) -> str:
     """A given-up refresh in one line."""
-    assert request.given_up is not None, request.key  # noqa: S101 - the callers have looked
+    assert request.given_up is not None, request.key  # noqa: S101 - the callers have checked
     undelivered = "; the alert was not delivered: " + ", ".join(request.given_up.alert_errors)
     return (
         f"refresh {request.key} was given up after {request.given_up.attempts} attempts: {request.given_up.reason}"
@@ -130,9 +130,9 @@ def describe(request: Request) -> str:
 
 
 def _seconds_to_wait(last: dg.RunRecord, failures: int, run: Run) -> float:
-    """Seconds until the next attempt: doubled with each failure, from the end of the last run.
+    """Seconds until the next attempt: the wait starts at the end of the last run, and doubles with each failure.
 
-    A clock that was set back makes the wait at most as long as it would be from now.
+    If the clock was set back, the wait is at most as long as if it started now.
     """
     limits = run.config.schedule
     pause: float = min(limits.retry_seconds * 2.0 ** min(failures - 1, 30), limits.retry_max_seconds)
@@ -141,7 +141,7 @@ def _seconds_to_wait(last: dg.RunRecord, failures: int, run: Run) -> float:
 
 
 def _alerted(run: Run, request: Request, given_up: GivenUp) -> Request:
-    """The request with what became of its alert, which is tried at each look until it is delivered."""
+    """The request with the result of its alert; the alert is sent again at each look until it is delivered."""
     if given_up.alerted:
         return request
     schedule = run.config.schedule
@@ -157,7 +157,7 @@ def _alerted(run: Run, request: Request, given_up: GivenUp) -> Request:
     }
     errors = send_alert(message, schedule.alert_url_env, schedule.alert_command)
     now = run.requests.get(request.key)
-    if now != request:  # a person let it run again, or made it, while the alert went out
+    if now != request:  # a person retried it, or made it, while the alert was sent
         return now or request.model_copy(update={"given_up": None})
     update = {"alerted": not errors, "alert_errors": tuple(errors)}
     if update == given_up.model_dump(include=set(update)):

@@ -1,4 +1,4 @@
-"""What every asset receives: the configuration, the store, the ledger and the models of one run."""
+"""The object that every asset receives: configuration, store, ledger and models of one run."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,18 +38,18 @@ from operators.teacher.ledger import Ledger
 from operators.teacher.variants import every_teacher, resolved
 
 MOST_NAMED = 5  # files in a message
-PROMPTS = "prompts"  # beside the ledger: what was asked, by the key of the call
+PROMPTS = "prompts"  # folder next to the ledger, with the prompts by key of the call
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
 
 
 def open_run(config: RunConfig, specs: Specs, settle_s: float = 0, *, reparse: bool = False) -> "Run":
-    """Apply a configuration to the storage that it names.
+    """Open the storage of a configuration.
 
     Args:
-        config: what to do.
+        config: of the run.
         specs: the assets.
-        settle_s: source files younger than this many seconds are left out.
-        reparse: make the reflections again from stored replies, and no teacher call.
+        settle_s: source files that changed less than this many seconds ago are left out.
+        reparse: make the reflections again from stored replies, without a teacher call.
     """
     try:
         config = config.model_copy(update={"storage": anchor(config.storage)})
@@ -64,7 +64,7 @@ def open_run(config: RunConfig, specs: Specs, settle_s: float = 0, *, reparse: b
 
 @dataclass(frozen=True)
 class Run:
-    """One configuration applied to one storage; knows where things are, not what to do with them."""
+    """A configuration and its storage: it knows where things are, not what to do with them."""
 
     config: RunConfig
     specs: Specs
@@ -75,14 +75,14 @@ class Run:
     reparse: bool = False  # the reflections are read from the ledger again, without a call
 
     def asset_io(self) -> AssetIO:
-        """What Dagster writes and reads assets through."""
+        """The IO manager through which Dagster writes and reads assets."""
         made_again = REFLECTIONS if self.reparse else frozenset[str]()
         return AssetIO(self.store, self.staleness, self.specs, made_again, self.make_room_for)
 
     def make_room_for(self, asset: str) -> None:
-        """Stop the teacher's engines, which stay up between its stages, if an asset's actors find no room beside them.
+        """Stop the teacher's engines, which run on between its stages, if they leave no room for an asset's actors.
 
-        Actors that are fed by tasks need one CPU more than they take.
+        The tasks that feed these actors need one more CPU.
         """
         for demand in demands(self.config):
             if demand.stage == STAGE_OF.get(asset):
@@ -111,7 +111,7 @@ class Run:
         return Ledger(self.path("ledger"), self.config.budget, offline=offline, prompts=self.path(PROMPTS))
 
     def reflection(self) -> Reflection:
-        """What a reflection is given; with `--reparse` its ledger makes no call."""
+        """The arguments of a reflection; with `--reparse` its ledger makes no call."""
         ledger = self.ledger(offline=self.reparse)
         return Reflection(self.config.reflect, self.teacher, ledger, self.special_tokens)
 
@@ -121,25 +121,25 @@ class Run:
         return Scorer(self.student, self.config.score, self.path("scores"), self.reward_model)
 
     def judge(self) -> Judge:
-        """Who selects under `select.policy: judge`; with `--reparse` its ledger makes no call."""
+        """The teacher as a judge, for `select.policy: judge`; with `--reparse` its ledger makes no call."""
         ledger = self.ledger(offline=self.reparse)
         return Judge(self.teacher, ledger, self.config.select.judge_max_tokens, self.special_tokens)
 
     @cached_property
     def reward_model(self) -> str:
-        """Folder or hub id of the model that selects; "" if none does."""
+        """Folder or hub id of the reward model; "" if the policy uses none."""
         select = self.config.select
         return resolve_model(select.reward_model, REWARD_MODEL) if select.policy == "reward" else ""
 
     def costs(self) -> list[StageCost]:
-        """What the ledger holds by stage, however many runs made the calls."""
+        """Counts and cost of the ledger's calls by stage, over all runs."""
         return stage_costs(self.ledger().files, self.config.budget)
 
     def source(self, refresh: str) -> list[str]:
-        """Paths of the files that belong to a refresh and can be read; none if it has been made before.
+        """Paths of the readable files of a refresh; may be empty if the refresh was made before.
 
         Raises:
-            ValueError: there is none, and none was ever taken.
+            ValueError: there is no such file, and the refresh never had one.
         """
         if self.staleness.taken(refresh):
             there = {(file.name, file.identity) for file in self.staleness.there()}
@@ -163,7 +163,7 @@ class Run:
         return self.store.rows(RAW_INSTRUCTIONS, earlier) if earlier else None
 
     def evaluation_index(self, rows: Dataset, refresh: str) -> EvaluationIndex:
-        """The index that this run has of a refresh; built from `rows`, its raw instructions, if there is none yet."""
+        """The index of a refresh; it is built from `rows`, its raw instructions, if this run has none yet."""
         return self._indices.get(refresh) or self.build_evaluation_index(rows, refresh)
 
     def build_evaluation_index(self, rows: Dataset, refresh: str) -> EvaluationIndex:
@@ -176,7 +176,7 @@ class Run:
         return {}
 
     def student_version(self) -> str:
-        """Name of the student that the current packs and configuration give."""
+        """Name of the student that results from the current packs and configuration."""
         return self.staleness.fingerprint(STUDENT)
 
     @property
@@ -190,7 +190,7 @@ class Run:
         return f"{local_part(self.config.storage)}/logs"
 
     def path(self, *parts: str) -> str:
-        """A place under the storage."""
+        """A path or URI under the storage."""
         return "/".join([self.config.storage, *parts])
 
 

@@ -1,10 +1,10 @@
-"""Recurring refreshes: a schedule and a sensor look for new source files and ask for a run that takes them.
+"""Recurring refreshes: a schedule and a sensor look for new source files and request a run that takes them.
 
-A refresh is named by its files, so sensor and schedule ask for the same refresh when they see the same files. One run
-goes at a time, and nothing is asked for while one is queued or running: files that arrive meanwhile make the next
-refresh. A refresh that failed is asked for again (`flows.retries`). A file is taken once it has not changed for
-`schedule.settle_seconds`; to be safe with slower copies, write beside the source, or under a name that begins with `.`
-or `_`, and rename.
+The files determine the name of a refresh, so sensor and schedule request the same refresh if they see the same files.
+Only one run works at a time, and no run is requested while one is queued or running: files that arrive meanwhile make
+the next refresh. A failed refresh is requested again (`flows.retries`). A file is taken when it has not changed for
+`schedule.settle_seconds`. To be safe with slower copies, write the file outside the source, or with a name that begins
+with `.` or `_`, and rename it.
 """
 # No `from __future__ import annotations` here: Dagster reads the annotations.
 
@@ -61,7 +61,7 @@ def new_data_sensor(config: RunConfig, graph: Graph) -> dg.SensorDefinition:
         name="new_data", job_name=JOB, minimum_interval_seconds=config.schedule.sensor_seconds, default_status=status
     )
     def new_data_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        """Asks for a refresh as soon as the source has new files."""
+        """Requests a refresh as soon as the source has new files."""
         found = wanted_runs(context.instance, _look(config, graph.specs))
         if isinstance(found, dg.SkipReason):
             return found
@@ -79,7 +79,7 @@ def new_data_schedule(config: RunConfig, graph: Graph) -> dg.ScheduleDefinition:
 
     @dg.schedule(name="refresh", job_name=JOB, cron_schedule=config.schedule.cron, default_status=status)
     def new_data_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        """Asks for a refresh at fixed times, if the source has new files."""
+        """Requests a refresh at fixed times, if the source has new files."""
         found = wanted_runs(context.instance, _look(config, graph.specs))
         if not isinstance(found, dg.SkipReason):
             keys = [str(request.partition_key) for request in found]
@@ -92,9 +92,9 @@ def new_data_schedule(config: RunConfig, graph: Graph) -> dg.ScheduleDefinition:
 def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] | dg.SkipReason:
     """The runs to launch now, or why there is nothing to launch.
 
-    New files become a request, which is asked for until it is finished or given up (`flows.retries`). Earlier refreshes
-    that broke off before their rows were recycled go first whenever there is new data: otherwise the student would be
-    trained without them.
+    New files become a request, which stays until the refresh is finished or given up (`flows.retries`). If there is new
+    data, earlier refreshes whose rows were not recycled to the end run first; otherwise the student would be trained
+    without them.
     """
     active = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS), limit=1)
     if active:
@@ -110,7 +110,7 @@ def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] |
 
 
 def _request_new_files(run: Run) -> str:
-    """Store a request for the files that no refresh has; returns why there is none, "" if there is one."""
+    """Store a request for the files that no refresh has; returns "" or the reason why there is no request."""
     try:
         new = run.staleness.files_of(None)
     except ValueError as error:  # no file at all
@@ -129,7 +129,7 @@ def _request_new_files(run: Run) -> str:
 
 
 def refresh_key(files: Sequence[RefreshFile]) -> str:
-    """A name that the same files always give: the day of the newest, UTC, and a hash of names and contents."""
+    """The name for these files, always the same: the day of the newest file (UTC) and a hash of names and contents."""
     named = sorted((file.name, file.identity) for file in files)
     digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:8]
     newest = max((file.changed for file in files if file.changed is not None), default=None)
@@ -137,7 +137,7 @@ def refresh_key(files: Sequence[RefreshFile]) -> str:
 
 
 def run_resource(specs: Specs) -> dg.ResourceDefinition:
-    """The `run` of a process that Dagster launched; the command line hands over a `Run` of its own instead."""
+    """The `run` of a process that Dagster launched; the command line passes its own `Run` instead."""
 
     @dg.resource
     def launched_run(context: dg.InitResourceContext) -> Iterator[Run]:
@@ -152,7 +152,7 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
 
 @contextmanager
 def _lease_of(context: dg.InitResourceContext, run: Run) -> Iterator[None]:
-    """The storage's lease; a run that finds it taken says so in a tag, and is no failed attempt."""
+    """The storage's lease; a run that finds it taken gets a tag, so that it does not count as a failed attempt."""
     with ExitStack() as stack:
         try:
             stack.enter_context(lease(run.config.storage, run.config.storage_lost_after_seconds))
@@ -165,15 +165,15 @@ def _lease_of(context: dg.InitResourceContext, run: Run) -> Iterator[None]:
 
 @dg.io_manager(required_resource_keys={"run"})
 def io_of_run(context: dg.InitResourceContext) -> AssetIO:
-    """The assets of the same `Run` that the operators are handed."""
+    """The IO manager of the same `Run` that the assets get."""
     run: Run = context.resources.run
     return run.asset_io()
 
 
 def _wanted_of(context: dg.InitResourceContext) -> tuple[str, list[str]]:
-    """Refresh and assets of the run that Dagster launched; none stands for all.
+    """Refresh and assets of the run that Dagster launched; an empty list means all assets.
 
-    A run of assets over all refreshes has no refresh; it gets the name `base`, which changes nothing.
+    A run of assets over all refreshes has no refresh; it gets the key `base`, which has no effect.
     """
     if context.run is None:
         return "base", []
@@ -187,7 +187,7 @@ def _look(config: RunConfig, specs: Specs) -> Run:
 
 
 def _broken_off(store: AssetStore) -> list[str]:
-    """Refreshes that have rows to recycle and were not recycled to the end."""
+    """Keys of refreshes that have rows to recycle and are unfinished."""
     return [key for key in store.refreshes(RAW_INSTRUCTIONS) if is_broken_off(store, key)]
 
 

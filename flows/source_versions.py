@@ -8,7 +8,7 @@ from pathlib import Path
 
 from operators.read.source_files import ALL_SPLITS, SourceFile, list_source_files
 
-WHOLE_FILE_BYTES = 64 << 20  # larger files are known by size, time and their first bytes
+WHOLE_FILE_BYTES = 64 << 20  # larger files are identified by size, time and a hash of their first bytes
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class RefreshFile:
     Attributes:
         path: absolute, or a URI.
         name: relative to `source.path`.
-        identity: tells its content from any other; "" if this process may not read it.
+        identity: identifies its content; "" if this process may not read it.
         changed: when it was written, Unix time; None if unknown.
     """
 
@@ -46,18 +46,18 @@ def _changed(file: SourceFile) -> float | None:
 
 
 def _is_settled(file: SourceFile, settle_s: float) -> bool:
-    changed = _changed(file)  # an object store shows only whole objects, whether it tells their time or not
+    changed = _changed(file)  # None: an object store without times, which shows only whole objects
     return settle_s <= 0 or changed is None or time.time() - changed >= settle_s
 
 
 def _identity_or_none(file: SourceFile) -> str:
     try:
         return _identity(file)
-    except OSError:  # forbidden, gone since it was listed, or on a disk that fails: another look may find it
+    except OSError:  # forbidden, deleted since it was listed, or on a failing disk: a later look may succeed
         return ""
 
 
-@lru_cache(maxsize=100_000)  # a daemon looks at the same files again and again, and reads each only once
+@lru_cache(maxsize=100_000)  # a daemon looks at the same files again and again, but reads each only once
 def _identity(file: SourceFile) -> str:
     local = Path(file.path.removeprefix("file://"))
     if not local.is_file():

@@ -1,6 +1,6 @@
-"""Decides what is stale: what each asset is made from, as plain JSON, against what its manifest says.
+"""Decides what is stale: describes as plain JSON what each asset is made from, and compares that with its manifest.
 
-Two equal descriptions mean that the asset need not be made again. Absolute paths are left out: a file is identified by
+If both descriptions are equal, the asset need not be made again. Absolute paths are left out: a file is identified by
 its name below `source.path` and by its content, so an uploaded copy of the working directory has the same data.
 """
 
@@ -27,12 +27,12 @@ from flows.source_versions import RefreshFile, source_files
 from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
 from operators.stage import StageConfig
 
-RETRIES = "failed_calls_made_again"  # in a description: how often
-TAKEN_OUT = "retracted"  # in a description: files of the refresh
+RETRIES = "failed_calls_made_again"  # key of a description: how often
+TAKEN_OUT = "retracted"  # key of a description: the retracted files of the refresh
 
 
 class Staleness:
-    """Describes any asset of a graph under one configuration; the store tells what is there."""
+    """Describes any asset of a graph under one configuration, given the assets in the store."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Staleness:
         requests: Requests | None = None,
         retractions: Retractions | None = None,
     ) -> None:
-        """Look at a storage; source files younger than `settle_s` are not there yet, those of requests are taken."""
+        """Use a storage; source files younger than `settle_s` seconds are ignored, files of requests count as taken."""
         self._config = config
         self._specs = specs
         self._store = store
@@ -60,8 +60,8 @@ class Staleness:
         Args:
             asset: its name.
             refresh: its key; None if it is made over all refreshes.
-            planned: a refresh that is to be made; its assets, and those over all refreshes, are taken as they will be.
-                Without it, inputs are taken as they are, since an asset is made from what is there.
+            planned: a refresh that will be made; its assets, and those over all refreshes, are described as they will
+                be. Without it, inputs are described as they are, since an asset is made from existing inputs.
         """
         with self._store.looking():
             return self._described(asset, refresh, planned)
@@ -78,7 +78,7 @@ class Staleness:
         return described if self._are_worth_training(asset, new, before) else manifest.made_from
 
     def waiting_rows(self) -> int:
-        """Recycled rows of all refreshes that wait for more, before a student is trained on them."""
+        """Number of recycled rows that wait for more rows before a student is trained on them."""
         trained = self._store.manifest(PACKED_SEQUENCES)
         if trained is None:
             return 0
@@ -90,10 +90,10 @@ class Staleness:
         limits = self._config.release
         if not limits.retrain_after_rows and not limits.retrain_after_share:
             return True
-        if asset == EVALUATION:  # of the same student: more held-out rows alone tell nothing new about it
+        if asset == EVALUATION:  # more held-out rows are no reason to evaluate the same student again
             return False
         counts = [self._num_recycled(refresh_of(name)) for name in new]
-        if None in counts:  # planned, and not made yet
+        if None in counts:  # a planned refresh that is not made yet
             return True
         rows, trained = sum(filter(None, counts)), sum(self._num_recycled(refresh_of(name)) or 0 for name in before)
         enough = bool(limits.retrain_after_rows) and rows >= limits.retrain_after_rows
@@ -120,15 +120,15 @@ class Staleness:
         return fingerprint_of(self.describe(asset, refresh, planned))
 
     def is_stale(self, asset: str, refresh: str | None, planned: str | None = None) -> bool:
-        """Whether the asset is missing, or was made from something else."""
+        """Whether the asset is missing, or would be made from something else now."""
         with self._store.looking():
             manifest = self._store.manifest(asset, refresh)
             return manifest is None or manifest.fingerprint != self.fingerprint(asset, refresh, planned)
 
     def files_of(self, refresh: str | None) -> list[RefreshFile]:
-        """The files of a refresh: those that it took before, and those that no other refresh has taken or asked for.
+        """The files of a refresh: those that it took before, and those that no other refresh has taken or requested.
 
-        A refresh that was asked for has the files of its request and no others.
+        A refresh that was requested has exactly the files of its request.
         """
         requests = self._requests.all() if self._requests else []
         own = [request for request in requests if request.key == refresh]
@@ -153,22 +153,22 @@ class Staleness:
         return [] if manifest is None else list(manifest.made_from["files"])
 
     def gone(self, refresh: str) -> list[str]:
-        """Names of files that the refresh was made from and that are no longer there, or have another content.
+        """Names of files from which the refresh was made and that no longer exist, or have another content.
 
-        Its stored rows are their archive; those of retracted files are not.
+        The stored rows of these files are kept; those of retracted files are not.
         """
         there = {(file.name, file.identity) for file in self.there()} | self._retracted
         return [name for name, identity in self.taken(refresh) if (name, identity) not in there]
 
     def there(self) -> list[RefreshFile]:
-        """The files of the source; none if it is not there any more."""
+        """The files of the source; empty if the source no longer exists."""
         try:
             return self._source_files
         except (ValueError, OSError):
             return []
 
     def _files(self, refresh: str | None) -> list[list[str]]:
-        """Names and identities of the files that a refresh has: those that it can read, and those in its archive."""
+        """Names and identities of a refresh's files: those that can be read, and those whose stored rows are kept."""
         try:
             readable = self.files_of(refresh)
         except (ValueError, OSError):
@@ -179,7 +179,7 @@ class Staleness:
         return [list(version) for version in sorted(kept | {(file.name, file.identity) for file in readable})]
 
     def _taken_out(self, refresh: str | None) -> dict[str, list[list[str]]]:
-        """The retracted files that the refresh once held; it may be left without a row that can be recycled."""
+        """The retracted files that the refresh once held; a refresh without rows is no error if it has such files."""
         manifest = None if refresh is None else self._store.manifest(RAW_INSTRUCTIONS, refresh)
         if manifest is None:
             return {}
@@ -197,7 +197,7 @@ class Staleness:
         return made[: made.index(refresh)] if refresh in made else [key for key in made if key != refresh]
 
     def unreadable(self) -> list[str]:
-        """Names of files that this process may not read: no refresh takes them until it may."""
+        """Names of files that this process may not read; no refresh takes them as long as this is so."""
         try:
             return [file.name for file in self._all_files if not file.identity]
         except (ValueError, OSError):  # there is no source any more
@@ -213,12 +213,15 @@ class Staleness:
         return source_files(source.path, self._settle_s, source.split)
 
     def _earlier(self, refresh: str | None) -> dict[str, str]:
-        """One hash over all earlier refreshes, because they decide which rows were seen before."""
+        """A hash over all earlier refreshes, because they decide which rows were seen before."""
         before = {key: self._fingerprint_made(RAW_INSTRUCTIONS, key) for key in self.earlier(refresh)}
         return {"earlier": fingerprint_of({"refreshes": list(before.items())})} if before else {}
 
     def _retries(self, asset: str, refresh: str | None) -> Description:
-        """How often the asset was made again because teacher calls had failed; once more if some can be made again."""
+        """How often the asset was made again because of failed teacher calls, plus one if some can be retried now.
+
+        So failed calls that can be retried make the asset stale.
+        """
         manifest = self._store.manifest(asset, refresh)
         if manifest is None:
             return {}
@@ -231,7 +234,7 @@ class Staleness:
             return {parent: self._fingerprint_of_input(parent, None, planned)}
         if refresh is not None:
             return {parent: self._fingerprint_of_input(parent, refresh, planned)}
-        # An asset over all refreshes reads every finished one as it is, whatever configuration made it.
+        # An asset over all refreshes reads every finished refresh as it is, whatever configuration made it.
         keys = self._store.refreshes(parent)
         keys += [planned] if planned is not None and planned not in keys else []
         if self._specs[asset].metadata.get(ONLY_ROWS):
@@ -254,7 +257,7 @@ def refresh_of(name: str) -> str:
 
 
 def has_usable_rows(manifest: Manifest | None, asset: str) -> bool:
-    """Whether a refresh has rows to evaluate on (of `held_out`), else to train on; True if it is not made yet."""
+    """Whether a refresh has rows to evaluate on (for `held_out`) or to train on (for others); True if not made yet."""
     usable = (HELD_OUT,) if asset == HELD_OUT_ROWS else RECYCLED_OUTCOMES
     return manifest is None or any(manifest.outcomes.get(outcome) for outcome in usable)
 

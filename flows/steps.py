@@ -18,7 +18,7 @@ def print_step(run: Run, step: int, out: TextIO) -> int:
         raise ConfigError(
             f"--step: {PACKED_SEQUENCES} is not made in {run.config.storage} yet; run without --step first"
         )
-    from operators.train.pack_order import index_of  # imports torch: seconds that other commands save
+    from operators.train.pack_order import index_of  # here, because it imports torch, which takes seconds
 
     try:
         index = index_of(run.store.rows(PACKED_SEQUENCES, [None]))

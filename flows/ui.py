@@ -1,9 +1,9 @@
-"""The web UI, the daemon and a local Ray cluster for both, in the foreground until Ctrl-C: `python -m flows.ui`.
+"""Runs the web UI, the daemon and a local Ray cluster for both, in the foreground until Ctrl-C: `python -m flows.ui`.
 
     python -m flows.ui [--config configs/demo.yaml] [dotted.key=value ...] [--port 3000]
 
-The daemon launches refreshes as jobs of the cluster at $RAY_API_SERVER_ADDRESS; if nothing answers there, and the
-address is one of this machine, a cluster is started for as long as this command runs.
+The daemon launches refreshes as jobs of the cluster at $RAY_API_SERVER_ADDRESS. If nothing answers there, and the
+address is on this machine, this command starts a cluster and stops it at its end.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from operators.redact import without_credentials
 
 MODULE = "flows.recycle_and_train"
 RAY_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
-EARLY_S, MOST_EARLY = 120.0, 3  # a server that ends sooner, so many times in a row, has a fault that stays
+EARLY_S, MOST_EARLY = 120.0, 3  # a server that ends within this time, this often in a row, is not started again
 
 
 def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
-    """Serve until Ctrl-C (0), or until Dagster ends early too often (1); 2 if the configuration cannot be used."""
+    """Serve until Ctrl-C; returns 0, 1 if Dagster ends early too often, or 2 if the configuration cannot be used."""
     arguments = _parse(argv)
     try:
         require_public(arguments.override)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
 
 
 def _serve(run: Run, arguments: argparse.Namespace, out: TextIO) -> NoReturn:
-    """Serve for ever; Dagster is started again if it ends, while Ray and the refresh that runs there go on.
+    """Serve forever; if Dagster ends, it is started again, while Ray and a running refresh continue.
 
     Raises:
         RuntimeError: something did not start, or Dagster ended early too often.
@@ -78,7 +78,7 @@ def _serve(run: Run, arguments: argparse.Namespace, out: TextIO) -> NoReturn:
 def serving(
     run: Run, config: Path, overrides: Sequence[str], port: int, out: TextIO
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Web server and daemon while inside, and a cluster unless there is one; yields the process that runs both.
+    """Run web server and daemon while inside, and a cluster unless one answers; yields the process that runs both.
 
     Raises:
         RuntimeError: something did not start; the message names the log.
@@ -90,7 +90,7 @@ def serving(
 
 @contextmanager
 def _cluster_for(run: Run, environment: Mapping[str, str], out: TextIO) -> Iterator[None]:
-    """The cluster at $RAY_API_SERVER_ADDRESS, or one of this machine while inside."""
+    """Use the cluster at $RAY_API_SERVER_ADDRESS, or run one on this machine while inside."""
     address = environment[RAY_ADDRESS_VARIABLE]
     if answers(f"{address}/api/version"):
         yield
@@ -110,7 +110,7 @@ def _server_of(run: Run, environment: Mapping[str, str], port: int, out: TextIO)
         pass
     logs = _logs_of(run)
     log = logs / "dagster.log"
-    # Web server and daemon share one process with our code, which stays up and keeps what it knows of the source.
+    # Web server and daemon share one process with our code, which keeps running and caches what it read of the source.
     serve = ["dagster", "dev", "--host", "127.0.0.1", "--port", str(port), "-m", MODULE, "-d", str(REPOSITORY)]
     out.write(f"starting web server and daemon; their logs: {logs}\n")
     out.flush()
@@ -134,13 +134,13 @@ def _logs_of(run: Run) -> Path:
 
 
 def server_environment(run: Run, config: Path, overrides: Sequence[str]) -> dict[str, str]:
-    """What server, daemon and the jobs of the daemon need to know; paths are absolute, for jobs run elsewhere."""
+    """The variables that server, daemon and its jobs need; paths are absolute, because jobs run in other folders."""
     pinned = {
         "storage": run.config.storage,
         "teacher.model": run.config.teacher.model,
         "student.model": run.config.student.model,
     }
-    if "://" not in run.config.source.path:  # a URI is the same everywhere, and Ray shows what jobs are told
+    if "://" not in run.config.source.path:  # a URI needs no change, and it must not be shown: Ray shows job settings
         pinned["source.path"] = run.config.source.path
     return {
         **os.environ,
@@ -161,7 +161,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _port_here(address: str) -> int:
-    """Port of an address of this machine.
+    """The port of an address on this machine.
 
     Raises:
         RuntimeError: the address is another machine's.

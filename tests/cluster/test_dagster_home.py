@@ -81,7 +81,7 @@ def test_damaged_settings_are_one_line_with_the_cure(
         open_instance(tmp_path)
     words = str(refused.value)
     assert words.startswith(f"{settings} cannot be used (")
-    assert words.endswith(f"mend it, or delete {settings} and run again: it is written anew")
+    assert words.endswith(f"fix it, or delete {settings} and run again: it is written anew")
     assert len(words) < 600
     assert "\n" not in words
 
