@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -18,13 +18,19 @@ def tell(text: str) -> None:
 
 
 @contextmanager
-def quiet_terminal(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
-    """Send file descriptors 1 and 2 of this process and of its children to `log`; yields the terminal's own streams."""
+def quiet_terminal(
+    log: Path, dressed: Callable[[TextIO, TextIO], tuple[TextIO, TextIO]] = lambda out, err: (out, err)
+) -> Iterator[tuple[TextIO, TextIO]]:
+    """Send file descriptors 1 and 2 of this process and of its children to `log`.
+
+    Yields the terminal's own streams; `dressed` may wrap them in others that write each line in another form.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
-    with log.open("ab") as file, os.fdopen(kept[0], "w") as out, os.fdopen(kept[1], "w") as err:
+    with log.open("ab") as file, os.fdopen(kept[0], "w") as plain_out, os.fdopen(kept[1], "w") as plain_err:
+        out, err = dressed(plain_out, plain_err)
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         _errors.append(err)

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import tempfile
+import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ from flows.remake import assets_by_refresh, retract, stale_assets, tell_stale
 from flows.run import Run, open_run
 from flows.steps import print_step
 from operators.files.damage import DamagedFileError
+from operators.json_lines import Dressed, JsonLines, dressed_as_asked
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
 from operators.redact import without_credentials
@@ -54,37 +56,57 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
         terminal: where to write results and errors; None means the process's own streams. The output of all libraries
             then goes to a file under `<storage>/logs`, whose path is printed.
     """
-    arguments = _parse(argv)
-    storage = "the storage"
+    arguments, plain = _parse(argv), terminal or (sys.stdout, sys.stderr)
+    try:
+        dressed = dressed_as_asked(run=uuid.uuid4().hex[:12], refresh=arguments.refresh)
+    except ValueError as error:
+        plain[1].write(f"{error}\n")
+        return UNUSABLE
     with ExitStack() as stack:
-        out, err = terminal or (sys.stdout, sys.stderr)
-        try:
-            selected = _selection(graph, arguments)
-            _require_sense(arguments, selected)
-            run = open_run(load_config(arguments.config, arguments.override), graph.specs, reparse=arguments.reparse)
-            storage = run.config.storage
-            if terminal is None:
-                log = _log_file(run, arguments)
-                out, err = stack.enter_context(quiet_terminal(log))
-                out.write(f"storage: {run.config.storage}\nlog: {log}\n")
-                out.flush()
-            with ExitStack() as held:  # inside the try: errors while it releases things are reported like others
-                return _run(graph, run, arguments, selected, held, (out, err))
-        except (ConfigError, ModelNotFoundError, PreflightError) as error:
-            err.write(f"{without_credentials(str(error))}\n")
-            return UNUSABLE
-        except (ClusterError, StorageBusyError, StorageError, TeacherStoppedError) as error:
-            err.write(f"{without_credentials(str(error))}\n")
-            return FAILED
-        except DamagedFileError as error:  # from Ray's workers it comes with a whole traceback
-            err.write(f"{str(error).rpartition(f'{DamagedFileError.__name__}: ')[2].splitlines()[0]}\n")
-            return FAILED
-        except OSError as error:
-            known = explained(error, storage)
-            if known is None:
-                raise
-            err.write(f"{without_credentials(known)}\n")
-            return FAILED
+        code = _run_or_tell(graph, arguments, terminal, dressed, stack)
+    out, _ = dressed(*plain)
+    if isinstance(out, JsonLines):
+        out.record("ended", "error" if code else "info", exit_code=code)
+    return code
+
+
+def _run_or_tell(
+    graph: Graph,
+    arguments: argparse.Namespace,
+    terminal: Terminal | None,
+    dressed: Dressed,
+    stack: ExitStack,
+) -> int:
+    """Run, and tell in one line each error that a person can do something about; returns the exit code."""
+    storage = "the storage"
+    out, err = dressed(*(terminal or (sys.stdout, sys.stderr)))
+    try:
+        selected = _selection(graph, arguments)
+        _require_sense(arguments, selected)
+        run = open_run(load_config(arguments.config, arguments.override), graph.specs, reparse=arguments.reparse)
+        storage = run.config.storage
+        if terminal is None:
+            log = _log_file(run, arguments)
+            out, err = stack.enter_context(quiet_terminal(log, dressed))
+            out.write(f"storage: {run.config.storage}\nlog: {log}\n")
+            out.flush()
+        with ExitStack() as held:  # inside the try: errors while it releases things are reported like others
+            return _run(graph, run, arguments, selected, held, (out, err))
+    except (ConfigError, ModelNotFoundError, PreflightError) as error:
+        err.write(f"{without_credentials(str(error))}\n")
+        return UNUSABLE
+    except (ClusterError, StorageBusyError, StorageError, TeacherStoppedError) as error:
+        err.write(f"{without_credentials(str(error))}\n")
+        return FAILED
+    except DamagedFileError as error:  # from Ray's workers it comes with a whole traceback
+        err.write(f"{str(error).rpartition(f'{DamagedFileError.__name__}: ')[2].splitlines()[0]}\n")
+        return FAILED
+    except OSError as error:
+        known = explained(error, storage)
+        if known is None:
+            raise
+        err.write(f"{without_credentials(known)}\n")
+        return FAILED
 
 
 def _run(

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 
@@ -28,6 +29,7 @@ from flows.refresh_requests import Request
 from flows.retries import BUSY_TAG, UNFINISHED_RUNS, decide, is_broken_off
 from flows.run import MOST_NAMED, Run, open_run
 from flows.source_versions import RefreshFile
+from operators.json_lines import JsonLines, json_is_asked_for
 from operators.progress import ProgressLines
 from operators.read.source_files import shown
 
@@ -143,7 +145,10 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
     def launched_run(context: dg.InitResourceContext) -> Iterator[Run]:
         """Holds the storage and the connection to Ray during the run."""
         run = _look(config_of_environment(), specs)
-        with _lease_of(context, run), connected(), ProgressLines(sys.stderr):
+        refresh = (context.dagster_run.tags if context.dagster_run else {}).get(PARTITION_TAG)
+        about = {"run": context.run_id, "refresh": refresh}
+        lines: Any = JsonLines(sys.stderr, "info", **about) if json_is_asked_for() else sys.stderr
+        with _lease_of(context, run), connected(), ProgressLines(lines):
             require_sound(preflight(run, *_wanted_of(context), holds_lease=True))
             yield run
 

@@ -16,6 +16,8 @@ from ray.util.metrics import Gauge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from operators.json_lines import JsonLines
+
 BOARD_NAME = "recycle_progress"
 SHOW_EVERY_S = 0.5
 LOG_EVERY_S = 10.0  # if the output is not a terminal
@@ -107,13 +109,18 @@ def format_stage(stage: str, progress: StageProgress) -> str:
 class ProgressLines:
     """Context manager of the driver: starts the board, shows it while inside, and leaves the last state of each stage.
 
-    A terminal gets one bar per stage; any other output gets a line whenever something has changed.
+    A terminal gets one bar per stage. Whenever something has changed, JSON lines get an object, and any other output
+    gets a line.
     """
 
     def __init__(self, out: TextIO = sys.stderr) -> None:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show_until_stopped, daemon=True)
-        self._display: Bars | Lines = Bars(out) if out.isatty() else Lines(out)
+        self._display: Bars | Lines | Records
+        if isinstance(out, JsonLines):
+            self._display = Records(out)
+        else:
+            self._display = Bars(out) if out.isatty() else Lines(out)
         self._board: Any = None
 
     def __enter__(self) -> Self:
@@ -165,6 +172,28 @@ class Lines:
                 self._out.write(f"{line}\n")
             self._shown[stage] = line
         self._out.flush()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Records:
+    """For collectors of logs: an object for each stage that has changed."""
+
+    every_s = LOG_EVERY_S
+
+    def __init__(self, out: JsonLines) -> None:
+        self._out = out
+        self._shown: dict[str, tuple[Any, ...]] = {}
+
+    def show(self, stages: Mapping[str, StageProgress]) -> None:
+        """Write what has changed since the last call: stage, rows, total, tokens and the note as the message."""
+        for stage, progress in stages.items():
+            now = (progress.rows, progress.total, progress.tokens, progress.note)
+            if self._shown.get(stage) != now:
+                counts = {"rows": progress.rows, "total": progress.total, "tokens": progress.tokens}
+                self._out.record(progress.note or "progress", "info", stage=stage, **counts)
+            self._shown[stage] = now
 
     def close(self) -> None:
         """Nothing is open."""

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,17 @@ def test_who_only_looks_leaves_nothing_in_the_storage(
     assert log.is_relative_to(storage / "logs") is kept
     assert log.is_file() is not kept
     assert not storage.exists()
+
+
+def test_as_json_an_error_and_the_end_have_run_and_refresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECYCLE_LOG_FORMAT", "json")
+    out, err = io.StringIO(), io.StringIO()
+    assert run_flow(GRAPH, ["--config", f"{tmp_path}/none.yaml", "--refresh", "monday"], (out, err)) == 2
+    [error], [end] = ([json.loads(line) for line in stream.getvalue().splitlines()] for stream in (err, out))
+    assert "none.yaml" in error["message"]
+    assert (end["message"], end["level"], end["exit_code"]) == ("ended", "error", 2)
+    assert error["run"] == end["run"] != ""
+    assert (error["refresh"], end["refresh"]) == ("monday", "monday")
 
 
 @pytest.mark.parametrize("current", [True, False])
