@@ -13,7 +13,8 @@ from typing import Any, Literal, TextIO
 
 FORMAT_VARIABLE = "RECYCLE_LOG_FORMAT"
 Dressed = Callable[[TextIO, TextIO], tuple[TextIO, TextIO]]  # wraps the streams for results and errors
-_STAGE = re.compile(r"(?:made )?([a-z]+(?:_[a-z]+)*): ")  # how our lines name the stage that they are about
+# How our lines name the stage that they are about; some begin with another word.
+_STAGE = re.compile(r"(?:made )?(?!storage|log|warning|refused)([a-z]+(?:_[a-z]+)*): ")
 
 
 def json_is_asked_for() -> bool:

@@ -17,15 +17,19 @@ def objects(stream: io.StringIO) -> list[dict[str, Any]]:
 def test_each_line_is_an_object_however_it_was_cut() -> None:
     stream = io.StringIO()
     lines = JsonLines(stream, "warning", run="r1", refresh="2026-11-27")
-    for part in ("student: it sa", 'id "no"\u2028\nplain words: of a person\n\nmade held_out: 3 rows in 1 s\nunfini'):
+    for part in (
+        "student: it sa",
+        'id "no"\u2028\nplain words: of a person\n\nmade held_out: 3 rows in 1 s\nlog: x\nunfini',
+    ):
         lines.write(part)
     found = objects(stream)
     assert [line["message"] for line in found] == [
         'student: it said "no"\u2028',
         "plain words: of a person",
         "made held_out: 3 rows in 1 s",
+        "log: x",
     ]
-    assert [line.get("stage") for line in found] == ["student", None, "held_out"]
+    assert [line.get("stage") for line in found] == ["student", None, "held_out", None]
     assert {(line["run"], line["refresh"], line["level"]) for line in found} == {("r1", "2026-11-27", "warning")}
     assert all(line["time"].endswith("+00:00") for line in found)
 
