@@ -1,4 +1,4 @@
-"""How the teacher is asked to reflect, and how it is to reply."""
+"""Configuration of the reflections: what the teacher is asked, and the form of its replies."""
 
 import re
 from pathlib import Path
@@ -15,16 +15,16 @@ RESERVED = ("better_instruction", "better_response")
 
 
 class PromptConfig(StageConfig):
-    """What one of the two reflections asks in place of the shipped words."""
+    """Replacements for parts of the shipped prompt of one of the two reflections."""
 
     criteria: dict[str, str] = Field(
         {},
-        description="Criteria of the critique in place of the papers': names such as `clarity`, each with a question.",
+        description="Criteria of the critique, instead of the papers': names such as `clarity`, each with a question.",
     )
     template: str = Field(
         "",
-        description="File of a jinja2 template of the prompt, which must write `texts` (the row's fenced texts) "
-        "and `reply_form` once each, and may write `criteria` and `request`; empty takes the shipped prompt.",
+        description="File with a jinja2 template of the prompt; it must write `texts` (the row's fenced texts) and "
+        "`reply_form` once each, and may write `criteria` and `request`; empty takes the shipped prompt.",
     )
     system: str = Field("", description="System turn before the prompt; empty sends none.")
 
@@ -44,7 +44,7 @@ class PromptConfig(StageConfig):
     @field_validator("template")
     @classmethod
     def _read(cls, template: str) -> str:
-        """The text of the file takes its name's place: what it says is what makes a finished reflection stale."""
+        """Replace the file's name by its text, so that a changed text makes finished reflections stale."""
         if not template or "{{" in template:
             text = template
         else:
@@ -58,7 +58,7 @@ class PromptConfig(StageConfig):
 
 
 class ReflectConfig(StageConfig):
-    """How the teacher is asked to reflect, and how it is to reply."""
+    """Configuration of both reflections, the section `reflect`."""
 
     style: Style = Field(
         "concise",
@@ -75,7 +75,7 @@ class ReflectConfig(StageConfig):
     critique_chars: int = Field(
         400,
         ge=20,
-        description="What is kept of the critique by one criterion, in characters; the ledger keeps all of it.",
+        description="Longest part of the critique by one criterion that is kept, in characters; the ledger keeps all.",
     )
     text_chars: int = Field(
         8000, ge=20, description="Longest rewritten text, in characters; a reply with a longer one is refused."
@@ -86,5 +86,5 @@ class ReflectConfig(StageConfig):
     )
 
     def prompts_of(self, part: Literal["instructions", "responses"]) -> PromptConfig:
-        """What the configuration says of one of the two reflections."""
+        """The configuration of one of the two reflections."""
         return self.instructions if part == "instructions" else self.responses

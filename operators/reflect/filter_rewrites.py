@@ -1,7 +1,7 @@
 """Refuses rewrites that cannot help, before the student chooses between them and the originals.
 
-A refused rewrite stays in its column for inspection; its status becomes `filtered:<reason>`, and the row goes on with
-what it had. Every reason is counted in the report, and every test has a switch.
+A refused rewrite stays in its column for inspection; its status becomes `filtered:<reason>`, and the row keeps its
+original. The report counts every reason, and every test has a switch.
 """
 
 import re
@@ -49,11 +49,11 @@ class FilterConfig(StageConfig):
 
     prompt_words: bool = Field(
         True,
-        description="Whether a rewrite is refused that is the prompt's own words, or an instruction that talks about "
-        "the instruction instead of being one.",
+        description="Refuse a rewrite that consists of the prompt's own words, or an instruction that talks about the "
+        "instruction instead of being one.",
     )
     unchanged: bool = Field(
-        True, description="Whether a rewrite that says the same as the original is refused; in code every sign counts."
+        True, description="Refuse a rewrite that says the same as the original; in code every character counts."
     )
     min_chars: int = Field(
         1, ge=1, description="Length of the shortest rewritten text that is accepted, in characters."
@@ -73,15 +73,13 @@ class FilterConfig(StageConfig):
         le=1,
         description="Largest fraction of a text's runs of four words that may repeat an earlier run; 1 allows any.",
     )
-    language_drift: bool = Field(
-        True, description="Refuse a rewrite whose language is certainly another than the original's."
-    )
+    language_drift: bool = Field(True, description="Refuse a rewrite whose language is certainly not the original's.")
     leaked_markup: bool = Field(
         True, description="Refuse a rewrite that contains markers of the prompt's reply format."
     )
     refusal: bool = Field(True, description="Refuse an answer that declines to answer if the original did answer.")
     unfinished: bool = Field(
-        True, description="Whether a rewrite that breaks off in a sentence is refused where the original did not."
+        True, description="Refuse a rewrite that breaks off in a sentence, if the original did not."
     )
 
 
@@ -90,9 +88,9 @@ def filter_rewrites(
 ) -> Dataset:
     """Give readable reflections that cannot help the status `filtered:<reason>`.
 
-    The reasons are unchanged, prompt_words, about_itself, too_short, too_long, repetitive, leaked_markup, refusal,
-    unfinished, language_drift, echo, shrunk, contaminated; the first that holds, in this order. An echo must be refused
-    here, because r-IFD rewards it: nothing makes an instruction easier to guess than an answer that repeats it.
+    The reasons are, in this order, unchanged, prompt_words, about_itself, too_short, too_long, repetitive,
+    leaked_markup, refusal, unfinished, language_drift, echo, shrunk, contaminated; the first that applies counts. An
+    echo must be refused here, because r-IFD rewards it: an answer that repeats the instruction makes it easy to guess.
 
     Args:
         rows: with the columns of the reflection.
@@ -110,7 +108,7 @@ def filter_rewrites(
 
 
 def reason_against(original: str, rewrite: str, config: FilterConfig, *, is_answer: bool) -> str:
-    """Why this rewrite cannot help; empty if it may."""
+    """The reason why this rewrite cannot help; "" if it may help."""
     checks = {
         "unchanged": config.unchanged and says_the_same(original, rewrite),
         "prompt_words": config.prompt_words and is_prompts_words(rewrite) and not is_prompts_words(original),
@@ -130,7 +128,7 @@ def reason_against(original: str, rewrite: str, config: FilterConfig, *, is_answ
 
 
 def _is_unfinished(original: str, rewrite: str, *, is_answer: bool) -> bool:
-    """An instruction needs no full stop: it is unfinished where its last word leaves it open."""
+    """Whether the rewrite, but not the original, is unfinished: an instruction needs no full stop, only a last word."""
     if hangs(rewrite) and not hangs(original):
         return True
     return is_ended(original) and (breaks_off(rewrite) if is_answer else leaves_open(rewrite))
@@ -152,10 +150,10 @@ def _filter(rows: pa.Table, about: Reflecting, config: FilterConfig, index: Eval
 
 
 def _reason(row: dict[str, str], about: Reflecting, config: FilterConfig) -> str:
-    """Of a reflection with one text, which is an answer, or with two: an instruction, and the answer to it."""
+    """The reason against a reflection, which has one text, an answer, or two: an instruction and its answer."""
     originals = [row[name] or "" for name in about.columns_in][-len(about.columns_out) :]
     rewrites = [row[name] or "" for name in about.columns_out]
-    # A new instruction may keep its answer; the same instruction is no rewrite whatever its answer.
+    # A new instruction may keep its answer; an unchanged instruction is not a rewrite, even with another answer.
     rules = [config, config.model_copy(update={"unchanged": False})]
     reasons = [
         reason_against(original, rewrite, rule, is_answer=at == len(rewrites) - 1)
@@ -165,7 +163,7 @@ def _reason(row: dict[str, str], about: Reflecting, config: FilterConfig) -> str
 
 
 def _answer_reason(row: dict[str, str], about: Reflecting, config: FilterConfig) -> str:
-    """What only the answer and what it answers can show; an original with the same fault excuses it."""
+    """The reason that only shows in the answer with its instruction; it does not count if the original has it too."""
     instruction, original = (row[name] or "" for name in about.columns_in)
     *better_instruction, answer = (row[name] or "" for name in about.columns_out)
     asked = "\n".join([*(better_instruction or [instruction]), row["input"] or ""])
@@ -180,7 +178,7 @@ def _drifts(original: str, rewrite: str) -> bool:
 
 
 def _language(text: str) -> str | None:
-    """The language that the text is surely in; None if that cannot be told, as of code, names and short texts."""
+    """The language of the text, if it is certain; None for code, names, short texts and the like."""
     name, probability = _identifier().classify(text)
     return name if probability >= SURE else None
 

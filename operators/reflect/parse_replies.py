@@ -1,8 +1,8 @@
-"""Reads what the teacher wrote: raw text in, the critique and the rewritten texts out, or the reason why not.
+"""Parses a teacher's raw reply into the critique and the rewritten texts, or a reason why it cannot be used.
 
-What has exactly one reading is read, whatever stands around it: fences, prose, thoughts, headings in another dress. All
-else is refused: the row then gets one more turn, or keeps its original, and the reason is counted. The raw reply stays
-in the ledger, so that a better parser costs no call.
+A reply that can be read in exactly one way is read, also with fences, prose or thoughts around it, or with headings in
+another style. Every other reply is refused: the row then gets one more turn, or keeps its original, and the reason is
+counted. The raw reply stays in the ledger, so that a better parser costs no call.
 """
 
 import re
@@ -31,16 +31,16 @@ def parse_reply(
     critique_chars: int | None = None,
     text_chars: int | None = None,
 ) -> Parsed | Rejected:
-    """Parse one raw reply; never raises, whatever it holds.
+    """Parse one raw reply; never raises an error.
 
     Args:
         reply: the teacher's text; None if the call failed.
         finish_reason: "stop", or "length" if it was cut off by max_tokens.
-        form: the format that was asked for; a reply in the other one is read too.
+        form: the format that was asked for; a reply in the other format is read too.
         criteria: the names of the criteria, in order.
         sections: reply property -> heading of the delimited format.
-        critique_chars: of what is kept about one criterion; the ledger keeps all.
-        text_chars: of one rewritten text; a longer one is refused.
+        critique_chars: longest part of the critique by one criterion that is kept; the ledger keeps all.
+        text_chars: longest rewritten text; a reply with a longer one is refused.
     """
     if reply is None:
         return Rejected("call_failed")
@@ -67,7 +67,7 @@ def _parse(
     text: str, finish_reason: str | None, form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]
 ) -> Parsed | Rejected:
     as_json = read_json(text, criteria, sections) if form == "json" or "{" in text else Rejected("no_json")
-    # The source of an object that is no JSON, by a comment or a bare quote, has no headings: its keys look like some.
+    # An object that is not valid JSON, because of a comment or a bare quote, has keys that look like headings.
     if not isinstance(as_json, Parsed) and any(section_named(name, sections) for name in _MEMBER.findall(text)):
         return as_json if form == "json" else Rejected("missing_section")
     if form == "json":
@@ -82,7 +82,7 @@ def _parse(
 
 
 def _shown(said: str, limit: int | None) -> str:
-    """What was said about one criterion, for people to read: storable, no control characters, and not too long."""
+    """The critique by one criterion, for people to read: storable, without control characters, and not too long."""
     text = replace_surrogates(said).strip()
     if is_placeholder(text) and text.casefold().rstrip(".") not in ("none", "n/a", "na"):
         return ""

@@ -1,13 +1,13 @@
-"""What the teacher is asked: the papers' criteria, in our own words, with the data fenced off.
+"""The prompts of both reflections: the papers' criteria, in our own words, with the data between fences.
 
 Criteria: arXiv 2310.11716 and 2402.10110, section "Selective Reflection-Tuning" (five for instructions, four for
-responses). Each is criticised by name before the rewrite. Every quoted text stands between fences that carry a code
-derived from the row's own content: a text would have to contain a hash of itself to close its fence.
+responses). The critique goes through them by name before the rewrite. Every quoted text is put between fences with a
+code derived from the row's own content: a text would have to contain a hash of itself to close its fence.
 
 Two styles. `papers` asks what the papers ask: an instruction that is more complex and harder to answer directly, and an
 answer in as much detail as possible. `concise` asks for clear instructions and answers to the point.
 
-What is the same for all rows comes first, so that an engine with prefix caching reads it once, not once a row.
+The text that is the same for all rows comes first, so that an engine with prefix caching reads it once, not per row.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ ReplyFormat = Literal["json", "delimited"]
 Style = Literal["papers", "concise"]
 Turn = Mapping[str, str]  # role, content
 
-_TEXTS_PLACE, _FORM_PLACE = "\0texts\0", "\0reply form\0"  # no template can write a null character by accident
+_TEXTS_PLACE, _FORM_PLACE = "\0texts\0", "\0reply form\0"  # placeholders; no template contains these by accident
 _VARIABLES = "texts, reply_form, request and criteria (a list of name and question)"
 
 # criterion -> what the teacher is asked about it
@@ -48,7 +48,7 @@ RESPONSE_SECTIONS: Final = {"better_response": "Better Answer"}
 CRITIQUE_HEADING: Final = "Critique"
 END_HEADING: Final = "End"
 
-# what is wrong with a reply that one more turn may mend -> what the teacher is told
+# reason against a reply that one more turn may repair -> what the teacher is told
 REPAIRABLE: Final = {
     "cut_off": "it ran into the length limit, so be briefer",
     "no_json": "it is not one JSON object",
@@ -74,7 +74,7 @@ REPAIRABLE: Final = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a reflection asks for, in words; the criteria are criticised by name before anything is rewritten."""
+    """The words of a reflection; the teacher criticises by each criterion before it rewrites anything."""
 
     what: str
     opening: str
@@ -114,15 +114,15 @@ RESPONSE_TASK: Final = Task(
 
 @dataclass(frozen=True)
 class Prompter:
-    """Asks one reflection about any row: the same frame for all rows, and the row's texts in fences.
+    """Writes the prompt of one reflection for any row: the same frame for all rows, and the row's texts in fences.
 
     Attributes:
         task: which reflection.
         form: of the reply.
-        style: of the request; a template of one's own may do without it.
-        criteria: criterion -> question.
-        template: a jinja2 template of one's own, or "".
-        system: a system turn of one's own, or "".
+        style: of the request; the user's own template may leave the request out.
+        criteria: criterion -> question; empty means those of the papers.
+        template: the user's own jinja2 template, or "".
+        system: the user's own system turn, or "".
     """
 
     task: Task
@@ -138,7 +138,7 @@ class Prompter:
 
     @cached_property
     def frame(self) -> tuple[str, str]:
-        """What stands before and after the row's texts."""
+        """The parts of the prompt before and after the row's texts."""
         criteria = self.criteria_asked()
         reply_form = _reply_form(self.form, criteria, self.task.sections)
         if self.template:
@@ -151,21 +151,21 @@ class Prompter:
 
         Args:
             row_id: decides the code of the fences.
-            instruction: what is asked; may be empty, as the others, and is then not shown.
-            input_text: what it is asked about.
-            response: the answer that was given.
+            instruction: the instruction; this and the next two are not shown if empty.
+            input_text: the input of the instruction.
+            response: the answer in the data.
             turns: the system prompt and the turns of the conversation before the instruction.
         """
         before, after = self.frame
         return f"{before}{_fenced(row_id, instruction, input_text, response, turns)}{after}"
 
     def messages(self, content: str) -> list[dict[str, str]]:
-        """The conversation that the teacher is sent."""
+        """The conversation that is sent to the teacher."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": content}]
 
     def repair(self, reason: str) -> str:
-        """Ask again after a reply that cannot be used, for a reason of REPAIRABLE; the last turn of a conversation."""
+        """The turn that asks again after a reply that cannot be used, for a reason of REPAIRABLE."""
         return repair_prompt(reason, self.form, self.criteria_asked(), self.task.sections)
 
     def schema(self) -> str:
@@ -174,7 +174,7 @@ class Prompter:
 
 
 def render_frame(template: str, criteria: dict[str, str], request: str, reply_form: str) -> tuple[str, str]:
-    """What a template of one's own writes before and after the row's texts; no text of a row passes through it.
+    """The text that the user's own template writes before and after the row's texts; it never sees a row's text.
 
     Raises:
         ValueError: the template cannot be rendered, or does not hold `{{ texts }}` and `{{ reply_form }}` once each.
@@ -197,12 +197,12 @@ def render_frame(template: str, criteria: dict[str, str], request: str, reply_fo
 def instruction_reflection_prompt(
     row_id: str, instruction: str, input_text: str, response: str, form: ReplyFormat
 ) -> str:
-    """Ask for a critique of the instruction by five criteria, then a better instruction and its own answer."""
+    """The prompt for a critique of the instruction by five criteria, then a better instruction and its own answer."""
     return Prompter(INSTRUCTION_TASK, form).content(row_id, instruction, input_text, response)
 
 
 def response_reflection_prompt(row_id: str, instruction: str, input_text: str, response: str, form: ReplyFormat) -> str:
-    """Ask for a critique of the response by four criteria, then a better response to the same instruction."""
+    """The prompt for a critique of the response by four criteria, then a better response to the same instruction."""
     return Prompter(RESPONSE_TASK, form).content(row_id, instruction, input_text, response)
 
 
@@ -215,7 +215,7 @@ def repair_prompt(reason: str, form: ReplyFormat, criteria: dict[str, str], sect
 
 
 def reply_schema(criteria: dict[str, str], sections: dict[str, str]) -> str:
-    """The JSON schema of a reply: the critique first, because the rewrite must follow from it.
+    """The JSON schema of a reply: the critique comes first, so that the rewrite can follow from it.
 
     No minLength and no maxLength: xgrammar compiles a string with either to one without line breaks, quotes and
     backslashes (xgrammar#800), and some endpoints refuse them. The parser checks the lengths.

@@ -1,7 +1,7 @@
-"""What both reflections share: their configuration, and the way from rows to calls and from replies to columns.
+"""The part that both reflections share: turns rows into calls, and replies into columns.
 
-A reply that cannot be read gets one more turn: the teacher sees its own reply and what is wrong with it. If that fails
-too, the row keeps its original and the first reason.
+If a reply cannot be read, the teacher gets one more turn, with its own reply and what is wrong with it. If the second
+reply cannot be read either, the row keeps its original and the first reason.
 """
 
 import hashlib
@@ -27,20 +27,21 @@ from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import REPLY_COLUMNS, Ledger
 
 PARSER = (parse_replies, reply_headings, reply_json, reply_parts, rewrite_text, refusals)
-SHOWN = ("input", "turns_before")  # columns that a prompt shows beside the pair, where the rows have them
-UNREAD_REPLIES = "unread_replies"  # a metric: why replies could not be read -> how many
-REPAIR = "_repair"  # after the stage's name: its second turns in the ledger
+SHOWN = ("input", "turns_before")  # columns that a prompt shows in addition to the pair, if the rows have them
+UNREAD_REPLIES = "unread_replies"  # a metric: reason why replies could not be read -> how many
+REPAIR = "_repair"  # added to the stage's name for its second turns in the ledger
 
 
 @dataclass(frozen=True)
 class Reflection:
-    """What every reflection is given: how to ask, whom, where the replies are kept, and what no text may hold.
+    """The arguments that both reflections get.
 
     Attributes:
         config: the section `reflect`.
         teacher: who answers.
         ledger: keeps every reply.
-        special_tokens: control tokens of teacher and student; broken up in what the teacher wrote, as in the source.
+        special_tokens: control tokens of teacher and student; they are broken up in the teacher's texts, as in the
+            source.
     """
 
     config: ReflectConfig
@@ -51,7 +52,7 @@ class Reflection:
 
 @dataclass(frozen=True)
 class Reflecting:
-    """One of the two reflections: what it asks about which columns, and where the answers go."""
+    """One of the two reflections: its task, the columns that it reads, and the columns for the answers."""
 
     stage: str
     task: Task
@@ -63,15 +64,15 @@ class Reflecting:
     schema_out: pa.Schema
 
     def prompter(self, config: ReflectConfig) -> Prompter:
-        """What asks this reflection as configured."""
+        """The prompter of this reflection, as configured."""
         own = config.prompts_of(self.part)
         return Prompter(self.task, config.form, config.style, own.criteria, own.template, own.system)
 
 
 def reflect(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset:
-    """Ask the teacher about every active row and put what it wrote into new columns; see the two stages.
+    """Ask the teacher about every active row and put its texts into new columns; see the two stages.
 
-    A rewritten text is escaped like the source was: the teacher cannot plant control tokens either.
+    Rewritten texts are escaped like the source, so that the teacher cannot write control tokens either.
     """
     config, teacher, ledger = reflection.config, reflection.teacher, reflection.ledger
     special_tokens = reflection.special_tokens
@@ -91,7 +92,7 @@ def reflect(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset
 
 
 def count_unread(rows: Dataset, about: Reflecting) -> dict[str, dict[str, int]]:
-    """UNREAD_REPLIES of what `reflect` gave: the replies that were refused for what they say, after the repair turn."""
+    """UNREAD_REPLIES of the result of `reflect`: replies that could not be read, also not after the repair turn."""
     counts: Counter[str] = Counter()
     for batch in rows.select_columns([about.status_column]).iter_batches(batch_size=None, batch_format="pyarrow"):
         table: pa.Table = batch
@@ -102,9 +103,9 @@ def count_unread(rows: Dataset, about: Reflecting) -> dict[str, dict[str, int]]:
 
 
 def reflection_version(about: Reflecting) -> str:
-    """Changes with every word of the prompt and with the parser, so that a finished reflection is known to be stale.
+    """A version that changes with every word of the prompt and with the parser, so that finished reflections get stale.
 
-    The ledger knows prompts by themselves: a new parser reads the stored replies and costs no call.
+    Calls are keyed by prompt in the ledger, so a new parser reads the stored replies and costs no call.
     """
     forms: tuple[ReplyFormat, ...] = ("json", "delimited")
     styles: tuple[Style, ...] = ("papers", "concise")
@@ -119,7 +120,7 @@ def reflection_version(about: Reflecting) -> str:
 def reflection_calls(
     rows: Dataset, about: Reflecting, config: ReflectConfig, special_tokens: frozenset[str]
 ) -> Dataset:
-    """The rows with the columns of a teacher call: what `reflect` asks, without asking it."""
+    """The rows with the columns of a teacher call: the calls of `reflect`, without making them."""
     require_columns(about.stage, ["row_id", "input", "outcome", *about.columns_in], rows.columns() or [])
     add = partial(_add_calls, about=about, config=config, special_tokens=special_tokens)
     return rows.map_batches(add, batch_format="pyarrow", num_cpus=0.25)
@@ -144,7 +145,7 @@ def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig, special
 
 
 def turns_of(turns_before: str | None, special_tokens: frozenset[str]) -> list[dict[str, str]]:
-    """The turns before an instruction, with chat markup broken up; none for a row that is no dialogue."""
+    """The turns before an instruction, with chat markup broken up; empty for a row that is not a dialogue."""
     turns = json.loads(turns_before) if turns_before else []
     return [
         {"role": re.sub(r"\W", "", str(turn["role"])), "content": escape(str(turn["content"] or ""), special_tokens)}
@@ -181,14 +182,14 @@ def read_replies(
     *,
     repaired: bool = False,
 ) -> pa.Table:
-    """Put what the teacher wrote into the columns of `about`; rows that were not asked get nulls.
+    """Put the teacher's texts into the columns of `about`; rows that ask nothing get nulls.
 
     Args:
         rows: with the columns of a reply.
         about: which reflection.
         config: the form of the reply.
-        special_tokens: broken up in what the teacher wrote.
-        repaired: these are replies to a second turn; a row without a readable one keeps what it had.
+        special_tokens: broken up in the teacher's texts.
+        repaired: these are replies to a second turn; a row without a readable one keeps its columns.
     """
     criteria = about.prompter(config).criteria_asked()
     names = (*about.columns_out, about.critique_column, about.status_column)

@@ -23,8 +23,8 @@ ABOUT = Reflecting(
 def reflect_instructions(rows: Dataset, reflection: Reflection) -> Dataset:
     """Reflect on the instruction of every active row.
 
-    The new instruction always comes with its own new answer, so that a new instruction never meets an old answer. The
-    row's `input` is shown to the teacher and stays beside the new instruction; it is never rewritten and never lost.
+    The new instruction always comes with its own new answer, so that it is never paired with the old one. The row's
+    `input` is shown to the teacher and stays with the new instruction; it is never rewritten and never lost.
 
     Columns in:
         columns.RAW.

@@ -1,4 +1,4 @@
-"""How an answer begins that declines to answer."""
+"""Patterns for the beginning of an answer that refuses to answer."""
 
 import re
 

@@ -1,7 +1,7 @@
-"""The delimited form of a reply: a critique, each section under its heading, and the end.
+"""Reads the delimited form of a reply: a critique, each section under its heading, and the end.
 
-A heading is found in the plainest form in which it occurs: `[Better Answer]` on a line of its own if there is one,
-else with marks around it or text behind it, else without brackets. In that form it must stand there once.
+A heading is looked for in several forms: first `[Better Answer]` on a line of its own, then with marks around it or
+text after it, then without brackets. In the first form that occurs, it must occur once.
 """
 
 import re
@@ -12,7 +12,7 @@ from operators.reflect.reply_parts import Parsed, Rejected, criterion_named, sec
 from operators.reflect.rewrite_text import is_placeholder
 
 LONGEST_LINE = 200  # characters of a line in which a name is searched
-LAST_CHARS = 80  # in which an end without brackets is looked for
+LAST_CHARS = 80  # of a reply, in which to look for an end without brackets
 
 _LEAD = re.compile(r"(?:[\s>#*_`\"“”•+\-–]|\(?\d{1,2}[.):]\)?\s*|step \d{1,2}[.:]?\s*)*", re.IGNORECASE)
 _CLOSING = r"(?:[*_`\"”]+(?!\w))"
@@ -23,7 +23,7 @@ _PLAIN = re.compile(
     rf"(?P<name>[^\W\d_][\w /&'’,-]{{0,80}}?)(?P<bold>{_CLOSING}?)\s*(?:\([^()]{{0,60}}\)\s*)?{_CLOSING}?"
     rf"(?:(?P<mark>[:：]|\s?[-–—](?=\s)){_CLOSING}?|(?<=[*_`\"”])(?=\s)|$)"
 )
-# "[End of scene]" is a line of a play.
+# Other words after "End of" are text: "[End of scene]" is a line of a play.
 _END_NAME = (
     r"\\?[<\[【［]\s*/?\s*end(?: of (?:the )?(?:\w+ )?"
     r"(?:answer|response|reply|instruction|critique|form|text|document|output|message))?\s*\\?[>\]】］]"
@@ -31,7 +31,7 @@ _END_NAME = (
 _END = re.compile(rf"{_END_NAME}[*_`.:]*[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _END_LINE = re.compile(rf"^[ \t>#*_`]*{_END.pattern}", re.IGNORECASE | re.MULTILINE)
 _ENDED = re.compile(rf"[ \t>#*_`]*{_END_NAME}[*_`.:]*\s*\Z", re.IGNORECASE)
-# Not the `end` of Ruby or the END of SQL, which no finished sentence stands before.
+# An END in capitals must follow a finished sentence, and `end` needs marks: code in Ruby or SQL has neither.
 _PLAIN_END = re.compile(r"\n[ \t]*(?:[*_#]+[ \t]*(?i:end)[*_.]*|End[*_.]*|(?<=[.!?…。！？\n]\n)END\.?)\s*\Z")
 _FINISHED = re.compile(r"[.!?:…。！？।؟)\]}>|`\"'”’»*;]\s*\Z")
 _CRITIQUE = frozenset({"critique", "critiques", "criticism"})
@@ -42,9 +42,9 @@ class _Label:
     """A line that names something: `**Helpfulness:** fine`."""
 
     name: str
-    rank: int  # 0 is the form that was asked for; more is further from it
+    rank: int  # 0 is the form that was asked for; a higher rank is further from it
     start: int
-    end: int  # where the text behind the name begins
+    end: int  # where the text after the name begins
     is_bare: bool  # nothing but the name itself
 
 
@@ -55,10 +55,10 @@ def read_headings(
     every = list(_labels(reply))
     labels = [label for label in every if not label.name.startswith("/")]
     tags = ((label.name.strip("/ "), label.start) for label in every if label.name.startswith("/"))
-    # Any other closing tag is part of a text, as in HTML.
+    # Other closing tags are part of a text, as in HTML.
     closed = {name: start for name, start in tags if name.casefold() in _CRITIQUE or section_named(name, sections)}
     critique = _only([label for label in labels if label.name.casefold() in _CRITIQUE])
-    if critique == Rejected("missing_section"):  # what stands before the first section is the critique
+    if critique == Rejected("missing_section"):  # without a heading, the text before the first section is the critique
         critique = _Label("", 0, 0, 0, is_bare=False)
     order = [critique]
     for name in sections:
@@ -80,7 +80,7 @@ def read_headings(
     if isinstance(end, Rejected):
         return end
     ends = [place.start for place in places[1:]] + [end]
-    # The papers close each section with [End]; only the last one needs it.
+    # In the papers [End] closes each section; here only the last section needs it.
     inner = [
         [start for start in closed.values() if place.end <= start < stop]
         for place, stop in zip(places, ends, strict=True)
@@ -137,7 +137,7 @@ def _only(labels: list[_Label]) -> _Label | Rejected:
 
 
 def _end(reply: str, start: int, finish_reason: str | None) -> int | Rejected:
-    """Where the last section ends: at `[End]`, or with a finished sentence where the teacher stopped by itself."""
+    """Where the last section ends: at `[End]`, or after a finished sentence if the teacher stopped by itself."""
     for pattern in (_END_LINE, _END):
         found = list(pattern.finditer(reply, start))
         if found:
@@ -152,7 +152,7 @@ def _end(reply: str, start: int, finish_reason: str | None) -> int | Rejected:
 
 
 def _critique(body: str, criteria: dict[str, str]) -> dict[str, str]:
-    """Criterion -> what is said about it; empty where nothing is."""
+    """Criterion -> the text about it; "" if there is none."""
     labels = [label for label in _labels(body) if not label.is_bare]
     named = [(label, criterion_named(label.name, criteria)) for label in labels]
     exact = {found[0] for _, found in named if found and found[1]}
@@ -167,7 +167,7 @@ def _critique(body: str, criteria: dict[str, str]) -> dict[str, str]:
 
 
 def _said(text: str) -> str:
-    """What stands behind a label; nothing if another name stands there instead."""
+    """The text after a label; "" if another label follows directly."""
     first, _, others = text.partition("\n")
     text = text.strip(" \t\n*_`-•#>")
     if not first.strip(" \t*_`") and others.strip():
@@ -178,7 +178,7 @@ def _said(text: str) -> str:
 
 
 def _in_one_line(body: str, criteria: dict[str, str]) -> dict[str, str]:
-    """All criteria behind each other: `helpfulness: fine; relevance: fine`."""
+    """The same for criteria on one line: `helpfulness: fine; relevance: fine`."""
     names = {name: re.escape(name).replace("_", "[ _-]") for name in criteria}
     found = [
         (match.start(), match.end(), name)

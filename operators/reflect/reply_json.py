@@ -1,9 +1,9 @@
-r"""The JSON form of a reply: the one object in it that has all parts, whatever stands around it.
+r"""Reads the JSON form of a reply: the one object in it that has all parts, with any text around it.
 
-Teachers write what no JSON parser takes but what has one reading: line ends inside texts, a comma after the last value,
-`\(` and `\'`. LaTeX is the worst, because `\frac` is a valid escape (a form feed) and then "rac": no text holds a form
-feed or a backspace on purpose, and a command that begins with n, r or t is known by its name; one whose rest may be
-a word ("to", "nu") counts between dollars only.
+Teachers write things that no JSON parser accepts but that can be read in only one way: line ends inside texts, a comma
+after the last value, `\(` and `\'`. LaTeX is the hardest case, because `\frac` is a valid escape (a form feed) followed
+by "rac". No text contains a form feed or a backspace on purpose. A command that begins with n, r or t is recognised by
+its name; if its rest may be a word ("to", "nu"), it counts only between dollar signs.
 """
 
 import ast
@@ -16,15 +16,15 @@ from typing import Any
 from operators.reflect.reply_parts import Parsed, Rejected, criterion_named, section_named
 from operators.reflect.rewrite_text import is_placeholder
 
-MOST_OBJECTS = 50  # beginnings of objects that are tried in one reply
-LONGEST_ODD_REPLY = 100_000  # characters; in a longer one only JSON is looked for
-DEEPEST = 4  # levels of objects in which parts are looked for
+MOST_OBJECTS = 50  # opening braces that are tried in one reply
+LONGEST_ODD_REPLY = 100_000  # characters; in a longer one only valid JSON is looked for
+DEEPEST = 4  # levels of nested objects in which parts are looked for
 
 _OBJECT = re.compile(r"\{\s*[\"'“”]")
 _TOKEN = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)|\"|\$\$?|,(?=\s*[}\]])", re.DOTALL)
 _CLOSES_MATH = re.compile(r"(?:[^\"\\]|\\(?!n\\n).)*?\$", re.DOTALL)  # a price has no second dollar sign behind it
 _LETTERS = re.compile(r"[A-Za-z]+")
-# Commands whose rest is no word, so that `\theta` is never a tab and "heta".
+# Commands whose rest is not a word, so that `\theta` is never read as a tab and "heta".
 _SURELY_LATEX = re.compile(
     "nabla|neq|notin|newcommand|newline|nexists|nleq|ngeq|nmid|nparallel|nsubseteq|nonumber|noindent|nolimits|"
     "rho|right|rightarrow|Rightarrow|rightharpoonup|rangle|rceil|rfloor|rvert|rVert|real|"
@@ -53,9 +53,9 @@ def read_json(reply: str, criteria: dict[str, str], sections: dict[str, str]) ->
 
 
 def mended(text: str) -> str:
-    r"""JSON source in which `\frac`, `\(` and the like are escaped, and no comma stands before a closing bracket.
+    r"""JSON source with `\frac`, `\(` and the like escaped, and without commas before a closing bracket.
 
-    Escapes that JSON defines stay, except those that are the beginning of a LaTeX command.
+    Escapes that JSON defines stay, except those that begin a LaTeX command.
     """
     in_string = math = False
 
@@ -92,7 +92,7 @@ def _restored(letter: str, text: str, end: int, math: bool) -> str:
 
 
 def _objects(reply: str) -> list[_Pairs]:
-    """All objects that stand in `reply` outside of each other."""
+    """All objects in `reply` that are not inside another one."""
     source = mended(reply)
     decoder = json.JSONDecoder(object_pairs_hook=_Pairs, strict=False)
     found, place = [], 0
@@ -122,7 +122,7 @@ def _quoted_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
 
 
 def _unclosed_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
-    """The object whose last text is whole and whose closing bracket is not there."""
+    """The object whose last text is complete, but whose closing bracket is missing."""
     begin = _OBJECT.search(source)
     if begin is None or not source.rstrip("` \n").endswith('"'):
         return []
@@ -134,7 +134,7 @@ def _unclosed_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
 
 
 def _object_of_python(reply: str) -> list[_Pairs]:
-    """The object in Python's spelling, with single quotes."""
+    """The object written as a Python dict, with single quotes."""
     begin, end = reply.find("{'"), reply.rfind("}")
     if not 0 <= begin < end:
         return []
@@ -166,7 +166,7 @@ def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, st
 
 
 def _values(name: str, named: list[tuple[tuple[str, bool] | None, Any]]) -> list[Any]:
-    """What the members of this name hold; those of another spelling only if none has the very name."""
+    """Values of the members with this name; another spelling of it counts only if no member has the exact name."""
     exact = [value for found, value in named if found == (name, True)]
     return exact or [value for found, value in named if found == (name, False)]
 

@@ -1,4 +1,4 @@
-"""What a reply is read into, and how the names in it are recognised however the teacher wrote them."""
+"""The parsed form of a reply, and how names in it are recognised in different spellings."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
 _PLURAL = 3  # letters; a shorter word keeps its s
-# What a teacher adds to the name of a criterion without changing its meaning.
+# Words that a teacher may add to the name of a criterion without changing its meaning.
 _FILLER = re.compile(
     "a|an|and|any|for|in|instruction|involved|is|its|of|or|overall|required|response|answer|task|the|to|topic"
 )
@@ -25,15 +25,15 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Why a reply cannot be used; the reason is a word that is counted and shown."""
+    """A reply that cannot be used; `reason` is a word that is counted and shown."""
 
     reason: str
 
 
 def criterion_named(name: str, criteria: Iterable[str]) -> tuple[str, bool] | None:
-    """The criterion that `name` means, and whether it is its very name; None if that cannot be told.
+    """The criterion that `name` means, and whether it is the exact name; None if that is not clear.
 
-    Case, plurals and separators do not count; fillers may be added ("Ambiguity of the instruction"), and the end of a
+    Case, plurals and separators are ignored; fillers may be added ("Ambiguity of the instruction"), and the end of a
     long name may be missing ("Complexity").
     """
     found = _words(name)
@@ -52,7 +52,7 @@ def criterion_named(name: str, criteria: Iterable[str]) -> tuple[str, bool] | No
 
 
 def section_named(name: str, sections: dict[str, str]) -> tuple[str, bool] | None:
-    """The reply property that `name` means, and whether it is its very name or heading; None if it is another name.
+    """The reply property that `name` means, and whether it is its exact name or heading; None if it is another name.
 
     "Improved response" means `better_response`: one of a few adjectives and the section's noun.
     """

@@ -1,8 +1,8 @@
-r"""The rewritten text within its section: what does not belong to it is taken off, or the reply is refused.
+r"""Cleans the rewritten text of a section, or refuses the reply.
 
-What can only be read in one way is removed: a label or "Here is a better answer:" before the text, "[End]" or a note
-about the rewriting after it, the closing fence of a reply that stood in a fence, line ends written as `\n`. What may or
-may not be part of the text is refused, so that the student never learns the reply's form.
+Everything that certainly does not belong to the text is removed: a label or "Here is a better answer:" before it,
+"[End]" or a note about the rewriting after it, the closing fence of a reply in a fence, and line ends written as `\n`.
+If something may or may not be part of the text, the reply is refused: the student must not learn the reply's form.
 """
 
 import re
@@ -12,7 +12,7 @@ from operators.reflect.reply_parts import Rejected, criterion_named, section_nam
 
 LONGEST_REMARK = 800  # characters; a longer last paragraph is part of the text
 LONGEST_LABEL = 120  # characters of a line in which a name is searched
-LAST_CHARS = 80  # in which an end or a control token is looked for
+LAST_CHARS = 80  # of a text, in which to look for an end or a control token
 
 _THINKING = r"(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)"
 _THOUGHT = re.compile(rf"\s*[<\[◁]({_THINKING})[>\]▷].*?[<\[◁]/\1[>\]▷]", re.DOTALL | re.IGNORECASE)
@@ -54,7 +54,7 @@ _BARE_HEADING = re.compile(r"\A[ \t]*[*_#\[]*(?:Better|New|Improved|Revised) (?:
 _YAML_BLOCK = re.compile(r"[|>][-+]?[ \t]*\n[ \t]")
 _CONTROL_TOKEN = re.compile(r"(?:<[|｜][^<>|｜\n]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>)\Z")
 _LAST_END = re.compile(r"\s*(?:\*\*|__)?[<\[【［]\s*/?\s*end\s*[>\]】］](?:\*\*|__)?[.\s]*\Z", re.IGNORECASE)
-# A paragraph that speaks of the text as an answer that was improved.
+# A paragraph that calls the text an improved answer.
 _ITSELF = re.compile(
     rf"\b(?:the|this|my|your|above) (?:{_FRESH}|original|previous) (?:{_NOUN})\b|"
     r"\b(?:the|this|your|above) (?:critique|criticism)s?\b(?! (?:of|should|must|has)\b)|"
@@ -86,7 +86,7 @@ _PRAISE = re.compile(
     r"critique|criteria|criterion|addresse[sd])\b",
     re.IGNORECASE,
 )
-# What explains an answer may name it: "Explanation: the answer is B because".
+# An explanation may mention the answer itself: "Explanation: the answer is B because".
 _EXPLANATION = re.compile(r"\A\W*(?:explanation|rationale|justification|reason|reasoning)\W{0,4}[:：]", re.IGNORECASE)
 _SURELY_REMARK = re.compile(
     r"\A\W*(?:explanation of (?:the )?changes|(?:changes|improvements) made|why this is better|what changed)"
@@ -111,7 +111,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _BRACKETED = re.compile(r"[\s\"'*_`]*[<\[{(]")
-# Commands of LaTeX that begin with n, so that `\nabla` is no line end.
+# Commands of LaTeX that begin with n, so that `\nabla` is not read as a line end.
 _LATEX_N = (
     "abla|atural|ewline|ewcommand|ewpage|exists|eq|eg|e|geq|leq|less|gtr|mid|ot|otin|olimits|oindent|onumber|"
     "ormalsize|parallel|sim|cong|subseteq|earrow|warrow|u|i|rightarrow|leftarrow"
@@ -151,7 +151,7 @@ def without_thoughts(text: str) -> str:
 
 
 def clean_rewrite(text: str, sections: dict[str, str], criteria: dict[str, str]) -> str | Rejected:
-    """One rewritten text without what the teacher put around it, or why it cannot be told from that."""
+    """One rewritten text without the teacher's additions around it, or the reason why these cannot be separated."""
     text = replace_surrogates(text).replace("\r\n", "\n").replace("\r", "\n")
     if control_character(text):
         return Rejected("control_character")
@@ -168,17 +168,17 @@ def clean_rewrite(text: str, sections: dict[str, str], criteria: dict[str, str])
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether `text` is the form's own "..." or another stand-in for a text that was never written."""
+    """Whether `text` is the form's own "..." or another placeholder for a text that was never written."""
     if len(text) > LONGEST_LABEL or not _PLACEHOLDER.fullmatch(text):
         return False
-    # "[1, 2]" and "(42)" are answers; "[your answer]" is none.
+    # "[1, 2]" and "(42)" are answers; "[your answer]" is a placeholder.
     return not _BRACKETED.match(text) or bool(
         re.search(r"\b(?:your|answer|response|instruction|text|here|insert)\b|\.\.\.|…", text, re.IGNORECASE)
     )
 
 
 def _trim(text: str) -> str:
-    """Without empty lines and rules at the edges; the first line of code keeps its indentation."""
+    """`text` without empty lines and rules at its edges; a first line of code keeps its indentation."""
     if _FRONT_MATTER.match(text):
         return text.strip(_INVISIBLE + " \t\n")
     lines = text.strip(_INVISIBLE).split("\n")
@@ -196,7 +196,7 @@ def _trim(text: str) -> str:
 def _without_control_tokens(text: str) -> str:
     text = text.rstrip()
     while found := _CONTROL_TOKEN.search(text, max(0, len(text) - LAST_CHARS)):
-        if found.group() == "</s>" and "<s>" in text:  # struck out, in HTML
+        if found.group() == "</s>" and "<s>" in text:  # struck-out text in HTML
             break
         text = text[: found.start()].rstrip()
     return text
@@ -216,7 +216,7 @@ def _without_label(text: str, sections: dict[str, str]) -> str:
 
 
 def _without_tail(text: str) -> str:
-    """Without "[End]", a last fence that closes nothing, and a note about the rewriting."""
+    """`text` without "[End]", a last fence that closes nothing, and a note about the rewriting."""
     text = _without_control_tokens(text)
     text = text[:-LAST_CHARS] + _LAST_END.sub("", text[-LAST_CHARS:])
     fences = list(_FENCE.finditer(text))
@@ -272,7 +272,7 @@ def _criteria_of(lines: list[str], criteria: dict[str, str]) -> set[str]:
 
 
 def _is_remark(paragraph: str, criteria: dict[str, str]) -> bool:
-    """A last paragraph that begins by speaking of the answer that it is in, or a note in brackets."""
+    """Whether a last paragraph begins with a remark about the answer that it is in, or is a note in brackets."""
     if len(paragraph) > LONGEST_REMARK or "```" in paragraph:
         return False
     if _ITSELF.search(paragraph[:60]) or _SURELY_REMARK.match(paragraph) or _BRACKETED_NOTE.fullmatch(paragraph):
@@ -284,7 +284,7 @@ def _is_remark(paragraph: str, criteria: dict[str, str]) -> bool:
 
 
 def _has_topic(paragraph: str, before: list[str]) -> bool:
-    """Whether "This response is called ..." goes on with a response that the text is about, and praises nothing."""
+    """Whether "This response is called ..." is about a response that is the text's topic, without praise."""
     topic = _TOPIC.match(paragraph)
     if topic is None or _PRAISE.search(paragraph):
         return False
@@ -292,7 +292,7 @@ def _has_topic(paragraph: str, before: list[str]) -> bool:
 
 
 def _speaks_of_itself(remark: str) -> bool:
-    """Whether a remark is about the rewriting, not about what the text is about."""
+    """Whether a remark is about the rewriting, not about the topic of the text."""
     if _ITSELF.search(remark) or _CHANGED.search(remark):
         return True
     return bool(_NAMES_IT.search(remark)) and not _ASKS.search(remark)

@@ -1,4 +1,4 @@
-"""What can be seen of a rewritten text alone: that it says the same, repeats itself, breaks off, or is no rewrite.
+"""Checks of a rewritten text: whether it says the same, repeats itself, breaks off, or is not a rewrite at all.
 
 Languages without spaces between words are read character by character, as in `operators.ngrams`.
 """
@@ -7,22 +7,22 @@ import re
 
 from operators.ngrams import words
 
-GRAM_WORDS = 4  # of the runs whose repetition is counted
-GRAM_CHARACTERS = 8  # of the same in languages without spaces
+GRAM_WORDS = 4  # words of a run, for counting repetition
+GRAM_CHARACTERS = 8  # characters of a run in languages without spaces
 SHORT = 40  # runs; a shorter text may repeat itself
 SENTENCE = 8  # words; a shorter last line may be a name, a title or a number
 SENTENCE_CHARACTERS = 24  # the same in Chinese and Japanese
-LONGEST_REMARK = 40  # words; a longer instruction is one, whatever it begins with
+LONGEST_REMARK = 40  # words; a longer text counts as an instruction, even if it begins like a remark
 
 _SPACED_WORD = re.compile(r"\S+")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _CJK_TAIL = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff、，：；]$")
-# Characters that say something in code or arithmetic; a hyphen inside a word does not.
+# Characters that have a meaning in code or arithmetic; a hyphen inside a word has none.
 _OPERATOR = re.compile(r"[+*/%=<>^&|~@#$\\{}\[\]_]|(?<![^\W\d_])-|-(?![^\W\d_])|!(?=[\w=(])|(?<=\d)\.(?=\d)")
 _CODE = re.compile(r"[={};\\]|\w\(\)|\w\[|^[ \t]{2,}\S|^\s*(?:def|class|import|for|while|if|return)\b", re.MULTILINE)
 _ENDED = re.compile(r"[.!?:…。！？।؟][\"'”’»)\]}*_`」』）]*$")
 _BROKEN = re.compile(r"(?!\s*(?:[-*•#>]|\d+[.)]))[^|]*[\w,;-]$")  # neither a list item nor a row of a table
-# Words after which every language user expects another one.
+# Words that cannot end a sentence.
 _HANGS = re.compile(
     r"(?:^|\s)(?:the|a|an|and|or|but|because|whose|your|my|their|its|our|than|into|between|during|although|unless|"
     r"whether|such as|as well as|in order to|including)\s*$|,$|\($",
@@ -44,7 +44,7 @@ _ABOUT_ITSELF = re.compile(
 
 
 def says_the_same(one: str, other: str) -> bool:
-    """Whether two texts differ in nothing but case, white space and punctuation of prose; in code every sign counts."""
+    """Whether two texts differ only in case, white space and punctuation of prose; in code every character counts."""
     if _essence(one) != _essence(other):
         return False
     return not (_CODE.search(one) or _CODE.search(other)) or _lines(one) == _lines(other)
@@ -53,7 +53,7 @@ def says_the_same(one: str, other: str) -> bool:
 def repetition(text: str) -> float:
     """Share of the text's runs of four words that occurred before; 0 for a short text.
 
-    Where most of the text has no spaces between words, runs are of eight characters.
+    In a text mostly without spaces between words, runs have eight characters.
     """
     unspaced = len(_UNSPACED.findall(text)) > len(text) / 2
     found = words(text) if unspaced else _SPACED_WORD.findall(text.casefold())
@@ -68,10 +68,11 @@ def is_ended(text: str) -> bool:
 
 
 def breaks_off(text: str) -> bool:
-    """Whether the text ends within a sentence: a long last line, of prose, that closes with a word or a comma.
+    """Whether the text ends within a sentence: its last line is long, is prose, and ends with a word or a comma.
 
-    A teacher's text does where its length is bounded. Lines that follow others without an end, verse and code, are no
-    prose. Fires on 6 of 1,500 Alpaca answers, all false positives. Thai writes no full stops, so nothing is said of it.
+    This happens to a teacher's text if its length is limited. If the lines before also have no end, the text is verse
+    or code, not prose. Fires on 6 of 1,500 Alpaca answers, all false positives. Thai has no full stops, so the result
+    is always False.
     """
     *_, before, last = ["", *text.rstrip().split("\n")]
     if before.strip() and not is_ended(before):
@@ -82,22 +83,22 @@ def breaks_off(text: str) -> bool:
 
 
 def hangs(text: str) -> bool:
-    """Whether the text ends with a word or sign after which another must come, as instructions never do."""
+    """Whether the text ends with a word or character that another word must follow; no instruction ends so."""
     return bool(_HANGS.search(text.rstrip()))
 
 
 def leaves_open(text: str) -> bool:
-    """Whether the text ends, without a mark, with a word that seldom ends a sentence."""
+    """Whether the text ends, without a punctuation mark, with a word that seldom ends a sentence."""
     return bool(_OPEN.search(text.rstrip()))
 
 
 def echoes(answer: str, asked: str) -> bool:
-    """Whether the answer is a piece of what was asked."""
+    """Whether the answer is a part of the instruction."""
     return f" {' '.join(words(answer))} " in f" {' '.join(words(asked))} "
 
 
 def is_prompts_words(text: str) -> bool:
-    """Whether the text is made of nothing but the words of our own prompt, such as "better instruction"."""
+    """Whether the text consists only of words of our own prompt, such as "better instruction"."""
     found = set(words(text))
     return not found or (found <= _PROMPT_WORDS and not found.isdisjoint(_PROMPT_NOUNS))
 

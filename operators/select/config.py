@@ -19,9 +19,9 @@ class SelectConfig(StageConfig):
         "ifd_rifd",
         description="Which rewrites are chosen: ifd_rifd takes instructions of higher IFD and responses of lower r-IFD "
         "(the papers' version 2), ifd compares only instructions and takes every parsed better response, perplexity "
-        "takes the pair whose response is less perplexing, reward takes what select.reward_model scores higher, judge "
-        "what the teacher of the stage judge scores higher from 1 to 10 (up to four short calls a row more), none "
-        "takes every parsed reflection and loads no model.",
+        "takes the pair whose response has the lower perplexity, reward takes the pair that select.reward_model scores "
+        "higher, judge takes the pair that the teacher of the stage judge scores higher from 1 to 10 (up to four more "
+        "short calls per row), none takes every parsed reflection and loads no model.",
     )
     reward_model: str = Field(
         "",
@@ -36,7 +36,7 @@ class SelectConfig(StageConfig):
 
     require_final_ifd: bool = Field(
         True,
-        description="Under policy ifd_rifd, choose a better response only if its own IFD, too, is below 1, as the "
+        description="Under policy ifd_rifd, choose a better response only if its own IFD is also below 1, as the "
         "authors' code does.",
     )
 
@@ -47,18 +47,18 @@ class SelectConfig(StageConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Keys that came later only where they are set, so that older work stays valid."""
+        """As for every stage, but keys that were added later only if they are set, so that older work stays valid."""
         later = {name: type(self).model_fields[name].default for name in ("reward_model", "judge_max_tokens")}
         return {name: value for name, value in super().identity().items() if name not in later or value != later[name]}
 
     def first_measure(self) -> Measure | None:
-        """What the choice of instructions compares; None if nothing."""
+        """The score that the choice of instructions compares; None if it compares none."""
         if self.policy == "ifd_rifd":
             return "ifd"
         return None if self.policy == "none" else self.policy
 
     def second_measure(self) -> Measure | None:
-        """What the choice of responses compares; None if nothing."""
+        """The score that the choice of responses compares; None if it compares none."""
         if self.policy == "ifd_rifd":
             return "rifd"
         return self.policy if self.policy in ("perplexity", "reward", "judge") else None

@@ -1,4 +1,4 @@
-"""How hard an answer, and how guessable an instruction, is for the student before its training: IFD and r-IFD.
+"""IFD and r-IFD: how hard an answer is, and how easy to guess an instruction is, for the student before its training.
 
 With L(t|c) the mean negative log likelihood in nats of the tokens of t after c, and ppl = exp(L):
 
@@ -9,20 +9,19 @@ as in arXiv 2402.10110, section 3 (Selective Reflection-Tuning): the ratio of pe
 Cherry LLM (arXiv 2308.12032). Both come from one student and are valid for this student only.
 
 Which tokens. The context is the student's chat template around the user's turn, up to where the assistant's text
-begins; the target is that text, without the end-of-turn token, whose likelihood says nothing about the text. The target
-alone is the same token ids after nothing but the token that the tokenizer itself puts before plain text, if it has one.
-Alone, the first target token then has no context, or has one that only some students know. It is left out of *both*
-means, so that both are over the same tokens and the ratio compares like with like for every student.
+begins. The target is that text, without the end-of-turn token, whose likelihood says nothing about the text. For the
+target alone, the same token ids follow only the token that the tokenizer itself puts before plain text, if it has one.
+So alone, the first target token has no context, or one that only some students have. Both means leave it out, so that
+both are over the same tokens for every student.
 
-A target of one token, such as the answer "Yes" of a classification, has no other token: there the first one is scored
-in both means, alone after the student's beginning-of-text token, or its end-of-text token where it has no other. Its
+A target of one token, such as the answer "Yes" of a classification, has no other token. There both means score the
+first token; alone it follows the student's beginning-of-text token, or its end-of-text token if it has no other. Its
 IFD is p(token | nothing) / p(token | instruction).
 
-Why transformers and not vLLM's prompt log-probabilities, which `benchmarks/scoring.py` holds against each other: the
-scores are the same (within 1e-5, relative, on 64 pairs) and vLLM is 1.3 times as fast on a CPU, one thread each (4.2
-against 3.3 pairs/s); it pads nothing. The reasons to stay are not speed: a student need not be a model that
-vLLM knows, its scores need no engine with a start of its own (35 s on a CPU, 150 pairs' worth), and it is the same code
-that evaluates students. Neither was measured on a GPU.
+Why transformers and not vLLM's prompt log-probabilities, which `benchmarks/scoring.py` compares: the scores are the
+same (within 1e-5, relative, on 64 pairs), and vLLM, which pads nothing, is 1.3 times as fast on a CPU, one thread each
+(4.2 against 3.3 pairs/s). The reasons for transformers are others: vLLM need not support the student, no engine has to
+start (35 s on a CPU, as long as 150 pairs take), and the same code evaluates students. Neither was measured on a GPU.
 """
 
 import math
@@ -38,7 +37,7 @@ from operators.student.pool import StudentPoolConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What the student is asked, the text whose likelihood after that is measured, and the turns before if there are any.
+# The user's text, the text after it whose likelihood is measured, and the turns before, if there are any.
 Turn = tuple[str, str] | tuple[str, str, str]
 LARGEST_EXPONENT = 700.0  # exp of more overflows a float64
 
@@ -49,7 +48,7 @@ GUESS_REQUEST = (
 
 
 class ScoreConfig(StudentPoolConfig):
-    """Where the student runs that scores the candidates, and the longest of them that it reads."""
+    """Where the student that scores the candidates runs, and the longest candidate that it reads."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean nats per target token with and without the context, or what a reward model says of the answer.
+    """Mean nats per target token with and without the context, or a reward model's score of the answer.
 
-    None, and a `reason`, where there is no score.
+    If there is no score, the numbers are None and `reason` says why.
     """
 
     nll_given: float | None = None
@@ -95,7 +94,7 @@ class _Spans:
 
 
 class StudentScorer:
-    """Holds one student and scores texts with it; one for each actor. The student is loaded when first needed."""
+    """Scores texts with one student; each actor has one. The student is loaded when it is first needed."""
 
     def __init__(self, student: str, config: ScoreConfig) -> None:
         self._student, self._config = student, config
@@ -136,23 +135,23 @@ class StudentScorer:
 
 
 def ifd_turn(pair: Pair) -> Turn:
-    """What IFD measures: the response after the instruction with its input, and after the dialogue before them."""
+    """The turn that IFD scores: the response, given the instruction with its input and the dialogue before them."""
     turn = user_text(pair.instruction, pair.input), pair.response
     return (*turn, pair.turns_before) if pair.turns_before else turn
 
 
 def reverse_ifd_turn(pair: Pair) -> Turn:
-    """What r-IFD measures: the instruction with its input after the request to guess it."""
+    """The turn that r-IFD scores: the instruction with its input, given the request to guess it."""
     return guess_request(pair.response), user_text(pair.instruction, pair.input)
 
 
 def guess_request(response: str) -> str:
-    """The user's turn of r-IFD: the response, and the request to guess what it answers."""
+    """The user's turn of r-IFD: the response, and the request to guess its instruction."""
     return GUESS_REQUEST.format(response=response)
 
 
 def target_spans(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> _Spans | str:
-    """Mark the scored tokens of a turn's target after what was asked and alone, or say why it cannot be scored.
+    """Mark the scored tokens of a turn's target, with its context and alone, or give the reason why it has none.
 
     Returns:
         The spans, or a reason: "empty", "over_max_tokens", "too_short" (no token that could be scored), or that of an
@@ -185,7 +184,7 @@ def target_spans(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: i
 
 
 def score_of(given: float, alone: float, num_tokens: int) -> Score:
-    """Turn two summed negative log likelihoods over the same tokens into a score; never into one that is not finite."""
+    """Make a score from two summed negative log likelihoods over the same tokens; only a reason if it is not finite."""
     nll_given, nll_alone = given / num_tokens, alone / num_tokens
     if not math.isfinite(nll_given - nll_alone) or max(nll_given, nll_given - nll_alone) > LARGEST_EXPONENT:
         return Score(reason="not_finite")
@@ -197,6 +196,6 @@ def _scored_after(context: list[int], target: list[int], first: int) -> Encoded:
 
 
 def _begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The token after which the student expects any text: its beginning of text, else its end, which divides texts."""
+    """The token that precedes a text for the student: its beginning-of-text token, else its end-of-text token."""
     ids = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     return next(([number] for number in ids if number is not None), [])

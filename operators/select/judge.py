@@ -1,8 +1,8 @@
 """The teacher as a judge of pairs: it reads an instruction with its answer and scores it with a whole number, 1 to 10.
 
-Each candidate is judged by itself, because two candidates may have two instructions. Only rows with something to choose
-are asked about; a pair that both selections compare is judged once. Texts stand between fences that carry a hash of the
-very texts they enclose, as those of `evaluate.judge` do.
+Each candidate is judged by itself, because two candidates may have different instructions. Only rows with two
+candidates are judged; a pair that both selections compare is judged once. Texts are put between fences that contain a
+hash of the texts inside, as in `evaluate.judge`.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from operators.teacher.ledger import REPLY_COLUMNS, Ledger
 
 STAGE = "judge"  # of the ledger, and of `teacher.stages`
 LOWEST, HIGHEST = 1, 10
-SIDES = ("judged_old", "judged_new")  # columns only between the two steps here: a score as JSON, or null
+SIDES = ("judged_old", "judged_new")  # columns used only inside this module: a score as JSON, or null
 
 _QUESTION: Final = (
     "Here is an example from which an assistant is to learn: a request and its answer.\n\n{texts}\n\n"
@@ -49,13 +49,13 @@ Candidates = Callable[[dict[str, Any]], tuple[Pair, Pair | None]]
 
 @dataclass(frozen=True)
 class Judge:
-    """Who judges, and where the verdicts are kept.
+    """The teacher as a judge, and where the verdicts are kept.
 
     Attributes:
         teacher: of the stage `judge`.
         ledger: keeps every reply.
-        max_tokens: of one verdict.
-        special_tokens: of all models; broken up in the texts, as chat markup is.
+        max_tokens: limit of one verdict.
+        special_tokens: of all models; they are broken up in the texts, like chat markup.
     """
 
     teacher: TeacherConfig
@@ -65,7 +65,7 @@ class Judge:
 
 
 class Judgements:
-    """The scores of the candidates of one batch, in the place of `score_store.Scores`."""
+    """The judge's scores of one batch's candidates; it has the interface of `score_store.Scores`."""
 
     def __init__(self, rows: pa.Table, candidates: Candidates) -> None:
         """Read the columns SIDES."""
@@ -78,12 +78,12 @@ class Judgements:
                     self._known[row["row_id"], ifd_turn(pair)] = Score(**json.loads(row[side]))
 
     def of(self, turns: Sequence[tuple[str, Turn]]) -> list[Score]:
-        """One score for each (row_id, turn); none where nothing was asked."""
+        """One score for each (row_id, turn); it is empty if the judge was not asked."""
         return [self._known.get(turn, Score()) for turn in turns]
 
 
 def judged(rows: Dataset, candidates: Candidates, judge: Judge) -> Dataset:
-    """The rows with the columns SIDES: what the judge says of both candidates of each row that has two."""
+    """The rows with the columns SIDES: the judge's scores of both candidates, for rows that have two."""
     for place, column in enumerate(SIDES):
         add = partial(
             _add_calls, place=place, candidates=candidates, judge=_Asking(judge.max_tokens, judge.special_tokens)
@@ -98,7 +98,7 @@ def judged(rows: Dataset, candidates: Candidates, judge: Judge) -> Dataset:
 
 
 def pair_prompt(pair: Pair, special_tokens: frozenset[str] = frozenset()) -> str:
-    """Ask for the score of one pair."""
+    """The prompt that asks for the score of one pair."""
     turns = json.loads(pair.turns_before) if pair.turns_before else []
     before = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     texts = {"conversation before": before, "request": pair.instruction, "input": pair.input, "answer": pair.response}
@@ -109,7 +109,7 @@ def pair_prompt(pair: Pair, special_tokens: frozenset[str] = frozenset()) -> str
 
 
 def read_score(reply: str | None, finish_reason: str | None) -> Score:
-    """The score in a verdict, or why there is none: call_failed, cut_off, no_json, no_score, out_of_range."""
+    """The score in a verdict, or the reason for none: call_failed, cut_off, no_json, no_score, out_of_range."""
     if reply is None:
         return Score(reason=CALL_FAILED)
     start, end = reply.find("{"), reply.rfind("}")
@@ -135,7 +135,7 @@ def _add_calls(rows: pa.Table, place: int, candidates: Candidates, judge: _Askin
     messages: list[str | None] = []
     for row in rows.to_pylist():
         pairs = candidates(row) if row["outcome"] == ACTIVE else (None, None)
-        pair = pairs[place] if pairs[1] is not None else None  # alone, a candidate is not compared
+        pair = pairs[place] if pairs[1] is not None else None  # a single candidate is not judged
         said = None if pair is None else [{"role": "user", "content": pair_prompt(pair, judge.special_tokens)}]
         messages.append(None if said is None else json.dumps(said, ensure_ascii=False))
     size = rows.num_rows

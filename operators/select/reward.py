@@ -1,8 +1,8 @@
-"""A reward model as a judge of answers: a sequence-classification model with one output, in place of the student.
+"""A reward model that scores answers, instead of the student: a sequence-classification model with one output.
 
-It reads the whole dialogue as its own chat template writes it, or, where it has none, the request and the answer as a
-pair of texts; its one output is the score, in units of its own. Answers to one request are compared as reward models
-are trained to; a pair against its rewrite has two requests, which is how far such a comparison can be trusted.
+It reads the whole dialogue as its own chat template writes it or, if it has no template, the request and the answer as
+a pair of texts. Its one output is the score, in its own unit. Reward models are trained to compare answers to the same
+request. A pair and its rewrite have two different requests, so that comparison is less reliable.
 """
 
 import json
@@ -23,7 +23,7 @@ KEY = "select.reward_model"
 
 
 class RewardScorer:
-    """Holds one reward model and scores answers with it; one for each actor. It is loaded when first needed."""
+    """Scores answers with one reward model; each actor has one. The model is loaded when it is first needed."""
 
     def __init__(self, model: str, config: ScoreConfig) -> None:
         self._path, self._config = model, config
@@ -48,7 +48,7 @@ class RewardScorer:
             trust_remote_code=False,
             use_safetensors=True,
         )
-        # Without it a model that reads the last token cannot tell where a padded text ends.
+        # A model that reads the last token needs the padding id to find the end of a padded text.
         given = (model.config.pad_token_id, self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
         model.config.pad_token_id = next((number for number in given if number is not None), 0)
         return model.to("cuda" if on_gpu else "cpu").eval()
@@ -59,7 +59,7 @@ class RewardScorer:
             return []
         from operators.student.nll import like_length_groups, longest_context
 
-        # Of encoders such as RoBERTa only the tokenizer says how many tokens they have places for.
+        # For encoders such as RoBERTa only the tokenizer knows the largest number of tokens.
         limit = min(longest_context(self._model, self._config.max_tokens), self._tokenizer.model_max_length)
         scores: list[Score] = []
         encoded: list[Encoded] = []
@@ -96,14 +96,14 @@ class RewardScorer:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, and which text of a pair each belongs to, where the model asks for it; else empty."""
+    """Token ids; and in `types` the text of the pair that each belongs to, empty if the model does not need it."""
 
     ids: list[int]
     types: list[int] = field(default_factory=list)
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> Encoded | str:
-    """What a reward model reads of a turn, or why it cannot.
+    """The tokens of a turn for a reward model, or the reason why it cannot read the turn.
 
     Returns:
         Tokens, or a reason: "empty", "chat_template", "over_max_tokens".
@@ -128,7 +128,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) ->
 
 
 def examine_reward_model(model: str) -> Iterator[Finding]:
-    """What would end the run after the teacher was paid; only the configuration is read.
+    """Findings that would end the run after the teacher was paid; only the model's configuration is read.
 
     Args:
         model: folder or hub id.

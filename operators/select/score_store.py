@@ -1,12 +1,12 @@
-"""The score ledger: what a student said of a text is stored, so that it is never asked twice.
+"""The score ledger: stores the scores of a student, so that it scores no text twice.
 
-One Parquet row a text, under `<folder>/<student>/`, where the student is named by its weights and tokenizer: the scores
-of one student are valid for this student only. After a changed policy, after a crash and with new rows, only texts
-that were not scored before are scored; if there are none, no student is loaded. Texts without a score are stored with
-their reason.
+It has one Parquet row per text under `<folder>/<student>/`, where a hash of weights and tokenizer names the student:
+the scores of one student are valid for this student only. After a changed policy, after a crash and with new rows, only
+texts without a stored score are scored; if there are none, no student is loaded. Texts that cannot be scored are stored
+with their reason.
 
-Cost: one shuffle of rows and stored scores by `row_id`, and none while the ledger is empty. A batch is stored
-before its rows go on. Not part of the key: where the student ran.
+Cost: one shuffle of rows and stored scores by `row_id`, none if the ledger is empty. A batch of scores is stored before
+its rows are passed on. Where the student ran is not part of the key.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from operators.parquet_log import ParquetLog, write_whole
 from operators.select.ifd import Score, ScoreConfig, StudentScorer, Turn
 from operators.select.reward import RewardScorer
 
-# Raise it when the same text would get another score. 1 did not tell bfloat16 on GPUs from float32 on CPUs, and found
-# targets of one token too short.
+# Increase this number when the code gives the same text another score. Version 1 did not separate bfloat16 on GPUs from
+# float32 on CPUs, and found targets of one token too short.
 METHOD = 2
 ROWS_PER_PARTITION = 50_000
-KNOWN = "known_scores"  # JSON list of records; a column only between the two steps here
+KNOWN = "known_scores"  # JSON list of records; a column used only inside this module
 RECORD = pa.schema(
     [
         ("row_id", pa.string()),
@@ -45,13 +45,12 @@ REWARDS = "reward"  # the kind of scores that a reward model gives
 
 @dataclass(frozen=True)
 class Scorer:
-    """Who scores, and where the scores are kept.
+    """The models that score, and where the scores are kept.
 
     Attributes:
         student: folder or hub id of the student before training.
         config: size, resources and limits of its pool.
-        folder: of the score ledger, an absolute path or a URI; it need not exist. A text is scored once, whatever the
-            policy.
+        folder: of the score ledger, an absolute path or a URI; it need not exist. All policies share it.
         reward_model: folder or hub id of the model that gives REWARDS; "" if none does.
     """
 
@@ -62,11 +61,11 @@ class Scorer:
 
 
 class Scores:
-    """The scores that one batch of rows may ask for: those that are known, and a student for the others."""
+    """The scores of one batch of rows: stored ones, and a student that computes the others when they are asked for."""
 
     def __init__(self, known: dict[str, Score], scorer: StudentScorer | RewardScorer, config: ScoreConfig) -> None:
         self._known, self._scorer, self._config = known, scorer, config
-        self.new: list[dict[str, Any]] = []  # records of what had to be scored
+        self.new: list[dict[str, Any]] = []  # records of texts that had to be scored
 
     def of(self, turns: Sequence[tuple[str, Turn]]) -> list[Score]:
         """One score for each (row_id, turn)."""
@@ -83,13 +82,13 @@ Decide = Callable[[pa.Table, Scores], pa.Table]
 
 
 def map_with_scores(rows: Dataset, decide: Decide, scorer: Scorer, kind: str) -> Dataset:
-    """Hand every batch of rows, with its scores, to `decide`, in a pool of actors that hold the student.
+    """Call `decide` with every batch of rows and its scores, in a pool of actors that hold the student.
 
     Args:
         rows: any data set with a unique `row_id`.
-        decide: from a batch and its scores to the batch that takes its place.
+        decide: takes a batch and its scores, and returns the batch that replaces it.
         scorer: the student.
-        kind: names the folder of the scores within the ledger: what is asked there and nowhere else.
+        kind: names the folder of the scores within the ledger; one folder for each kind of scored text.
     """
     model = scorer.reward_model if kind == REWARDS else scorer.student
     config, folder = scorer.config, f"{scorer.folder}/{kind}"
@@ -120,7 +119,7 @@ def _with_known(rows: Dataset, files: ParquetLog, name: str) -> Dataset:
     records, num_records = files.read_for(rows.select_columns(["row_id"]), num_rows, name, RECORD.names)
     num_blocks = 1 + (num_rows + num_records) // ROWS_PER_PARTITION
     sides = (rows, rows.schema().base_schema), (records, RECORD)
-    # Complete: beside the actors to come, the tasks of the shuffle may wait for a free CPU for ever.
+    # Complete the shuffle now: once the actors run, its tasks may wait forever for a free CPU.
     complete: Dataset = cogroup(*sides, "row_id", num_blocks, _merge).materialize()
     return complete
 
@@ -130,7 +129,7 @@ def _add_null(rows: pa.Table, name: str) -> pa.Table:
 
 
 def _merge(rows: pa.Table, records: pa.Table) -> pa.Table:
-    """Within one partition: give every row its records, and drop those of rows that are not here."""
+    """Within one partition: give every row its records; records without a row are dropped."""
     found: dict[str, list[dict[str, Any]]] = {}
     for record in records.to_pylist():
         found.setdefault(record["row_id"], []).append(record)

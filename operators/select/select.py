@@ -1,9 +1,9 @@
-"""The student's choice: does it learn from the original, or from what the teacher wrote in its place?
+"""The student's choice between the original and the teacher's rewrite.
 
 Selective Reflection-Tuning (arXiv 2402.10110, section 3) in its sequential form: first the instruction of higher IFD,
-then the response of lower r-IFD. What replaces something must have won a comparison: a candidate with a score that is
-missing, not finite or not below 1 never replaces the original, a tie keeps the original, and so does an original
-without a score. The authors' code drops the whole row where ours keeps the original.
+then the response of lower r-IFD. A rewrite must win a comparison to replace the original: if its score is missing, not
+finite or not below 1, if the original has no score, or if both scores are equal, the original stays. The authors' code
+drops the whole row in these cases.
 """
 
 import math
@@ -42,20 +42,19 @@ NOT_REFLECTED = "dropped:response_not_reflected"
 def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer, judge: Judge | None = None) -> Dataset:
     """Choose between each original pair and the better instruction with its own new answer.
 
-    The input stays beside either instruction. Rows with an outcome pass through with nulls.
+    The input stays with either instruction. Rows with an outcome pass through with nulls.
 
     Args:
         rows: see below.
         config: the policy.
         scorer: the student, before training.
-        judge: who decides under policy judge.
+        judge: decides under policy judge.
 
     Columns in:
         columns.INSTRUCTION_REFLECTED.
     Columns out:
-        columns.SELECTED. `ifd_original` is scored on every active row, also where there is nothing to choose.
-        Both scores are null under policy none, perplexities, rewards or verdicts under the policies of these
-        names.
+        columns.SELECTED. `ifd_original` is computed for every active row, also if there is nothing to choose. Both
+        scores are null under policy none; they are perplexities, rewards or verdicts under the policies of these names.
     Source:
         arXiv 2402.10110, section 3: argmax of IFD, from the student before training.
     """
@@ -76,8 +75,8 @@ def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer, judge:
     Columns out:
         columns.RECYCLED. `outcome` becomes original, instruction (the reflected pair was selected first), response
         (the better response was chosen), both, or dropped:response_not_reflected if the configuration says so.
-        Scores are null under policies none and ifd, perplexities, rewards or verdicts under the policies of these
-        names.
+        Scores are null under policies none and ifd; they are perplexities, rewards or verdicts under the policies of
+        these names.
     Source:
         arXiv 2402.10110, section 3: argmin of r-IFD, from the student before training. The second condition, an IFD of
         the final pair below 1 (`ifd_better_response`), is in the authors' code and not in the text.
@@ -87,7 +86,7 @@ def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer, judge:
 
 
 def response_choice(config: SelectConfig) -> "Choice":
-    """What the configuration compares in the choice of responses."""
+    """The choice of responses, as configured."""
     names = ("selected", "better_response")
     measure = config.second_measure()
     decide = partial(chosen_response, keep_unreflected=config.keep_unreflected_responses)
@@ -100,7 +99,7 @@ def new_is_better(measure: Measure | None, old: float | None, new: float | None)
 
     Args:
         measure: ifd, reward, judge: higher is better; rifd, perplexity: lower; None: the new one is always taken.
-        old: score of what is there; None or not finite if it has none, and then nothing replaces it.
+        old: score of the old candidate; if it is None or not finite, nothing replaces the old one.
         new: score of the candidate; eligible if finite and, for ratios, below 1.
     """
     if measure is None:
@@ -118,14 +117,14 @@ def is_learnable(ifd: float | None) -> bool:
 
 
 def better_instruction_pair(row: Values) -> tuple[str, str] | None:
-    """The reflected instruction with its own answer; None unless both were parsed: it never meets the old answer."""
+    """The reflected instruction with its own answer; None unless both were parsed: it must not get the old answer."""
     pair = row["better_instruction"], row["better_instruction_response"]
     usable = row["instruction_reflection"] in PARSED and all(text and text.strip() for text in pair)
     return pair if usable else None
 
 
 def better_response(row: Values) -> str | None:
-    """The reflected response; None unless it was parsed and says something."""
+    """The reflected response; None unless it was parsed and is not empty."""
     text: str | None = row["better_response"]
     return text if row["response_reflection"] in PARSED and text and text.strip() else None
 
@@ -158,14 +157,14 @@ def _selected_reflection(row: Values) -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the two selections: what is compared, and which columns say so."""
+    """One of the two selections: the score that it compares, and the columns that it reads and writes."""
 
     stage: str
     measure: Measure | None
     prefix: str  # of the score columns
     names: tuple[str, str]  # of the two candidates, in score columns and reasons
     schema_out: pa.Schema
-    candidates: Callable[[Values], tuple[Pair, Pair | None]]  # of an active row: what is there, what may replace it
+    candidates: Callable[[Values], tuple[Pair, Pair | None]]  # of an active row: the old pair, its replacement
     decide: Callable[[Values, Measure | None, float | None, float | None], Values]
     also_ifd: bool = False  # the replacement must also have an IFD below 1
 
@@ -190,7 +189,7 @@ def _map(rows: Dataset, choice: Choice, scorer: Scorer, judge: Judge | None) -> 
             raise ValueError(f"{choice.stage}: policy judge needs a judge; give one")
         scored = judged(rows, choice.candidates, judge)
         return scored.map_batches(partial(_select_judged, choice=choice), batch_format="pyarrow", num_cpus=0.5)
-    # Perplexities come from the same likelihoods as IFD and share its folder; those of r-IFD are other texts.
+    # Perplexities come from the same likelihoods as IFD and share its folder; r-IFD scores other texts.
     kind = "rifd" if choice.measure == "rifd" else REWARDS if choice.measure == "reward" else "ifd"
     return map_with_scores(rows, partial(select_rows, choice=choice), scorer, kind)
 
@@ -229,7 +228,7 @@ def _scores(
     rows: Sequence[Values],
     pairs: Sequence[tuple[Pair, Pair | None]],
 ) -> list[tuple[Score | None, Score | None]]:
-    """What the student says of both pairs of each row; None where there is no pair or nothing is measured."""
+    """The student's scores of both pairs of each row; None if there is no pair or no measure."""
     if scores is None:
         return [(None, None)] * len(pairs)
     turn_of: Callable[[Pair], Turn] = reverse_ifd_turn if measure == "rifd" else ifd_turn
@@ -241,7 +240,7 @@ def _scores(
 def _final_ifd(
     scores: Scores | Judgements | None, rows: Sequence[Values], pairs: Sequence[tuple[Pair, Pair | None]]
 ) -> list[Score | None]:
-    """What the student says of the answers that may replace others, given their instructions."""
+    """The student's IFD scores of the answers that may replace others."""
     if scores is None:
         return [None] * len(pairs)
     found = iter(scores.of([(row["row_id"], ifd_turn(new)) for row, (_, new) in zip(rows, pairs, strict=True) if new]))

@@ -1,6 +1,6 @@
-"""What a student's chat template does with an assistant's turn, found out once by rendering a harmless dialogue.
+"""Finds out how a student's chat template writes an assistant's turn, by rendering a short dialogue once.
 
-Nothing here knows a model family. The prompt ends where the template's generation prompt ends, or where its
+This code has no list of model families. The prompt ends where the template's generation prompt ends, or where its
 `{% generation %}` marks begin; the turn ends with the first control token after the answer.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from operators.chat_markup import control_tokens
 
-if TYPE_CHECKING:  # seconds to import, and most processes that encode nothing import this module
+if TYPE_CHECKING:  # takes seconds to import, and most processes that import this module encode nothing
     from transformers import PreTrainedTokenizerBase
 
 Turn = dict[str, Any]  # {"role": ..., "content": ...}, as chat templates read it
@@ -21,7 +21,7 @@ _ASKED, _ANSWER = "Name a colour.", "Blue."
 
 
 class EncodingError(ValueError):
-    """This one example cannot be encoded; `reason` is the word that goes into its outcome."""
+    """This example cannot be encoded; `reason` is the word for its outcome."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -33,12 +33,12 @@ class ChatFormat:
     """How one tokenizer and its template write an assistant's turn.
 
     Attributes:
-        template: the Jinja text; "default" where the tokenizer has several.
-        marked: the template says with `{% generation %}` marks what is learnt.
-        control: ids of the control tokens, which no text may hold.
-        end_token: id of the control token that ends an assistant's turn; learnt, and where answers stop.
-        skipped: what the template writes between prompt and answer, such as an empty think block; never learnt.
-        by_pieces: prompt and answer may be tokenized one by one, as inference does; else the whole text at once.
+        template: the Jinja text; the one named "default" if the tokenizer has several.
+        marked: `{% generation %}` marks in the template tell which text is learnt.
+        control: ids of the control tokens, which no text may contain.
+        end_token: id of the control token that ends an assistant's turn; it is learnt, and answers stop there.
+        skipped: text that the template writes between prompt and answer, such as an empty think block; never learnt.
+        by_pieces: prompt and answer may be tokenized separately, as in inference; else the whole text at once.
     """
 
     template: str
@@ -68,22 +68,22 @@ def template_of(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def chat_format(tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:
-    """What the template does, remembered for each tokenizer and template.
+    """The chat format of a tokenizer, cached for each tokenizer and template.
 
     Raises:
         ValueError: there is no template.
-        EncodingError: a ValueError; the template fails, loses the answer, or ends its turn with no control token.
+        EncodingError: a ValueError; the template fails, loses the answer, or ends its turn without a control token.
     """
     return _probe(tokenizer, template_of(tokenizer))
 
 
 def name_of(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """How error messages call the model."""
+    """The name of the model in error messages."""
     return f"student {tokenizer.name_or_path}"
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], *, prompt: bool = False) -> str:
-    """The template's text of a dialogue; with `prompt` up to where the assistant's next turn begins.
+    """The dialogue as the template writes it; with `prompt`, up to where the assistant's next turn begins.
 
     Raises:
         EncodingError: `chat_template`: the template refuses these turns.
@@ -106,7 +106,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], *, prompt: b
 
 
 def marked_spans(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn]) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered dialogue, and begin and end in it of each `{% generation %}` block, in characters."""
+    """The rendered dialogue, and the begin and end of each `{% generation %}` block in it, in characters."""
     from jinja2.exceptions import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -130,12 +130,12 @@ def tokens_of(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def bare_control_tokens(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn]) -> int:
-    """How many control tokens the template itself writes for turns of these roles."""
+    """The number of control tokens that the template itself writes for turns of these roles."""
     bare = [{**turn, "content": "x"} if turn.get("content") else turn for turn in turns]
     return _count_bare(tokenizer, template_of(tokenizer), json.dumps(bare))
 
 
-@lru_cache(maxsize=1024)  # most data has few kinds of dialogue, and rendering costs as much as an example
+@lru_cache(maxsize=1024)  # most data has few sequences of roles, and rendering costs as much as encoding an example
 def _count_bare(tokenizer: "PreTrainedTokenizerBase", _template: str, bare: str) -> int:
     control = control_tokens(tokenizer)
     return sum(token in control for token in tokens_of(tokenizer, render(tokenizer, json.loads(bare))))
@@ -169,14 +169,14 @@ def _probe(tokenizer: "PreTrainedTokenizerBase", template: str) -> ChatFormat:
             f"{text[answer + len(_ANSWER) : end]!r}, which holds no control token, so the student would not learn to "
             "stop; use a template that writes the end-of-turn token after the response (inside its generation marks)",
         )
-    # Tokenizers that put a blank before whatever they are given would write one before each answer.
+    # A tokenizer that puts a blank before every text would put one before each answer if that is tokenized separately.
     pieces = tokens_of(tokenizer, text[:start]) + tokens_of(tokenizer, text[start:])
     by_pieces = tokenizer.decode(pieces) == tokenizer.decode(tokens_of(tokenizer, text))
     return ChatFormat(template, marked, control, ends[0], skipped, by_pieces)
 
 
 def require_prefix(tokenizer: "PreTrainedTokenizerBase", text: str, prompt: str) -> None:
-    """Refuse a prompt that the whole dialogue does not begin with.
+    """Refuse a prompt that is not the beginning of the whole dialogue.
 
     Raises:
         EncodingError: `chat_template`.

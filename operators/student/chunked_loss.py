@@ -1,9 +1,9 @@
 """The cross entropy of a language model without all of its logits at once.
 
-Logits are tokens x vocabulary: 32k tokens of a 152k vocabulary would be 19 GiB in fp32, several times over with their
-gradient. Here the head reads as many tokens at a time as fit a fixed number of bytes, and the gradient is computed at
-once, so that no logit is computed twice. It happens inside the model's own forward pass: under ZeRO-3 the head's weight
-is there only then, and it comes and goes; there the logits are computed again in the backward pass.
+Logits are tokens x vocabulary: 32k tokens with a vocabulary of 152k would take 19 GiB in fp32, and several times that
+with their gradient. Here the head reads as many tokens at a time as fit into a fixed number of bytes, and the gradient
+is computed at once, so that no logit is computed twice. This happens inside the model's own forward pass. Under ZeRO-3
+the head's weight exists only during that pass, so the backward pass computes the logits again.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,20 +16,20 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 LOGITS_BYTES = 1 << 30
-_BYTES_A_LOGIT = 16  # two each of the logit and its gradient in half precision, four each of three steps in fp32
+_BYTES_A_LOGIT = 16  # 2 for the logit and 2 for its gradient in half precision, 4 each for three steps in fp32
 _SCALED_ROWS = 8192
 _COMPILED = "loss_and_gradient"  # attribute of a model
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def return_loss(model: Any) -> None:
-    """Give `model.forward` an argument `targets`: with it, the forward pass returns their loss instead of logits.
+    """Add an argument `targets` to `model.forward`: with it, the forward pass returns their loss instead of logits.
 
     `targets` are int64 [P], for the positions that `logits_to_keep` names, of a batch of one row; the loss is the sum
     of their cross entropy in nats, an fp32 scalar. Without `targets` nothing changes.
     """
     plain, head = model.forward, model.get_output_embeddings()
-    # A factor on the logits is a factor on what the head reads; a soft cap is not, so those models are left alone.
+    # A factor on the logits can be applied to the head's input instead; a soft cap cannot, so such models stay as is.
     text = model.config.get_text_config()
     in_parts = type(head) is nn.Linear and not getattr(text, "final_logit_softcapping", None)
 
@@ -53,17 +53,17 @@ def return_loss(model: Any) -> None:
 
 
 def compile_loss(model: Any, compiler: Compiler) -> None:
-    """Let a model with `return_loss` use `compiler(loss_and_gradient)`."""
+    """Make a model with `return_loss` use `compiler(loss_and_gradient)`."""
     vars(model)[_COMPILED] = compiler(loss_and_gradient)
 
 
 def rows_at_a_time(vocabulary: int) -> int:
-    """Positions whose logits, with all that their loss needs, take at most `LOGITS_BYTES`."""
+    """The number of positions whose logits, with everything their loss needs, take at most `LOGITS_BYTES`."""
     return max(1, LOGITS_BYTES // (vocabulary * _BYTES_A_LOGIT))
 
 
 def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed cross entropy of [P, V] in fp32, and its gradient for the logits in their own type."""
+    """The summed cross entropy of logits [P, V] in fp32, and its gradient in the logits' dtype."""
     exact = logits.float()
     log_sum = exact.logsumexp(-1, keepdim=True)
     loss = (log_sum - exact.gather(1, targets[:, None])).sum()
@@ -73,7 +73,7 @@ def loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _LossInParts(torch.autograd.Function):
-    """The head's loss; the gradients are there after the forward pass and are only scaled in the backward pass."""
+    """The head's loss; the forward pass computes the gradients, and the backward pass only scales them."""
 
     @staticmethod
     def forward(
@@ -111,7 +111,7 @@ class _LossInParts(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
-    """The product in fp32, rounded once, with no copy of the whole in fp32."""
+    """The product in fp32, rounded once, without an fp32 copy of the whole gradient."""
     scaled = torch.empty_like(gradient)
     for part, into in zip(torch.split(gradient, _SCALED_ROWS), torch.split(scaled, _SCALED_ROWS), strict=True):
         into.copy_(part.float() * scale)
@@ -128,7 +128,7 @@ def _summed(logits: Tensor, targets: Tensor) -> Tensor:
 
 @contextmanager
 def _passing_on(head: nn.Module) -> Iterator[None]:
-    """Inside, the head returns what it is given."""
+    """Inside, the head returns its input unchanged."""
     vars(head)["forward"] = lambda hidden: hidden
     try:
         yield

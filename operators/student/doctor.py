@@ -1,8 +1,8 @@
-"""Looks at a student before anything is paid: would it load, encode, train, stop and be exported?
+"""Checks a student before any paid call: whether it can be loaded, encode, be trained, stop, and be exported.
 
-Nothing is written and nothing is asked of the teacher. The packing probe loads the first layers of the student and
-compares the loss of documents alone and in one pack, so it costs seconds for a small model and needs memory for the
-embeddings and a few layers of a large one.
+It writes nothing and does not call the teacher. The packing probe loads the first layers of the student and compares
+the loss of documents alone and in one pack. It takes seconds for a small model, and memory for the embeddings and a few
+layers of a large one.
 """
 
 import json
@@ -26,12 +26,12 @@ KEY = "student.model"
 
 @dataclass(frozen=True)
 class StudentNeeds:
-    """What the configuration wants of the student.
+    """The configuration's requirements for the student.
 
     Attributes:
         max_tokens: of a pack.
         packed: several documents share a pack.
-        hyper_attention_layers: which layers are to use HyperAttention; None if none.
+        hyper_attention_layers: the layers that should use HyperAttention; None if none.
     """
 
     max_tokens: int
@@ -44,10 +44,10 @@ def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
 
     Args:
         student: folder or hub id, as `resolve_model` returns it.
-        needs: what the run wants of it.
+        needs: the run's requirements for it.
 
     Returns:
-        What is wrong, most basic first; later checks are left out where an earlier one makes them impossible.
+        What is wrong, the most basic first; if a check fails, checks that depend on it are left out.
     """
     from transformers import AutoConfig
 
@@ -64,7 +64,7 @@ def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
 
 
 def _files(student: str) -> Iterator[Finding]:
-    """The weights are safetensors and complete; a hub id is looked up when it is downloaded."""
+    """Whether the weights are safetensors and complete; a hub id is checked when it is downloaded."""
     folder = Path(student)
     if not folder.is_dir():
         return
@@ -192,10 +192,10 @@ def _packing(student: str, config: "PretrainedConfig", needs: StudentNeeds) -> I
 
     log = logging.getLogger("transformers.modeling_utils")
     level = log.level
-    log.setLevel(logging.ERROR)  # it would name every layer that is left out
+    log.setLevel(logging.ERROR)  # otherwise it lists every layer that is left out
     try:
         probe = probe_packing(student, config, packed=needs.packed)
-    except Exception as error:  # noqa: BLE001 - the code of any model runs here, and a run would fail at the same place
+    except Exception as error:  # noqa: BLE001 - code of any model runs here, and a run would fail the same way
         text = f"the student cannot be trained: {type(error).__name__}: {_line(error)}; take another student"
         yield Finding(KEY, text)
         return

@@ -1,4 +1,4 @@
-"""How a dialogue becomes tokens and labels: by the student's own chat template, with loss on what it is to answer."""
+"""Turns a dialogue into tokens and labels, with the student's own chat template and loss on the answers."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from operators.student.chat_format import (
     tokens_of,
 )
 
-if TYPE_CHECKING:  # seconds to import, and most processes that encode nothing import this module
+if TYPE_CHECKING:  # takes seconds to import, and most processes that import this module encode nothing
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["IGNORED", "Encoded", "EncodingError", "LossOn", "dialogue", "encode_dialogue", "encode_example"]
@@ -30,27 +30,25 @@ LossOn = Literal["last", "all"]  # which of the assistant's turns are learnt
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example: `labels` equals `input_ids` on what is learnt (answers, each with its end-of-turn token), and is
-    -100 elsewhere.
-    """
+    """One example; `labels` are `input_ids` on learnt tokens (answers, each with its end-of-turn token), else -100."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 def user_text(instruction: str, input: str | None) -> str:
-    """The one user turn of an example: the instruction and, if there is an input, a blank line and the input."""
+    """The text of the user's turn: the instruction and, if there is an input, a blank line and the input."""
     return f"{instruction}\n\n{input}" if input else instruction
 
 
 def dialogue(
     instruction: str, input: str | None, response: str, turns_before: str | None = "", turns_after: str | None = ""
 ) -> list[Turn]:
-    """All turns of a row, in the order in which they were said.
+    """All turns of a row, in order.
 
     Args:
-        instruction: what is asked.
-        input: what it is asked about; may be empty or null.
+        instruction: of the user.
+        input: of the instruction; may be empty or null.
         response: the answer.
         turns_before: JSON list of {"role", "content"}, the system prompt and earlier turns; empty or null if none.
         turns_after: JSON list of the turns that follow; empty or null if none.
@@ -82,7 +80,7 @@ def encode_example(
     *,
     loss_on: LossOn = "last",
 ) -> Encoded:
-    """Encode one row for supervised fine-tuning; see `dialogue` for the texts and `encode_dialogue` for the rest."""
+    """Encode one row for supervised fine-tuning; arguments as of `dialogue`, result as of `encode_dialogue`."""
     return encode_dialogue(tokenizer, dialogue(instruction, input, response, turns_before, turns_after), loss_on)
 
 
@@ -98,8 +96,8 @@ def encode_dialogue(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], los
         Tokens of the whole dialogue; labels on the learnt answers and the end-of-turn token of each.
 
     Raises:
-        EncodingError: a ValueError; `special_tokens` if a text holds a control token, `chat_template` if the template
-            refuses the turns, `no_loss` if no answer is left to learn, `no_end_of_turn` if nothing ends it.
+        EncodingError: a ValueError; `special_tokens` if a text contains a control token, `chat_template` if the
+            template refuses the turns, `no_loss` if there is no answer to learn, `no_end_of_turn` if no token ends it.
     """
     form = chat_format(tokenizer)
     answers = [place for place, turn in enumerate(turns) if turn.get("role") == "assistant" and turn.get("content")]
@@ -126,11 +124,11 @@ def encode_dialogue(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], los
 
 
 def require_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Encode a harmless example, so that a template which fits no example is refused before the data is read.
+    """Encode a short example, so that a template that fails on every example is refused before the data is read.
 
     Raises:
-        ValueError: naming the student whose template does not fit: it fails, loses the response, or ends the
-            assistant's turn with no control token.
+        ValueError: it names the student whose template fails, loses the response, or ends the assistant's turn without
+            a control token.
     """
     encoded = encode_example(tokenizer, "Name a colour.", "", "Blue.")
     learnt = tokenizer.decode([token for token in encoded.labels[:-1] if token != IGNORED], skip_special_tokens=True)
@@ -150,7 +148,7 @@ def _turns(text: str | None) -> list[Turn]:
 def _starts(
     tokenizer: "PreTrainedTokenizerBase", form: ChatFormat, turns: list[Turn], wanted: list[int]
 ) -> tuple[str, list[int]]:
-    """The rendered dialogue, and for each wanted turn where its answer begins in it, in characters."""
+    """The rendered dialogue, and for each wanted turn the character at which its answer begins."""
     if form.marked:
         text, spans = marked_spans(tokenizer, turns)
         assistants = [place for place, turn in enumerate(turns) if turn.get("role") == "assistant"]
@@ -165,7 +163,7 @@ def _starts(
         for prompt in prompts:
             require_prefix(tokenizer, text, prompt)
         begins = [len(prompt) for prompt in prompts]
-    # Some templates write an empty think block before the last answer only.
+    # Some templates write an empty think block, but only before the last answer.
     starts = [begin + len(form.skipped) if text.startswith(form.skipped, begin) else begin for begin in begins]
     for start, place in zip(starts, wanted, strict=True):
         content = str(turns[place]["content"]).strip()
@@ -177,7 +175,7 @@ def _starts(
 
 
 def _pieces(tokenizer: "PreTrainedTokenizerBase", form: ChatFormat, text: str, starts: list[int]) -> list[list[int]]:
-    """Token ids of the text, cut before each answer; what precedes an answer is tokenized as at inference."""
+    """Token ids of the text, cut before each answer, so that the text before an answer has the tokens of inference."""
     if form.by_pieces:
         cuts = [0, *starts, len(text)]
         parts = [text[begin:end] for begin, end in pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""How a student is told to stop: its generation config as it is exported, and the tokens that end its answers."""
+"""The generation config with which a student is exported, and the tokens that end its answers."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def stop_tokens(configured: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Ids of the tokens that end an answer: the one that training teaches first, then those of model and tokenizer.
+    """Ids of the tokens that end an answer: first the one that is trained, then those of model and tokenizer.
 
     Args:
         configured: `eos_token_id` of a generation config: an id, a list, or None.
@@ -24,9 +24,9 @@ def stop_tokens(configured: Any, tokenizer: "PreTrainedTokenizerBase") -> list[i
 
 
 def exportable(settings: "GenerationConfig", tokenizer: "PreTrainedTokenizerBase") -> "tuple[GenerationConfig, str]":
-    """A generation config that can be saved and stops at the learnt end of turn, and what was changed to save it.
+    """A generation config that can be saved and stops at the learnt end of turn, and what was changed for that.
 
-    transformers refuses to save sampling values beside `do_sample: false`; a published model often has them.
+    transformers refuses to save sampling values together with `do_sample: false`, which many published models have.
 
     Returns:
         The config, and "" or what was changed, such as "do_sample: true".

@@ -1,4 +1,4 @@
-"""Greedy answers of a model to encoded prompts, in left-padded batches of like length."""
+"""Greedy answers of a model to encoded prompts, in left-padded batches of similar length."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,15 @@ def greedy_answers(
     repetition_penalty: float,
     batch_rows: int,
 ) -> list[tuple[str, int]]:
-    """Answer each prompt with the model's likeliest next token, one after the other.
+    """Answer each prompt by always taking the most likely next token.
 
     Args:
         model: from `load_causal_lm`.
         tokenizer: the model's.
         prompts: token ids, up to where the answer begins; none empty.
-        max_new_tokens: of one answer.
+        max_new_tokens: limit of one answer.
         repetition_penalty: 1 is plain greedy decoding.
-        batch_rows: answers decoded at once; with the longest prompt it bounds the memory of keys and values.
+        batch_rows: answers decoded at once; this and the longest prompt bound the memory of keys and values.
 
     Returns:
         For each prompt the text without control tokens, stripped, and the number of its tokens before the end of turn.

@@ -1,4 +1,4 @@
-"""Which layers of a student can use HyperAttention; the others stay exact."""
+"""Finds the layers of a student that can use HyperAttention; the others stay exact."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ _FULL = ("full_attention", "attention")
 def hyper_attention_layers(config: "PretrainedConfig", layers: str | Sequence[int]) -> tuple[list[int], list[int]]:
     """The attention layers that `layers` means, and those of them that may read every earlier token.
 
-    A layer with a sliding or chunked window is given a mask, and with a mask attention is exact. No weight is made.
+    The others have a sliding or chunked window, so they get a mask, and with a mask attention is exact. This allocates
+    no weights.
 
     Args:
         config: the student's.

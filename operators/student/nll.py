@@ -1,7 +1,7 @@
-"""How likely a language model finds the labelled tokens of encoded examples, in padded batches of like length.
+"""Negative log likelihood of the labelled tokens of encoded examples, in padded batches of similar length.
 
-Right padding under a causal mask changes no score: a token sees only what stands before it. Losses are taken in
-float32 and summed in float64, whatever the type of the weights.
+Right padding under a causal mask changes no score, because a token sees only earlier tokens. Losses are computed in
+float32 and summed in float64, for weights of any type.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from operators.student.encode import IGNORED, Encoded
 from operators.student.pool import StudentPoolConfig
 
-WORTH_A_PASS = 256  # tokens; with 512, padding costs more than further passes on a CPU
+WORTH_A_PASS = 256  # tokens; with 512, padding costs more than additional passes on a CPU
 
 
 def load_causal_lm(model: str, pool: StudentPoolConfig) -> PreTrainedModel:
-    """Load a model for reading: SDPA attention, no dropout, and the same number format wherever it runs.
+    """Load a model for inference: SDPA attention, no dropout, and the same number format on CPUs and GPUs.
 
     Args:
         model: folder or hub id, as `resolve_model` returns it.
@@ -40,7 +40,7 @@ def load_causal_lm(model: str, pool: StudentPoolConfig) -> PreTrainedModel:
 
 
 def longest_context(model: Any, max_tokens: int) -> int:
-    """The configured limit, or the model's own number of positions where that is smaller."""
+    """The configured limit, or the model's own number of positions if that is smaller."""
     return min(max_tokens, getattr(model.config, "max_position_embeddings", None) or max_tokens)
 
 
@@ -50,10 +50,10 @@ def sum_nll(model: PreTrainedModel, examples: Sequence[Encoded], batch_tokens: i
     Args:
         model: from `load_causal_lm`.
         examples: none empty; the label of the first token is not predicted and must be -100.
-        batch_tokens: padded tokens of one forward pass; a longer example has a pass to itself.
+        batch_tokens: largest number of tokens of one forward pass, with padding; a longer example has its own pass.
 
     Returns:
-        One float64 sum for each example, in their order; NaN or infinite where the model's logits are.
+        One float64 sum for each example, in their order; NaN or infinite if the model's logits are.
     """
     sums = [0.0] * len(examples)
     for group in like_length_groups([len(example.input_ids) for example in examples], batch_tokens):
@@ -63,10 +63,10 @@ def sum_nll(model: PreTrainedModel, examples: Sequence[Encoded], batch_tokens: i
 
 
 def like_length_groups(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of `lengths`, shortest first, in groups of at most `batch_tokens` once padded to their longest.
+    """Indices of `lengths`, shortest first, in groups of at most `batch_tokens` tokens with padding.
 
-    A group also ends where padding would be more than a tenth of it, once it is large enough to be worth a pass: what
-    is padded is computed like the rest.
+    Padding costs as much as other tokens, so a group that is large enough for a pass also ends where padding would be
+    more than a tenth of it.
     """
     group: list[int] = []
     real = 0
@@ -85,10 +85,10 @@ def like_length_groups(lengths: Sequence[int], batch_tokens: int) -> Iterator[li
 @torch.inference_mode()
 def _group_nll(model: PreTrainedModel, examples: list[Encoded]) -> list[float]:
     longest = max(len(example.input_ids) for example in examples)
-    # Any token does as padding, and no mask is needed: it lies after all that is scored.
+    # Any token can be the padding, and no mask is needed, because padding comes after all scored tokens.
     input_ids = _pad([example.input_ids for example in examples], longest, 0, model.device)
     targets = _pad([example.labels[1:] for example in examples], longest - 1, IGNORED, model.device)
-    # The head has as many rows as the vocabulary: it sees only the places before a labelled token of some example.
+    # The head is as large as the vocabulary, so it reads only positions before a labelled token of some example.
     places = (targets != IGNORED).any(0).nonzero()[:, 0]
     keep = {"logits_to_keep": places} if "logits_to_keep" in signature(model.forward).parameters else {}
     logits = model(input_ids=input_ids, use_cache=False, **keep).logits
@@ -97,7 +97,7 @@ def _group_nll(model: PreTrainedModel, examples: list[Encoded]) -> list[float]:
 
 
 def _labelled_nll(row_logits: Tensor, row_targets: Tensor) -> float:
-    # One row at a time: a float32 copy of the whole batch's logits is what would not fit.
+    # One row at a time, because a float32 copy of the whole batch's logits might not fit into memory.
     labelled = row_targets != IGNORED
     nll = F.cross_entropy(row_logits[labelled].float(), row_targets[labelled], reduction="none")
     return float(nll.double().sum())

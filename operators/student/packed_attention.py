@@ -1,8 +1,8 @@
-"""Exact attention of packed documents, each by itself: no T x T mask is made and no key of another document is read.
+"""Exact attention of packed documents, one by one: it builds no T x T mask and reads no key of another document.
 
 transformers' own sdpa builds a dense mask for a pack, which costs memory and time quadratic in the whole pack. Here the
-caller says how long the documents are, the mask function returns nothing where causality is all there is, and the
-attention function takes one document after the other (torch's varlen kernel on GPUs, in half precision).
+caller gives the lengths of the documents, the mask function returns None if attention is only causal, and the attention
+function takes one document after the other (with torch's varlen kernel on GPUs, in half precision).
 
 Importing this module registers `attn_implementation="packed_documents"`.
 """
@@ -22,12 +22,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed_documents"
-BY_DOCUMENT = ("varlen", "sdpa per document")  # what it comes to
-_documents: list[int] = []  # of the pack that the model reads now; a recomputation in the backward pass needs it too
+BY_DOCUMENT = ("varlen", "sdpa per document")  # the two ways in which this attention runs
+_documents: list[int] = []  # lengths in the current pack; recomputation in the backward pass needs them too
 
 
 def use_packed_attention(model: Any) -> None:
-    """Let `model` attend document by document, if its code calls transformers' attention interface; else as before."""
+    """Make `model` attend document by document; a model that does not use transformers' attention interface stays."""
     with suppress(ValueError):
         model.set_attn_implementation(NAME)
 
@@ -42,11 +42,11 @@ def attention_in_use(model: Any) -> str:
 
 
 def set_documents(lengths: Sequence[int]) -> None:
-    """Say how long the documents are that the next forward pass reads, in their order; they fill its one row."""
+    """Set the lengths of the documents of the next forward pass, in their order; they fill its one row."""
     _documents[:] = lengths
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # the documents are another number in each pack
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # each pack has another number of documents
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -90,7 +90,7 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float 
 
 @cache
 def _varlen_parameters() -> frozenset[str]:
-    """What this torch's varlen attention takes: 2.10 has `is_causal`, later ones a window, a scale and grouped keys."""
+    """Parameters of this torch's varlen attention: 2.10 has `is_causal`, later ones a window, a scale, grouped keys."""
     from torch.nn.attention.varlen import varlen_attn
 
     return frozenset(inspect.signature(varlen_attn).parameters)
@@ -98,13 +98,13 @@ def _varlen_parameters() -> frozenset[str]:
 
 @lru_cache(maxsize=4)
 def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where each document begins, and the end of the last; every layer asks for the same."""
+    """The begin of each document and the end of the last; cached, because every layer needs the same."""
     offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return on_device(offsets, str(device))
 
 
 def on_device(tensor: Tensor, device: str) -> Tensor:
-    """Copy to a device without waiting for the work that is queued there; pageable memory would make the host wait."""
+    """Copy to a device without waiting for its queued work; from pageable memory the host would have to wait."""
     if not device.startswith("cuda"):
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -112,7 +112,7 @@ def on_device(tensor: Tensor, device: str) -> Tensor:
 
 @cache
 def _has_varlen(device: str, dtype: torch.dtype) -> bool:
-    """Torch's variable-length flash attention: CUDA, half precision, Ampere or newer."""
+    """Whether torch's variable-length flash attention can run: CUDA, half precision, Ampere or newer."""
     if device != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:  # as of torch 2.10
@@ -129,7 +129,7 @@ def _mask(
     local_size: int | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """None where the attention function knows the documents and a window hides nothing within any; else sdpa's mask."""
+    """None if the attention function knows the documents and a window covers each of them; else sdpa's mask."""
     told = batch_size == 1 and _documents and q_length == kv_length == sum(_documents) and attention_mask is None
     if told and (local_size is None or max(_documents) <= local_size):
         return None

@@ -1,4 +1,4 @@
-"""The student as training sees it: loaded for training, and its loss on one pack of documents."""
+"""Loads a student for training, and computes its loss on one pack of documents."""
 
 import inspect
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from operators.student.packed_attention import on_device, set_documents, use_pac
 
 @dataclass(frozen=True)
 class Pack:
-    """One pack, or a dummy without documents that keeps a worker in step with the others.
+    """One pack, or a dummy without documents, which a worker reads when it has no pack left and others still have one.
 
     Attributes:
         input_ids: of all documents, one after the other.
-        labels: as many; -100 where there is no loss, and for the first token of each document.
+        labels: as many; -100 for tokens without loss and for the first token of each document.
         document_lengths: tokens of each document.
         document_uids: signed 64-bit identity of each.
     """
@@ -32,7 +32,7 @@ class Pack:
 
 
 def joined(packs: Sequence[Pack]) -> Pack:
-    """One pack with the documents of several; dummies leave no trace beside others."""
+    """One pack with the documents of several; dummies are left out unless all are dummies."""
     parts = [pack for pack in packs if pack.document_lengths] or list(packs[:1])
     return Pack(
         [token for pack in parts for token in pack.input_ids],
@@ -43,12 +43,12 @@ def joined(packs: Sequence[Pack]) -> Pack:
 
 
 def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | None = None) -> Any:
-    """Load a student for training, in exact attention that keeps the documents of a pack apart.
+    """Load a student for training, with exact attention that keeps the documents of a pack apart.
 
     Args:
         student: folder or hub id.
         dtype: of the weights.
-        config: replaces the student's own, such as one with fewer layers.
+        config: used instead of the student's own, for example with fewer layers.
 
     Returns:
         The model, in training mode.
@@ -74,16 +74,16 @@ def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | 
 def summed_loss(model: Any, pack: Pack, device: str = "cpu") -> Tensor:
     """Sum of the cross entropy over the supervised tokens of a pack, in nats; fp32 scalar, 0 for a dummy.
 
-    Only positions that predict a supervised token pass through the head. No attention mask is given: documents are
-    told apart by their lengths, or by their position ids, which restart at 0.
+    Only positions that predict a supervised token pass through the head. There is no attention mask: lengths separate
+    the documents, or position ids, which restart at 0.
     """
     lengths = pack.document_lengths or [len(pack.input_ids)]
     set_documents(lengths)
-    # Everything is chosen on the host: reading a result from a GPU would wait for all work queued there.
+    # Everything is decided on the host, because reading a result from a GPU would wait for all its queued work.
     targets = torch.tensor(pack.labels[1:])
     predicting = (targets != IGNORED).nonzero()[:, 0]
     nothing = not len(predicting)
-    if nothing:  # a position all the same, so that the forward and backward passes run, with a loss of zero
+    if nothing:  # use one position, so that the forward and backward passes run, with a loss of zero
         predicting, targets = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     input_ids, positions, kept, wanted = (

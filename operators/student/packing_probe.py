@@ -1,7 +1,7 @@
-"""Do documents of one pack influence each other? Asked of the student's own code, not of a list of families.
+"""Tests whether documents of one pack influence each other, by running the student's own code.
 
-Hybrids with state-space or convolution layers carry a state across documents, and learned or ALiBi positions count over
-the whole pack; either would be trained wrong without an error.
+Hybrids with state-space or convolution layers carry a state from one document to the next, and learned or ALiBi
+positions count over the whole pack. Without this test, both would be trained wrongly without an error.
 """
 
 from copy import deepcopy
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _LENGTHS = (30, 41, 25)  # tokens of three documents
 _PROMPT = 10  # tokens of each without loss
-_SMALL = 1 << 30  # bytes of weights that are probed in float32; larger ones in bfloat16
+_SMALL = 1 << 30  # weights of up to this many bytes are probed in float32, larger ones in bfloat16
 
 
 @dataclass(frozen=True)
 class PackingProbe:
-    """What the student's losses on random documents say.
+    """Comparisons of the student's losses on random documents.
 
     Attributes:
         change: relative difference between the documents' losses alone and packed.
@@ -41,7 +41,7 @@ class PackingProbe:
 
     @property
     def leaks(self) -> bool:
-        """Documents influence each other by more than rounding does."""
+        """Whether documents influence each other by more than rounding errors."""
         limit = 2e-5 if self.dtype == torch.float32 else 2e-2
         return self.change > limit or self.moved > limit / 10
 
@@ -52,17 +52,14 @@ def probe_packing(student: str, config: "PretrainedConfig", packed: bool = True)
     Args:
         student: folder or hub id.
         config: its configuration.
-        packed: compare; otherwise one document is read, to see that the student can be trained at all.
-
-    Returns:
-        What was found.
+        packed: compare; otherwise read one document, to check that the student can be trained at all.
     """
     small = first_layers(config)
     width = getattr(config.get_text_config(), "hidden_size", 1024)
     dtype = torch.float32 if config.get_text_config().vocab_size * width * 4 < _SMALL else torch.bfloat16
     model = load_trainable(student, dtype, small)
     attention = attention_in_use(model)
-    model.eval()  # dropout, where a student has it, would tell two documents apart
+    model.eval()  # dropout would make two equal documents differ
     with torch.no_grad():
         if not packed:
             documents = _documents(model, seed=0)
@@ -82,13 +79,13 @@ def compare(model: Any) -> tuple[float, float]:
     losses = [*alone, together, before, after]
     if not all(loss == loss and abs(loss) < float("inf") for loss in losses):
         raise ValueError(f"the loss of random tokens is {losses}, not a finite number")
-    # The sum could hide that one document gains what another loses, so the second is held against itself alone too.
+    # In the sum, a gain of one document could hide a loss of another, so one document is also compared by itself.
     change = max(abs(sum(alone) - together) / abs(sum(alone)), abs(alone[1] - before) / abs(alone[1]))
     return change, abs(after - before) / abs(before)
 
 
 def first_layers(config: "PretrainedConfig") -> "PretrainedConfig":
-    """The configuration cut down to the first layers, as many as show each kind of layer once, at least two."""
+    """The configuration with only the first layers: at least two, and enough to have each kind of layer once."""
     small = deepcopy(config)
     text = small.get_text_config()
     count = text.num_hidden_layers

@@ -1,4 +1,4 @@
-"""Where a student runs that only reads: how many actors, on what, and how much at a time."""
+"""Where a student runs for inference: how many actors, on which devices, and how much at a time."""
 
 from typing import Any, Literal
 
@@ -16,17 +16,17 @@ class StudentPoolConfig(StageConfig):
     batch_tokens: Operational[int] = Field(
         4096,
         ge=1,
-        description="Most tokens, padding included, of one forward pass; it limits the memory of the logits.",
+        description="Largest number of tokens of one forward pass, with padding; limits the memory of the logits.",
     )
     max_tokens: int = Field(
         2048,
         ge=2,
-        description="Length of the longest sequence that is scored, in tokens; longer ones get a counted reason.",
+        description="Length of the longest sequence that is scored, in tokens; the report counts longer ones.",
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="Number format in which the student reads, on CPUs and on GPUs; bf16 takes half the memory, and "
-        "its scores are coarser.",
+        description="Number format of the student, on CPUs and on GPUs; bf16 takes half the memory and gives less "
+        "precise scores.",
     )
     actors: Operational[int] = Field(1, ge=1, description="Number of actors, each with a copy of the student.")
     gpus_per_actor: Operational[float] = Field(
@@ -38,6 +38,6 @@ class StudentPoolConfig(StageConfig):
     threads: Operational[int] = Field(1, ge=1, description="Number of torch threads of an actor on CPUs.")
 
     def resources(self) -> dict[str, Any]:
-        """What one actor asks of Ray."""
+        """The resources of one actor, as options for Ray."""
         gpus = {"num_gpus": self.gpus_per_actor} if self.gpus_per_actor else {}
         return {"num_cpus": self.cpus_per_actor, **gpus}

@@ -1,4 +1,4 @@
-"""HyperAttention in training: which layers use it, and which path its documents really take."""
+"""HyperAttention in training: the layers that use it, and the path that its documents take."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,10 +12,10 @@ from operators.train.config import TrainConfig
 
 
 def count_hyper_layers(student: str, config: TrainConfig) -> int:
-    """How many layers will use HyperAttention; 0 without it.
+    """The number of layers that will use HyperAttention; 0 without it.
 
     Raises:
-        ValueError: it is configured, and no layer can.
+        ValueError: it is configured, but no layer can use it.
     """
     if config.attention != "hyper_attention":
         return 0
@@ -30,7 +30,7 @@ def count_hyper_layers(student: str, config: TrainConfig) -> int:
 
 
 def configured_attention(model: Any, config: TrainConfig) -> AbstractContextManager[object]:
-    """Inside the context the model attends as the configuration says; documents of a pack stay apart either way."""
+    """A context in which the model uses the configured attention; documents of a pack stay apart in any case."""
     if config.attention == "sdpa":
         return nullcontext()
     from kernels.hyper_attention.huggingface import patched_attention
@@ -39,7 +39,7 @@ def configured_attention(model: Any, config: TrainConfig) -> AbstractContextMana
 
 
 def hyper_attention_routes(model: Any, config: TrainConfig, document_lengths: Iterable[Sequence[int]]) -> list[str]:
-    """What HyperAttention does with the longest document on the model's device: it may well be exact attention.
+    """The path that HyperAttention takes for the longest document on the model's device; it may be exact attention.
 
     Args:
         model: the student.
@@ -59,7 +59,7 @@ def hyper_attention_routes(model: Any, config: TrainConfig, document_lengths: It
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     parameter = next(model.parameters())
-    empty = torch.empty((1, 1, 1, 1), device=parameter.device, dtype=parameter.dtype)  # its values play no part
+    empty = torch.empty((1, 1, 1, 1), device=parameter.device, dtype=parameter.dtype)  # device and dtype matter
     q, k = (empty.expand(1, number, longest, size) for number in (heads, key_heads))
     route = explain(q, k, True, config=config.hyper_attention_config(), packed=True)
     return [f"HyperAttention: the longest document has {longest} tokens and takes the path {route}"]

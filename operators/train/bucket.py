@@ -1,8 +1,8 @@
-"""Training of a student that lies in a bucket: the workers of one node share a folder on its disk, and it is mirrored.
+"""Trains a student whose folder is in a bucket: the workers of one node share a folder on its disk, which is mirrored.
 
-Before an attempt the node gets what is in the bucket. While it trains, each checkpoint is copied there as soon as it is
-complete, its marker last, and what retention deleted is deleted there too; the steps' metrics come with it. At the end
-the student follows, and the file that says so comes last. So an attempt on another node goes on from the bucket.
+Before an attempt, the node copies the contents of the bucket. During training it copies each complete checkpoint to the
+bucket, its marker last, with the metrics of the steps; checkpoints that retention deletes are deleted there too. At the
+end it copies the student, and last the file that says so. So an attempt on another node continues from the bucket.
 """
 
 import json
@@ -30,7 +30,7 @@ from operators.train.stopping import STOP, stop_is_asked
 PACKS, RAY_TRAIN = "packs", "ray_train"  # below CHECKPOINTS
 MARKER = "COMPLETE"
 _LOG = logging.getLogger(__name__)
-LOOK_S = 2.0  # between two looks for a checkpoint that was completed
+LOOK_S = 2.0  # seconds between two looks for a complete checkpoint
 
 
 def train_from_bucket(settings: dict[str, TrainJob]) -> None:
@@ -40,13 +40,13 @@ def train_from_bucket(settings: dict[str, TrainJob]) -> None:
 
 
 def working_folder(home: str) -> Path:
-    """Where a student in a bucket is trained, on the disk of the node that trains it."""
+    """The folder on the node's disk in which a student in a bucket is trained."""
     return cache_folder() / "training" / sha256(home.encode()).hexdigest()[:32]
 
 
 @contextmanager
 def working_copy(job: TrainJob) -> Iterator[TrainJob]:
-    """The job with its folder on the disk of this node; every worker must call it.
+    """The job with a folder on the disk of this node; every worker must call this.
 
     Raises:
         ValueError: the workers are on several nodes, which share no folder.
@@ -68,7 +68,7 @@ def working_copy(job: TrainJob) -> Iterator[TrainJob]:
         raise
     finally:
         failed = folder / CHECKPOINTS / FAILED
-        if failed.is_file():  # whoever wrote it: the first worker may be killed before its mirror ends
+        if failed.is_file():  # every worker reports it, because the first one may be killed before its mirror ends
             _tell(job, str(json.loads(failed.read_text())["error"]))
     dist.barrier()
     if first:
@@ -86,13 +86,13 @@ def _require_one_node() -> None:
 
 
 def _tell(job: TrainJob, error: str) -> None:
-    """Let the driver and restarted workers know what would repeat, with the places that the user knows."""
+    """Store an error that would repeat, for the driver and restarted workers, with the paths that the user knows."""
     text = error.replace(str(working_folder(job.folder)), job.folder)
     put_file(f"{job.folder}/{CHECKPOINTS}/{FAILED}", json.dumps({"error": text}))
 
 
 class Mirror(threading.Thread):
-    """Copies what a training writes on this disk to its place in the bucket, while inside and at the end."""
+    """Copies the files that training writes on this disk to the bucket, while inside and at the end."""
 
     def __init__(self, folder: Path, home: str) -> None:
         super().__init__(daemon=True, name="mirror")
@@ -105,7 +105,7 @@ class Mirror(threading.Thread):
         self.start()
 
     def __exit__(self, *_: object) -> None:
-        """Copy the rest: checkpoints, metrics, the student, and last what says that it is complete."""
+        """Copy the rest: checkpoints, metrics, the student, and last the file that says that it is complete."""
         self._ended.set()
         self.join()
         self.look()
@@ -114,12 +114,12 @@ class Mirror(threading.Thread):
         push(self._folder, self._home, [name for name in names if name == f"{CHECKPOINTS}/{EXPORTED}"])
 
     def run(self) -> None:
-        """The thread's body: a look at the disk now and then. What fails is tried again, the last time at the end."""
+        """The thread's body: look at the disk regularly. A failed copy is tried again, the last time at the end."""
         told = ""
         while not self._ended.wait(LOOK_S):
             try:
                 self.look()
-            except Exception as error:  # noqa: BLE001 - until it works, a lost node costs all that is not there
+            except Exception as error:  # noqa: BLE001 - training goes on; without a copy, a lost node costs progress
                 words = without_credentials(" ".join(str(error).split()))[:300]
                 if words != told:
                     _LOG.warning("train: %s is tried again: a checkpoint could not be copied: %s", self._home, words)
@@ -128,7 +128,7 @@ class Mirror(threading.Thread):
                 told = ""
 
     def look(self) -> None:
-        """Copy checkpoints that were completed since the last look, delete those that are gone, and hand on a stop."""
+        """Copy newly completed checkpoints, delete those that were deleted here, and pass on a request to stop."""
         checkpoints = self._folder / CHECKPOINTS
         if stop_is_asked(self._home):
             (checkpoints / STOP).touch()
@@ -146,7 +146,7 @@ class Mirror(threading.Thread):
         try:
             push(folder, home, json.loads((folder / MARKER).read_text())["files"])
             push(folder, home, [MARKER])
-        except FileNotFoundError:  # retention deleted it meanwhile: a newer one is complete
+        except FileNotFoundError:  # retention deleted it during the copy, because a newer one is complete
             delete(home)
             return
         self._there.add(name)

@@ -1,8 +1,8 @@
-"""Training state on disk: sharded checkpoints that count only when complete, and the finished student.
+"""Training state on disk: sharded checkpoints that count only when they are complete.
 
-A checkpoint is DeepSpeed's own folder, one shard a worker, beside a COMPLETE marker that is written last and holds the
-digest of each file. Shards are pickles, so they are read only where they are what this user wrote: digest and owner are
-checked first, and an older checkpoint is taken where they differ. What is released is safetensors.
+A checkpoint is DeepSpeed's own folder, with one shard per worker, and a COMPLETE marker that is written last and holds
+the digest of each file. Shards are pickles, so they are read only if this user wrote them and nobody changed them:
+digest and owner are checked first, and if they differ, an older checkpoint is used. Released students are safetensors.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ STATE = "state"
 
 @dataclass(frozen=True)
 class CheckpointSpec:
-    """What a checkpoint is of; it may only be continued under the same.
+    """What a checkpoint belongs to; only a training with the same identity and ZeRO stage may continue it.
 
     Attributes:
         identity: hash of packs, student and everything in the configuration that changes the result.
-        world_size: workers that wrote it, one shard each.
+        world_size: number of workers that wrote it, one shard each.
         zero_stage: how it is sharded.
     """
 
@@ -38,7 +38,7 @@ class CheckpointSpec:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: `step` optimizer steps were finished when it was written."""
+    """A complete checkpoint, written after `step` finished optimizer steps."""
 
     folder: Path
     step: int
@@ -52,15 +52,15 @@ def save_checkpoint(engine: Any, checkpoints: Path, step: int, spec: CheckpointS
         engine: the DeepSpeed engine.
         checkpoints: a folder that all workers share.
         step: optimizer steps finished.
-        spec: what it is a checkpoint of.
-        keep: older complete checkpoints beyond this number are removed.
+        spec: what the checkpoint belongs to.
+        keep: number of complete checkpoints to keep; older ones are removed.
     """
     folder = checkpoints / f"step-{step:08d}"
     if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed attempt
         folder.mkdir(parents=True)
     dist.barrier()
-    # What is not trained, as the student under adapters, is loaded from where it lies.
+    # Weights that are not trained, such as the student's under adapters, are loaded from the student itself.
     engine.save_checkpoint(str(folder), tag=STATE, save_latest=False, exclude_frozen_parameters=True)
     dist.barrier()
     digests = _gathered(_digests(folder))
@@ -74,7 +74,7 @@ def save_checkpoint(engine: Any, checkpoints: Path, step: int, spec: CheckpointS
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
-    """All checkpoints with a marker whose files are there in full, oldest first; others are as if absent."""
+    """All checkpoints with a marker and all their files, oldest first; others are ignored."""
     found = []
     for marker in sorted(checkpoints.glob(f"step-*/{_MARKER}")):
         content = json.loads(marker.read_text())
@@ -85,12 +85,12 @@ def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
 
 
 def require_continuable(checkpoints: Path, spec: CheckpointSpec) -> Checkpoint | None:
-    """The newest complete checkpoint, None if there is none; its content is checked when it is loaded.
+    """The newest complete checkpoint, None if there is none; its content is checked only when it is loaded.
 
     Any number of workers may have written it.
 
     Raises:
-        ValueError: it is of other packs, another configuration or ZeRO stage.
+        ValueError: it belongs to other packs, another configuration or ZeRO stage.
     """
     found = complete_checkpoints(checkpoints)
     if not found:
@@ -107,13 +107,13 @@ def require_continuable(checkpoints: Path, spec: CheckpointSpec) -> Checkpoint |
 
 
 def newest_good(checkpoints: Path, spec: CheckpointSpec) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose content is what was written; every worker must call it.
+    """The newest undamaged checkpoint; every worker must call this.
 
     Returns:
-        The checkpoint, None where none is good, and what was wrong with newer ones.
+        The checkpoint, None if all are damaged, and what is wrong with newer ones.
 
     Raises:
-        ValueError: as of `require_continuable`.
+        ValueError: as for `require_continuable`.
     """
     problems: list[str] = []
     if require_continuable(checkpoints, spec) is None:
@@ -127,10 +127,10 @@ def newest_good(checkpoints: Path, spec: CheckpointSpec) -> tuple[Checkpoint | N
 
 
 def given_checkpoint(folder: str, spec: CheckpointSpec) -> Checkpoint:
-    """A checkpoint that the configuration names, of any packs and configuration; every worker must call it.
+    """A checkpoint that the configuration names, of any packs and configuration; every worker must call this.
 
     Raises:
-        ValueError: there is none, it is damaged, or another ZeRO stage wrote it.
+        ValueError: there is none, it is damaged, or it has another ZeRO stage.
     """
     found = named_checkpoint(folder, spec.zero_stage)
     problem = damage(found)
@@ -140,10 +140,10 @@ def given_checkpoint(folder: str, spec: CheckpointSpec) -> Checkpoint:
 
 
 def named_checkpoint(folder: str, zero_stage: int) -> Checkpoint:
-    """A checkpoint that the configuration names; its content is not looked at.
+    """A checkpoint that the configuration names; its content is not checked.
 
     Raises:
-        ValueError: there is none, or another ZeRO stage wrote it.
+        ValueError: there is none, or it has another ZeRO stage.
     """
     wanted = Path(folder).resolve()
     found = next((one for one in complete_checkpoints(wanted.parent) if one.folder == wanted), None)
@@ -158,14 +158,14 @@ def named_checkpoint(folder: str, zero_stage: int) -> Checkpoint:
 
 
 def damage(checkpoint: Checkpoint) -> str:
-    """What is wrong with a checkpoint, the same on every worker, each of which reads a part of it; "" if it is good."""
+    """What is wrong with a checkpoint, "" if nothing; each worker reads a part, and all get the same result."""
     marker = json.loads((checkpoint.folder / _MARKER).read_text())
     known = marker.get("digests", {})
     strange = [file.name for file in [*_files(checkpoint.folder), checkpoint.folder / _MARKER] if not _is_ours(file)]
-    # Every worker gathers, also one that refuses a file: the others would hang in the collective.
+    # Every worker must gather, also one that refuses a file, or the others would hang in the collective.
     found = _gathered({} if strange else _digests(checkpoint.folder))
     differing = sorted(name for name in marker["files"] if found.get(name) != known.get(name, ""))
-    # All workers decide alike: one that loads while another does not would hang in the collective.
+    # All workers must decide the same: if only some of them load, they would hang in the collective.
     texts = _gathered({str(_rank()): f"{strange} {differing}" if strange or differing else ""})
     worst = next((text for text in texts.values() if text), "")
     if not worst:
@@ -175,7 +175,7 @@ def damage(checkpoint: Checkpoint) -> str:
 
 
 def load_checkpoint(engine: Any, folder: Path, tag: str = STATE) -> None:
-    """Restore weights and optimizer; every worker must call it."""
+    """Restore weights and optimizer; every worker must call this."""
     # The learning rate is a function of the step, so there is no scheduler to restore.
     all_there = all(parameter.requires_grad for parameter in engine.module.parameters())
     path, _ = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=all_there, load_lr_scheduler_states=False)
@@ -184,7 +184,7 @@ def load_checkpoint(engine: Any, folder: Path, tag: str = STATE) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Replace `path` in one step: a reader sees the old content or the new, never a part."""
+    """Replace the file `path` in one step: a reader sees the old or the new content, never a part."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with unfinished.open("w") as file:
         json.dump(content, file, indent=1)
@@ -198,13 +198,13 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_ours(file: Path) -> bool:
-    """Written by this user, into a file that no stranger may write."""
+    """Whether this user (or root) owns the file, and not everybody may write to it."""
     found = file.lstat()
     return stat.S_ISREG(found.st_mode) and found.st_uid in (os.geteuid(), 0) and not found.st_mode & stat.S_IWOTH
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """This worker's part of the files: a checkpoint is as large as all shards together."""
+    """Digests of this worker's part of the files; the work is shared, because a checkpoint is large."""
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     found = {}
     for file in list(_files(folder))[_rank() :: world_size]:

@@ -1,8 +1,8 @@
-"""The student's layers through torch.compile: norms, rotary positions and activations become a few kernels.
+"""Compiles the student's layers with torch.compile: norms, rotary positions and activations become a few kernels.
 
-Each layer is compiled by itself, and once for all layers and lengths, as they run the same code; attention stays
-outside, because the documents of a pack are others each time. The cross entropy is compiled too: it reads the logits
-once where it would make several copies of them in fp32.
+One layer is compiled, for all layers and lengths, as they run the same code. Attention is not compiled, because each
+pack has other documents. The cross entropy is compiled too: it then reads the logits once, instead of making several
+copies of them in fp32.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from operators.student.chunked_loss import compile_loss
 
 
 def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -> int:
-    """Let the model's layers and its loss be compiled when they are first called; how many layers there are.
+    """Let the model's layers and its loss be compiled when they are first called; returns the number of layers.
 
     Args:
         model: the student, with its adapters.
         backend: of torch.compile.
 
     Raises:
-        ValueError: the model does not say which modules are its layers.
+        ValueError: the model does not name its layers.
     """
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]

@@ -1,4 +1,4 @@
-"""The configuration of training, and what follows from it alone: DeepSpeed's settings and the learning rate."""
+"""The configuration of training, and values that it determines: DeepSpeed's settings and the learning rate."""
 
 import hashlib
 import math
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from operators.stage import Operational, StageConfig
 from operators.train.lora import LoraConfig
 
-if TYPE_CHECKING:  # torch is seconds to import
+if TYPE_CHECKING:  # torch takes seconds to import
     from kernels.hyper_attention import HyperAttentionConfig
 
 _BUCKET_ELEMENTS, _BUCKET_ELEMENTS_ON_CPUS = 50_000_000, 10_000_000
@@ -30,14 +30,14 @@ class TrainConfig(StageConfig):
     )
     zero_stage: Operational[Literal[0, 1, 2, 3]] = Field(
         default=2,
-        description="What DeepSpeed ZeRO shards over the workers; 0 in bf16 is carried out as 1, with the same result.",
+        description="What DeepSpeed ZeRO shards over the workers; with bf16, 0 runs as 1, with the same result.",
     )
     max_steps: int = Field(default=0, ge=0, description="Number of optimizer steps; 0 means as many as `epochs` takes.")
     epochs: int = Field(default=3, ge=1, description="Number of passes over the packs if `max_steps` is 0.")
     packs_per_step: int = Field(
         default=8,
         ge=1,
-        description="Packs of one optimizer step over all workers; unused where examples or tokens are counted.",
+        description="Packs of one optimizer step over all workers; unused if examples or tokens are counted.",
     )
     examples_per_step: int = Field(
         default=0,
@@ -49,14 +49,12 @@ class TrainConfig(StageConfig):
         ge=0,
         description="Tokens of one optimizer step over all workers, as nearly as whole packs allow; 0 counts packs.",
     )
-    learning_rate: float = Field(default=2e-5, gt=0, description="The learning rate that the warm-up ends with.")
+    learning_rate: float = Field(default=2e-5, gt=0, description="The learning rate at the end of the warm-up.")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         default="cosine",
-        description="How the rate falls after the warm-up; wsd stays level and falls linearly over the last fifth.",
+        description="How the rate falls after the warm-up; wsd stays constant and falls linearly over the last fifth.",
     )
-    warmup_fraction: float = Field(
-        default=0.03, ge=0, lt=1, description="Fraction of the steps that is linear warm-up."
-    )
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="Fraction of the steps with linear warm-up.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="Largest 2-norm of the gradient; a larger gradient is scaled down."
@@ -70,8 +68,8 @@ class TrainConfig(StageConfig):
     packs_per_pass: Operational[int] = Field(
         default=1,
         ge=1,
-        description="Packs that a worker reads in one forward pass; several keep a GPU busy that one does not, and "
-        "take as much more memory. With dropout it is always one.",
+        description="Packs that a worker reads in one forward pass; several keep a GPU busier, and need as many times "
+        "the memory. With dropout it is always one.",
     )
     compile: Operational[bool] = Field(
         default=False,
@@ -98,11 +96,11 @@ class TrainConfig(StageConfig):
     evaluate_every_steps: int = Field(
         default=0,
         ge=0,
-        description="Number of steps between two losses on packs that are kept out of training; the weights with the "
-        "lowest are exported. 0 keeps no pack out and exports the last weights.",
+        description="Number of steps between two evaluations on packs that are kept out of training; the weights with "
+        "the lowest loss are exported. 0 keeps no pack out and exports the last weights.",
     )
     validation_share: float = Field(
-        default=0.05, gt=0, lt=1, description="Fraction of the packs that is kept out of training, if anything is."
+        default=0.05, gt=0, lt=1, description="Fraction of the packs that is kept out of training for evaluations."
     )
     patience: int = Field(
         default=0,
@@ -115,12 +113,12 @@ class TrainConfig(StageConfig):
         description="Number of steps between two checkpoints; 0 means none, so that a restart begins at step 0.",
     )
     keep_checkpoints: Operational[int] = Field(
-        default=2, ge=1, description="Number of checkpoints that are kept while training; all go when it is done."
+        default=2, ge=1, description="Number of checkpoints that are kept during training; all are deleted at its end."
     )
     resume_from: str = Field(
         default="",
-        description="Folder `step-<number>` of another run's checkpoint, whose weights, optimizer and step are taken "
-        "over, such as one before a divergence; empty begins with the student.",
+        description="Folder `step-<number>` of another run's checkpoint, from which this run takes weights, optimizer "
+        "and step, such as one before a divergence; empty begins with the student.",
     )
     max_failures: Operational[int] = Field(
         default=3, ge=0, description="Number of restarts of the workers before the run fails."
@@ -172,7 +170,7 @@ class TrainConfig(StageConfig):
         return self
 
     def hyper_attention_config(self) -> "HyperAttentionConfig":
-        """Mode and sizes for the layers that use HyperAttention; strictly causal unless the configuration says not."""
+        """Mode and sizes for the layers that use HyperAttention; mode "causal_local" unless configured otherwise."""
         from kernels.hyper_attention import HyperAttentionConfig
 
         values: dict[str, Any] = {"mode": "causal_local", **self.hyper_attention}
@@ -211,13 +209,13 @@ class TrainConfig(StageConfig):
 
     @property
     def sharding(self) -> int:
-        """The ZeRO stage that is used: DeepSpeed accumulates bf16 gradients in fp32 from stage 1 on only."""
+        """The ZeRO stage that is used: at least 1 with bf16, as stage 0 does not accumulate its gradients in fp32."""
         return max(1, self.zero_stage) if self.precision == "bf16" else self.zero_stage
 
     def deepspeed(self) -> dict[str, object]:
-        """DeepSpeed's own configuration: one pack a micro-step, no operation that compiles at run time.
+        """DeepSpeed's own configuration: one pack per micro-step, no operation that compiles at run time.
 
-        The loop says itself which micro-step ends an optimizer step, because steps have different numbers of packs.
+        The loop itself marks the micro-step that ends an optimizer step, because steps have different numbers of packs.
         """
         adamw = {
             "lr": self.learning_rate,
@@ -235,7 +233,7 @@ class TrainConfig(StageConfig):
             "optimizer": {"type": "AdamW", "params": adamw},
             "zero_optimization": {
                 "stage": self.sharding,
-                # DeepSpeed's default of 5e8 elements is two gigabytes of buffer a worker, more than a small model.
+                # DeepSpeed's default of 5e8 elements is a buffer of two gigabytes per worker, more than a small model.
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
             },

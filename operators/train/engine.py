@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of one worker: the process made ready, the student loaded, noise and attention in place."""
+"""Builds the DeepSpeed engine of one worker: prepares the process, loads the student, adds noise and attention."""
 
 import ctypes
 import logging
@@ -38,18 +38,18 @@ def load_student(student: str, config: TrainConfig) -> Any:
 
 @contextmanager
 def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tuple[Any, EmbeddingNoise]]:
-    """The engine around the student, with adapters where they are configured, and the noise on its embedding.
+    """The engine around the student, with adapters if they are configured, and the noise on its embedding.
 
     Args:
         job: what to train.
-        checkpoint: where to go on, written by any number of workers; None begins anew.
+        checkpoint: where to continue, written by any number of workers; None starts from the student.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
     config, resized = job.config, needs_conversion(checkpoint, dist.get_world_size(), job.config.sharding)
     settings = config.deepspeed() | ({"checkpoint": {"load_universal": True}} if resized else {})
-    # While this object lives, from_pretrained shards as it loads; without it every ZeRO-3 worker holds a full copy.
+    # While this object exists, from_pretrained shards as it loads; otherwise each ZeRO-3 worker has a full copy.
     sharding = HfDeepSpeedConfig(settings) if config.sharding == 3 else None
     model = load_student(job.student, config)
     noise_on = neftune(model.get_input_embeddings(), config.neftune_alpha, config.seed, config.neftune_noise)
@@ -71,7 +71,7 @@ def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tupl
 
 
 def prepare_process(config: TrainConfig) -> None:
-    """Before DeepSpeed's first import: choose the device, compile nothing, be quiet."""
+    """Prepare the process before DeepSpeed's first import: choose the device, prevent compilation and log output."""
     if not config.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"
         _return_memory_when_freed()
@@ -87,7 +87,7 @@ def prepare_process(config: TrainConfig) -> None:
 
 
 def _return_memory_when_freed() -> None:
-    """Map each block of a MiB or more by itself: in glibc's heap tensors leave holes, and workers grow by the step."""
+    """Let glibc map each block of a MiB or more: in its heap, tensors leave holes, and workers grow with every step."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)

@@ -1,4 +1,4 @@
-"""The finished student as an ordinary Hugging Face folder: weights, tokenizer, template, and where it stops."""
+"""Exports the finished student as an ordinary Hugging Face folder: weights, tokenizer, template, generation config."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ class ExportError(RuntimeError):
 
 
 def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | None = None) -> str:
-    """Write the trained model; every worker must call it, and every worker raises if rank 0 cannot write.
+    """Write the trained model; every worker must call this, and all raise an error if rank 0 cannot write.
 
     Under ZeRO-3 one tensor at a time is gathered; rank 0 needs host memory for one whole copy of the model.
 
@@ -27,10 +27,11 @@ def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | N
         student: where tokenizer and chat template come from.
         folder: gets safetensors of at most 5 GB, config, generation config (stopping at the learnt end of turn),
             tokenizer and chat template.
-        lora: with a rank, the adapters are merged into the weights and written beside them, or written alone.
+        lora: if it has a rank, the adapters are merged into the weights and also written by themselves, or only the
+            adapters are written.
 
     Returns:
-        What had to change in the generation config so that it can be saved; "" if nothing, and on other ranks.
+        What was changed in the generation config so that it can be saved; "" if nothing, and on other ranks.
 
     Raises:
         ExportError: the folder cannot be written.
@@ -45,7 +46,7 @@ def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | N
                 place = folder / ADAPTER_FOLDER if lora.merge else folder
                 engine.module.save_pretrained(place, state_dict=adapters, save_embedding_layers=False)
             changed = _write(base_of(engine.module), weights, student, folder)
-        except Exception as error:  # noqa: BLE001 - told to all workers, who would wait for this one
+        except Exception as error:  # noqa: BLE001 - sent to all workers, who would wait for this one
             problem[0] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     dist.broadcast_object_list(problem, src=0)
     if problem[0]:
@@ -54,7 +55,7 @@ def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | N
 
 
 def gathered_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights on the host of rank 0, adapters merged, an empty dict elsewhere; tied weights appear once."""
+    """All weights on the host of rank 0, with merged adapters; tied weights appear once. On other ranks {}."""
     import deepspeed
 
     base, first = base_of(module), dist.get_rank() == 0
@@ -77,7 +78,7 @@ def gathered_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def gathered_adapters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The adapters' weights on the host of rank 0, by their names in the wrapper; an empty dict elsewhere."""
+    """The adapters' weights on the host of rank 0, by their names in the wrapper; on other ranks {}."""
     import deepspeed
 
     adapters: dict[str, torch.Tensor] = {}
@@ -90,7 +91,10 @@ def gathered_adapters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _write(model: Any, weights: dict[str, torch.Tensor], student: str, folder: Path) -> str:
-    """The model, or what goes with adapters that lie there already: without config.json their base is loaded too."""
+    """Write the model, or only the files that belong to adapters, which are already in the folder.
+
+    A folder of adapters gets no config.json, so that transformers loads their base model.
+    """
     tokenizer = load_tokenizer(student)
     model.generation_config, changed = exportable(model.generation_config, tokenizer)
     if weights:

@@ -1,4 +1,4 @@
-"""What a training worker is told, and the names of the files by which driver and workers talk."""
+"""The job of a training worker, and the names of the files through which driver and workers communicate."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ BEST = "best"  # below CHECKPOINTS: the weights with the lowest validation loss
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What a worker is told; the same for all workers. `began` is the Unix time of the run's first attempt."""
+    """The job of all workers; `began` is the Unix time of the run's first attempt."""
 
     config: TrainConfig
     student: str
@@ -24,5 +24,5 @@ class TrainJob:
 
     @property
     def spec(self) -> CheckpointSpec:
-        """What its checkpoints are of."""
+        """What its checkpoints belong to."""
         return CheckpointSpec(self.identity, self.config.num_workers, self.config.sharding)

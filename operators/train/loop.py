@@ -1,7 +1,7 @@
-"""What each training worker does: a plain DeepSpeed loop over the plan, with NEFTune as a hook.
+"""The body of each training worker: a plain DeepSpeed loop over the packs in their order, with NEFTune as a hook.
 
 The loss of a step is the sum of the cross entropy over its supervised tokens, divided by their number over all
-workers; so the curve is the same for any number of workers, however many tokens each happens to hold.
+workers. So the curve is the same for any number of workers, even if they have different numbers of tokens.
 """
 
 import json
@@ -28,12 +28,12 @@ from operators.train.validation import History, history_of
 def train_worker(settings_of_run: dict[str, TrainJob]) -> None:
     """The body of one Ray Train worker: restore or start, train, export; rank 0 writes metrics and the summary.
 
-    An error that would repeat is written down before it is raised, so that restarted workers do not try it again.
+    An error that would repeat is stored before it is raised, so that restarted workers do not try again.
 
     Raises:
-        ValueError: the packs are not those of the driver, or a checkpoint is of another run.
-        NotFiniteError: loss or gradient.
-        ExportError: the trained student cannot be written; a checkpoint of it was.
+        ValueError: the packs are not those of the driver, or a checkpoint belongs to another run.
+        NotFiniteError: loss or gradient is not finite.
+        ExportError: the trained student cannot be written; there is a checkpoint of it.
     """
     job = settings_of_run["job"]
     if read_failure(Path(job.folder)):
@@ -47,14 +47,14 @@ def train_worker(settings_of_run: dict[str, TrainJob]) -> None:
 
 
 def would_repeat(error: BaseException) -> bool:
-    """Whether restarted workers would end with the same error: everything but a lost worker, connection or file."""
+    """Whether restarted workers would fail with the same error: true unless a worker, connection or file was lost."""
     certain = (NotFiniteError, ExportError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError)
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
     return memory or isinstance(error, certain)
 
 
 def read_failure(folder: Path) -> str:
-    """What ended the training of `folder` for good, "" if nothing did."""
+    """The stored error that would repeat, for the training in `folder`; "" if there is none."""
     path = folder / CHECKPOINTS / FAILED
     return str(json.loads(path.read_text())["error"]) if path.is_file() else ""
 
@@ -77,7 +77,7 @@ def _train(job: TrainJob) -> None:
     with loaded(job, checkpoint) as (engine, noise):
         trainer = Trainer(job, engine, noise, store)
         saved, finished, history = _steps(job, engine, trainer, start)
-        if trainer.stop_asked:  # the driver knows why, and exports nothing
+        if trainer.stop_asked:  # the driver asked for this, and wants no export
             return
         notes += trainer.notes
         if finished < trainer.total_steps:
@@ -93,7 +93,7 @@ def _train(job: TrainJob) -> None:
 
 
 def _given(job: TrainJob, store: PackStore) -> Checkpoint:
-    """The checkpoint of another run to begin with, which leaves something to train."""
+    """The checkpoint of another run to begin with; it must leave at least one step to train."""
     found = given_checkpoint(job.config.resume_from, job.spec)
     total = job.config.total_steps(pack_order(store.document_lengths, job.config).steps_per_epoch)
     if found.step >= total:
@@ -105,7 +105,7 @@ def _given(job: TrainJob, store: PackStore) -> Checkpoint:
 
 
 def _steps(job: TrainJob, engine: Any, trainer: Trainer, start: int) -> tuple[int, int, History]:
-    """Train from `start` on; steps in the last checkpoint, finished steps, and the losses on what is kept out."""
+    """Train from `start` on; returns the step of the last checkpoint, the finished steps, and the validation losses."""
     folder, config, total = Path(job.folder), job.config, trainer.total_steps
     history = history_of(read_metrics(folder / METRICS), config.patience, start)
     evaluate_every, save_every = config.evaluate_every_steps, config.checkpoint_every_steps
@@ -130,7 +130,7 @@ def _steps(job: TrainJob, engine: Any, trainer: Trainer, start: int) -> tuple[in
 
 
 def _best_checkpoint(job: TrainJob, history: History, finished: int, notes: list[str]) -> Checkpoint | None:
-    """What is to be exported instead of the last weights; None if they are the best, or nothing says which are."""
+    """The checkpoint to export instead of the last weights; None if those are the best, or nothing was evaluated."""
     if history.best is None:
         return None
     best = history.best
@@ -149,12 +149,12 @@ def _best_checkpoint(job: TrainJob, history: History, finished: int, notes: list
 def _finish(
     job: TrainJob, engine: Any, store: PackStore, notes: list[str], best_step: int | None, unsaved: int = 0
 ) -> None:
-    """Export the student and say so; `unsaved` steps are saved first where that fails."""
+    """Export the student and write the summary; if the export fails, `unsaved` steps are saved in a checkpoint."""
     folder = Path(job.folder)
     try:
         changed = export_student(engine, job.student, folder, job.config.lora)
     except ExportError:
-        if unsaved:  # a finished training is not lost: the next attempt only exports
+        if unsaved:  # so that a finished training is not lost: the next attempt only exports
             save_checkpoint(engine, folder / CHECKPOINTS, unsaved, job.spec)
         raise
     notes += [f"generation config exported with {changed}"] if changed else []
@@ -171,7 +171,7 @@ def _finish(
 
 
 def _write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Rank 0 says that the student is complete; the driver turns this into the manifest."""
+    """Rank 0 writes that the student is complete; the driver makes the manifest from this."""
     peaks: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if dist.get_rank() == 0:

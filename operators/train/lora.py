@@ -1,4 +1,4 @@
-"""Low-rank adapters by PEFT: the student's weights stay as they are, two small matrices a layer are trained.
+"""Low-rank adapters by PEFT: the student's weights stay unchanged, two small matrices per layer are trained.
 
 Source: LoRA (arXiv:2106.09685), section 4.1: W' = W + alpha / r * B A, with B zero at the start.
 """
@@ -9,20 +9,20 @@ from pydantic import Field, model_validator
 
 from operators.stage import StageConfig
 
-if TYPE_CHECKING:  # seconds to import
+if TYPE_CHECKING:  # takes seconds to import
     import torch
 
 ALL_LINEAR = "all-linear"
-ADAPTER_FOLDER = "adapter"  # inside the student's folder, beside the merged weights
-_NAME = "default"  # of PEFT's one adapter
+ADAPTER_FOLDER = "adapter"  # inside the student's folder, next to the merged weights
+_NAME = "default"  # PEFT's name of the one adapter
 
 
 class LoraConfig(StageConfig):
     """Adapters instead of all weights. A learning rate of 1e-4 to 2e-4 is usual, ten times that of all weights."""
 
     r: int = Field(default=0, ge=0, description="Rank of the adapters; 0 trains all weights and no adapter.")
-    alpha: float = Field(default=0, ge=0, description="Adapters count `alpha / r` times; 0 means twice the rank.")
-    dropout: float = Field(default=0, ge=0, lt=1, description="Dropout on what an adapter reads, while training.")
+    alpha: float = Field(default=0, ge=0, description="Adapters are scaled by `alpha / r`; 0 means twice the rank.")
+    dropout: float = Field(default=0, ge=0, lt=1, description="Dropout on the input of an adapter during training.")
     target_modules: str | list[str] = Field(
         default=ALL_LINEAR,
         description="Layers with an adapter: names such as q_proj, a regular expression for whole names, or "
@@ -30,8 +30,8 @@ class LoraConfig(StageConfig):
     )
     merge: bool = Field(
         default=True,
-        description="Export the student with its adapters merged into it, and the adapters beside it; false exports "
-        "the adapters alone, which need the base model wherever they are loaded.",
+        description="Export the student with merged adapters, and the adapters in a folder of their own; false exports "
+        "only the adapters, which need the base model wherever they are loaded.",
     )
 
     @model_validator(mode="after")
@@ -46,15 +46,15 @@ class LoraConfig(StageConfig):
 
     @property
     def scaled_by(self) -> float:
-        """Alpha as PEFT takes it."""
+        """Alpha for PEFT: the configured one, or twice the rank."""
         return self.alpha or 2.0 * self.r
 
 
 def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
-    """Wrap the model so that only adapters are trained; the model itself where there are none.
+    """Wrap the model so that only adapters are trained; returns the model unchanged if there are none.
 
     Args:
-        model: the student, after everything that looks at its layers.
+        model: the student, after all other changes to its layers.
         config: rank, scale and layers.
         seed: of the adapters' first values, so that they are the same on every worker and after a restart.
 
@@ -78,7 +78,7 @@ def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            # Adapters in the model's type, as ZeRO-3 demands; the optimizer has an fp32 copy of them in any case.
+            # Adapters have the model's dtype, because ZeRO-3 requires it; the optimizer has an fp32 copy in any case.
             wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)
         except ValueError as error:
             raise ValueError(f"train: train.lora.target_modules: {' '.join(str(error).split())}") from None
@@ -92,7 +92,7 @@ def with_adapters(model: Any, config: LoraConfig, seed: int) -> Any:
 
 
 def adapted_layers(model: Any) -> dict[str, Any]:
-    """Layers with an adapter, by their names in the model without adapters."""
+    """Name in the model without adapters -> layer with an adapter."""
     from peft.tuners.lora import LoraLayer
 
     base = base_of(model)
@@ -105,7 +105,7 @@ def base_of(model: Any) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """The name that a weight of an adapted layer has in the student itself; "" for a weight of an adapter."""
+    """The name of a weight in the student itself, without the wrapper's parts; "" for a weight of an adapter."""
     return "" if ".lora_" in name else name.replace(".base_layer.", ".")
 
 

@@ -1,7 +1,7 @@
-"""How much memory a training worker needs for weights, gradients and optimizer, by ZeRO stage.
+"""Estimates the memory of a training worker for weights, gradients and optimizer, by ZeRO stage.
 
-Activations come on top: with recomputation about 2 bytes x layers x hidden size x tokens of a pack, and at most 1 GiB
-of logits. Source: ZeRO (arXiv:1910.02054), section 3, with the fp32 gradients that this project accumulates in.
+Activations are not included: with recomputation, about 2 bytes x layers x hidden size x tokens of a pack, and at most
+1 GiB of logits. Source: ZeRO (arXiv:1910.02054), section 3, but with gradients accumulated in fp32.
 """
 
 import json
@@ -15,18 +15,18 @@ from operators.train.config import TrainConfig
 from operators.train.lora import ALL_LINEAR, LoraConfig
 
 _FP32 = 4
-_MOMENTS = 2 * _FP32  # of Adam
+_MOMENTS = 2 * _FP32  # Adam's two moments
 _MOST_HEADER = 100 << 20  # bytes; the limit of the safetensors format
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
 class StudentSize:
-    """Numbers of weights; 0 where they are not known.
+    """Numbers of weights; 0 if unknown.
 
     Attributes:
-        parameters: of the student.
-        adapters: of low-rank adapters, which are then all that is trained; 0 if all weights are.
+        parameters: weights of the student.
+        adapters: weights of low-rank adapters, if only these are trained; 0 if all weights are.
     """
 
     parameters: int = 0
@@ -34,7 +34,7 @@ class StudentSize:
 
 
 def measure(student: str, lora: LoraConfig) -> StudentSize:
-    """Read the sizes from the heads of a folder's safetensors; all 0 for a model that is not in a folder."""
+    """Read the sizes from the headers of a folder's safetensors; all 0 for a model that is not in a folder."""
     shapes: dict[str, list[int]] = {}
     for file in Path(student).glob("*.safetensors"):
         shapes |= _shapes(file)
@@ -42,21 +42,21 @@ def measure(student: str, lora: LoraConfig) -> StudentSize:
 
 
 def count_adapters(shapes: Mapping[str, list[int]], lora: LoraConfig) -> int:
-    """Weights of all adapters: rank x (outputs + inputs) of each linear layer that gets one."""
+    """Number of weights of all adapters: rank x (outputs + inputs) for each linear layer that gets one."""
     return sum(lora.r * sum(shape) for name, shape in shapes.items() if _is_adapted(name, shape, lora))
 
 
 def bytes_per_worker(size: StudentSize, config: TrainConfig) -> int:
-    """Bytes that one worker holds while training.
+    """Bytes that one worker holds during training.
 
     Args:
-        size: of the student; where it has adapters, only they have gradients and an optimizer.
+        size: of the student; if it has adapters, only they have gradients and optimizer state.
         config: workers, ZeRO stage and precision.
     """
     stage, workers = config.sharding, config.num_workers
     half = config.precision == "bf16"
-    weights, gradients = 2 if half else _FP32, _FP32 + (2 if half else 0)  # bf16 gradients become fp32 as they come
-    master = _FP32 if half or stage else 0  # ZeRO steps on a flat copy of its part
+    weights, gradients = 2 if half else _FP32, _FP32 + (2 if half else 0)  # bf16 gradients are added to fp32 ones
+    master = _FP32 if half or stage else 0  # ZeRO updates a flat fp32 copy of its part
     whole = (0 if stage >= 2 else gradients) + (0 if stage else master + _MOMENTS)
     shared = (gradients if stage >= 2 else 0) + (master + _MOMENTS if stage else 0)
     trained, held = size.adapters or size.parameters, size.parameters + size.adapters
@@ -76,7 +76,7 @@ def _is_adapted(name: str, shape: list[int], lora: LoraConfig) -> bool:
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:
-    """Names and shapes of a file's tensors; none of a file that is damaged, of which another check speaks."""
+    """Names and shapes of a file's tensors; empty if the file is damaged, which another check reports."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

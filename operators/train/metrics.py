@@ -1,4 +1,4 @@
-"""What a run measures of each optimizer step: metrics.jsonl for programs, TensorBoard's files beside it for people."""
+"""Records the measurements of each optimizer step: metrics.jsonl for programs, TensorBoard files for people."""
 
 import json
 import time
@@ -18,12 +18,13 @@ _RATES |= {"padded_tokens": "padded_tokens_per_second", "model_flops": "model_fl
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of metrics.jsonl. Loss in nats per supervised token, with the noise on; `neft_l2` is the mean norm of
-    the noise over the step's documents, null without noise; `grad_norm` is before clipping, null under ZeRO 0 in fp32,
-    where DeepSpeed clips but does not tell. `padded_tokens` are `tokens` and those of dummies. `mfu` is the share of
-    the devices' peak that the model's FLOPs need, null where the peak is not known. `validation_loss` and `quiet_loss`
-    are without noise and after the step, of packs that are kept out and of as many that are trained on; null between
-    evaluations.
+    """One line of metrics.jsonl.
+
+    `loss` is in nats per supervised token, with noise. `neft_l2` is the mean norm of the noise over the step's
+    documents, null without noise. `grad_norm` is the norm before clipping, null under ZeRO 0 in fp32, where DeepSpeed
+    clips but does not report it. `padded_tokens` are `tokens` plus those of dummies. `mfu` is the model's FLOPs as a
+    share of the devices' peak, null if the peak is unknown. `validation_loss` and `quiet_loss` are measured after the
+    step, without noise, on packs that are kept out and on as many packs that are trained on; null between evaluations.
     """
 
     step: int
@@ -45,31 +46,32 @@ class StepMetrics:
 
 
 class Metrics:
-    """Rank 0's files; on other ranks nothing is written."""
+    """Writes rank 0's files; writes nothing on other ranks."""
 
     def __init__(self, file: TextIO | None, curves: Any, began: float = 0.0, seconds: float = 0.0) -> None:
         """
         Args:
             file, curves: where to write.
             began: Unix time at which the first attempt of this run began.
-            seconds: of the steps that were kept from earlier attempts.
+            seconds: time of the steps that earlier attempts finished.
         """
         self._file, self._curves, self._began, self._seconds = file, curves, began, seconds
 
     def record(self, measured: StepMetrics, total_steps: int) -> None:
-        """Write one step down, at once: a killed worker loses no finished line."""
+        """Write one step at once, so that a killed worker loses no finished line."""
         if self._file is None:
             return
         self._seconds += measured.seconds
         line = asdict(measured) | {rate: line_of / measured.seconds for rate, line_of in _amounts(measured)}
-        # The share of the time since the run began that went into steps which count: not loading, saving or restarts.
+        # Goodput: the share of the time since the run began that was spent in finished steps, not in loading, saving or
+        # restarts.
         line["goodput"] = min(1.0, self._seconds / max(time.time() - self._began, 1e-9))
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name in (*_CURVES, *_RATES.values()):
             if line[name] is not None:
                 self._curves.add_scalar(f"train/{name}", line[name], measured.step)
-        from operators.progress import report_progress  # Ray, which a worker of Ray Train has anyway
+        from operators.progress import report_progress  # imports Ray, which a worker of Ray Train has loaded anyway
 
         report_progress("train", rows=1, tokens=measured.tokens, total=total_steps, note=f"loss {measured.loss:.3f}")
 
@@ -80,10 +82,10 @@ def _amounts(measured: StepMetrics) -> list[tuple[str, float]]:
 
 @contextmanager
 def metrics_file(folder: Path, start: int, began: float) -> Iterator[Metrics]:
-    """Rank 0's metrics, cut back to the steps before `start`: lines of lost steps are measured again.
+    """Rank 0's metrics, without lines of the steps from `start` on, which are trained again.
 
-    `began` is the Unix time at which the run's first attempt began. TensorBoard hides what an earlier attempt wrote of
-    the steps from `start` on.
+    `began` is the Unix time at which the run's first attempt began. TensorBoard hides the points that an earlier
+    attempt wrote for steps from `start` on.
     """
     if dist.get_rank() != 0:
         yield Metrics(None, None)
@@ -104,10 +106,10 @@ def metrics_file(folder: Path, start: int, began: float) -> Iterator[Metrics]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none if there is no such file."""
+    """The lines of metrics.jsonl; empty if there is no such file."""
     return lines_of(path.read_text() if path.is_file() else "")
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a killed worker left half written is not one."""
+    """The lines of a metrics.jsonl, without a last line that a killed worker left incomplete."""
     return [json.loads(line) for line in text.split("\n")[:-1]]

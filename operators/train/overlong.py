@@ -1,4 +1,4 @@
-"""What becomes of an example that is longer than a pack: out with a reason, cut, or in several parts."""
+"""Handles an example that is longer than a pack: it is quarantined, truncated, or split into parts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from operators.student.encode import IGNORED, Encoded
 
 Overlong = Literal["quarantine", "truncate", "split"]
-_PART = "#"  # ids of rows are hashes; a second part of row x is x#2
+_PART = "#"  # ids of rows are hashes without "#"; the second part of row x is x#2
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Fitted:
     """Parts of one example, each at most as long as a pack.
 
     Attributes:
-        parts: in their order; none if nothing is left to learn.
-        lost: supervised tokens that are in no part.
-        cut: whether text that counts is in no part: the end of an answer, or what comes before one.
+        parts: in their order; empty if nothing is left to learn.
+        lost: number of supervised tokens that are in no part.
+        cut: whether the parts lack text that matters: the end of an answer, or text before an answer.
     """
 
     parts: list[Encoded]
@@ -25,15 +25,15 @@ class Fitted:
 
 
 def fit(encoded: Encoded, max_tokens: int, overlong: Overlong) -> Fitted:
-    """Cut an example to size; one that fits is its only part.
+    """Fit an example into packs; an example that fits is its only part.
 
     Args:
         encoded: tokens and labels.
         max_tokens: the longest part.
-        overlong: "truncate" keeps the first `max_tokens` tokens, as TRL and axolotl do; so what is lost is the end of
-            the answer, with the end-of-turn token. "split" loses no supervised token: each part begins with the last
-            token of the part before it, from which the next one is predicted, and parts without loss are left out.
-            "quarantine" gives no part.
+        overlong: "truncate" keeps the first `max_tokens` tokens, as TRL and axolotl do, and so loses the end of the
+            answer with the end-of-turn token. "split" loses no supervised token: each part begins with the last token
+            of the part before it, which predicts the next token; parts without loss are left out. "quarantine" gives
+            no part.
     """
     tokens, labels = encoded.input_ids, encoded.labels
     if len(tokens) <= max_tokens:
@@ -50,22 +50,22 @@ def fit(encoded: Encoded, max_tokens: int, overlong: Overlong) -> Fitted:
         for begin in begins
     ]
     learnt = [part for part in parts if _supervised(part.labels)]
-    # Of the last part only what a template writes behind the answer may be without loss.
+    # The last part is ignored: without loss, it holds only text that the template writes after the answer.
     return Fitted(learnt, cut=any(not _supervised(part.labels) for part in parts[:-1]))
 
 
 def part_id(row_id: str, part: int) -> str:
-    """The id of a part of a row, counted from 0; the first part has the row's own."""
+    """The id of part number `part`, from 0, of a row; the first part has the row's id."""
     return f"{row_id}{_PART}{part + 1}" if part else row_id
 
 
 def row_of(part: str) -> str:
-    """The row that an id of a pack is a part of."""
+    """The id of the row to which an id in a pack belongs."""
     return part if is_first_part(part) else part.rpartition(_PART)[0]
 
 
 def is_first_part(row_id: str) -> bool:
-    """Whether an id of a pack stands for a row, not for a later part of one."""
+    """Whether an id in a pack is that of a whole row or its first part, not of a later part."""
     _, mark, number = row_id.rpartition(_PART)
     return not (mark and number.isdigit())
 

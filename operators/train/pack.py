@@ -1,10 +1,10 @@
-"""Recycled examples into packs: whole documents, one after the other, that fit a fixed number of tokens.
+"""Packs recycled examples: whole documents, one after the other, up to a fixed number of tokens.
 
-Rows are first brought together by a hash of their ids, so that packs are a function of rows, tokenizer and
-configuration, whatever the order in which rows arrive. Best-fit-decreasing packing needs every length of a bucket
-before it places one: O(n log n) comparisons and one bucket of tokens in memory (`rows_per_block` x `max_tokens` x 4
-bytes x 3 at most). What it buys on Alpaca is packs that are over 97 % full, at no split of a document and no padding; a
-pack is only ever shorter than `max_tokens`.
+A hash of their ids first groups rows into buckets, so that packs are a function of rows, tokenizer and configuration,
+and do not depend on the order in which rows arrive. Best-fit-decreasing packing needs all lengths of a bucket before it
+places a document: O(n log n) comparisons, and one bucket of tokens in memory (at most `rows_per_block` x `max_tokens` x
+4 bytes x 3). On Alpaca this gives packs that are over 97 % full, without a split document and without padding; packs
+may be shorter than `max_tokens`, never longer.
 """
 
 import hashlib
@@ -35,32 +35,32 @@ from operators.student.encode import (
 from operators.train.overlong import Overlong, fit, is_first_part, part_id
 
 COLUMNS_IN = ("row_id", "input", "outcome", "final_instruction", "final_response")
-DIALOGUE = ("turns_before", "turns_after")  # where the source has dialogues
+DIALOGUE = ("turns_before", "turns_after")  # columns of a source with dialogues
 _BUCKET = "bucket"
 TOO_LONG = "quarantined:too_long"
 _COUNTED = ("rows", "tokens", "split_rows", "cut_rows", "lost_tokens")
 
 
 class PackConfig(StageConfig):
-    """How examples are laid out for training."""
+    """Configuration of `pack`, the section `pack`."""
 
     max_tokens: int = Field(
-        default=1024, ge=16, description="Length of a pack, in tokens; `overlong` says what becomes of longer examples."
+        default=1024, ge=16, description="Length of a pack, in tokens; `overlong` decides about longer examples."
     )
     overlong: Overlong = Field(
         default="quarantine",
-        description="A longer example leaves with a reason; truncate keeps its first tokens and counts what is lost; "
-        "split makes documents of its parts and loses no supervised token.",
+        description="What happens to a longer example: quarantine leaves it out with a reason, truncate keeps its "
+        "first tokens and counts the lost ones, split makes documents of its parts and loses no supervised token.",
     )
     packed: bool = Field(
         default=True, description="Several documents share a pack; false trains each document in a pack of its own."
     )
     loss_on: LossOn = Field(
         default="last",
-        description="Learn the last of the assistant's turns in a dialogue, or all of them.",
+        description="Which of the assistant's turns in a dialogue have a loss: the last one, or all of them.",
     )
     rows_per_block: int = Field(
-        default=4096, gt=0, description="About how many examples are packed together; their ids decide which."
+        default=4096, gt=0, description="Approximate number of examples that are packed together, chosen by their ids."
     )
     tokenizers: Operational[int] = Field(default=1, gt=0, description="Number of actors that encode and pack.")
     cpus_per_tokenizer: Operational[float] = Field(
@@ -72,7 +72,7 @@ class PackConfig(StageConfig):
 class Document:
     """One encoded example with the id of its row, or one part of it.
 
-    Of a row that was cut, the first part says so; `lost` are the supervised tokens that were cut off.
+    If the row was cut, the first part has `cut`, and in `lost` the number of supervised tokens that were cut off.
     """
 
     row_id: str
@@ -87,21 +87,22 @@ class Document:
 def pack(rows: Dataset, config: PackConfig, student: str) -> Dataset:
     """Encode the recycled rows with the student's template and pack them.
 
-    Columns in: RECYCLED; rows whose outcome is none of RECYCLED_OUTCOMES are skipped, their stage has counted them.
+    Columns in: RECYCLED; rows with other outcomes than RECYCLED_OUTCOMES are skipped; an earlier stage counted them.
     Columns out: PACKS; every recycled row's id is in exactly one `row_ids`, of a pack or of a quarantined row
         (`quarantined:too_long`, `:special_tokens`, `:chat_template`, `:no_loss`, `:no_end_of_turn`). Further parts of a
-        split row have ids of their own, see `part_id`. `cut_rows` and `lost_tokens` count what is in no part.
+        split row have ids of their own, see `part_id`. `cut_rows` and `lost_tokens` count rows and supervised tokens
+        that were cut off.
 
     Packs are a function of the rows, the tokenizer and the configuration; neither the order of the rows nor the number
     of tokenizers changes them.
 
     Args:
-        rows: recycled instructions; counted first.
+        rows: recycled instructions; read twice, because they are counted first.
         config: sizes.
         student: folder or hub id whose tokenizer and chat template are used.
 
     Raises:
-        ValueError: a column is missing, or (from the actor) the student's chat template fits no example.
+        ValueError: a column is missing, or (from the actor) the student's chat template fails on every example.
     """
     found = rows.columns() or []
     require_columns("pack", COLUMNS_IN, found)
@@ -129,7 +130,7 @@ def _place(rows: pa.Table, wanted: list[str], buckets: int) -> pa.Table:
 
 
 class Packer:
-    """The actor's body: holds the tokenizer, packs the buckets of one block a call."""
+    """The actor's body: holds the tokenizer; each call packs the buckets of one block."""
 
     def __init__(self, config: PackConfig, student: str) -> None:
         self._config = config
@@ -137,7 +138,7 @@ class Packer:
         require_template(self._tokenizer)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The rows of whole buckets into their PACKS."""
+        """Pack rows of whole buckets; returns columns PACKS."""
         if not rows.num_rows:  # the shuffle may give a block no columns at all
             return columns.PACKS.empty_table()
         buckets: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -179,8 +180,9 @@ class Packer:
 
 
 def count_packed(packs: Dataset) -> dict[str, int]:
-    """For the manifest and the check of conservation: rows in packs and quarantine, tokens, rows that were split and
-    cut, and supervised tokens that are lost.
+    """Counts for the manifest and the check that no row is lost.
+
+    They are rows in packs and in quarantine, tokens, rows that were split or cut, and lost supervised tokens.
     """
     return add_up(packs.map_batches(_count_pack_rows, batch_format="pyarrow", num_cpus=0.25), list(_COUNTED))
 
@@ -197,10 +199,10 @@ def _count_pack_rows(packs: pa.Table) -> pa.Table:
 
 
 def best_fit_decreasing(documents: list[Document], max_tokens: int) -> list[list[Document]]:
-    """Place each document, longest first, into the fullest pack that still has room for it.
+    """Put each document, longest first, into the fullest pack that still has room for it.
 
-    At most 11/9 of the least possible number of packs, plus one (Johnson 1973). Ties go by row id, so the result is
-    a function of the set of documents.
+    This gives at most 11/9 of the smallest possible number of packs, plus one (Johnson 1973). The row id decides ties,
+    so the result is a function of the set of documents.
 
     Args:
         documents: each at most `max_tokens` long.
@@ -231,7 +233,7 @@ def _to_table(packs: list[list[Document]], quarantined: list[tuple[str, str]]) -
 def _pack_row(documents: list[Document]) -> dict[str, object]:
     return {
         "input_ids": [token for document in documents for token in document.encoded.input_ids],
-        # A document's first token follows the last of another document: nothing may be learnt from that.
+        # The first token of a document follows another document, so it must have no loss.
         "labels": [label for document in documents for label in [IGNORED, *document.encoded.labels[1:]]],
         "position_ids": [position for document in documents for position in range(len(document))],
         "document_lengths": [len(document) for document in documents],

@@ -1,8 +1,8 @@
-"""Which pack is trained on when: a plan that every worker computes alike, so that no row is lost or seen twice.
+"""The order of packs in training; every worker computes the same order, so that no row is lost or seen twice.
 
 The order is a function of the seed and of the packs' row ids, never of file order or of the number of workers.
-Each worker copies the packs once into a memory-mapped Arrow file of its own: random access costs a page fault
-and the packs take disk (12 bytes a token), not memory.
+Each worker copies the packs once into its own memory-mapped Arrow file: random access costs a page fault, and the packs
+take disk (12 bytes per token), not memory.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from operators.student.packed_loss import Pack
 from operators.train.config import TrainConfig
 from operators.train.validation import validation_packs
 
-if TYPE_CHECKING:  # a worker's process may have no Ray, as in a benchmark
+if TYPE_CHECKING:  # a worker's process may not have Ray, for example in a benchmark
     from ray.data import Dataset
 
 _INDEX = ["outcome", "row_ids", "document_lengths"]
@@ -34,10 +34,10 @@ _TOKENS = [*_INDEX, "input_ids", "labels"]
 
 
 class PackOrder:
-    """Which packs an optimizer step takes, whatever the number of workers; epochs and steps count from 0.
+    """The packs of each optimizer step, for any number of workers; epochs and steps count from 0.
 
-    Each epoch has the same number of steps and sees each pack once, in an order of its own. A step takes a fixed number
-    of packs (the last of an epoch may have fewer), or as many as come closest to a number of examples or tokens.
+    Each epoch has the same number of steps and sees each pack once, in its own order. A step takes a fixed number of
+    packs (the last step of an epoch may have fewer), or as many as come closest to a number of examples or tokens.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class PackOrder:
     ) -> None:
         """
         Args:
-            sizes: of each pack that is trained on: 1 to count packs, else its examples or tokens.
-            per_step: how much of that an optimizer step takes.
-            seed: with the epoch's number it determines the order of the epoch.
-            indices: of these packs in the store; None if they are all that it has.
+            sizes: of each pack that is trained on: 1 to count packs, else its number of examples or tokens.
+            per_step: the sum of sizes for one optimizer step.
+            seed: it determines, with the epoch's number, the order of the epoch.
+            indices: of these packs in the store; None if they are all of its packs.
         """
         self._indices = np.arange(len(sizes)) if indices is None else np.asarray(indices, dtype=np.int64)
         self._sizes, self._seed = np.asarray(sizes, dtype=np.int64), seed
@@ -70,19 +70,19 @@ class PackOrder:
         return [int(self._indices[index]) for index in order[begins[place] : begins[place + 1]]]
 
     def share(self, step: int, rank: int, world_size: int) -> list[int | None]:
-        """What one worker trains on in one step: as many packs as every other; None is a dummy."""
+        """Packs of one worker in one step: equally many for each worker; None is a dummy."""
         packs = self.packs_of(step)
         slots = range(rank, -(-len(packs) // world_size) * world_size, world_size)
         return [packs[slot] if slot < len(packs) else None for slot in slots]
 
     def passes(self, step: int, rank: int, world_size: int, packs_per_pass: int) -> list[list[int]]:
-        """The same by forward passes, as many on each worker; an empty one reads a dummy alone."""
+        """The same, grouped by forward passes, equally many on each worker; an empty group reads only a dummy."""
         share = self.share(step, rank, world_size)
         parts = [share[begin : begin + packs_per_pass] for begin in range(0, len(share), packs_per_pass)]
         return [[index for index in part if index is not None] for part in parts]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the packs, and where in it each step begins, with the end of the last one."""
+        """The order of the packs, and the places in it where each step begins, plus the end of the last one."""
         order = np.random.default_rng([self._seed, epoch]).permutation(self.num_packs)
         steps = self.steps_per_epoch
         if self._counts_packs:
@@ -90,14 +90,14 @@ class PackOrder:
         ends = np.cumsum(self._sizes[order])
         shares = np.searchsorted(ends, np.arange(1, steps) * ends[-1] / steps, side="left") + 1
         begins = np.concatenate([[0], shares, [self.num_packs]])
-        for place in range(1, steps):  # no step is empty, however large the packs are
+        for place in range(1, steps):  # no step may be empty, even if packs are large
             begins[place] = min(max(begins[place], begins[place - 1] + 1), self.num_packs - (steps - place))
         return order, begins
 
 
 @dataclass(frozen=True)
 class PackIndex:
-    """What the driver needs to know of the packs without reading their tokens; packs in the order of the store."""
+    """Ids and lengths of the packs, for the driver, without their tokens; in the order of the store."""
 
     row_ids: list[list[str]]
     document_lengths: list[list[int]]
@@ -108,7 +108,7 @@ class PackIndex:
         return len(self.row_ids)
 
     def num_trained(self, config: TrainConfig) -> int:
-        """Rows, or parts of split ones, in the packs that are trained on; an epoch sees each once."""
+        """Number of rows, or parts of split rows, in the packs that are trained on; an epoch sees each once."""
         kept_out = set(validation_packs(self.num_packs, config))
         return sum(len(row_ids) for index, row_ids in enumerate(self.row_ids) if index not in kept_out)
 
@@ -163,7 +163,7 @@ def read_index(files: list[str]) -> PackIndex:
 
 
 def index_of(packs: "Dataset") -> PackIndex:
-    """The same of a data set of PACKS."""
+    """The same for a data set of PACKS."""
     tables: Iterable[Any] = packs.select_columns(_INDEX).iter_batches(batch_size=None, batch_format="pyarrow")
     return _index(key for table in tables for key in _keys(table.filter(_is_packed(table))))
 
@@ -209,20 +209,20 @@ class PackStore:
         return Pack(row["input_ids"], row["labels"], row["document_lengths"], uids)
 
     def supervised_tokens(self, indices: list[int]) -> int:
-        """Tokens with a loss in these packs."""
+        """Number of tokens with a loss in these packs."""
         return sum(_supervised(self._table["labels"][self._order[index]]) for index in indices)
 
     def examples(self, indices: list[int]) -> int:
-        """Documents of these packs."""
+        """Number of documents in these packs."""
         return sum(len(self.document_lengths[index]) for index in indices)
 
     def tokens(self, indices: list[int]) -> int:
-        """All tokens of these packs."""
+        """Number of tokens in these packs."""
         return sum(len(self._table["input_ids"][self._order[index]]) for index in indices)
 
 
 def dummy_pack(token: int) -> Pack:
-    """Two tokens of no document, without loss: the forward and backward passes run, the gradient is zero."""
+    """Two tokens without a document and without loss: forward and backward pass run, and the gradient is zero."""
     return Pack([token, token], [IGNORED, IGNORED], [], [])
 
 
@@ -259,7 +259,7 @@ def _read(files: list[str], wanted: list[str]) -> Iterator[pa.Table]:
 
 
 def _map_tokens(files: list[str]) -> pa.Table:
-    """Copy the packs into an uncompressed Arrow file and map it; the file has no name once it is mapped."""
+    """Copy the packs into an uncompressed Arrow file and map it; the file is unlinked as soon as it is mapped."""
     with tempfile.TemporaryDirectory(prefix="packs-") as folder:
         path = Path(folder) / "packs.arrow"
         schema = pa.schema([columns.PACKS.field(name) for name in _TOKENS])

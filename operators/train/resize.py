@@ -1,7 +1,7 @@
-"""A checkpoint of one number of workers for another: DeepSpeed's universal format, converted without asking.
+"""Converts a checkpoint for another number of workers, to DeepSpeed's universal format.
 
-Shards of one world size cannot be loaded into another. Conversion joins them to one file a weight, from which each
-worker takes its part; it costs disk for one more copy, which is removed after loading.
+Shards of one world size cannot be loaded into another. The conversion joins them to one file per weight, from which
+each worker takes its part. It needs disk for one more copy, which is removed after loading.
 Source: Universal Checkpointing (arXiv:2406.18820).
 """
 
@@ -19,27 +19,27 @@ _TAG = "universal"
 
 
 def needs_conversion(checkpoint: Checkpoint | None, world_size: int, zero_stage: int) -> bool:
-    """Whether another number of workers wrote it, in shards: without ZeRO every worker has all."""
+    """Whether another number of workers wrote it in shards; without ZeRO every worker has the whole state."""
     return checkpoint is not None and zero_stage > 0 and checkpoint.spec.world_size != world_size
 
 
 def converted(checkpoint: Checkpoint) -> tuple[Path, str]:
-    """Convert on rank 0, beside the checkpoint; every worker must call it.
+    """Convert on rank 0, into a folder next to the checkpoint; every worker must call this.
 
     Returns:
         Folder and tag to load from.
 
     Raises:
-        RuntimeError: rank 0 could not read or write a file, which may pass.
-        ValueError: it cannot be converted, and another attempt would end the same way.
+        RuntimeError: rank 0 could not read or write a file; another attempt may succeed.
+        ValueError: it cannot be converted, and another attempt would fail the same way.
     """
     target = checkpoint.folder.with_name(f"{_TAG}-{checkpoint.folder.name}")
     problem, passing = [""], [False]
     if dist.get_rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)  # what a killed attempt left
+        shutil.rmtree(target, ignore_errors=True)  # left by a killed attempt
         try:
             _convert(checkpoint.folder / STATE, target / _TAG)
-        except Exception as error:  # noqa: BLE001 - told to all workers, who would wait for this one
+        except Exception as error:  # noqa: BLE001 - sent to all workers, who would wait for this one
             problem[0] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             passing[0] = isinstance(error, OSError)
             shutil.rmtree(target, ignore_errors=True)
@@ -54,7 +54,7 @@ def converted(checkpoint: Checkpoint) -> tuple[Path, str]:
 
 
 def remove_converted(folder: Path) -> None:
-    """After every worker has loaded it; every worker must call it."""
+    """Remove the converted copy after every worker has loaded it; every worker must call this."""
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -66,11 +66,11 @@ def _convert(state: Path, target: Path) -> None:
     settings = argparse.Namespace(
         input_folder=str(state),
         output_folder=str(target),
-        num_extract_workers=1,  # in this process: others would each import torch, and hold a shard
+        num_extract_workers=1,  # in this process: each further one would import torch and hold a shard
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
-        inject_missing_state=True,  # ZeRO 1 and 2 write none of what only Megatron's models need
+        inject_missing_state=True,  # ZeRO 1 and 2 do not write the state that only Megatron's models need
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ds_to_universal.main(settings)

@@ -1,4 +1,4 @@
-"""What a finished training is known by: the manifest of a student, and the value of the asset `student`."""
+"""The result of a finished training: the manifest of a student, and the value of the asset `student`."""
 
 from typing import Any
 
@@ -8,28 +8,28 @@ MANIFEST = "manifest.json"  # the last file of a student's folder: its TrainResu
 
 
 class TrainResult(BaseModel):
-    """A finished student and how it was trained. Losses in nats per supervised token, with the noise on.
+    """A finished student and how it was trained. Losses are in nats per supervised token, with noise.
 
     Attributes:
-        version: name of the student under `students/`; "" where nothing named it.
+        version: name of the student under `students/`; "" if it has none.
         folder: its Hugging Face folder.
-        student: the model that it was made from.
+        student: the base model.
         identity: hash of packs, student and everything in the configuration that changes the result.
-        packs, packs_digest: how many packs there were, and a hash of their rows and lengths.
-        steps, tokens, supervised_tokens, examples: over the whole run; those before `train.resume_from` are not its.
-        seconds: of the steps that count; wall_seconds: of the last call, with loading and export.
+        packs, packs_digest: number of packs, and a hash of their rows and lengths.
+        steps, tokens, supervised_tokens, examples: over the whole run, without those before `train.resume_from`.
+        seconds: of the finished steps; wall_seconds: of the last call, with loading and export.
         tokens_per_second: tokens / seconds.
-        losses, grad_norms: by step; a norm is None where DeepSpeed does not tell it.
+        losses, grad_norms: by step; a norm is None if DeepSpeed does not report it.
         neft_l2: mean norm of the noise over all documents; None without noise.
-        validation_losses: by finished steps, of packs kept out of training, without noise.
-        best_step: after how many steps the exported weights were had; None where nothing was evaluated.
-        mfu: mean share of the devices' peak; None where the peak is not known.
-        goodput: share of the time from the first attempt on that went into steps which count.
-        attention: of the configuration; attention_implementation: what carried out exact attention.
-        hyper_attention_layers: how many layers used HyperAttention.
-        zero_stage: that was used; num_workers, precision, backend: of the workers.
+        validation_losses: number of finished steps -> loss on packs kept out of training, without noise.
+        best_step: number of finished steps of the exported weights; None if nothing was evaluated.
+        mfu: mean share of the devices' peak; None if the peak is unknown.
+        goodput: share of the time since the first attempt that was spent in finished steps.
+        attention: as configured; attention_implementation: the code that ran exact attention.
+        hyper_attention_layers: number of layers that used HyperAttention.
+        zero_stage: the one that was used; num_workers, precision, backend: of the workers.
         peak_rss_bytes: by worker.
-        notes: what the reader should know, such as a damaged checkpoint that was passed over.
+        notes: sentences for the reader, for example about a damaged checkpoint that was skipped.
         config: the configuration of the training.
     """
 

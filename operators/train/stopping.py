@@ -1,7 +1,7 @@
-"""SIGTERM while training, as a scheduler sends it before it takes a machine: the step ends, a checkpoint is saved.
+"""Handles SIGTERM during training, as a scheduler sends it before it takes a machine: the step ends, then a checkpoint.
 
-The driver writes a file where every worker can see it; rank 0 looks for it once a step, and all workers learn of it
-with the sums that they exchange anyway. A second signal is not held back.
+The driver writes a file where every worker can see it. Rank 0 looks for it once per step, and all workers learn of it
+through the sums that they exchange anyway. A second signal is not held back.
 """
 
 import os
@@ -26,7 +26,7 @@ def stop_is_asked(folder: Path | str) -> bool:
 
 @contextmanager
 def stopping_cleanly(folder: Path | str) -> Iterator[None]:
-    """Hold SIGTERM back inside the context, and let it take its course afterwards; in the main thread only."""
+    """Hold SIGTERM back inside the context, and deliver it afterwards; only in the main thread."""
     asked = f"{folder}/{CHECKPOINTS}/{STOP}"
     delete(asked)  # a new run is a new attempt
     if threading.current_thread() is not threading.main_thread():

@@ -1,8 +1,8 @@
-"""How fast a training is, in figures that can be compared: model FLOPs by document, MFU, tokens, goodput.
+"""Measures the speed of a training in comparable numbers: model FLOPs by document, MFU, tokens, goodput.
 
-Model FLOPs are what the forward and backward passes of the student need, without recomputation: 6 for each weight and
-token (4 for a weight that is frozen, which has no gradient of its own), and 6 x heads x head size x length^2 for the
-causal attention of each document and layer. Source: PaLM (arXiv:2204.02311), appendix B, with causal attention.
+Model FLOPs are those of the student's forward and backward passes, without recomputation: 6 for each weight and token
+(4 for a frozen weight, which has no gradient), and 6 x heads x head size x length^2 for the causal attention of each
+document and layer. Source: PaLM (arXiv:2204.02311), appendix B, with causal attention.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-# Dense bfloat16 FLOP/s by the makers' data sheets; the longest name that fits counts.
+# Dense bfloat16 FLOP/s from the manufacturers' data sheets; the longest matching name counts.
 _PEAKS = {
     "V100": 125e12,  # float16
     "A100": 312e12,
@@ -33,23 +33,23 @@ class ModelCost:
     """FLOPs of a training step of one model.
 
     Attributes:
-        per_token: of all weights that multiply, forward and backward.
-        per_square: of attention, for each token squared of a document.
+        per_token: FLOPs of all weights that multiply, forward and backward.
+        per_square: FLOPs of attention, to be multiplied by the square of a document's length.
     """
 
     per_token: float
     per_square: float
 
     def flops(self, document_lengths: Sequence[int]) -> float:
-        """Of one forward and backward pass over documents that do not see each other."""
+        """FLOPs of one forward and backward pass over documents that do not attend to each other."""
         squares = sum(length * length for length in document_lengths)
         return self.per_token * sum(document_lengths) + self.per_square * squares
 
 
 def model_cost(model: Any) -> ModelCost:
-    """The cost of a model by its weights; those of the input embedding are looked up and multiply nothing.
+    """The cost of a model from its weights; the input embedding does not count, because it is only looked up.
 
-    A model whose configuration names no attention heads, such as a state-space model, is taken to have no attention.
+    A model whose configuration has no attention heads, such as a state-space model, counts as one without attention.
     """
     text = model.config.get_text_config()
     looked_up = model.get_input_embeddings()
@@ -66,14 +66,14 @@ def model_cost(model: Any) -> ModelCost:
 
 
 def peak_flops(device: str) -> float | None:
-    """Of one worker's device, None where it is not known, as on CPUs."""
+    """Peak FLOP/s of one worker's device; None if unknown, as on CPUs."""
     if not device.startswith("cuda"):
         return None
     return peak_of(torch.cuda.get_device_name())
 
 
 def peak_of(name: str) -> float | None:
-    """Of a GPU by the name that its driver gives it; None of a MIG slice, which is a part of one."""
+    """Peak FLOP/s of a GPU by its driver's name; None for a MIG slice, which is only a part of a GPU."""
     words = name.replace("-", " ").split()
     found = [known for known in _PEAKS if all(word in words for word in known.split()) and "MIG" not in words]
     return _PEAKS[max(found, key=len)] if found else None

@@ -1,8 +1,8 @@
-"""Train the student on packs: Ray Train places and restarts the workers, DeepSpeed shards, the plan feeds them.
+"""Trains the student on packs: Ray Train places and restarts the workers, and DeepSpeed shards the student.
 
-`folder` holds metrics.jsonl from the first step, checkpoints/ while training, and manifest.json once the student is
-complete. Only the manifest says that a run is finished; Ray Train's own state is never asked. `folder` may be in a
-bucket: see `operators.train.bucket`.
+`folder` has metrics.jsonl from the first step, checkpoints/ during training, and manifest.json once the student is
+complete. Only the manifest says that a run is finished; Ray Train's own state is not used for this. `folder` may be in
+a bucket: see `operators.train.bucket`.
 """
 
 import json
@@ -37,30 +37,31 @@ _BEGAN = "began.json"
 
 
 class TrainingStoppedError(RuntimeError):
-    """Training ended with an error that would repeat; the message is what the user reads."""
+    """Training ended with an error that would repeat; the message is shown to the user."""
 
 
 def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> TrainResult:
     """Fine-tune the student and write it into `folder`.
 
-    A finished folder of the same packs, student and configuration is returned as it is. An unfinished one goes on at
-    its last good checkpoint, also after the driver itself was killed.
+    If the folder holds a finished student of the same packs, base model and configuration, nothing is trained. An
+    unfinished training continues at its last good checkpoint, also after the driver itself was killed.
 
     Columns in: PACKS; rows whose outcome is not "packed" are skipped.
 
     Args:
-        packs: from any storage; copied into `folder` while training.
-        config: what to do and with how many workers.
+        packs: from any storage; they are copied into `folder` during training.
+        config: of the training, with the number of workers.
         student: folder or hub id of the base model.
         folder: gets the Hugging Face folder; a path that all workers share, or `s3://bucket/prefix`.
 
     Returns:
-        What is in the student's manifest.
+        The content of the student's manifest.
 
     Raises:
-        ValueError: no pack, or a row in two; the folder holds a student of another run, or a checkpoint of another run
-            or ZeRO stage.
-        TrainingStoppedError: the loss is not finite, the model does not fit its memory, the student cannot be written.
+        ValueError: there is no pack, or a row is in two packs; the folder holds a student of another run, or a
+            checkpoint of another run or ZeRO stage.
+        TrainingStoppedError: the loss is not finite, the model does not fit into memory, the student cannot be written,
+            or SIGTERM stopped the training.
         TrainingFailedError (of Ray Train): the workers failed more than `max_failures` times.
     """
     require_columns("train", columns.PACKS.names, packs.columns())
@@ -74,7 +75,7 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> Tra
         return finished
     started = time.monotonic()
     if _state(home, EXPORTED).get("identity") != job.identity:
-        if not in_bucket(home):  # else the workers look, who have the shards
+        if not in_bucket(home):  # for a bucket the workers check this, because they have the shards
             require_continuable(Path(home) / CHECKPOINTS, job.spec)
         _fit(job, index)
     result = _result(job, index, time.monotonic() - started)
@@ -84,9 +85,9 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> Tra
 
 
 def _shared_files(packs: Dataset, home: str) -> list[str]:
-    """Copy the packs beside the student, where every worker can map or fetch them, wherever they came from.
+    """Copy the packs to a place next to the student, where every worker can map or fetch them.
 
-    `Dataset.input_files()` would save the copy but is empty for Ray 2.58's Parquet reader.
+    `Dataset.input_files()` would avoid the copy, but it is empty for Ray 2.58's Parquet reader.
     """
     copy = f"{home}/{CHECKPOINTS}/{PACKS}"
     filesystem, inside = open_filesystem(copy)
@@ -95,7 +96,7 @@ def _shared_files(packs: Dataset, home: str) -> list[str]:
 
 
 def _began(home: str) -> float:
-    """Unix time of the first attempt, also where this is a later one."""
+    """Unix time of the first attempt, also if this is a later one."""
     if not _state(home, _BEGAN):
         put_file(f"{home}/{CHECKPOINTS}/{_BEGAN}", json.dumps({"began": time.time()}))
     return float(_state(home, _BEGAN)["began"])
@@ -116,7 +117,7 @@ def _finished(home: str, identity: str) -> TrainResult | None:
 
 
 def _state(home: str, name: str) -> dict[str, Any]:
-    """What a file of the training says; nothing if there is none."""
+    """The content of a JSON file of the training; empty if there is no such file."""
     return dict(json.loads(read_text(f"{home}/{CHECKPOINTS}/{name}") or "{}"))
 
 
@@ -136,7 +137,7 @@ def _fit(job: TrainJob, index: PackIndex) -> None:
             num_workers=config.num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train v1
-            # A new name each time: Ray Train takes a known name for a finished run and trains nothing.
+            # A new name each time: if Ray Train knows the name, it takes the run for finished and trains nothing.
             name=uuid.uuid4().hex,
             storage_path=inside,
             storage_filesystem=filesystem,
@@ -152,7 +153,7 @@ def _fit(job: TrainJob, index: PackIndex) -> None:
             raise
     if failure := _state(home, FAILED):
         raise TrainingStoppedError(failure["error"])
-    if stop_is_asked(home):  # where the signal itself has not ended the driver
+    if stop_is_asked(home):  # the signal itself may not have ended the driver
         raise TrainingStoppedError("train: stopped by SIGTERM after a checkpoint; run the same command to go on")
 
 

@@ -1,4 +1,4 @@
-"""One worker's optimizer steps and evaluations: which packs, with which noise, and the sums over all workers."""
+"""One worker's optimizer steps and evaluations: it chooses packs and noise, and sums over all workers."""
 
 import math
 import os
@@ -35,7 +35,7 @@ class Trainer:
         self._job, self._engine, self._noise, self._store = job, engine, noise, store
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._order = pack_order(store.document_lengths, job.config)
-        self._dummy = dummy_pack(0)  # whichever token: no loss depends on it, and the tokenizer need not be loaded
+        self._dummy = dummy_pack(0)  # any token will do, because it has no loss; so no tokenizer is needed
         self._packs_per_pass, note = packs_at_once(engine.module, job.config)
         self._cost = model_cost(engine.module)
         self._peak = peak_flops(str(engine.device)) if job.config.precision == "bf16" else None
@@ -50,11 +50,11 @@ class Trainer:
         self.total_steps = job.config.total_steps(self._order.steps_per_epoch)
 
     def step(self, step: int) -> StepMetrics:
-        """One optimizer step of all workers together.
+        """Do one optimizer step of all workers together.
 
         Raises:
             NotFiniteError: the loss is not a finite number, and nothing was updated; or the gradient is not, and the
-                weights are spoiled.
+                weights cannot be used any more.
         """
         started = time.monotonic()
         config, packs = self._job.config, self._order.packs_of(step)
@@ -96,7 +96,7 @@ class Trainer:
         )
 
     def evaluate(self) -> dict[str, Any]:
-        """Loss without noise of the packs that are kept out, and of as many that are trained on; all workers together.
+        """Losses without noise on the packs that are kept out and on as many trained packs, over all workers.
 
         Raises:
             NotFiniteError: one of them is not a finite number.
@@ -112,7 +112,7 @@ class Trainer:
 
     @torch.no_grad()
     def _mean_loss(self, indices: list[int]) -> float:
-        """In nats per supervised token; each worker reads as many packs as every other, dummies included."""
+        """Mean loss in nats per supervised token; each worker reads equally many packs, some may be dummies."""
         device = str(self._engine.device)
         total, supervised = torch.zeros(2, dtype=torch.float64, device=device), 0
         self._engine.eval()
@@ -132,9 +132,10 @@ class Trainer:
         return self._order.passes(step, rank, self._world_size, self._packs_per_pass)
 
     def _accumulate(self, step: int, supervised: int) -> tuple[float, float, float]:
-        """Forward and backward passes of a step; all workers' sums of loss and noise norms, and their documents.
+        """Run the forward and backward passes of a step.
 
-        The host waits for the device once, here, so that nothing is updated before the loss is known to be finite.
+        Returns the sums of loss and of noise norms, and the number of documents, over all workers. The host waits for
+        the device only here, once, so that nothing is updated before the loss is known to be finite.
         """
         device = str(self._engine.device)
         totals = torch.zeros(4, dtype=torch.float64, device=device)
@@ -143,7 +144,7 @@ class Trainer:
             pack = joined([self._store.pack(index) for index in indices] or [self._dummy])
             last = place == len(passes) - 1
             self._engine.set_gradient_accumulation_boundary(last)
-            # Dropout, of adapters or of the student, is a function of the pack: the same on any number of workers.
+            # Dropout, of adapters or the student, depends only on the pack, so it is the same on any number of workers.
             torch.manual_seed(_seed_of(self._job.config.seed, step, indices[0] if indices else None))
             self._noise.set_batch(
                 batch_of_pack(
@@ -151,7 +152,7 @@ class Trainer:
                 )
             )
             loss_sum = summed_loss(self._engine, pack, device)
-            # DeepSpeed averages gradients over the workers; times world size, the mean becomes the sum.
+            # DeepSpeed averages gradients over the workers; the factor world size turns the mean into the sum.
             self._engine.backward(loss_sum * (self._world_size / supervised), scale_wrt_gas=False)
             l2, count = self._noise.l2_sum()
             totals[:3] += torch.stack([loss_sum.detach().double(), l2.double(), torch.full_like(l2, count).double()])
@@ -166,7 +167,7 @@ class Trainer:
 
 
 def packs_at_once(model: Any, config: TrainConfig) -> tuple[int, str]:
-    """How many packs a forward pass reads, and why not as many as the configuration says; "" where it does."""
+    """The number of packs of a forward pass, and why it is not the configured one; "" if it is."""
     if config.packs_per_pass == 1:
         return 1, ""
     if has_dropout(model):

@@ -1,8 +1,8 @@
-"""Losses on packs that are not trained on, while training runs: which weights are the best, and when to stop.
+"""Losses on packs that are kept out of training: they decide which weights are the best, and when to stop.
 
-The packs are taken out of the training data; a part of a split row does not count where another part of it is
-trained on. The rows that `evaluation` and `release` look at play no part here:
-a student that was chosen by them would look better on them than it is.
+The packs come from the training data. A part of a split row does not count if another part of it is trained on. The
+held-out rows of `evaluation` and `release` are not used here: a student that was chosen by its loss on them would look
+better on them than it is.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -16,14 +16,14 @@ from operators.student.packed_loss import Pack
 from operators.train.config import TrainConfig
 from operators.train.overlong import row_of
 
-_STREAM = 1 << 20  # of random numbers, apart from those of the epochs
+_STREAM = 1 << 20  # a stream of random numbers different from those of the epochs
 
 
 def validation_packs(num_packs: int, config: TrainConfig) -> list[int]:
-    """Indices of the packs that are kept out of training, sorted; none where nothing is evaluated.
+    """Indices of the packs that are kept out of training, sorted; empty if nothing is evaluated.
 
     Raises:
-        ValueError: nothing would be left to train on.
+        ValueError: no pack would be left for training.
     """
     if not config.evaluate_every_steps:
         return []
@@ -38,14 +38,14 @@ def validation_packs(num_packs: int, config: TrainConfig) -> list[int]:
 
 
 def shared_documents(row_ids: Sequence[Sequence[str]], kept_out: Collection[int]) -> dict[int, list[int]]:
-    """By kept-out pack, the places of its documents that are parts of a row of which another part is trained on.
+    """Kept-out pack -> the places of its documents that belong to a row of which another part is trained on.
 
     Args:
         row_ids: ids of the documents of each pack.
         kept_out: indices of the packs that are kept out of training.
 
     Raises:
-        ValueError: nothing else is kept out, so there is nothing to measure.
+        ValueError: all documents of the kept-out packs are such parts, so there is nothing to measure.
     """
     kept = set(kept_out)
     trained = {row_of(row_id) for index, ids in enumerate(row_ids) if index not in kept for row_id in ids}
@@ -61,7 +61,7 @@ def shared_documents(row_ids: Sequence[Sequence[str]], kept_out: Collection[int]
 
 
 def without_loss(pack: Pack, documents: Collection[int]) -> Pack:
-    """The pack with no loss on some of its documents, by their places."""
+    """The pack without loss on the documents at these places."""
     if not documents:
         return pack
     labels, begin = list(pack.labels), 0
@@ -81,7 +81,7 @@ class Evaluated:
 
 
 class History:
-    """What was measured so far, also by attempts before this one."""
+    """The evaluations so far, including those of earlier attempts."""
 
     def __init__(self, patience: int, found: Iterable[Evaluated] = ()) -> None:
         """
@@ -93,18 +93,18 @@ class History:
 
     @property
     def best(self) -> Evaluated | None:
-        """The lowest loss, the earliest of equal ones; None before the first evaluation."""
+        """The evaluation with the lowest loss, the earliest of equal ones; None before the first evaluation."""
         return min(self._found, key=lambda one: (one.loss, one.step), default=None)
 
     @property
     def is_over(self) -> bool:
-        """Whether the last `patience` evaluations were all no better than the best before them."""
+        """Whether none of the last `patience` evaluations was better than the best before them."""
         if not self._patience or self.best is None:
             return False
         return len(self._found) - 1 - self._found.index(self.best) >= self._patience
 
     def add(self, step: int, loss: float) -> bool:
-        """Note an evaluation; true if it is the best so far."""
+        """Add an evaluation; returns whether it is the best so far."""
         self._found.append(Evaluated(step, loss))
         return self.best == self._found[-1]
 
