@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 CONFIG ?= configs/demo.yaml
-# Processes for the tests; each has a Ray of its own. Most slow tests wait more than they compute.
+# Processes for the tests; each starts its own Ray. Most slow tests wait more than they compute.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml .ci/install .ci/constraints-cpu.txt
 demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 7 minutes on two cores
 	$(BIN)/python flows/recycle_and_train.py --config configs/demo.yaml
 
-# A process computes on one core: their threads would wait for each other.
+# Each test process uses one thread; with more, the threads would wait for each other.
 test test-fast: export OMP_NUM_THREADS = 1
 
 test: test-fast ## all tests: 25 minutes on two cores
@@ -40,7 +40,7 @@ check: $(INSTALLED) ## lint, format, types, import contracts: about 2 minutes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED) ## format the code, mend what ruff can mend
+format: $(INSTALLED) ## format the code, fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -50,7 +50,7 @@ docs: $(INSTALLED) ## write docs/configuration.md and configs/schema.json from t
 bench: $(INSTALLED) ## run all benchmarks at small sizes and print one table
 	$(BIN)/python benchmarks/run_all.py
 
-ui: $(INSTALLED) ## Dagster's web UI and daemon beside a local Ray cluster, on 127.0.0.1
+ui: $(INSTALLED) ## Dagster's web UI and daemon with a local Ray cluster, on 127.0.0.1
 	RECYCLE_CONFIG=$(CONFIG) $(BIN)/python -m flows.ui
 
 wheel: $(INSTALLED) ## build dist/recycle_and_train-*.whl
@@ -60,7 +60,7 @@ clean: ## remove caches and build outputs; never .venv, never runs
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . \( -path ./$(VENV) -o -path ./runs -o -path ./.git \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-clean-runs: ## remove runs/: asks first, because it holds every stored reply of a teacher
+clean-runs: ## remove runs/: asks first, because it holds all stored replies of teachers
 	@[ -d runs ] || { echo "there is no runs/"; exit 0; }; du -sh runs/*; \
-	printf 'Remove all of this, with every reply of a teacher in it? Type yes: '; \
+	printf 'Remove all of this, including all stored replies of teachers? Type yes: '; \
 	read answer; [ "$$answer" = yes ] || { echo "nothing was removed"; exit 0; }; rm -rf runs
