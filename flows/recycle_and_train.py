@@ -100,9 +100,11 @@ def held_out(raw_instructions: Dataset) -> Recipe:
 )
 def instruction_reflections(raw_instructions: Dataset, run: RunResource) -> Recipe:
     """The teacher's critique of every instruction, and a better one with its own answer."""
-    reflection = run.reflection()
-    reflected = partial(reflect_instructions, raw_instructions, reflection)
-    return Recipe(reflected, metrics=lambda rows: reflection.ledger.metrics() | count_unread(rows, INSTRUCTIONS))
+    ledger = run.asking()
+    return Recipe(
+        lambda: reflect_instructions(raw_instructions, run.reflection(ledger)),
+        metrics=lambda rows: ledger.metrics() | count_unread(rows, INSTRUCTIONS),
+    )
 
 
 @dg.asset(
@@ -116,14 +118,14 @@ def selected_instructions(
     context: dg.AssetExecutionContext, instruction_reflections: Dataset, run: RunResource
 ) -> Recipe:
     """The student's choice by IFD: the original pair or the better instruction with its answer."""
-    judge = run.judge()
+    ledger = run.asking()
 
     def build() -> Dataset:
         index = run.evaluation_index(instruction_reflections, context.partition_key)
         usable = filter_rewrites(instruction_reflections, INSTRUCTIONS, run.config.filter, index)
-        return select_instructions(usable, run.config.select, run.scorer, judge)
+        return select_instructions(usable, run.config.select, run.scorer, run.judge(ledger))
 
-    return Recipe(build, metrics=lambda _: judge.ledger.metrics())
+    return Recipe(build, metrics=lambda _: ledger.metrics())
 
 
 @dg.asset(
@@ -135,9 +137,11 @@ def selected_instructions(
 )
 def response_reflections(selected_instructions: Dataset, run: RunResource) -> Recipe:
     """The teacher's critique of every selected response, and a better one."""
-    reflection = run.reflection()
-    reflected = partial(reflect_responses, selected_instructions, reflection)
-    return Recipe(reflected, metrics=lambda rows: reflection.ledger.metrics() | count_unread(rows, RESPONSES))
+    ledger = run.asking()
+    return Recipe(
+        lambda: reflect_responses(selected_instructions, run.reflection(ledger)),
+        metrics=lambda rows: ledger.metrics() | count_unread(rows, RESPONSES),
+    )
 
 
 @dg.asset(
@@ -149,13 +153,13 @@ def response_reflections(selected_instructions: Dataset, run: RunResource) -> Re
 )
 def recycled_instructions(response_reflections: Dataset, run: RunResource) -> Recipe:
     """The student's choice by r-IFD, and with it the one outcome of every row."""
-    config, judge = run.config, run.judge()
+    config, ledger = run.config, run.asking()
 
     def build() -> Dataset:
         usable = filter_rewrites(response_reflections, RESPONSES, config.filter)
-        return select_responses(usable, config.select, run.scorer, judge)
+        return select_responses(usable, config.select, run.scorer, run.judge(ledger))
 
-    return Recipe(build, metrics=lambda _: judge.ledger.metrics())
+    return Recipe(build, metrics=lambda _: ledger.metrics())
 
 
 @dg.asset(

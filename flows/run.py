@@ -110,9 +110,12 @@ class Run:
         """The teacher ledger, with metrics of its own for the asset that asks for it."""
         return Ledger(self.path("ledger"), self.config.budget, offline=offline, prompts=self.path(PROMPTS))
 
-    def reflection(self) -> Reflection:
-        """The arguments of a reflection; with `--reparse` its ledger makes no call."""
-        ledger = self.ledger(offline=self.reparse)
+    def asking(self) -> Ledger:
+        """The ledger of a stage that asks the teacher; with `--reparse` it makes no call."""
+        return self.ledger(offline=self.reparse)
+
+    def reflection(self, ledger: Ledger) -> Reflection:
+        """The arguments of a reflection; loads tokenizers, three seconds that an asset which is up to date saves."""
         return Reflection(self.config.reflect, self.teacher, ledger, self.special_tokens)
 
     @cached_property
@@ -120,9 +123,8 @@ class Run:
         """The student before training as a judge of texts, with its score ledger."""
         return Scorer(self.student, self.config.score, self.path("scores"), self.reward_model)
 
-    def judge(self) -> Judge:
-        """The teacher as a judge, for `select.policy: judge`; with `--reparse` its ledger makes no call."""
-        ledger = self.ledger(offline=self.reparse)
+    def judge(self, ledger: Ledger) -> Judge:
+        """The teacher as a judge, for `select.policy: judge`; loads tokenizers, see `reflection`."""
         return Judge(self.teacher, ledger, self.config.select.judge_max_tokens, self.special_tokens)
 
     @cached_property

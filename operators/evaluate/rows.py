@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
-from scipy import stats
 
 from operators.evaluate.config import NOT_FINITE
 from operators.evaluate.results import NUM_QUANTILES, HeldOutLoss, PairedChange
@@ -125,6 +124,8 @@ def paired_change(before: pa.ChunkedArray, after: pa.ChunkedArray, num_tokens: p
     estimate = float(_change(old, new, tokens))
     if len(tokens) == 1:
         return PairedChange(num_rows=1, estimate=estimate)
+    from scipy import stats  # half a second that most processes save
+
     found = stats.bootstrap(
         (old, new, tokens),
         _change,
