@@ -18,7 +18,6 @@ import platform
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,9 +31,10 @@ from benchmarks.chaos_checks import Found, check, stored_prompts
 from benchmarks.chaos_endpoint import Teacher
 from benchmarks.chaos_faults import FAULTS, Fault
 from benchmarks.chaos_life import IN_FLIGHT, Life
+from benchmarks.chaos_ray import SharedRay
 
 SECONDS_A_CALL, SLOW_SECONDS = 0.15, 5.0
-TRAINED_SHARE, AGAIN_SHARE = 0.33, 0.4
+TRAINED_SHARE, AGAIN_SHARE, OWN_RAY_SHARE = 0.33, 0.4, 0.15
 KEYS = os.environ.get("AWS_ACCESS_KEY_ID", "chaos")
 
 
@@ -65,12 +65,13 @@ class Chaos:
         self.seed, self.folder, self.out, self.trained_share = seed, folder, out, trained_share
         self.student = tiny_student(folder / "student")
         self.expected: dict[str, dict[str, tuple[str, ...]]] = {}
+        self.shared = SharedRay(folder)
 
-    def new_life(self, number: int, fault: Fault, *, trained: bool) -> Life:
+    def new_life(self, number: int, fault: Fault, *, trained: bool, own_ray: bool = False) -> Life:
         teacher = Teacher(SECONDS_A_CALL, SLOW_SECONDS)
         life = Life(
             number, random.Random(f"{self.seed}-{number}-life"), self.folder / f"life-{number}", self.student, teacher,
-            trained, fault.name,
+            trained, fault.name, shared=None if own_ray else self.shared,
         )  # fmt: skip
         backend = ["teacher.backend=scripted", "teacher.model=mortal"]
         if not fault.mortal:
@@ -107,9 +108,11 @@ class Chaos:
         round_, place = divmod(number - 1, len(faults))  # every fault once, in another order each round
         fault = random.Random(f"{self.seed}-round-{round_}").sample(faults, len(faults))[place]
         trained = fault.trained if fault.trained is not None else chosen.random() < self.trained_share
+        own_ray = fault.own_ray or (chosen.random() < OWN_RAY_SHARE and not fault.shared_ray)
         expected = self.expected_of(fault, trained)
-        life = self.new_life(number, fault, trained=trained)
+        life = self.new_life(number, fault, trained=trained, own_ray=own_ray)
         self.tell(f"life {number}: {fault.name}{', with training' if trained else ''}")
+        started = time.monotonic()
         found = Found()
         try:
             refresh, ended = fault.strike(life)
@@ -130,6 +133,7 @@ class Chaos:
             life.wrong.append(f"the check itself failed: {type(error).__name__}: {error}")
         finally:
             fault.end(life)
+        life.seconds = time.monotonic() - started
         life.wrong += found.wrong
         self.record(life, found)
         if not life.wrong:
@@ -138,9 +142,10 @@ class Chaos:
 
     def record(self, life: Life, found: Found) -> None:
         line = {
-            "life": life.number, "fault": life.fault, "trained": life.trained, "struck": life.struck,
-            "when": life.when, "runs": life.runs, "lost": found.lost, "doubled": found.doubled,
-            "stored_twice": found.stored_twice, "paid_again": life.paid_again, "repeated": life.repeated,
+            "life": life.number, "fault": life.fault, "trained": life.trained,
+            "ray": "shared" if life.shared else "own", "struck": life.struck, "when": life.when, "runs": life.runs,
+            "lost": found.lost, "doubled": found.doubled, "stored_twice": found.stored_twice,
+            "paid_again": life.paid_again, "repeated": life.repeated, "seconds": round(life.seconds, 1),
             "seconds_to_recover": round(life.seconds_to_recover, 1), "wrong": life.wrong,
         }  # fmt: skip
         with (self.out / "lives.jsonl").open("a") as file:
@@ -194,7 +199,8 @@ def main() -> int:
         while arguments.life is None and time.monotonic() < end:
             chaos.live(number, faults)
             number += 1
-        subprocess.run(["rm", "-rf", f"/tmp/c{os.getpid()}"], check=False)  # noqa: S603, S607, S108
+        chaos.shared.stop()
+        shutil.rmtree(f"/tmp/c{os.getpid()}", ignore_errors=True)  # noqa: S108 - see chaos_life.py
     lives = [json.loads(line) for line in record.read_text().splitlines()]
     print(table(lives))
     return int(any(life["wrong"] for life in lives))

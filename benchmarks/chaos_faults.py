@@ -15,9 +15,11 @@ from pathlib import Path
 import boto3
 import psutil
 
+from benchmarks.chaos_daemon import FAKETIME, kill_daemon, set_clock
 from benchmarks.chaos_endpoint import MODES, Store, failing
-from benchmarks.chaos_life import Ended, Life, children
+from benchmarks.chaos_life import Ended, Life, victims
 from benchmarks.chaos_nodes import MOMENTS, give_nodes_back, kill_node
+from benchmarks.chaos_ray import Driver
 
 DISK_BYTES = 256 << 20
 KILLED, STOPPED, ENDED, WENT_ON = -signal.SIGKILL, -signal.SIGTERM, 1, 0
@@ -43,6 +45,8 @@ class Fault:
         refreshes: of the life.
         trained: whether its runs train; None lets the seed choose.
         damages: files are lost, so their calls are made again.
+        own_ray: every run starts a Ray of its own, as one typed command does.
+        shared_ray: it joins the cluster that lives share; without both the seed chooses.
     """
 
     name: str
@@ -52,9 +56,11 @@ class Fault:
     refreshes: int = 1
     trained: bool | None = None
     damages: bool = False
+    own_ray: bool = False
+    shared_ray: bool = False
 
 
-def during(life: Life, act: Callable[[subprocess.Popen[bytes]], bool], allowed: Collection[int]) -> tuple[str, Ended]:
+def during(life: Life, act: Callable[[Driver], bool], allowed: Collection[int]) -> tuple[str, Ended]:
     """Act in the middle of a run."""
     process, out = life.start()
     if life.await_moment(process):
@@ -71,7 +77,7 @@ def kill_driver(life: Life) -> tuple[str, Ended]:
 
 
 def kill_job(life: Life) -> tuple[str, Ended]:
-    def act(process: subprocess.Popen[bytes]) -> bool:
+    def act(process: Driver) -> bool:
         os.killpg(process.pid, signal.SIGKILL)
         return True
 
@@ -91,8 +97,8 @@ def _victim(*names: str) -> Callable[[Life], tuple[str, Ended]]:
     """Kill one of the processes of these names."""
 
     def strike(life: Life) -> tuple[str, Ended]:
-        def act(process: subprocess.Popen[bytes]) -> bool:
-            found = children(process, names)
+        def act(process: Driver) -> bool:
+            found = victims(life, process, names)
             return bool(found) and _signal(life.random.choice(found).pid, signal.SIGKILL)
 
         return during(life, act, [ENDED])
@@ -119,7 +125,7 @@ def endpoint(mode: str) -> Callable[[Life], tuple[str, Ended]]:
 def second_run(life: Life) -> tuple[str, Ended]:
     """Two runs at once: the second is refused with one line, the first goes on."""
 
-    def act(_: subprocess.Popen[bytes]) -> bool:
+    def act(_: Driver) -> bool:
         second, out = life.start()
         code = second.wait(300)
         text = out.read_text()
@@ -170,7 +176,7 @@ def full_disk(life: Life) -> tuple[str, Ended]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "chaos", life.storage], check=True)  # noqa: S603, S607
     filler = storage / "filler"
 
-    def act(_: subprocess.Popen[bytes]) -> bool:
+    def act(_: Driver) -> bool:
         left = life.random.choice([0, 4096, life.random.randrange(300_000)])
         with filler.open("wb") as file, suppress(OSError):
             file.truncate(0)
@@ -233,14 +239,14 @@ FAULTS = {
     fault.name: fault
     for fault in (
         Fault("kill driver", kill_driver),
-        Fault("kill driver and all its processes", kill_job),
+        Fault("kill driver and all its processes", kill_job, own_ray=True),
         Fault("SIGTERM", terminate),
         Fault("Ctrl-C", interrupt),
         Fault("kill worker", _victim(*WORKERS)),
         Fault("kill train worker", _victim("ray::RayTrainWorker", "ray::TrainController"), trained=True),
         Fault("kill any actor", _victim("ray::")),
-        Fault("kill raylet", _victim("raylet")),
-        Fault("kill GCS", _victim("gcs_server")),
+        Fault("kill raylet", _victim("raylet"), own_ray=True),
+        Fault("kill GCS", _victim("gcs_server"), own_ray=True),
         Fault("kill engine", _victim("ray::MortalEngine", "ray::EnginePool"), mortal=True, trained=False),
         Fault("poison record", poison, mortal=True, trained=False),
         *(Fault(f"endpoint {mode}", endpoint(mode), trained=False) for mode in MODES),
@@ -254,5 +260,7 @@ FAULTS = {
             for stage in MOMENTS
         ),
         Fault("kill driver on S3", bucket(kill_driver), forget_store, trained=False),
+        Fault("kill daemon", kill_daemon, trained=True, shared_ray=True),
+        *([Fault("clock set", set_clock(during), own_ray=True)] if FAKETIME else []),
     )
 }

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos_endpoint import Teacher
+from benchmarks.chaos_ray import Driver, Forked, SharedRay, is_busy, name_of
 from operators.files.copies import files_below
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -77,10 +78,12 @@ class Life:
     struck: bool = False
     when: str = ""
     seconds_to_recover: float = 0.0
+    seconds: float = 0.0  # of the whole life
     paid_again: int = 0  # of what was stored
     repeated: int = 0  # in flight when a fault struck
     wrong: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    shared: SharedRay | None = None  # the cluster that its runs join, by forked drivers; None: each starts its own
     nodes: Any = None  # a simulated cluster
 
     def __post_init__(self) -> None:
@@ -99,7 +102,8 @@ class Life:
         (self.folder / "source" / name).write_text("\n".join(lines) + "\n")
         self.records += len(lines)
 
-    def command(self, refresh: str) -> list[str]:
+    def overrides(self) -> list[str]:
+        """Of configs/smoke.yaml."""
         ours = {
             "storage": self.storage,
             "source.path": self.folder / "source",
@@ -119,25 +123,33 @@ class Life:
             "pack.max_tokens": 128,
             "storage_lost_after_seconds": 30,  # a starved run cannot renew a shorter one in time
         }
-        settings = [*(f"{key}={value}" for key, value in ours.items()), *self.settings]
+        return [*(f"{key}={value}" for key, value in ours.items()), *self.settings]
+
+    def command(self, refresh: str) -> list[str]:
         chosen = [] if self.trained else ["select.policy=none", "--select", ROWS]
         flow = [sys.executable, str(REPOSITORY / "flows/recycle_and_train.py"), "--config", "configs/smoke.yaml"]
-        return [*flow, *settings, *chosen, "--refresh", refresh]
+        return [*flow, *self.overrides(), *chosen, "--refresh", refresh]
 
-    def start(self, refresh: str = "base") -> tuple[subprocess.Popen[bytes], Path]:
-        """Start a run; returns it and the file of what it prints."""
-        self.runs += 1
-        out = self.folder / f"run-{self.runs}.out"
+    def surroundings(self) -> dict[str, str]:
+        """The environment of what this life starts."""
         environment = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
-            "RAY_ADDRESS": "local",
+            "RAY_ADDRESS": self.shared.ready().address if self.shared else "local",
             "RAY_TMPDIR": f"/tmp/c{os.getpid()}",  # noqa: S108 - sockets lie there, so the path must be short
             "XDG_STATE_HOME": str(self.folder / "state"),
             LIFE: f"{os.getpid()}-{self.number}",
             **self.environment,
         }
         Path(environment["RAY_TMPDIR"]).mkdir(exist_ok=True)
+        return environment
+
+    def start(self, refresh: str = "base") -> tuple[Driver, Path]:
+        """Start a run; returns it and the file of what it prints."""
+        self.runs += 1
+        out, environment = self.folder / f"run-{self.runs}.out", self.surroundings()
+        if self.shared:
+            return Forked(self.command(refresh), environment, out), out
         with out.open("wb") as stream:
             process = subprocess.Popen(  # noqa: S603 - our own command
                 self.command(refresh), cwd=REPOSITORY, env=environment, stdout=stream, stderr=stream,
@@ -145,7 +157,7 @@ class Life:
             )  # fmt: skip
         return process, out
 
-    def finish(self, process: subprocess.Popen[bytes], out: Path) -> Ended:
+    def finish(self, process: Driver, out: Path) -> Ended:
         """Wait for its end, and that nothing of it stays."""
         code: int | None = None
         try:
@@ -158,34 +170,37 @@ class Life:
         text = out.read_text(errors="replace")
         if "Traceback (most recent call last)" in text:
             self.wrong.append(f"a traceback on the terminal, see {out}")
-        left = self._processes()
+        self.require_gone()
+        return Ended(code, text)
+
+    def require_gone(self) -> None:
+        """Wait until nothing runs for this life any more; what stays is counted, and killed."""
         deadline = time.monotonic() + GONE_S
-        while left and time.monotonic() < deadline:
-            _, left = psutil.wait_procs(left, timeout=1)
+        while (left := self._processes()) and time.monotonic() < deadline:
+            psutil.wait_procs(left, timeout=0.5)
         if left:
-            named = Counter(_name(process) for process in left)
+            named = Counter(name_of(process) for process in left)
             self.wrong.append(f"processes left {GONE_S:g} s after the end: {dict(named)}")
             for process_left in left:
                 with suppress(psutil.Error):
                     process_left.kill()
-        return Ended(code, text)
 
     def run(self, refresh: str = "base") -> Ended:
         """A run to its end."""
         return self.finish(*self.start(refresh))
 
     def _processes(self) -> list[psutil.Process]:
-        found = []
+        found = self.shared.left() if self.shared else []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get(LIFE) == f"{os.getpid()}-{self.number}":
                     found.append(process)
         return found
 
-    def await_moment(self, process: subprocess.Popen[bytes], when: str | None = None) -> bool:
+    def await_moment(self, process: Driver, when: str | None = None) -> bool:
         """Wait for a moment of the run, one that the seed chooses if none is given; False if the run ended before."""
         self.when = self.random.choice([*OF_ROWS, *(OF_TRAINING if self.trained else ())]) if when is None else when
-        wait = self.random.uniform(0.5, 8) if not self.when else self.random.uniform(0, 1.5)
+        wait = self.random.uniform(0.2, 3 if self.shared else 8) if not self.when else self.random.uniform(0, 1.5)
         while self.when and process.poll() is None:
             if any(fnmatch.fnmatch(name, self.when) for name in files_below(self.storage)):
                 break
@@ -199,7 +214,7 @@ class Life:
         started, last = time.monotonic(), ""
         for _ in range(MOST_RUNS):
             if ended.code == 0 and "the next run makes" not in ended.text:
-                self.seconds_to_recover = time.monotonic() - started
+                self.seconds_to_recover += time.monotonic() - started
                 return
             cured = self.cure(ended.text)
             message = ended.text.strip().splitlines()[-1] if ended.text.strip() else ""
@@ -225,19 +240,12 @@ class Life:
         return done
 
 
-def children(process: subprocess.Popen[bytes], wanted: Sequence[str]) -> list[psutil.Process]:
-    """Descendants whose name or title begins with one of these words."""
-    found = []
+def victims(life: Life, process: Driver, wanted: Sequence[str]) -> list[psutil.Process]:
+    """Processes of a life's run whose name or title begins with one of these words; no idle worker."""
+    found = life.shared.workers() if life.shared else []
     with suppress(psutil.Error):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                if _name(child).startswith(tuple(wanted)):
-                    found.append(child)
-    return sorted(found, key=lambda child: (_name(child), child.pid))
-
-
-def _name(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        line = process.cmdline()
-        return line[0] if line and line[0].startswith("ray::") else process.name()
-    return "?"
+        found += psutil.Process(process.pid).children(recursive=True)
+    named = [(name_of(one), one) for one in found]
+    chosen = [(name, one) for name, one in named if name.startswith(tuple(wanted))]
+    chosen = [(name, one) for name, one in chosen if is_busy(name) or not name.startswith("ray::")]
+    return [one for name, one in sorted(chosen, key=lambda each: (each[0], each[1].pid))]

@@ -5,13 +5,13 @@ workers end at once, as when a machine goes away, and a new node comes in its pl
 """
 
 import os
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
 from ray._private import ray_constants
 
 from benchmarks.chaos_life import Ended, Life
+from benchmarks.chaos_ray import Driver
 from cluster.local import LOOPBACK_ONLY, PATIENCE
 
 NODES, CPUS = 3, 2
@@ -40,7 +40,7 @@ def kill_node(stage: str) -> Callable[[Life], tuple[str, Ended]]:
         life.environment = {"RAY_ADDRESS": cluster.address}
         life.settings += ["train.max_steps=6", "train.num_workers=2", "train.max_failures=3"]
 
-        def act(_: subprocess.Popen[bytes]) -> bool:
+        def act(_: Driver) -> bool:
             cluster.remove_node(life.random.choice(nodes), allow_graceful=False)
             cluster.add_node(num_cpus=CPUS, object_store_memory=MEMORY_BYTES)
             return True
