@@ -15,7 +15,7 @@ from pathlib import Path
 import boto3
 import psutil
 
-from benchmarks.chaos_daemon import FAKETIME, kill_daemon, set_clock
+from benchmarks.chaos_daemon import kill_daemon, set_clock
 from benchmarks.chaos_endpoint import MODES, Store, failing
 from benchmarks.chaos_life import Ended, Life, victims
 from benchmarks.chaos_nodes import MOMENTS, give_nodes_back, kill_node
@@ -261,6 +261,6 @@ FAULTS = {
         ),
         Fault("kill driver on S3", bucket(kill_driver), forget_store, trained=False),
         Fault("kill daemon", kill_daemon, trained=True, shared_ray=True),
-        *([Fault("clock set", set_clock(during), own_ray=True)] if FAKETIME else []),
+        Fault("clock set", set_clock(during), own_ray=True),
     )
 }

@@ -16,6 +16,7 @@ from ray.util.metrics import Gauge
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from operators.driver_node import beside_driver
 from operators.json_lines import JsonLines
 
 BOARD_NAME = "recycle_progress"
@@ -125,7 +126,9 @@ class ProgressLines:
 
     def __enter__(self) -> Self:
         actor = ray.remote(num_cpus=0)(ProgressBoard)
-        self._board = actor.options(name=board_name(), namespace=BOARD_NAME, get_if_exists=True).remote()
+        here = beside_driver()
+        named = actor.options(name=board_name(), namespace=BOARD_NAME, get_if_exists=True, scheduling_strategy=here)
+        self._board = named.remote()
         self._thread.start()
         return self
 

@@ -10,6 +10,7 @@ import ray
 from ray.data import Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 
+from operators.driver_node import beside_driver
 from operators.parquet_log import write_whole
 from operators.progress import report_progress
 from operators.teacher.budget import BudgetConfig, Tokens
@@ -69,7 +70,7 @@ class Asking:
         """
         working = self.teacher.batch_rows * self.teacher.concurrent_batches * self.engines
         actor: Any = ray.remote(num_cpus=0)(Supervisor)
-        supervisor = actor.remote(
+        supervisor = actor.options(scheduling_strategy=beside_driver()).remote(
             self.budget,
             self.spent,
             BATCHES_IN_FLIGHT * working,

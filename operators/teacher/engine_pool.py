@@ -14,6 +14,8 @@ from typing import Any
 
 import ray
 
+from operators.driver_node import beside_driver
+
 STOP_TIMEOUT_S = 30.0
 
 
@@ -105,7 +107,7 @@ def pool_of(spec: EngineSpec) -> Any:
         whole = {name: count * spec.most for name, count in spec.needs.items()}
         make_room(whole | {"CPU": whole.get("CPU", 0) + 1})
         actor: Any = ray.remote(num_cpus=0)(EnginePool)
-        _pools[spec.name] = actor.options(name=spec.name).remote(spec), spec
+        _pools[spec.name] = actor.options(name=spec.name, scheduling_strategy=beside_driver()).remote(spec), spec
     return _pools[spec.name][0]
 
 
