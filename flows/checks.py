@@ -89,7 +89,8 @@ def every_recycled_row_is_packed_or_quarantined(run: dg.ResourceParam[Run]) -> d
     packs = _manifest(run, PACKED_SEQUENCES)
     finished = [_manifest(run, STAGES[-1], refresh_of_input(name)) for name in packs.made_from.get("inputs", {})]
     recycled = sum(manifest.outcomes.get(outcome, 0) for manifest in finished for outcome in RECYCLED_OUTCOMES)
-    packed = packs.metrics.get("rows")
+    rows, general = (packs.metrics.get(name, 0) for name in ("rows", "general_rows"))
+    packed = int(rows) - int(general)  # type: ignore[arg-type]
     message = f"packed_sequences: {packed} rows in packs and quarantine against {recycled} recycled"
     return _result(run, PACKED_SEQUENCES, None, packed == recycled, message)
 

@@ -26,13 +26,14 @@ from flows.source_versions import RefreshFile
 from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
 from operators.read.doctor import examine_source
-from operators.read.source_files import shown, unknown_files
+from operators.read.source_files import list_source_files, shown, unknown_files
 from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.reward import examine_reward_model
 from operators.stage import Finding
 from operators.student.doctor import StudentNeeds, examine_student
 from operators.teacher.doctor import check_teacher
 from operators.train.memory import StudentSize, measure
+from operators.train.mixture import MixtureConfig
 
 NEED_TEACHER = (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS, EVALUATION)
 NEED_REWARD = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS)
@@ -65,7 +66,7 @@ def preflight(
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
     if thorough or _is_needed(run, refresh, (STUDENT,), selected):
-        found += _resume_findings(run.config)
+        found += _resume_findings(run.config) + _general_findings(run.config.pack.mixture)
     if not models and run.reward_model and (thorough or _is_needed(run, refresh, NEED_REWARD, selected)):
         found += examine_reward_model(run.reward_model)
     judging = NEED_REWARD if run.config.select.policy == "judge" else ()
@@ -204,6 +205,17 @@ def _model_findings(run: Run) -> list[Finding]:
         except ModelNotFoundError as error:
             found.append(Finding(key, str(error).removeprefix(f"{key}: ")))
     return found
+
+
+def _general_findings(mixture: MixtureConfig) -> list[Finding]:
+    try:
+        if mixture.general:
+            list_source_files(mixture.general)
+        return []
+    except ValueError:
+        return [
+            Finding("pack.mixture.general", f"{shown(mixture.general)} matches no file; give a file, folder or URI")
+        ]
 
 
 def student_needs(config: RunConfig) -> StudentNeeds:

@@ -31,6 +31,7 @@ from flows.results import results_of
 from flows.retention import DELETED_STUDENTS, prune_students
 from flows.run import Run, rows_where
 from flows.schedules import definitions
+from flows.training_start import rows_to_pack, starting_student
 from operators.columns import HELD_OUT
 from operators.evaluate.evaluate import evaluate
 from operators.evaluate.release import release as decide_release
@@ -173,7 +174,8 @@ def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recip
 @dg.asset(group_name="train", kinds={"ray"}, code_version="3", metadata=uses("pack", "student", only_rows=True))
 def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
-    return Recipe(partial(pack, recycled_instructions, run.config.pack, run.student), metrics=count_packed)
+    config = run.config.pack
+    return Recipe(lambda: pack(rows_to_pack(run, recycled_instructions), config, run.student), metrics=count_packed)
 
 
 @dg.asset(group_name="train", kinds={"ray", "deepspeed"}, code_version="2", metadata=uses("train", "student"))
@@ -185,7 +187,7 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
     def build() -> TrainResult:
         from operators.train.train import train  # here, because it imports torch, which takes seconds
 
-        trained = train(packed_sequences, run.config.train, run.student, folder)
+        trained = train(packed_sequences, run.config.train, starting_student(run, folder), folder)
         return trained.model_copy(update={"version": version, "folder": folder})
 
     return Recipe(build)

@@ -5,6 +5,7 @@ its name below `source.path` and by its content, so an uploaded copy of the work
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -110,10 +111,18 @@ class Staleness:
         if asset == RAW_INSTRUCTIONS:
             described["files"] = self._files(refresh)
             described |= self._taken_out(refresh) | self._earlier(refresh)
+        if asset == PACKED_SEQUENCES and self._config.pack.mixture.general:
+            described["general"] = self._general()
         described |= self._retries(asset, refresh)
         for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
             described["inputs"] |= self._input(asset, parent, refresh, planned)
         return described
+
+    def _general(self) -> list[list[str]]:
+        """The files of general data by name and content; none if they are not there, which the preflight refuses."""
+        with suppress(ValueError):
+            return [[file.name, file.identity] for file in source_files(self._config.pack.mixture.general)]
+        return []
 
     def fingerprint(self, asset: str, refresh: str | None = None, planned: str | None = None) -> str:
         """The fingerprint that the asset would have if it were made now."""

@@ -91,6 +91,11 @@ class TrainConfig(StageConfig):
         default="all",
         description="Layers with HyperAttention: all, last:n, first:n, even, odd or a list; the others stay exact.",
     )
+    start: Literal["base", "released"] = Field(
+        default="base",
+        description="What training begins with: the base model, or the released student, if it was made from this base "
+        "model; then pack.mixture chooses what earlier data it sees again.",
+    )
     lora: LoraConfig = Field(default=LoraConfig(), description="Low-rank adapters instead of all weights.")
     seed: int = Field(default=0, ge=0, description="Seed of the order of the packs, of noise, dropout and adapters.")
     evaluate_every_steps: int = Field(
@@ -197,6 +202,19 @@ class TrainConfig(StageConfig):
                 share = 1.0
         return self.learning_rate * share
 
+    @model_validator(mode="after")
+    def _a_released_student_has_all_weights(self) -> Self:
+        if self.start == "released" and self.lora.r and not self.lora.merge:
+            raise ValueError("start: released with lora.merge: false, whose students are adapters alone; merge them")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The start, a later key, only where it is set, so that older work stays valid."""
+        chosen = super().identity()
+        if self.start == "base":
+            del chosen["start"]
+        return chosen
+
     def run_identity(self, digest: str, student: str) -> str:
         """Hash of everything that determines the trained weights, up to rounding.
 
@@ -204,7 +222,8 @@ class TrainConfig(StageConfig):
             digest: of the packs.
             student: the model that is trained.
         """
-        chosen = self.model_dump_json(exclude=set(self.operational()))
+        later = {"start"} if self.start == "base" else set[str]()
+        chosen = self.model_dump_json(exclude={*self.operational(), *later})
         return hashlib.blake2b(f"{digest} {student} {chosen}".encode(), digest_size=16).hexdigest()
 
     @property

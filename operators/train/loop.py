@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from operators.model_copy import on_this_disk
 from operators.student.packed_attention import attention_in_use
 from operators.train.attention import count_hyper_layers, hyper_attention_routes
 from operators.train.checkpoint import Checkpoint, given_checkpoint, newest_good, save_checkpoint, write_json
@@ -61,6 +62,7 @@ def read_failure(folder: Path) -> str:
 
 def _train(job: TrainJob) -> None:
     prepare_process(job.config)
+    job = replace(job, student=on_this_disk(job.student))
     store = PackStore(job.files)
     if store.digest != job.digest:
         raise ValueError(f"train: packs have digest {store.digest}, the driver read {job.digest}; pack again")

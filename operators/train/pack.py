@@ -32,13 +32,14 @@ from operators.student.encode import (
     load_tokenizer,
     require_template,
 )
+from operators.train.mixture import NOT_REPLAYED, MixtureConfig, is_general
 from operators.train.overlong import Overlong, fit, is_first_part, part_id
 
 COLUMNS_IN = ("row_id", "input", "outcome", "final_instruction", "final_response")
 DIALOGUE = ("turns_before", "turns_after")  # columns of a source with dialogues
 _BUCKET = "bucket"
 TOO_LONG = "quarantined:too_long"
-_COUNTED = ("rows", "tokens", "split_rows", "cut_rows", "lost_tokens")
+_COUNTED = ("rows", "general_rows", "tokens", "split_rows", "cut_rows", "lost_tokens")
 
 
 class PackConfig(StageConfig):
@@ -62,10 +63,18 @@ class PackConfig(StageConfig):
     rows_per_block: int = Field(
         default=4096, gt=0, description="Approximate number of examples that are packed together, chosen by their ids."
     )
+    mixture: MixtureConfig = MixtureConfig()
     tokenizers: Operational[int] = Field(default=1, gt=0, description="Number of actors that encode and pack.")
     cpus_per_tokenizer: Operational[float] = Field(
         default=0.5, gt=0, description="Logical CPUs that such an actor reserves."
     )
+
+    def identity(self) -> dict[str, Any]:
+        """The mixture, a later key, only where it is set, so that older work stays valid."""
+        chosen = super().identity()
+        if self.mixture == MixtureConfig():
+            del chosen["mixture"]
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -89,9 +98,9 @@ def pack(rows: Dataset, config: PackConfig, student: str) -> Dataset:
 
     Columns in: RECYCLED; rows with other outcomes than RECYCLED_OUTCOMES are skipped; an earlier stage counted them.
     Columns out: PACKS; every recycled row's id is in exactly one `row_ids`, of a pack or of a quarantined row
-        (`quarantined:too_long`, `:special_tokens`, `:chat_template`, `:no_loss`, `:no_end_of_turn`). Further parts of a
-        split row have ids of their own, see `part_id`. `cut_rows` and `lost_tokens` count rows and supervised tokens
-        that were cut off.
+        (`quarantined:too_long`, `:special_tokens`, `:chat_template`, `:no_loss`, `:no_end_of_turn`), or of a row that
+        came with the outcome `dropped:not_replayed`. Further parts of a split row have ids of their own, see
+        `part_id`. `cut_rows` and `lost_tokens` count rows and supervised tokens that were cut off.
 
     Packs are a function of the rows, the tokenizer and the configuration; neither the order of the rows nor the number
     of tokenizers changes them.
@@ -143,7 +152,7 @@ class Packer:
             return columns.PACKS.empty_table()
         buckets: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         for row in rows.to_pylist():
-            if row["outcome"] in columns.RECYCLED_OUTCOMES:
+            if row["outcome"] in (*columns.RECYCLED_OUTCOMES, NOT_REPLAYED):
                 buckets[row.get(_BUCKET, 0)].append(row)
         tables = [self._pack(buckets[bucket]) for bucket in sorted(buckets)]
         return pa.concat_tables(tables) if tables else columns.PACKS.empty_table()
@@ -151,6 +160,9 @@ class Packer:
     def _pack(self, rows: list[dict[str, Any]]) -> pa.Table:
         documents, quarantined = [], []
         for row in sorted(rows, key=lambda row: str(row["row_id"])):
+            if row["outcome"] == NOT_REPLAYED:
+                quarantined.append((row["row_id"], NOT_REPLAYED))
+                continue
             try:
                 encoded = self._encode(row)
             except EncodingError as error:
@@ -182,7 +194,8 @@ class Packer:
 def count_packed(packs: Dataset) -> dict[str, int]:
     """Counts for the manifest and the check that no row is lost.
 
-    They are rows in packs and in quarantine, tokens, rows that were split or cut, and lost supervised tokens.
+    They are rows in packs and in quarantine, those of general data among them, tokens, rows that were split or cut, and
+    lost supervised tokens.
     """
     return add_up(packs.map_batches(_count_pack_rows, batch_format="pyarrow", num_cpus=0.25), list(_COUNTED))
 
@@ -191,9 +204,10 @@ def _count_pack_rows(packs: pa.Table) -> pa.Table:
     ids = [row_id for row_ids in packs["row_ids"].to_pylist() for row_id in row_ids]
     sums = {
         "rows": sum(map(is_first_part, ids)),
+        "general_rows": sum(is_first_part(row_id) and is_general(row_id) for row_id in ids),
         "tokens": pc.sum(pc.list_value_length(packs["input_ids"])).as_py() or 0,
         "split_rows": sum(row_id.endswith("#2") and not is_first_part(row_id) for row_id in ids),
-        **{name: pc.sum(packs[name]).as_py() or 0 for name in _COUNTED[3:]},
+        **{name: pc.sum(packs[name]).as_py() or 0 for name in _COUNTED[4:]},
     }
     return pa.table({name: [value] for name, value in sums.items()})
 

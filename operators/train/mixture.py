@@ -1,0 +1,107 @@
+"""What a student learns from when data keeps coming: the newest refreshes, a replay of earlier ones, general data.
+
+Training on new rows alone makes a model forget; a few per cent of earlier data prevent most of it (Scialom et al.,
+arXiv:2205.12393, section 4.2, where 1 % was enough for instructions).
+"""
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+from ray.data import Dataset
+
+from operators.columns import ACTIVE, ORIGINAL, RECYCLED_OUTCOMES
+from operators.stage import StageConfig
+
+COLUMNS = ("row_id", "input", "turns_before", "turns_after", "outcome", "final_instruction", "final_response")
+NOT_REPLAYED = "dropped:not_replayed"
+GENERAL = "general-"  # begins the id of a row of general data, which is none of the recycled rows
+
+
+class MixtureConfig(StageConfig):
+    """What is trained on beside the newest rows, the section `pack.mixture`."""
+
+    earlier: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the recycled rows of earlier refreshes that are trained on again; which ones is drawn "
+        "anew with each newest refresh.",
+    )
+    newest: int = Field(1, ge=1, description="Number of newest refreshes whose rows are all trained on.")
+    general: str = Field(
+        "",
+        description="A file, folder or URI of further records in any format of source.path, which are trained on as "
+        "they are and never reflected on.",
+    )
+    general_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of the trained rows that are general data, if there are so many."
+    )
+
+
+def replayed(rows: Dataset, config: MixtureConfig, draw: str) -> Dataset:
+    """Rows of earlier refreshes, all but a share of them with the outcome `dropped:not_replayed`.
+
+    Columns in: RECYCLED. Columns out: COLUMNS.
+
+    Args:
+        rows: of the earlier refreshes.
+        config: the share.
+        draw: the newest refresh; it decides, with a row's id, whether the row is drawn.
+    """
+    return rows.map_batches(
+        partial(_replayed, share=config.earlier, draw=draw), batch_size=None, batch_format="pyarrow", num_cpus=0.25
+    )
+
+
+def general_rows(raw: Dataset, config: MixtureConfig, num_recycled: int, draw: str) -> Dataset:
+    """Active rows of general data as rows to pack, about as many as `general_share` says.
+
+    Columns in: RAW; counted first. Columns out: COLUMNS, with ids that begin with GENERAL and the outcome "original".
+
+    Args:
+        raw: the records as they were read.
+        config: the share.
+        num_recycled: recycled rows that are trained on.
+        draw: see `replayed`.
+    """
+    active = raw.filter(expr=f"outcome == '{ACTIVE}'")
+    wanted = num_recycled * config.general_share / (1 - config.general_share)
+    share = min(1.0, wanted / max(1, active.count()))
+    return active.map_batches(
+        partial(_general, share=share, draw=draw), batch_size=None, batch_format="pyarrow", num_cpus=0.25
+    )
+
+
+def is_general(row_id: str) -> bool:
+    """Whether an id in a pack is one of general data."""
+    return row_id.startswith(GENERAL)
+
+
+def is_drawn(row_id: str, share: float, draw: str) -> bool:
+    """Whether a row is among a share of all: a function of its id and the draw, the same on every machine."""
+    digest = hashlib.blake2b(f"{draw} {row_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def _replayed(rows: pa.Table, share: float, draw: str) -> pa.Table:
+    def outcome(row: dict[str, Any]) -> str:
+        taken = row["outcome"] not in RECYCLED_OUTCOMES or is_drawn(row["row_id"], share, draw)
+        return str(row["outcome"]) if taken else NOT_REPLAYED
+
+    outcomes = pa.array([outcome(row) for row in rows.select(["row_id", "outcome"]).to_pylist()], pa.string())
+    place = rows.schema.get_field_index("outcome")
+    return rows.set_column(place, "outcome", outcomes).select([*COLUMNS])
+
+
+def _general(rows: pa.Table, share: float, draw: str) -> pa.Table:
+    drawn = pa.array([is_drawn(row_id, share, draw) for row_id in rows["row_id"].to_pylist()], pa.bool_())
+    rows = rows.filter(drawn)
+    ids = pa.array([f"{GENERAL}{row_id}" for row_id in rows["row_id"].to_pylist()], pa.string())
+    original = pa.array([ORIGINAL] * rows.num_rows, pa.string())
+    texts = {"final_instruction": rows["instruction"], "final_response": rows["response"]}
+    kept = {name: rows[name] for name in ("input", "turns_before", "turns_after")}
+    columns: dict[str, Any] = {"row_id": ids, "outcome": original, **kept, **texts}
+    return pa.table({name: columns[name] for name in COLUMNS})
