@@ -213,9 +213,7 @@ def _general_findings(mixture: MixtureConfig) -> list[Finding]:
             list_source_files(mixture.general)
         return []
     except ValueError:
-        return [
-            Finding("pack.mixture.general", f"{shown(mixture.general)} matches no file; give a file, folder or URI")
-        ]
+        return [Finding("pack.mixture.general", f"{shown(mixture.general)} matches no file; give another")]
 
 
 def student_needs(config: RunConfig) -> StudentNeeds:
