@@ -1,11 +1,11 @@
-"""What the Triton kernels become on a GPU that is not here: compiled ahead of time and counted, not timed.
+"""Compiles the Triton kernels for GPUs that this machine does not have, and counts registers and instructions.
 
     python benchmarks/aot_report.py > docs/aot.md                           # all: many minutes
     python benchmarks/aot_report.py --targets sm_90 --kinds nominated --json  # one line of JSON for each kernel
     PYTHONPATH=folder/of/triton-3.6 python benchmarks/aot_report.py --json    # with another release of Triton
 
 The launches of a forward and a backward pass are those of the library, with its committed tiles, arguments and
-alignments: only the driver is replaced, by one that names the target and runs nothing.
+alignments. Only the driver is replaced, by one that names the target and runs nothing.
 """
 
 import argparse
@@ -44,7 +44,7 @@ TOKENS = 2048
 
 
 class Driver:
-    """Stands for a GPU of one target."""
+    """A driver that pretends to have a GPU of one target."""
 
     def __init__(self, target):
         self.target = target
@@ -126,24 +126,25 @@ def counts(kernel, name):
 
 def tool(name, *arguments):
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    # A program of the installed wheel, on our file.
+    # The program comes with the installed wheel, and the file is ours.
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout  # noqa: S603
 
 
 HEAD = """# The Triton kernels, compiled ahead of time
 
 Written by `python benchmarks/aot_report.py {command}`.
-Compiled and counted; the kernels README has what was timed.
+The kernels were compiled and counted here; the kernels README has the times.
 
 The launches of a forward and a backward pass, {dtype}, with the committed tiles, segments of {segment}; Triton
-{version}. Tile: rows of queries x keys x warps. Stack: bytes that are reserved. Spills: vector registers, and
-instructions, that go to it. Lanes: scalar registers of gfx942 that are kept in lanes of vector registers.
+{version}. Tile: rows of queries x keys x warps. Stack: reserved bytes. Spills: vector registers, and instructions, that
+use the stack. Lanes: scalar registers of gfx942 that are kept in lanes of vector registers.
 Shared: KB of a block / the target's limit. Tensor cores: matrix instructions ({cores}). Copies: asynchronous, from
 global to shared memory.
 
-Tiles are those that were the fastest on an H100 under Triton 3.6; Triton 3.9 spills in some of them. At d = 64 on sm_90
-level_query_gradient; at d = 128, not listed here, attend 16 instructions, query_gradient 24, mean_gradient 19 and
-key_gradient 109: tiles for 3.9 were not timed. fp32 has no warpgroup products, which ptxas 12.8 builds wrongly.
+The tiles are those that were the fastest on an H100 with Triton 3.6; with Triton 3.9 some of them spill: at d = 64 on
+sm_90 level_query_gradient; at d = 128, not listed here, attend (16 instructions), query_gradient (24), mean_gradient
+(19) and key_gradient (109). Tiles for 3.9 were not timed. fp32 has no warpgroup products, as ptxas 12.8 builds
+them wrongly.
 
 | kernel | kind | d | target | tile | registers | stack | spills | lanes | shared | tensor cores | copies | atomics |
 |---|---|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
@@ -158,7 +159,7 @@ def main():
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
     parser.add_argument("--segment", type=int, default=64, help="tokens of a pooled segment")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each kernel")
+    parser.add_argument("--json", action="store_true", help="one line of JSON per kernel")
     arguments = parser.parse_args()
     if not arguments.json:
         cores, command = ", ".join(f"{TENSOR_CORES[x]} on {x}" for x in arguments.targets), shlex.join(sys.argv[1:])

@@ -1,12 +1,12 @@
-"""Speed and memory of HyperAttention against torch's exact attention, after a correctness gate.
+"""Speed and memory of HyperAttention against torch's exact attention, after a check of the results.
 
     python benchmarks/attention.py                                  # n = 4k .. 32k, minutes
     python benchmarks/attention.py --sizes 8192 32768 131072        # 13 minutes, most of them exact attention
 
-Each cell is a process of its own, so that its peak memory is its own. Heads must be at least as many as threads:
-torch's exact backward runs heads in parallel and nothing else. A shared machine is slow for minutes at a time, so cells
-are measured in rounds, between which exact attention runs, and the median round counts. Writes attention.json,
-attention.md and attention.svg.
+Each cell runs in a process of its own, so that its peak memory can be measured. There must be at least as many heads as
+threads, because torch's exact backward pass runs only heads in parallel. A shared machine is slow for minutes at a
+time, so cells are measured in rounds, with exact attention in between, and the median round counts. Writes
+attention.json, attention.md and attention.svg.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from kernels.hyper_attention import HyperAttentionConfig, hyper_attention
 from kernels.hyper_attention.operator import plan_of
 from kernels.hyper_attention.reference import reference_attention
 
-MOST_MEANS = 1024  # of older segments that a query reads in mode causal_local: segments grow with n beyond 32k
-ENOUGH_S = 60  # no further repeat
+MOST_MEANS = 1024  # means that a query reads in mode causal_local; so segments grow with n beyond 32k
+ENOUGH_S = 60  # after this many seconds there is no further repeat
 COLOURS = {"exact": "#777777", "flex": "#9467bd", "paper": "#1f77b4", "causal_local": "#d62728"}
 
 
@@ -40,7 +40,7 @@ def inputs(heads, tokens, size, seed=0):
 
 
 def gate():
-    """Raise unless the measured code agrees with the reference, output and gradients."""
+    """Raise an error unless output and gradients of the measured code agree with the reference."""
     q, k, v, grad = inputs(2, 700, 64)
     for causal, config in (
         (False, HyperAttentionConfig(block_size=64, num_samples=64, exact_below=64)),
@@ -88,7 +88,7 @@ def attention(method, causal, tokens):
 def measure(method, causal, tokens, heads, size, repeats):
     """Median seconds of forward and backward, and peak memory above that of the inputs, in MB.
 
-    The first of several repeats finds no memory of its size mapped, as the first step of a training does.
+    The first of several repeats is slower, because its memory is not mapped yet, as in the first step of a training.
     """
     q, k, v, grad = inputs(heads, tokens, size)
     if method == "flex":
@@ -129,7 +129,7 @@ def cell(arguments, method, causal, tokens):
     command += ["--heads", str(arguments.heads), "--size", str(arguments.size), "--threads", str(arguments.threads)]
     command += ["--repeats", str(arguments.repeats)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-    # The command is this file and numbers.
+    # The command consists of this file and numbers.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         print(f"{method} n={tokens} causal={causal}: no result ({done.stderr.strip().splitlines()[-1][:120]})")
@@ -140,7 +140,7 @@ def cell(arguments, method, causal, tokens):
 
 
 def measure_all(arguments):
-    """One row for each cell that gives a result; exact attention once, a part of its cells after each round."""
+    """One row for each cell with a result; exact attention is measured once, some of its cells after each round."""
     cells = [
         (method, causal, tokens)
         for method in arguments.methods
@@ -165,9 +165,9 @@ def table(rows, arguments):
     exact = {(r["causal"], r["n"]): r for r in rows if r["method"] == "exact"}
     lines = [
         f"fp32, {arguments.heads} heads, d = {arguments.size}, {arguments.threads} threads, torch {torch.__version__},"
-        f" median of {arguments.repeats}, of fewer after {ENOUGH_S} s; of these, but for exact, the median of"
-        f" {arguments.rounds} rounds. CPU s: both passes, all threads. Ratio: wall time of both passes, exact over"
-        " this. Growth: exponent of wall time to the next n.",
+        f" median of {arguments.repeats} repeats (fewer after {ENOUGH_S} s) and, except for exact, of"
+        f" {arguments.rounds} rounds. CPU s: both passes, all threads. Ratio: wall time of both passes, exact / this."
+        " Growth: exponent of wall time to the next n.",
         "",
         "| attention | mask | n | forward s | backward s | CPU s | ratio | growth | peak MB |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -229,7 +229,7 @@ def main():
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--size", type=int, default=64, help="head size d")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5, help="of a cell in one process")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of a cell in one process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of a cell, spread over the run")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)

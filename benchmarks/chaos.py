@@ -1,14 +1,14 @@
-"""Faults at random, seeded moments of real runs; afterwards every invariant is checked, and one table says what held.
+"""Injects faults at random, seeded moments of real runs, then checks every invariant and prints one table.
 
     nice -n 10 .venv/bin/python benchmarks/chaos.py --minutes 20 [--seed 1] [--faults kill_driver,flip] [--life N]
 
-A life is one storage: a source of 30 records (some bad or double), a teacher (an endpoint that counts what it is paid
-for, or engines that a record can crash) and runs of `flows/recycle_and_train.py` on configs/smoke.yaml with a tiny
-student, a third of them with training, evaluation and release. The seed and the number of a life choose fault, moment
-and victim. Then the same command runs until it ends with 0, doing only what its messages say, and the storage is
-compared with that of a life without faults. Of some, one more run must find everything up to date.
+A life is one storage: a source of 30 records (some bad or duplicate), a teacher (an endpoint that counts its calls, or
+engines that a record can crash) and runs of `flows/recycle_and_train.py` on configs/smoke.yaml with a tiny student, a
+third of them with training, evaluation and release. The seed and the number of a life determine fault, moment and
+victim. Then the same command runs until it ends with 0, following only its own messages, and the storage is compared
+with that of a life without faults. For some lives, one more run must find everything up to date.
 
-What a seed cannot fix is how far the processes were at that moment. Faults of a full disk need root (a tmpfs).
+A seed cannot determine the exact state of the processes at that moment. Faults of a full disk need root (a tmpfs).
 """
 
 import argparse
@@ -81,7 +81,7 @@ class Chaos:
         return life
 
     def expected_of(self, fault: Fault, trained: bool) -> dict[str, tuple[str, ...]]:
-        """The final rows of a life without faults, made when first needed."""
+        """The final rows of a life without faults, which is run when it is first needed."""
         kind = f"{'mortal' if fault.mortal else 'endpoint'}-{fault.refreshes}-{'trained' if trained else 'rows'}"
         kept = self.out / f"expected-{kind}.json"
         if kind not in self.expected and kept.is_file():
@@ -105,7 +105,7 @@ class Chaos:
 
     def live(self, number: int, faults: list[Fault]) -> Life:
         chosen = random.Random(f"{self.seed}-{number}")
-        round_, place = divmod(number - 1, len(faults))  # every fault once, in another order each round
+        round_, place = divmod(number - 1, len(faults))  # each round has every fault once, in another order
         fault = random.Random(f"{self.seed}-round-{round_}").sample(faults, len(faults))[place]
         trained = fault.trained if fault.trained is not None else chosen.random() < self.trained_share
         own_ray = fault.own_ray or (chosen.random() < OWN_RAY_SHARE and not fault.shared_ray)

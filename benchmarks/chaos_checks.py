@@ -1,4 +1,4 @@
-"""What must be true of a storage after any fault, for chaos.py: every sentence here is counted, none is assumed."""
+"""Checks of a storage after a fault, for chaos.py: every promise is counted in the files themselves."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ WHOLE = {"partitioning": None, "page_checksum_verification": True}
 
 @dataclass
 class Found:
-    """What a check counted; `wrong` has a line for each sentence that is not true."""
+    """The counts of a check; `wrong` has one line for each promise that is not kept."""
 
     lost: int = 0
     doubled: int = 0
@@ -42,9 +42,9 @@ def check(storage: str, records: int, expected: dict[str, tuple[str, ...]] | Non
 
     Args:
         storage: folder or URI.
-        records: that the source holds.
+        records: number of records in the source.
         expected: the final rows of a run without faults, by id; None for that run itself.
-        trained: the run trained, evaluated and released, too.
+        trained: whether the run also trained, evaluated and released.
     """
     found = Found()
     last = _conserved(storage, records, found)
@@ -74,7 +74,7 @@ def check(storage: str, records: int, expected: dict[str, tuple[str, ...]] | Non
 
 
 def _conserved(storage: str, records: int, found: Found) -> list[dict[str, Any]]:
-    """Every stage has the rows of the source; returns those of the last."""
+    """Check that every stage has the rows of the source; returns the rows of the last stage."""
     tables = {stage: _rows_of(storage, stage) for stage in STAGES}
     ids = {stage: Counter(table["row_id"].to_pylist()) for stage, table in tables.items()}
     for stage in STAGES:
@@ -87,21 +87,21 @@ def _conserved(storage: str, records: int, found: Found) -> list[dict[str, Any]]
 
 
 def stored_calls(storage: str) -> Counter[str]:
-    """How often the ledger holds an answer to each call."""
+    """Key of a call -> number of answers to it in the ledger."""
     stored: Counter[str] = Counter()
     for name in files_below(f"{storage}/ledger"):
         if name.endswith(".parquet") and "/." not in name:
             filesystem, path = open_filesystem(f"{storage}/ledger/{name}")
             try:
                 table = pq.read_table(path, filesystem=filesystem, columns=["call_key", "error"], **WHOLE)
-            except (OSError, pa.ArrowException):  # damaged, or in use
+            except (OSError, pa.ArrowException):  # damaged, or being replaced
                 continue
             stored.update(row["call_key"] for row in table.to_pylist() if not row["error"])
     return stored
 
 
 def stored_prompts(storage: str) -> set[str]:
-    """The prompts of the answers that the ledger holds, as the endpoint counts them."""
+    """The prompts whose answers are in the ledger, as the keys by which the endpoint counts."""
     stored, asked = stored_calls(storage), set()
     for name in files_below(f"{storage}/prompts"):
         if name.endswith(".parquet") and "/." not in name:
@@ -115,7 +115,7 @@ def stored_prompts(storage: str) -> set[str]:
 
 
 def _rows_of(storage: str, asset: str) -> pa.Table:
-    """The rows of all refreshes, of the files that the manifests name."""
+    """The rows of all refreshes, from the files that the manifests name."""
     tables = []
     for name in files_below(f"{storage}/assets/{asset}"):
         folder, _, file = name.rpartition("/")

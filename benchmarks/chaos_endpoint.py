@@ -1,4 +1,4 @@
-"""Servers for chaos.py: a teacher that counts what it was paid for, and an S3 store; both fail when told to."""
+"""Servers for chaos.py: a teacher that counts its answers, and an S3 store; both can be made to fail."""
 
 import hashlib
 import json
@@ -23,15 +23,15 @@ MODES = ("dead", "slow", "lying", "errors", "busy")
 
 
 class Teacher:
-    """An OpenAI-compatible endpoint on 127.0.0.1 that says the same to the same prompt.
+    """An OpenAI-compatible endpoint on 127.0.0.1 that always gives the same answer to the same prompt.
 
     Attributes:
-        paid: how often each prompt got a whole and true answer, by `prompt_key`.
-        mode: what it does now: "" answers, or one of MODES.
+        paid: number of complete, correct answers to each prompt, by `prompt_key`.
+        mode: its present behaviour: "" answers, or one of MODES.
     """
 
     def __init__(self, seconds: float, slow_seconds: float) -> None:
-        """Answer each call after some seconds; in the mode slow after so many."""
+        """Answer each call after `seconds`; in the mode "slow" after `slow_seconds`."""
         self.paid: Counter[str] = Counter()
         self.mode = ""
         self._seconds, self._slow_seconds = seconds, slow_seconds
@@ -94,13 +94,13 @@ class Teacher:
                 }
             ).encode(),
         )
-        if mode != "slow":  # else the caller may have gone
+        if mode != "slow":  # a slow answer may come after the caller has gone
             with self._lock:
                 self.paid[key] += 1
 
 
 def prompt_key(messages: list[dict[str, str]]) -> str:
-    """A hash of what was asked."""
+    """A hash of the prompt."""
     return hashlib.sha256(json.dumps(messages).encode()).hexdigest()
 
 
@@ -113,7 +113,7 @@ def _send(request: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
 
 
 class Store:
-    """moto's S3 server on 127.0.0.1, of whose requests a share fails with 503 while `share` is not 0."""
+    """The S3 server of moto on 127.0.0.1; the fraction `share` of its requests fails with 503."""
 
     def __init__(self) -> None:
         """Serve until the process ends."""
@@ -139,7 +139,7 @@ class Store:
 
 @contextmanager
 def failing(server: Any, name: str, value: Any, seconds: float) -> Iterator[None]:
-    """Set an attribute of a server now, and back after some seconds or at the end."""
+    """Set an attribute of a server now, and reset it after some seconds or at the end."""
     before = getattr(server, name)
     setattr(server, name, value)
     timer = threading.Timer(seconds, setattr, (server, name, before))

@@ -1,6 +1,6 @@
-"""The faults of chaos.py: each starts a run of a life, strikes at a moment that the seed chooses, and waits.
+"""The faults of chaos.py: each starts a run of a life, strikes at a moment that the seed determines, and waits.
 
-A run that a fault ends may have the exit codes that the fault names; any other is counted as not as promised.
+A run that a fault ends may have the exit codes that the fault names; any other code counts as a broken promise.
 """
 
 import os
@@ -24,7 +24,7 @@ from benchmarks.chaos_ray import Driver
 DISK_BYTES = 256 << 20
 KILLED, STOPPED, ENDED, WENT_ON = -signal.SIGKILL, -signal.SIGTERM, 1, 0
 WORKERS = ("ray::MapWorker", "ray::Caller", "ray::RayTrainWorker", "ray::TrainController", "ray::MapBatches")
-# What a second refresh reads again; what lies elsewhere is not looked at before somebody asks for it.
+# Files that a second refresh reads again; damage in other files shows only when somebody reads them.
 DAMAGED = (
     *(f"assets/{name}/refresh=base/" for name in ("raw_instructions", "held_out", "recycled_instructions")),
     *("assets/instruction_reflections/refresh=base/manifest.json", "assets/published_dataset/manifest.json"),
@@ -39,10 +39,10 @@ class Fault:
 
     Attributes:
         name: of the fault.
-        strike: runs a life into it; returns the refresh that is to recover, and how its run ended.
-        end: gives back what the fault took (disks, servers).
+        strike: runs a life with the fault; returns the refresh that has to recover, and how its run ended.
+        end: releases what the fault needed (disks, servers).
         mortal: the teacher is an engine that one record crashes; else an endpoint.
-        refreshes: of the life.
+        refreshes: number of refreshes of the life.
         trained: whether its runs train; None lets the seed choose.
         damages: files are lost, so their calls are made again.
         own_ray: every run starts a Ray of its own, as one typed command does.
@@ -107,7 +107,7 @@ def _victim(*names: str) -> Callable[[Life], tuple[str, Ended]]:
 
 
 def endpoint(mode: str) -> Callable[[Life], tuple[str, Ended]]:
-    """The endpoint does not do as it should for some seconds."""
+    """The endpoint misbehaves for some seconds."""
 
     def strike(life: Life) -> tuple[str, Ended]:
         process, out = life.start()
@@ -123,7 +123,7 @@ def endpoint(mode: str) -> Callable[[Life], tuple[str, Ended]]:
 
 
 def second_run(life: Life) -> tuple[str, Ended]:
-    """Two runs at once: the second is refused with one line, the first goes on."""
+    """Two runs at once: the second must be refused with one line, and the first must continue."""
 
     def act(_: Driver) -> bool:
         second, out = life.start()
@@ -170,7 +170,7 @@ def damage(kind: str) -> Callable[[Life], tuple[str, Ended]]:
 
 
 def full_disk(life: Life) -> tuple[str, Ended]:
-    """A disk of its own, all of which but a little is taken at once; space is freed before the next run."""
+    """A small disk that is filled almost completely at once; space is freed before the next run."""
     storage = Path(life.storage)
     storage.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "chaos", life.storage], check=True)  # noqa: S603, S607
@@ -223,7 +223,7 @@ def forget_store(_: Life) -> None:
 
 
 def poison(life: Life) -> tuple[str, Ended]:
-    """One record crashes every engine that reads it; nothing else is done."""
+    """One record crashes every engine that reads it; there is no other fault."""
     life.struck = True
     return "base", life.run()
 

@@ -1,4 +1,4 @@
-"""One life of a storage in chaos.py: runs of the flow as a user starts them, a fault, and the way back."""
+"""One life of a storage in chaos.py: runs of the flow as a user starts them, a fault, and the recovery."""
 
 import fnmatch
 import json
@@ -26,9 +26,9 @@ from operators.files.copies import files_below
 REPOSITORY = Path(__file__).resolve().parent.parent
 LIMIT_S, LOOK_S, GONE_S = 900.0, 0.1, 30.0
 BATCH, BATCHES = 4, 2
-IN_FLIGHT = 3 * BATCH * BATCHES  # of operators/teacher/dispatch.py
+IN_FLIGHT = 3 * BATCH * BATCHES  # most calls in flight, as in operators/teacher/dispatch.py
 MOST_RUNS = 6  # to recover
-LIFE = "CHAOS_LIFE"  # environment variable by which all processes of a life are known
+LIFE = "CHAOS_LIFE"  # environment variable that marks all processes of a life
 ROWS = "raw_instructions,held_out,instruction_reflections,selected_instructions,response_reflections"
 ROWS = f"{ROWS},recycled_instructions,published_dataset"
 # What a run has just done when a fault strikes; "" is its start.
@@ -79,8 +79,8 @@ class Life:
     when: str = ""
     seconds_to_recover: float = 0.0
     seconds: float = 0.0  # of the whole life
-    paid_again: int = 0  # of what was stored
-    repeated: int = 0  # in flight when a fault struck
+    paid_again: int = 0  # calls that were made again although their answer was stored
+    repeated: int = 0  # calls that were made again because they were in flight when the fault struck
     wrong: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     shared: SharedRay | None = None  # the cluster that its runs join, by forked drivers; None: each starts its own
@@ -91,7 +91,7 @@ class Life:
         self.storage = self.storage or str(self.folder / "storage")
 
     def drop(self, name: str, first: int, poison: bool = False) -> None:
-        """A new source file of 30 records, of which some are bad, double, or crash a mortal engine."""
+        """Write a new source file of 30 records; some are bad or duplicate, or crash a mortal engine."""
         lines = [
             json.dumps({"instruction": f"Name river number {first + n} of the world.", "output": f"River {first + n}."})
             for n in range(26)
@@ -121,7 +121,7 @@ class Life:
             "train.zero_stage": 0,
             "train.checkpoint_every_steps": 1,
             "pack.max_tokens": 128,
-            "storage_lost_after_seconds": 30,  # a starved run cannot renew a shorter one in time
+            "storage_lost_after_seconds": 30,  # a run with little CPU time cannot renew a shorter lease in time
         }
         return [*(f"{key}={value}" for key, value in ours.items()), *self.settings]
 
@@ -145,7 +145,7 @@ class Life:
         return environment
 
     def start(self, refresh: str = "base") -> tuple[Driver, Path]:
-        """Start a run; returns it and the file of what it prints."""
+        """Start a run; returns its process and the file with its output."""
         self.runs += 1
         out, environment = self.folder / f"run-{self.runs}.out", self.surroundings()
         if self.shared:
@@ -158,7 +158,7 @@ class Life:
         return process, out
 
     def finish(self, process: Driver, out: Path) -> Ended:
-        """Wait for its end, and that nothing of it stays."""
+        """Wait for the end of a run, and check that no process of it stays."""
         code: int | None = None
         try:
             code = process.wait(LIMIT_S)
@@ -198,7 +198,7 @@ class Life:
         return found
 
     def await_moment(self, process: Driver, when: str | None = None) -> bool:
-        """Wait for a moment of the run, one that the seed chooses if none is given; False if the run ended before."""
+        """Wait for a moment of the run, by default one that the seed determines; False if the run ended before."""
         self.when = self.random.choice([*OF_ROWS, *(OF_TRAINING if self.trained else ())]) if when is None else when
         wait = self.random.uniform(0.2, 3 if self.shared else 8) if not self.when else self.random.uniform(0, 1.5)
         while self.when and process.poll() is None:
@@ -210,7 +210,7 @@ class Life:
         return process.poll() is None
 
     def recover(self, refresh: str, ended: Ended) -> None:
-        """Run the same command until it ends with 0 and leaves nothing to do again, doing what its messages say."""
+        """Run the same command, and follow its messages, until it ends with 0 and no call is left to be made again."""
         started, last = time.monotonic(), ""
         for _ in range(MOST_RUNS):
             if ended.code == 0 and "the next run makes" not in ended.text:
@@ -226,7 +226,7 @@ class Life:
         self.wrong.append(f"not recovered after {MOST_RUNS} runs: {last}")
 
     def cure(self, text: str) -> bool:
-        """Do what the messages of a run tell its operator to do."""
+        """Do what the messages of a run tell the user to do; returns whether there was anything to do."""
         done = False
         for path in map(Path, CURE_DELETE.findall(text)):
             if path.is_dir():

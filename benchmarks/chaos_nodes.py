@@ -1,7 +1,7 @@
 """The faults of chaos.py that need several nodes: a simulated cluster on this machine, of which one node is killed.
 
-The head runs no task, as on the shipped manifests; three nodes of two CPUs do the work. The killed node's raylet and
-workers end at once, as when a machine goes away, and a new node comes in its place.
+The head runs no task, as in the shipped manifests; three nodes of two CPUs do the work. The killed node's raylet and
+workers end at once, as when a machine is lost, and a new node replaces it.
 """
 
 import os
@@ -24,7 +24,7 @@ MOMENTS = {
 
 
 def kill_node(stage: str) -> Callable[[Life], tuple[str, Ended]]:
-    """A node goes away while a stage works."""
+    """A node is lost while a stage works."""
 
     def strike(life: Life) -> tuple[str, Ended]:
         from ray.cluster_utils import Cluster

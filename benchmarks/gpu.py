@@ -5,8 +5,9 @@
     python benchmarks/gpu.py tune                      # a few tiles of each kernel, by the time of the kernel itself
 
 bf16, B = 1, 32 heads, random inputs; forward + backward, median of five runs (three from 131072 tokens on). Kernels are
-compiled in parallel processes before anything is timed. No time is printed if a result is wrong. Every line stands by
-itself, so what a time limit leaves is still of use; `--markdown` writes the tables of the README at the end.
+compiled in parallel processes before anything is timed. If a result is wrong, no time is printed. Every line is
+complete by itself, so the output is useful even if a time limit cuts it off; `--markdown` writes the tables of the
+README at the end.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def times(size, lengths, kinds, key_heads=HEADS):
         q, k, v = (x.requires_grad_() for x in (q, k, v))
         runs = 5 if tokens < 131072 else 3
         exact = {}
-        # Beyond, exact attention takes ten seconds a step: it is left out.
+        # For more tokens, exact attention takes ten seconds per step, so it is left out.
         for causal in sorted({configuration(kind, tokens)[1] for kind in kinds}) if tokens <= 131072 else ():
             calls = passes(lambda q, k, v, c=causal: exact_attention(q, k, v, c, size**-0.5), q, k, v, grad)
             exact[causal] = [timed(call, runs) for call in calls]
@@ -100,7 +101,7 @@ def times(size, lengths, kinds, key_heads=HEADS):
 
 
 def show(kind, size, tokens, key_heads, found, exact=None, launches=0, memory=0.0, kernels=""):
-    """One row, as a line of JSON after a word to find it by."""
+    """Print one row: a line of JSON after a word by which it can be found."""
     row = {"kind": kind, "d": size, "tokens": tokens, "key_heads": key_heads}
     row |= {"forward": round(found[0], 3), "both": round(found[1], 3)}
     if exact:
@@ -113,7 +114,7 @@ def show(kind, size, tokens, key_heads, found, exact=None, launches=0, memory=0.
 
 
 def packed(size):
-    """Eight documents of 4096 tokens, and one of 32768 beside many short ones: the routed call and our kernels."""
+    """Eight documents of 4096 tokens, and one of 32768 with many short ones: the routed call and our kernels."""
     tokens = 32768
     q, k, v, grad = inputs(HEADS, HEADS, tokens, tokens, size, BF16)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
@@ -143,7 +144,7 @@ def graph(size, tokens=8192):
             out = hyper_attention(q, k, v, causal, config=config)
             return out, *torch.autograd.grad(out, (q, k, v), grad)
 
-        # No graph of these may live on: the nodes of q, k and v belong to the stream that made them first.
+        # No autograd graph of these may stay alive: nodes of q, k and v belong to the stream that used them first.
         expected = [x.detach().clone() for x in step()]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -163,14 +164,14 @@ def graph(size, tokens=8192):
 def step(size, tokens, kind, share=1):
     """A call of forward and backward with the committed or overridden tiles; on a share of the heads and tokens."""
     config, causal = configuration(kind, tokens)
-    heads, length = HEADS // share, tokens // share + 16 * (share > 1)  # as many levels
+    heads, length = HEADS // share, tokens // share + 16 * (share > 1)  # the same number of levels
     q, k, v, grad = inputs(heads, heads, length, length, size, BF16)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     return passes(lambda q, k, v: hyper_attention(q, k, v, causal, config=config), q, k, v, grad)[1]
 
 
 def compile_one(size, kernel, tile, tokens, kind):
-    """Compile what a later phase times."""
+    """Compile one kernel that a later phase times."""
     if kernel:
         gpu_tiles.override(kernel, tile)
     step(size, tokens, kind, share=2)()
@@ -178,7 +179,7 @@ def compile_one(size, kernel, tile, tokens, kind):
 
 
 def in_processes(commands, seconds):
-    """Run this script with each list of arguments, a process a core; yields (exit code, arguments, printed lines)."""
+    """Run this script with each list of arguments, one process per core; yields (exit code, arguments, lines)."""
     end = time.time() + seconds
 
     def one(command):
@@ -205,7 +206,7 @@ def in_processes(commands, seconds):
 
 
 def run_phase(phase, arguments):
-    """Print what a phase finds."""
+    """Run a phase and print its results."""
     if phase == "tune":
         compiled = gpu_tiles.compilations(arguments.sizes, max(arguments.lengths), arguments.tuned)
         for _, _, lines in in_processes(compiled, 120):

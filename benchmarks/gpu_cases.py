@@ -1,4 +1,4 @@
-"""What `gpu.py` asks before it times anything, results against the reference in float64; its inputs and its clock."""
+"""Checks of `gpu.py` before it times anything, against the reference in float64; and its inputs and timer."""
 
 import statistics
 import sys
@@ -66,13 +66,13 @@ def inputs(query_heads, key_heads, queries, keys, size, dtype, seed=0):
 
 
 def smoothed(q):
-    """Queries that change slowly, means over 256 tokens: their lists are about as long as those of a text."""
+    """Queries that change slowly (means over 256 tokens), so that lists are about as long as for text."""
     means = torch.nn.functional.avg_pool1d(q.flatten(0, 1).mT.float(), 256, 1, 128)[..., : q.shape[2]]
     return (means.mT.reshape(q.shape) * 16).to(q.dtype)
 
 
 def listed(q, k, v, config):
-    """Mean and most entries of the lists of a call."""
+    """Mean and largest number of entries of the lists of a call, as text."""
     config = replace(config, exact_below=256)
     *_, buffer = local_launches.forward(q, k, v, None, True, config, 0.125)
     counts = views(buffer, sizes_of(q, k, False, config), q.dtype).counts.float()
@@ -80,7 +80,7 @@ def listed(q, k, v, config):
 
 
 def correct(name):
-    """Whether outputs and gradients of a case are those of the reference, with the same bits twice."""
+    """Whether outputs and gradients of a case agree with the reference, and two runs give the same bits."""
     *shape, dtype, causal, config, documents = CASES[name]
     q, k, v, grad = inputs(*shape, dtype)
     ids = None if documents is None else torch.tensor([documents], device="cuda")
@@ -109,7 +109,7 @@ def correct(name):
 
 
 def timed(function, runs):
-    """Median milliseconds."""
+    """Median time of some runs in milliseconds."""
     function()
     torch.cuda.synchronize()
     found = []
@@ -124,7 +124,7 @@ def timed(function, runs):
 
 
 def passes(function, q, k, v, grad):
-    """The forward pass, and both, as calls."""
+    """Two functions: the forward pass, and both passes."""
 
     def forward():
         with torch.no_grad():
@@ -137,7 +137,7 @@ def passes(function, q, k, v, grad):
 
 
 def plan_of(q, k, v, ids, causal, config):
-    """The plan with what the kernels chose: their logits and projections may differ from torch's by rounding."""
+    """The plan with the kernels' own choices, because their logits may differ from torch's by rounding."""
     _, _, buffer = operator.forward(q, k, v, ids, causal, 1.0, config.to_json(), config.exact_limit)
     if config.mode == "paper":
         documents = whole(1, k.shape[2], k.device) if ids is None else of_ids(ids)

@@ -1,6 +1,6 @@
-"""A few tiles of each Triton kernel, timed one after another: `python benchmarks/gpu.py tune`.
+"""Times a few tiles of each Triton kernel, one after another: `python benchmarks/gpu.py tune`.
 
-Each is compiled in a process of its own before anything is timed; a kernel's time is that of the device, in a whole
+Each is compiled in a process of its own before anything is timed. The time of a kernel is its device time in a whole
 forward and backward pass.
 """
 
@@ -30,7 +30,7 @@ TUNED = {
 
 
 def override(kernel, tile):
-    """Use one tile for a kernel, whatever the sizes."""
+    """Use one tile for a kernel, for all sizes."""
     found = tiles.tile_of
     chosen = tiles.Tile(*tile)
     for module in (local_launches, paper_launches):
@@ -49,12 +49,12 @@ def compilations(sizes, tokens, part):
 
 
 def kind_of(kernel):
-    """The call that a kernel is tuned in."""
+    """The kind of call in which a kernel is tuned."""
     return "paper causal" if kernel.startswith(("level", "leaf", "draw")) else "nominated"
 
 
 def tune(size, tokens, part, step, launches_of):
-    """Milliseconds of each kernel with each of a few tiles."""
+    """Print the milliseconds of each kernel with each of its tiles."""
     for kernel, choices in TUNED.items():
         if not re.search(part, kernel):
             continue

@@ -1,13 +1,14 @@
-"""Training on one GPU: equal to a plain torch loop first, then its speed, memory, noise and profile. Four minutes.
+"""Training on one GPU: first compares losses with a plain torch loop, then measures speed, memory, noise, profile.
 
     python benchmarks/gpu_training.py [--smoke] [--seconds 225] [--only PHASE,..]
 
-The product's own loop (operators/train: packs, attention by document, chunked loss, noise, DeepSpeed) in this process,
-without Ray. The student is a random Llama of 0.82 billion weights in bf16 under ZeRO-2, eight packs of 4,096 tokens a
-step. `--smoke` runs every phase with a tiny one on the CPU. Each line stands by itself, so what a time limit leaves is
-still of use; a phase that fails says so, and the exit code is 1.
+It takes four minutes. The project's own loop (operators/train: packs, attention by document, chunked loss, noise,
+DeepSpeed) runs in this process, without Ray. The student is a random Llama of 0.82 billion weights in bf16 under
+ZeRO-2, with eight packs of 4,096 tokens per step. `--smoke` runs every phase with a tiny student on the CPU. Each line
+is complete by itself, so the output is useful even if a time limit cuts it off. If a phase fails, it says so, and the
+exit code is 1.
 
-It needs torch, Triton, transformers, pyarrow, deepspeed and pydantic; no Ray, no network.
+It needs torch, Triton, transformers, pyarrow, deepspeed and pydantic; neither Ray nor a network.
 """
 
 import argparse
@@ -88,8 +89,8 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _process(smoke: bool) -> Iterator[None]:
-    """One worker in this process."""
-    if smoke:  # the same graphs, but no C++ compiler at work
+    """Set this process up as the only worker."""
+    if smoke:  # the same graphs, but without the C++ compiler
         engine_module.compile_layers = partial(compile_layers, backend="aot_eager")
     else:
         torch.cuda.set_device(0)
@@ -115,7 +116,7 @@ def _sizes(smoke: bool, folder: str) -> Sizes:
 
 
 def gate(sizes: Sizes) -> None:
-    """Losses of four steps against a plain loop with a dense mask, each variant by itself."""
+    """Compare the losses of four steps with a plain loop that uses a dense mask, for each variant."""
     file = packs_file(sizes, 512, 5, 8, 2048)
     plain = job_of(sizes, file, sizes.small, precision="fp32", neftune_alpha=0, packs_per_step=4)
     expected = plain_losses(plain, sizes.device)
@@ -146,7 +147,7 @@ def gate(sizes: Sizes) -> None:
 
 
 def measure(sizes: Sizes, phase: str, name: str, job: TrainJob, engine: Any, noise: Any, steps: int = 0) -> float:
-    """Time whole optimizer steps, after one that is not timed; seconds a step."""
+    """Time whole optimizer steps, after one that is not timed; returns seconds per step."""
     steps = steps or sizes.steps
     trainer = Trainer(job, engine, noise, PackStore(job.files))
     trainer.step(0)
@@ -225,7 +226,7 @@ def long(sizes: Sizes) -> None:
 
 
 def hyper(sizes: Sizes) -> None:
-    """HyperAttention on one long document, of 32,768 and 131,072 tokens."""
+    """HyperAttention on one long document of 32,768 and of 131,072 tokens."""
     for tokens in (sizes.long, sizes.longest):
         file = packs_file(sizes, tokens, 1, 2, 49000 if sizes.on_gpu else 2000)
         segment = max(64, tokens // 1024)
@@ -239,7 +240,7 @@ def hyper(sizes: Sizes) -> None:
 
 
 def attention(sizes: Sizes) -> None:
-    """Attention alone, forward and backward, of one layer: what torch chooses, what it has, and ours."""
+    """Attention of one layer alone, forward and backward: torch's choice, torch's other kernels, and ours."""
     for tokens in (4096, 32768) if sizes.on_gpu else ():
         q, k, v = (torch.randn(1, n, tokens, 64, device="cuda", dtype=torch.bfloat16) for n in (32, 8, 8))
         inputs = [tensor.requires_grad_() for tensor in (q, k, v)]

@@ -1,4 +1,4 @@
-"""What `gpu_training.py` works with: a random student, packs of random tokens, the plain loop, a profile."""
+"""Parts of `gpu_training.py`: a random student, packs of random tokens, the plain loop, a profile."""
 
 import time
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ WORDS = ("<unk>", "<s>", "</s>")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured where; `tokens` of a pack, `long` of a long one."""
+    """The device and the sizes of a measurement; `tokens` of a pack, `long` of a long pack."""
 
     device: str
     tokens: int
@@ -90,7 +90,7 @@ def packs_file(sizes: Sizes, tokens: int, documents: int, count: int, vocabulary
 
 
 def job_of(sizes: Sizes, file: str, student: str = "", **options: Any) -> TrainJob:
-    """A job of one worker; bf16 and ZeRO-2 unless the options say not."""
+    """A job of one worker, with bf16 and ZeRO-2 unless `options` change that."""
     options = {"precision": "bf16", "packs_per_step": sizes.packs, "max_steps": 1000, **options}
     config = TrainConfig(num_workers=1, gpus_per_worker=sizes.on_gpu, learning_rate=1e-4, seed=0, **options)
     return TrainJob(config, student or sizes.student, sizes.folder, [file], read_index([file]).digest, "benchmark")
@@ -129,7 +129,7 @@ def wait_for(sizes: Sizes) -> None:
 
 
 def print_profile(sizes: Sizes, job: TrainJob, engine: Any, noise: Any, name: str) -> None:
-    """The kernels that one step spends its time in."""
+    """Print the kernels in which one step spends its time."""
     trainer = Trainer(job, engine, noise, PackStore(job.files))
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if sizes.on_gpu else [])]
     wait_for(sizes)

@@ -1,10 +1,10 @@
-"""What each ingredient of a causal estimator is worth, and how many keys it reads, on a real model's q, k and v.
+"""How much each part of a causal estimator helps, and how many keys it reads, on a real model's q, k and v.
 
     python benchmarks/ingredients.py [--layers 16 20 25] [--rows 48]        # seconds
 
 SmolLM2-135M reads 8192 tokens of Python's argparse; q, k and v of a layer are those of the exact model. Everything is
-plain PyTorch, dense over all keys for some rows past token 1024: a trial of an idea, before it is worth a kernel.
-Printed is the mean number of keys of a row (pooled keys included), |estimate - exact| / |exact| for each layer, and the
+plain PyTorch, dense over all keys for some rows past token 1024: a way to try an idea before writing a kernel. It
+prints the mean number of keys per row (including pooled keys), |estimate - exact| / |exact| for each layer, and the
 mean.
 
 Shape letters: Hq query heads, Hk key heads, G = Hq / Hk, R rows, S keys, D head size, P segments.
@@ -91,7 +91,7 @@ def windowed(size=1024, length=0, variance=False):
 
 
 def chosen(length, most, size, residual="once"):
-    """The segments of largest mean logits are read key by key; the others as means, or ("none") not at all."""
+    """Segments whose means have the largest logits are read key by key; the others as means, or ("none") not at all."""
 
     def run(x):
         start, read = x.window(size)
@@ -107,7 +107,7 @@ def chosen(length, most, size, residual="once"):
 
 
 def oracle(most, size=1024):
-    """The older keys of largest logits: what a perfect look-back would find."""
+    """The older keys of largest logits, as a perfect look-back would find them."""
 
     def run(x):
         start, read = x.window(size)
@@ -184,7 +184,7 @@ def nearest(points, centroids):
 
 
 def scored(score, most=8, block=256, size=1024):
-    """Global keys: of each block of older keys those with the largest scores, for all queries (arXiv:2505.11040)."""
+    """Global keys: in each block of older keys, the keys of largest score, for all queries (arXiv:2505.11040)."""
 
     def run(x):
         start, read = x.window(size)
@@ -204,7 +204,7 @@ def scored(score, most=8, block=256, size=1024):
 
 
 def sampled(length, by="uniform", size=1024):
-    """One key of each older segment for all of it, drawn uniformly or by value norm, with 1 / chance as weight."""
+    """One key stands for each older segment, drawn uniformly or by value norm, with weight 1 / probability."""
 
     def run(x):
         start, read = x.window(size)

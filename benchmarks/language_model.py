@@ -1,7 +1,7 @@
-"""SmolLM2-135M on texts that are on every machine: the standard library's own sources, layer by layer.
+"""Runs SmolLM2-135M layer by layer on texts that every machine has: the sources of the standard library.
 
 The exact model's hidden state before each layer is kept under runs/perplexity, so that an experiment on the last n
-layers computes those n layers only.
+layers computes only these layers.
 """
 
 import importlib
@@ -42,7 +42,7 @@ def read(tokenizer, module, tokens):
 
 @torch.inference_mode()
 def run_layers(model, hidden, layers):
-    """The hidden state after each of `layers`, [1, T, C]; attention is what the model has at the time."""
+    """The hidden state after each of `layers`, [1, T, C], with the attention that the model has at that time."""
     position = torch.arange(hidden.shape[1])[None]
     rotation = model.model.rotary_emb(hidden, position_ids=position)
     for layer in layers:
@@ -73,7 +73,7 @@ def entering(model, module, ids, layer):
 
 @torch.inference_mode()
 def queries_keys_values(model, hidden, layer):
-    """What the layer's attention gets, q [1, Hq, T, D], k and v [1, Hk, T, D], rotated, from the state before it."""
+    """The inputs of a layer's attention, q [1, Hq, T, D], k and v [1, Hk, T, D], rotated, from the state before it."""
     block = model.model.layers[layer]
     shape = (*hidden.shape[:-1], -1, block.self_attn.head_dim)
     normed = block.input_layernorm(hidden)

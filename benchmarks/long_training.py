@@ -1,12 +1,12 @@
 """Training SmolLM2-135M on long sequences on a CPU: exact attention against HyperAttention in the last layers.
 
-    python benchmarks/long_training.py step      # one step of 8192 tokens each way: seconds, peak memory, loss
+    python benchmarks/long_training.py step      # one step of 8192 tokens with each attention: seconds, memory, loss
     python benchmarks/long_training.py adapt     # 30 steps: does the gap to exact attention shrink?
 
-step: forward, backward and AdamW of the whole model, activations checkpointed by layer, one process each, so that peak
-memory is its own. adapt: the last layers are trained with HyperAttention, float32, on other sources of the standard
-library; the held-out text is read with HyperAttention and with exact attention before, between and after. The layers
-below stay as they are and are computed once.
+step: forward, backward and AdamW of the whole model, with activation checkpointing by layer. Each attention runs in its
+own process, so that its peak memory can be measured. adapt: the last layers are trained with HyperAttention, float32,
+on other sources of the standard library; the loss of the held-out text is measured with HyperAttention and with exact
+attention before, during and after. The layers below are not trained, and are computed once.
 """
 
 import argparse
@@ -31,7 +31,7 @@ HEAD_ROWS = 1024
 
 
 def loss_of(model, hidden, ids):
-    """Mean nats of the next tokens; logits exist for a chunk at a time, in the backward pass too."""
+    """Mean nats of the next tokens; only the logits of one chunk exist at a time, also in the backward pass."""
     hidden = model.model.norm(hidden)[0, :-1]
 
     def chunk(rows, targets):
@@ -78,12 +78,12 @@ def steps(arguments):
         command = [sys.executable, __file__, "cell", "--attention", name, "--tokens", str(arguments.tokens)]
         command += ["--layers", arguments.layers, "--threads", str(arguments.threads)]
         command += ["--window", str(arguments.window), "--lookback", str(arguments.lookback)]
-        # The command is this file and the arguments of its own command line.
+        # The command consists of this file and the arguments of its own command line.
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}, check=True)  # noqa: S603
 
 
 def adapt(model, tokenizer, arguments, config):
-    """Train the patched layers; print held-out nats past the window with HyperAttention and exact, as training goes."""
+    """Train the patched layers, and print held-out nats past the window with HyperAttention and exact attention."""
     with patched_attention(model, config, arguments.layers) as chosen:
         pass
     layers = range(min(chosen), len(model.model.layers))
@@ -119,7 +119,7 @@ def held_out(model, texts, entering, layers, config, chosen):
 
 
 def _last(entering, states):
-    """What the last layer leaves; what entered, if there is no layer."""
+    """The output of the last layer, or the input if there is no layer."""
     *_, state = entering, *states
     return state
 

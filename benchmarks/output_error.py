@@ -2,7 +2,7 @@
 
     python benchmarks/output_error.py [--layers 0 5 10 15 20 25 29]
 
-SmolLM2-135M reads 8192 tokens of Python's argparse; each layer's q, k and v are those of the exact model. Printed is
+SmolLM2-135M reads 8192 tokens of Python's argparse; each layer's q, k and v are those of the exact model. It prints
 |approximate - exact| / |exact| (Frobenius norm over heads) on rows past token 1024, causal and without a mask.
 """
 

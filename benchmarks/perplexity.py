@@ -1,4 +1,4 @@
-"""What HyperAttention costs a language model: perplexity against the number of patched layers, the paper's Figure 3.
+"""The loss of a language model with HyperAttention: perplexity by number of patched layers, as in the paper's Figure 3.
 
     python benchmarks/perplexity.py                                   # the table of the last 15 layers
     python benchmarks/perplexity.py --layers last:5 last:15 all       # the figure
@@ -6,8 +6,8 @@
 
 SmolLM2-135M in float32 reads the sources of Python's argparse and tarfile, 8192 tokens each; tokens past 1024 are
 scored, so that most of them have keys outside any window. Perplexity is exp of the mean loss in nats over both (the
-authors' script raises 2 to it). Losses are kept under runs/perplexity by configuration, and no row is computed twice.
-Nothing is printed before a patched model whose estimator covers all keys equals the plain one.
+authors' script uses base 2). Losses are kept under runs/perplexity by configuration, and no row is computed twice.
+First it checks that a patched model whose estimator covers all keys equals the plain model.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def named(row):
 
 
 def losses(model, module, ids, config, layers):
-    """Nats of the scored tokens, float list, from the file of this configuration if there is one."""
+    """Nats of the scored tokens, a list of floats, from the file of this configuration if it exists."""
     with patched_attention(
         model, config or HyperAttentionConfig(exact_below=TOKENS), layers if config else []
     ) as chosen:
@@ -75,7 +75,7 @@ def losses(model, module, ids, config, layers):
 
 
 def gate(model, ids):
-    """Raise unless a patched model whose estimator covers all keys equals the plain one."""
+    """Exit unless a patched model whose estimator covers all keys equals the plain model."""
     with torch.inference_mode():
         hidden = model.model.embed_tokens(ids)
     everything = range(len(model.model.layers))
@@ -83,11 +83,11 @@ def gate(model, ids):
     with patched_attention(model, local(window=ids.shape[1], exact_below=0)):
         *_, covered = run_layers(model, hidden, everything)
     if not torch.allclose(nats(model, plain, ids), nats(model, covered, ids), atol=1e-3):
-        raise SystemExit("red gate: a window over all keys is not exact attention; no perplexity is reported")
+        raise SystemExit("check failed: a window over all keys is not exact attention; no perplexity is reported")
 
 
 def keys_of_a_query(config, q, k):
-    """Most keys, pooled ones included, that a query of the real q and k reads, and the mean over the scored tokens."""
+    """Largest number of keys, including pooled ones, that a query of q and k reads; and the mean over scored tokens."""
     documents = whole(1, TOKENS, q.device)
     if config.mode == "paper":
         plan = build_plan(q, k, True, documents, config)

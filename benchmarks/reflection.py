@@ -1,6 +1,6 @@
-"""What the pipeline itself costs: rows a second through reflection and ledger with the scripted teacher.
+"""Overhead of the pipeline itself: rows per second through reflection and ledger with the scripted teacher.
 
-The teacher answers at once, so this is the overhead of reading, prompting, keying, committing, joining and parsing.
+The teacher answers at once, so this measures reading, prompting, keying, storing, joining and parsing.
 Nothing is timed before the rows have been counted: every row comes back parsed, the second run calls nobody, and the
 third, a refresh with one row for each hundred that the ledger holds, calls for those rows only.
 
@@ -35,7 +35,7 @@ TEXT = "Explain in a few words why the sea is salt and what follows from it for 
 
 
 def write_rows(path: str, first: int, stop: int) -> None:
-    """A part at a time, so that the peak of the driver's memory is the pipeline's and not this function's."""
+    """Write rows in parts, so that the peak of the driver's memory is the pipeline's, not this function's."""
     same = dict.fromkeys(("input", "turns_before", "turns_after", "extra", "ignored_columns", "outcome"), "")
     same |= {"origin": "benchmark", "escaped": False}
     with pq.ParquetWriter(path, RAW) as writer:
@@ -56,7 +56,7 @@ def run(source: str, folder: str, num_rows: int) -> tuple[float, Ledger]:
     parsed = rows.filter(expr=ray.data.expressions.col("instruction_reflection") == "parsed").count()
     seconds = time.perf_counter() - started
     if parsed != num_rows:
-        raise SystemExit(f"red gate: {parsed} rows parsed of {num_rows}; no time is reported")
+        raise SystemExit(f"check failed: {parsed} rows parsed of {num_rows}; no time is reported")
     return seconds, ledger
 
 
@@ -80,7 +80,7 @@ def measure(num_rows: int) -> None:
         ):
             seconds, ledger = run(f"{folder}/{file}.parquet", folder, num)
             if ledger.metrics()["calls"] != num_calls:
-                raise SystemExit("red gate: a call was made twice or not at all")
+                raise SystemExit("check failed: a call was made twice or not at all")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {peak:>8.0f} MiB", flush=True)
 

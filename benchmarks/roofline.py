@@ -1,4 +1,4 @@
-"""Floor times of the Triton path: bytes, FLOPs and exponentials, divided by data-sheet rates; and what was measured.
+"""Lower bounds (floors) of the Triton path: bytes, FLOPs and exponentials over data-sheet rates; and measured times.
 
 python benchmarks/roofline.py > docs/roofline.md
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 HEADS, ITEM = 32, 2  # bf16
 BLOCK, SAMPLES, LEAF = 256, 256, 1024  # HyperAttentionConfig
-# Likewise, of choice "nominated": keys before a tile of 128 queries, sinks, keys of a full list, shortest segment.
+# The same for choice "nominated": keys before a tile of 128 queries, sinks, keys of a full list, shortest segment.
 WINDOW, TILE, SINKS, LISTED, SEGMENT = 512, 128, 4, 3072, 64
 # Forward and backward together on an H100, ms, by d and n: `python benchmarks/gpu.py` on 2026-11-26, torch 2.11, Triton
 # 3.6; exact attention is cuDNN's in the same run.
@@ -45,7 +45,7 @@ GPUS = [
 
 @dataclass(frozen=True)
 class Launch:
-    """Of one head: rows of queries and keys that it reads, and pairs of them that it multiplies."""
+    """A launch, for one head: rows of queries and keys that it reads, and pairs of them that it multiplies."""
 
     queries: float
     keys: float
@@ -62,7 +62,7 @@ def paper(n, causal):
     if not causal:
         return [Launch(n, n, n * (BLOCK + SAMPLES))]
     levels = int(math.log2(n // LEAF))
-    # A level writes half of the rows in bf16, and the leaf reads them: four bytes a number.
+    # A level writes half of the rows in bf16, and the leaf reads them: four bytes per number.
     parts = [Launch(n / 2, n / 2, n / 2 * (BLOCK + SAMPLES), last=False) for _ in range(levels)]
     return [Launch(n, n, n * (LEAF + 1) / 2), *parts]
 
@@ -93,7 +93,7 @@ def work(launch, stage, n, d, fused):
 
 
 def seconds(gpu, launches, n, d, fused):
-    """Floors of forward and backward: launches follow each other, and each is bound by its slowest resource."""
+    """Floors of forward and backward: launches run one after the other, and the slowest resource bounds each."""
     result = []
     for stages in (["forward"], ["dkv"] if fused else ["dq", "dkv"]):
         total = 0.0
@@ -145,7 +145,7 @@ def times(d):
 
 
 def beside(d):
-    """Floors of the H100 and what was measured on one."""
+    """Floors for the H100, and times measured on one."""
     yield "| n | form | floor, ms | measured, ms | measured over floor |"
     yield "|---:|---|---:|---:|---:|"
     for (size, n), rows in MEASURED.items():
@@ -158,19 +158,20 @@ def beside(d):
 
 HEAD = f"""# Roofline of the Triton path
 
-Written by `python benchmarks/roofline.py > docs/roofline.md`. Floors are counted; what stands beside them was measured
-on one H100 (2026-11-26). Nothing was run on an A100 or a B200.
+Written by `python benchmarks/roofline.py > docs/roofline.md`. Floors (lower bounds) are computed; the times next to
+them were measured on one H100 (2026-11-26). Nothing was run on an A100 or a B200.
 
-A floor is the time at the data sheet's peak of the slowest of three: tensor cores, memory, exponentials; launches
-follow each other. Real kernels, exact ones too, do not reach it: FlashAttention-3's forward at d = 128 is at 620 of an
-H100's 989 TFLOP/s (tritonbench). Each input row counts as read once a launch: tiles that share keys find them in the
-cache. Making the plan (hashing, sorting, nominating) is not counted, though it is in what was measured.
+The floor of a launch is the time that the slowest of three resources needs at the data sheet's peak: tensor cores,
+memory, exponentials. Launches run one after the other. Real kernels do not reach it, exact attention neither:
+FlashAttention-3's forward pass at d = 128 has 620 of an H100's 989 TFLOP/s (tritonbench). Each input row counts as read
+once per launch, because tiles that share keys find them in the cache. Building the plan (hashing, sorting, nominating)
+is not in the floors, but is in the measured times.
 
 One sequence, {HEADS} heads for queries and keys, bf16. Paper: blocks {BLOCK}, samples {SAMPLES}, leaf {LEAF}.
 nominated: window {WINDOW}, {SINKS} sinks, segments of max({SEGMENT}, n / 1024), lists at their cap of {LISTED} keys, as
 random inputs have them; real text has shorter ones.
-Our backward makes dQ and dK, dV in launches of their own, 7 products in place of 5, so that none needs atomics; exact
-attention is counted with 5.
+Our backward pass computes dQ and dK, dV in separate launches, with 7 products instead of 5, so that it needs no
+atomics; exact attention is counted with 5.
 """
 
 
@@ -185,7 +186,7 @@ def main():
         print(f"## d = {d}: floors in ms, forward + backward (exact attention's sum over ours)\n")
         print("\n".join(times(d)), end="\n\n")
     for d in (64, 128):
-        print(f"## d = {d}: an H100, measured beside counted, forward and backward together\n")
+        print(f"## d = {d}: an H100, measured times and floors, forward and backward together\n")
         print("\n".join(beside(d)), end="\n\n")
     for d in (64, 128):
         print(f"## d = {d}: work\n")

@@ -3,8 +3,8 @@
     python benchmarks/run_all.py [NAME ...] [--out runs/bench]
 
 A benchmark that fails does not stop the others; its row says so and the exit code is 1. The whole output of each is
-kept under `--out`. The sizes here show that everything runs and what order of magnitude it has; the figures in docs/
-come from the sizes that each script names in its own head.
+kept under `--out`. The sizes here show that everything runs, and the order of magnitude; the figures in docs/ come from
+the sizes that the head of each script names.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 LIMIT_S = 1800  # of one benchmark
-WIDTH = 150  # columns of the table where the output is a file
+WIDTH = 150  # columns of the table if the output is a file
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ BENCHMARKS = (
         "perplexity", ("--only", "exact", "window=1024", "--texts", "argparse"), "perplexity under HyperAttention"
     ),
     Benchmark("output_error", ("--layers", "20", "--rows", "32"), "error of HyperAttention's outputs"),
-    Benchmark("ingredients", ("--layers", "20", "--rows", "16"), "what each part of the estimator is worth"),
+    Benchmark("ingredients", ("--layers", "20", "--rows", "16"), "how much each part of the estimator helps"),
     Benchmark(
         "aot_report",
         ("--targets", "sm_90", "--sizes", "64", "--kinds", "nominated"),
@@ -62,7 +62,7 @@ BENCHMARKS = (
     Benchmark("roofline", (), "floor times on GPUs, counted"),
     Benchmark("year", ("--refreshes", "12", "--really", "2"), "one more refresh after many, one look of the daemon"),
 )
-# Not run: what the others import, and what needs an environment of its own.
+# Not run: modules that the others import, and scripts that need another environment.
 NOT_RUN = {
     "run_all": "this file",
     "language_model": "imported by others",

@@ -1,10 +1,10 @@
-"""The same curve whatever the cluster does: runs that go on with other numbers of workers, against one without a stop.
+"""The same curve on any cluster: compares runs that continue with other numbers of workers with a run without a stop.
 
     benchmarks/same_curve.py [--stages 0,1,2,3] [--paths 1-2-1,2-3-1] [--steps 9] [--precision fp32] [--lora 0]
 
-Each part of a path is a set of new processes on gloo that load the checkpoint of the part before, train a share of the
-steps and write their own. The model is a random Llama of two layers; the losses and the final weights of the last part
-are compared with those of one worker that was never stopped.
+Each part of a path is a set of new processes with gloo; they load the checkpoint of the part before, train some of the
+steps and write their own checkpoint. The model is a random Llama of two layers. The losses and the final weights of the
+last part are compared with those of one worker that was never stopped.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def _student(folder: str) -> str:
 def _run(
     arguments: argparse.Namespace, student: str, file: str, stage: int, parts: list[int], folder: str
 ) -> tuple[list[float], dict[str, Any]]:
-    """Losses of all steps, and the weights at the end, of a run whose parts have these numbers of workers."""
+    """Losses of all steps and final weights of a run whose parts have these numbers of workers."""
     Path(folder).mkdir()
     losses, weights = [], {}
     for number, workers in enumerate(parts):

@@ -1,8 +1,8 @@
-"""Why the student scores with transformers: IFD of the same pairs by our scorer and by vLLM's prompt log-probabilities.
+"""Compares IFD scores and speed of our scorer, which uses transformers, with vLLM's prompt log-probabilities.
 
-vLLM returns the log-probability of every prompt token, so it could score in the engine that generates. Both are given
-the same token ids, in one process each; loading is not timed, and no prefix is shared, so vLLM has nothing to cache.
-Nothing is timed before the scores agree.
+vLLM returns the log-probability of every prompt token, so it could score in the engine that generates. Both get the
+same token ids, in one process each. Loading is not timed, and no prefix is shared, so vLLM has nothing to cache. The
+scores must agree before a rate is printed.
 
     .venv/bin/python benchmarks/scoring.py [PAIRS]
 """
@@ -41,7 +41,7 @@ def main() -> None:
         vllm = json.loads(Path(f"{folder}/vllm.json").read_text())
     worst = max(abs(a / b - 1) for a, b in zip(ours, vllm["ratios"], strict=True) if a)
     if worst > 1e-3:
-        raise SystemExit(f"red gate: scores differ by {worst:.1e}; no rate is reported")
+        raise SystemExit(f"check failed: scores differ by {worst:.1e}; no rate is reported")
     print(f"{os.cpu_count()} CPUs, one thread each; {num_pairs} pairs; scores differ by at most {worst:.1e}, relative")
     print(f"transformers, padded batches {num_pairs / seconds:8.2f} pairs/s")
     print(f"vLLM prompt log-probabilities {num_pairs / vllm['seconds']:7.2f} pairs/s")

@@ -1,7 +1,7 @@
-"""Tokens a second of the reflection stage against vLLM's own offline `LLM.chat`: same prompts, same model, one run.
+"""Tokens per second of the reflection stage against vLLM's own offline `LLM.chat`: same prompts, same model, one run.
 
-Both are measured by difference, a long batch minus a short one, so that the start of the engine counts for neither;
-a batch before them, which counts for nothing, starts the first and slowest engine.
+Both are measured by difference, a long batch minus a short one, so that the start of the engine does not count. A batch
+before them, which is not counted, starts the first and slowest engine.
 The stage pays besides for Ray, the ledger and the parser. Nothing is timed before the answers agree: greedy replies to
 the same prompts must be the same texts, but for a few that float rounding decides. With $DISTILABEL_PYTHON, the Python
 of an environment that has distilabel and this vLLM, distilabel is measured too, in the same way.
@@ -44,20 +44,20 @@ def main() -> None:
     for name, one in found.items():
         same = sum(one["texts"][row_id] == text for row_id, text in found["LLM.chat"]["texts"].items())
         if same < 0.9 * num_calls:
-            raise SystemExit(f"red gate: {name}: {same} of {num_calls} replies are the same; no rate is reported")
+            raise SystemExit(f"check failed: {name}: {same} of {num_calls} replies are the same; no rate is reported")
         ratio = rates[name] / rates["LLM.chat"]
         print(f"{name:<10} {rates[name]:8.1f} generated tokens/s {ratio:8.2f} of LLM.chat  ({same} replies the same)")
 
 
 def in_process(command: list[str], out: str) -> dict[str, Any]:
-    """What a process of its own measured: an engine leaves no memory behind."""
+    """Measure in a separate process, so that no engine leaves memory behind; returns its result."""
     subprocess.run([*command, out], check=True)  # noqa: S603
     measured: dict[str, Any] = json.loads(Path(out).read_text())
     return measured
 
 
 def batch(count: int) -> range:
-    """Numbers of the calls; no call is in two batches, so that no engine finds its prompt in its cache."""
+    """Numbers of the calls of a batch; no call is in two batches, so that no engine has its prompt in the cache."""
     return range(count * 1000, count * 1001)
 
 
@@ -94,7 +94,7 @@ def measure_chat(num_calls: int, out: Path) -> None:
 
 
 def measure_stage(num_calls: int, folder: str) -> dict[str, Any]:
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's 15 measures who else uses the machine
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - with Ray's 15, other processes would change the result
     import ray
 
     from cluster.runtime import connected

@@ -1,9 +1,9 @@
-"""distilabel 1.5.3 on the prompts of `teacher.py`, for its comparison; run by a Python that has both it and this vLLM.
+"""Runs distilabel 1.5.3 on the prompts of `teacher.py`, for comparison; needs a Python with distilabel and this vLLM.
 
-distilabel is older than this vLLM. Two things are mended here, and nothing else: it hands over an argument that is gone
-(`TypeError: Unexpected keyword argument 'logits_processors'`), which is left out when it is empty; and when it unloads
-the engine it deletes an attribute that is gone (`'LLMEngine' object has no attribute 'model_executor'`), after which
-it waits for ever, so the engine just ends with its process.
+distilabel is older than this vLLM. This script fixes only two things. distilabel passes an argument that no longer
+exists (`TypeError: Unexpected keyword argument 'logits_processors'`); it is left out if it is empty. When distilabel
+unloads the engine, it deletes an attribute that no longer exists (`'LLMEngine' object has no attribute
+'model_executor'`) and then waits forever; so the engine just ends with its process.
 
     <python of distilabel> benchmarks/teacher_distilabel.py CALLS OUT.json
 """

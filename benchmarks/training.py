@@ -4,8 +4,8 @@
 
 The plain loop is what a careful person writes by hand: transformers' sdpa with the same packs (its dense mask keeps the
 documents apart), labels outside the answers ignored, torch's fused AdamW, clipping. It has no sharding, no
-checkpoints, no noise; ours runs with its defaults, NEFTune off for parity and on for a last figure. `--trl` adds TRL's
-SFTTrainer (`pip install trl==1.16.0`) on the same documents, padded, as it is by default.
+checkpoints, no noise; ours runs with its defaults, NEFTune off for the comparison and on for a last figure. `--trl`
+adds TRL's SFTTrainer (`pip install trl==1.16.0`) on the same documents, padded, as it is by default.
 
 The student is SmolLM2-135M cut to its first layers, so that the default sizes take minutes on two cores. Runs take
 turns; the figures are medians. Seconds are the wall clock's; CPU seconds, of all threads, stay comparable where other

@@ -1,8 +1,9 @@
-"""A storage of many refreshes: what one more refresh and one look of the daemon cost at its start and its end.
+"""A storage of many refreshes: the cost of one more refresh and of one look of the daemon, at its start and its end.
 
-Refreshes of a few rows are really run to the recycled rows with the scripted teacher, in one process, at the start and
-at the end. Those in between are written as a run leaves them: manifests, markers and Parquet files of the same sizes,
-with rows of their own. Student, evaluation and report are left out: they do not depend on the number of refreshes.
+At the start and at the end, refreshes of a few rows are really run, up to the recycled rows, with the scripted teacher
+in one process. The files of those in between are written directly, as a run leaves them: manifests, markers and Parquet
+files of the same sizes, with their own rows. Student, evaluation and report are left out, because they do not depend on
+the number of refreshes.
 
     .venv/bin/python benchmarks/year.py [--refreshes 365] [--really 3]
 """
@@ -40,7 +41,7 @@ reads, looks = 0, 0
 
 
 def count_reads() -> None:
-    """Count how often a manifest is read, and how often one is looked for."""
+    """Count how often a manifest is read, and how often one is looked up."""
     read, look = manifests.read_manifest, manifests.current_manifest
 
     def counted_read(*place: Any) -> Any:
@@ -79,7 +80,7 @@ def drop(folder: Path, number: int) -> None:
 
 
 def really_run(folder: Path, number: int) -> float:
-    """One refresh of one new file, up to the recycled rows; seconds."""
+    """Run one refresh of one new file, up to the recycled rows; returns seconds."""
     drop(folder, number)
     out = io.StringIO()
     started = time.monotonic()
@@ -91,7 +92,7 @@ def really_run(folder: Path, number: int) -> float:
 
 
 def write_like(run: Run, folder: Path, model: str, number: int) -> None:
-    """Leave a refresh as a run would have left it, with other ids, and its file in the source."""
+    """Write a refresh as a run would leave it, with other ids, and its file in the source."""
     drop(folder, number)
     key, name = f"day-{number:04}", f"day-{number:04}.jsonl"
     run = open_run(run.config, GRAPH.specs)
@@ -124,14 +125,14 @@ def write_like(run: Run, folder: Path, model: str, number: int) -> None:
 
 
 def measured(what: Any) -> tuple[float, int, int]:
-    """Seconds, manifests read, and manifests looked for."""
+    """Call `what`; returns seconds, manifests read, and manifests looked up."""
     before, started = (reads, looks), time.monotonic()
     what()
     return time.monotonic() - started, reads - before[0], looks - before[1]
 
 
 def look(folder: Path) -> None:
-    """What the daemon does at every look, and what a run asks about the assets over all refreshes."""
+    """Do what the daemon does at every look, and check the assets over all refreshes as a run does."""
     run = open_run(load_config(Path("configs/smoke.yaml"), settings(folder)), GRAPH.specs)
     run.staleness.files_of(None)
     run.staleness.describe(PACKED_SEQUENCES, None)
@@ -144,7 +145,7 @@ def state(folder: Path, number: int, seconds: list[float]) -> None:
     files = sum(1 for file in (folder / "storage").rglob("*") if file.is_file())
     memory = psutil.Process().memory_info().rss >> 20
     shown = ", ".join(f"{each:.1f}" for each in seconds)
-    counts = [f"{took:.2f} s ({read} manifests read, {looked} looked for)" for took, read, looked in (first, again)]
+    counts = [f"{took:.2f} s ({read} manifests read, {looked} looked up)" for took, read, looked in (first, again)]
     print(f"{number} refreshes: one more takes {shown} s; a look {counts[0]}, the next {counts[1]}")
     print(f"    {files} files, {memory} MiB in the driver", flush=True)
 
