@@ -1,21 +1,25 @@
 """Keeps the rows of source files that can no longer be read: rows that an earlier run stored are their archive."""
 
+import json
 from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
 from operators.chat_markup import escape
-from operators.columns import ACTIVE, HELD_OUT, RAW, conform
+from operators.columns import ACTIVE, HELD_OUT, QUARANTINED, RAW, conform
 from operators.join import ROWS_PER_PARTITION, cogroup, group_by_key
 from operators.read.config import ReadConfig
-from operators.read.read_instructions import DUPLICATE, is_held_out
+from operators.read.dialogues import Turn, as_json
+from operators.read.read_instructions import COPY_MARK, DUPLICATE, is_held_out
 from operators.read.read_record import row_id_of
 
-TEXTS = ("instruction", "input", "response")
-PLACE = "place"  # column: the former id of a copy, which names its place in the source
+TEXTS, TURNS = ("instruction", "input", "response"), ("turns_before", "turns_after")
+FAILED = "_failed"  # ends the reason of a row on which an own step raised: its texts are whole
+PLACE = "place"  # of a copy: the id that it had, which names its place in the source
 _RENEWED = pa.schema([*RAW, pa.field(PLACE, pa.string())])
 
 
@@ -34,8 +38,8 @@ def rows_of_files(stored: Dataset, names: Collection[str], all_names: Collection
 def with_archive(rows: Dataset, archived: Dataset, config: ReadConfig, special_tokens: frozenset[str]) -> Dataset:
     """The rows that were read, and each archived row whose record is not among them.
 
-    An archived row that was dropped is checked again: the row that it repeated may be gone now. A quarantined row stays
-    quarantined. Own steps get the archived rows again, as these steps left them.
+    An archived row that was dropped is judged anew: another file may have held what it repeated. One that was
+    quarantined stays so, unless an own step failed on it. Own steps see the archived rows again, as they left them.
 
     Args:
         rows: columns.RAW as of `read_instructions`.
@@ -73,18 +77,32 @@ def _renewed(rows: pa.Table, config: ReadConfig, special_tokens: frozenset[str])
     records = rows.select(RAW.names).to_pylist()
     for row in records:
         outcome = row["outcome"]
-        if outcome.startswith("quarantined:"):
+        if outcome.startswith(QUARANTINED) and not outcome.endswith(FAILED):
             continue
         if outcome == DUPLICATE:
             row[PLACE] = row["row_id"]
-            row["row_id"] = row_id_of(*(row[name] for name in (*TEXTS, "turns_before", "turns_after")))
-        before = [row[name] for name in TEXTS]
-        row |= {name: escape(row[name], special_tokens) for name in TEXTS}
-        row["escaped"] = row["escaped"] or before != [row[name] for name in TEXTS]
-        alone = not row["turns_before"] and not row["turns_after"]  # a dialogue is held out only as a whole
+            row["row_id"] = _id_of_first(row)
+        safe = {name: escape(row[name], special_tokens) for name in TEXTS}
+        safe |= {name: _escaped_turns(row[name], special_tokens) for name in TURNS}
+        row["escaped"] = row["escaped"] or any(row[name] != text for name, text in safe.items())
+        row |= safe
+        alone = not row["turns_before"] and not row["turns_after"]  # dialogues are held out as a whole or not
         held_out = outcome == HELD_OUT or (alone and is_held_out(row["row_id"], config))
         row["outcome"] = HELD_OUT if held_out else ACTIVE
     return pa.Table.from_pylist(records, schema=_RENEWED)
+
+
+def _id_of_first(copy: dict[str, Any]) -> str:
+    """The id of the texts: as stored, they may have been escaped. Copies of older versions do not name it."""
+    first, mark, _ = copy["row_id"].rpartition(COPY_MARK)
+    return first if mark else row_id_of(*(copy[name] for name in (*TEXTS, *TURNS)))
+
+
+def _escaped_turns(turns: str, special_tokens: frozenset[str]) -> str:
+    if not turns:
+        return ""
+    listed = (Turn(turn["role"], turn["content"] or "") for turn in json.loads(turns))
+    return as_json(turn._replace(content=escape(turn.content, special_tokens)) for turn in listed)
 
 
 def _join(rows: pa.Table, archived: pa.Table) -> pa.Table:

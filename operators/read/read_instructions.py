@@ -31,6 +31,7 @@ from operators.read.source_files import Piece, plan_pieces, shown
 
 STAGE = "raw_instructions"
 DUPLICATE = "dropped:duplicate"
+COPY_MARK = "-"  # in the id of a copy, behind the id of its first: escaped texts would not tell it any more
 KEPT_CHARS = 2_000  # of each text of a quarantined row: enough to see what is wrong
 ROWS_PER_TABLE = 1_024
 SHUFFLED_BLOCK_BYTES = 4 << 20  # of source per block: small enough that later stages run in parallel
@@ -48,8 +49,8 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
     n pairs gives n rows. Blank lines are not records. Texts are converted to Unicode NFC and LF line ends, and trimmed
     except for the indentation of code.
 
-    Columns out: `columns.RAW`. `row_id` is unique: the hash of the canonical texts or, for a row that is quarantined or
-    a copy, of its place. `outcome` is one of
+    Columns out: `columns.RAW`. `row_id` is unique: the hash of the canonical texts, or of the place of a row that
+    was quarantined; a copy has the id of its first, COPY_MARK and a hash of its place. `outcome` is one of
         "" (active), `dropped:held_out`, `dropped:duplicate` (not the first of its texts in file order),
         `quarantined:` + malformed_json, rest_malformed, malformed_csv, not_an_object, second_list, missing_parent,
         missing_field, non_string_field, empty_instruction, empty_response, too_long, too_deep, invalid_utf8,
@@ -178,7 +179,7 @@ def _mark_copies(rows: pa.Table) -> pa.Table:
         return rows
     # A copy's id names its place: ids stay unique, so that a later join by row_id cannot multiply rows.
     places = zip(*(copies[name].to_pylist() for name in ("row_id", "origin", "position")), strict=True)
-    new_ids = pa.array([hash_of(place) for place in places], pa.string())
+    new_ids = pa.array([f"{place[0]}{COPY_MARK}{hash_of(place)[:16]}" for place in places], pa.string())
     marked = {"row_id": pc.replace_with_mask(ids, is_copy, new_ids)}
     marked["outcome"] = pc.if_else(is_copy, DUPLICATE, rows["outcome"])
     return pa.table([marked.get(name, rows[name]) for name in rows.column_names], schema=rows.schema)
