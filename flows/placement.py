@@ -8,6 +8,8 @@ from flows.config import RunConfig, evaluate_config
 from flows.graph import EVALUATION, PACKED_SEQUENCES, RECYCLED_INSTRUCTIONS, SELECTED_INSTRUCTIONS, STUDENT
 from operators.stage import Finding
 from operators.student.pool import StudentPoolConfig
+from operators.teacher.config import TeacherConfig
+from operators.teacher.variants import every_teacher
 from operators.train.config import TrainConfig
 from operators.train.memory import StudentSize, bytes_per_worker
 
@@ -20,6 +22,7 @@ STAGE_OF = {  # asset -> the stage whose demand it has
     STUDENT: "train",
     EVALUATION: "evaluate",
 }
+MEASURED = ("ifd", "ifd_rifd", "perplexity", "reward")  # policies of the section select that need a model's actors
 Node = Mapping[str, float]  # resources as Ray names them: CPU, GPU, memory (bytes)
 
 
@@ -53,16 +56,11 @@ class Demand:
 
 def demands(config: RunConfig) -> list[Demand]:
     """One demand for each stage that holds resources while it runs, in the order of the graph."""
-    teacher, train, pack = config.teacher, config.train, config.pack
-    found = []
-    if teacher.backend == "vllm":
-        engines = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
-        if teacher.device == "cpu":
-            found.append(Demand("teacher", engines, "engines", {"CPU": teacher.cpus_per_replica}, "teacher.replicas"))
-        else:
-            ranks = engines * teacher.tensor_parallel
-            found.append(Demand("teacher", ranks, "ranks of engines", {"CPU": 1, "GPU": 1}, "teacher.replicas"))
-    if config.select.policy != "none":
+    train, pack = config.train, config.pack
+    found = [_engines(teacher, key) for key, teacher in asked_teachers(config) if teacher.backend == "vllm"]
+    alike = [[other for other in found if (other.count, other.each) == (one.count, one.each)] for one in found]
+    found = [one for one, same in zip(found, alike, strict=True) if one is same[0]]
+    if config.select.policy in MEASURED:
         found.append(_pool("score", config.score))
     tokenizers = {"CPU": pack.cpus_per_tokenizer}
     found.append(Demand("pack", pack.tokenizers, "tokenizers", tokenizers, "pack.tokenizers"))
@@ -71,21 +69,29 @@ def demands(config: RunConfig) -> list[Demand]:
     return [*found, _pool("evaluate", evaluate_config(config))]
 
 
+def asked_teachers(config: RunConfig) -> list[tuple[str, TeacherConfig]]:
+    """The teachers that a run asks, by the key that names each: the judge's only if something is judged."""
+    judges = config.evaluate.judge or config.select.policy == "judge"
+    unused = [*([] if judges else ["judge"]), *([] if config.reflect.repair else ["repair"])]
+    stages = {name: changes for name, changes in config.teacher.stages.items() if name not in unused}
+    return list(every_teacher(config.teacher.model_copy(update={"stages": stages})))
+
+
 def weigh(
     config: RunConfig,
     nodes: Sequence[Node],
-    teacher_bytes: int = 0,
+    teacher_bytes: Mapping[str, int] | None = None,
     student_bytes: int = 0,
     size: StudentSize | None = None,
 ) -> list[Finding]:
     """The demands that the cluster cannot satisfy; every finding is fatal, because the stage would wait forever.
 
     Args:
-        config: of the run.
-        nodes: resources of each node.
-        teacher_bytes: size of the teacher's weights in float32 files, 0 if unknown.
-        student_bytes: size of the student's weights in float32 files, 0 if unknown.
-        size: of the student, if more is known than its bytes.
+        config: what is asked for.
+        nodes: what is there.
+        teacher_bytes: of the weights of each teacher's model in float32 files, by the key of `asked_teachers`.
+        student_bytes: of the student's; 0 if unknown.
+        size: of the student, if it is known better than by its bytes.
     """
     findings = []
     for demand in demands(config):
@@ -98,7 +104,7 @@ def weigh(
             )
             findings.append(Finding(demand.key, text))
     size = size or StudentSize(student_bytes // BYTES_PER_PARAMETER)
-    return findings + _memory(config, nodes, teacher_bytes, student_bytes, size)
+    return findings + _memory(config, nodes, teacher_bytes or {}, student_bytes, size)
 
 
 def weight_bytes(model: str) -> int:
@@ -118,27 +124,36 @@ def training_disk_bytes(train: TrainConfig, student_bytes: int, size: StudentSiz
     return student_bytes + checkpoints * 3 * trained
 
 
+def _engines(teacher: TeacherConfig, key: str) -> Demand:
+    engines = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
+    if teacher.device == "cpu":
+        return Demand(key, engines, "engines", {"CPU": teacher.cpus_per_replica}, f"{key}.replicas")
+    ranks = {"CPU": 1, "GPU": 1}
+    return Demand(key, engines * teacher.tensor_parallel, "ranks of engines", ranks, f"{key}.replicas")
+
+
 def _pool(stage: str, pool: StudentPoolConfig) -> Demand:
     each = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
     return Demand(stage, pool.actors, "actors", each, f"{stage}.actors")
 
 
 def _memory(
-    config: RunConfig, nodes: Sequence[Node], teacher_bytes: int, student_bytes: int, size: StudentSize
+    config: RunConfig, nodes: Sequence[Node], teacher_bytes: Mapping[str, int], student_bytes: int, size: StudentSize
 ) -> list[Finding]:
     memory = [node.get("memory", 0.0) for node in nodes] or [0.0]
-    teacher, train, findings = config.teacher, config.train, []
-    if teacher.backend == "vllm" and teacher.device == "cpu":
-        need = teacher_bytes + teacher.cpu_kv_cache_gib * GIB
-        if need > max(memory):
-            findings.append(_too_big("teacher.model", need, max(memory), "lower teacher.cpu_kv_cache_gib"))
+    train, findings = config.train, []
+    for key, teacher in asked_teachers(config):
+        need = teacher_bytes.get(key, 0) + teacher.cpu_kv_cache_gib * GIB
+        if teacher.backend == "vllm" and teacher.device == "cpu" and need > max(memory):
+            findings.append(_too_big(f"{key}.model", need, max(memory), f"lower {key}.cpu_kv_cache_gib"))
     if train.gpus_per_worker == 0:
         need = train.num_workers * bytes_per_worker(size, train)
         if need > max(memory) * len(memory):
             findings.append(
                 _too_big("student.model", need, max(memory), "lower train.num_workers, or set train.lora.r")
             )
-    for stage, pool in (("score", config.score), ("evaluate", evaluate_config(config))):
+    pools = {"score": config.score} if config.select.policy in MEASURED else {}
+    for stage, pool in {**pools, "evaluate": evaluate_config(config)}.items():
         if pool.gpus_per_actor == 0 and student_bytes > max(memory):
             findings.append(_too_big("student.model", student_bytes, max(memory), f"set {stage}.gpus_per_actor"))
     return findings

@@ -3,19 +3,14 @@
 from contextlib import suppress
 from typing import TextIO
 
-from ray.data import Dataset
-
 from cluster.runtime import cluster_nodes
 from flows.exit_codes import DONE, UNUSABLE
-from flows.graph import RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS
 from flows.placement import GIB, demands
 from flows.run import Run
 from flows.staleness import differences
+from flows.teacher_work import Work, teacher_work
 from operators.models import ModelNotFoundError
-from operators.read.read_instructions import read_instructions
 from operators.redact import without_credentials
-from operators.reflect import reflect_instructions, reflect_responses
-from operators.reflect.reflect import Reflecting, reflection_calls
 from operators.stage import Finding
 from operators.teacher.budget import Tokens
 from operators.train.memory import bytes_per_worker, measure
@@ -38,8 +33,8 @@ def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, 
             partition = refresh if spec.partitions_def is not None else None
             out.write(f"  {asset:<26}{_state(run, asset, partition, refresh)}\n")
     if not any(finding.key.startswith("source") and finding.fatal for finding in findings):
-        with suppress(ModelNotFoundError):  # a finding already reports it
-            out.writelines(f"  {line}\n" for line in _teacher_work(run, refresh, 0 if refused else canary))
+        with suppress(ModelNotFoundError):  # a finding says so
+            out.writelines(f"  {line}\n" for line in _work_lines(run, refresh, 0 if refused else canary))
     nodes = cluster_nodes()
     have = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
     for demand in demands(run.config):
@@ -72,37 +67,29 @@ def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:
     return f"stale: {'; '.join(reasons)}{rows}" if reasons else f"cached{rows}"
 
 
-def _teacher_work(run: Run, refresh: str, canary: int) -> list[str]:
-    """Expected calls of both reflections; of the second one only if the rows that it reads exist."""
-    raw = _rows(run, RAW_INSTRUCTIONS, refresh)
-    if raw is None:
-        raw = read_instructions(run.config.source, run.source(refresh), run.special_tokens)
-    selected = _rows(run, SELECTED_INSTRUCTIONS, refresh)
-    lines = [_calls_line(run, raw, reflect_instructions.ABOUT, canary)]
-    if selected is not None:
-        return [*lines, _calls_line(run, selected, reflect_responses.ABOUT, canary)]
-    return [*lines, f"{reflect_responses.STAGE:<26}at most as many calls; known when selected_instructions is made"]
-
-
-def _calls_line(run: Run, rows: Dataset, about: Reflecting, canary: int) -> str:
-    calls = reflection_calls(rows, about, run.config.reflect, run.special_tokens)
-    ledger = run.ledger()
-    if canary:
-        ledger.answer(calls, run.teacher, about.stage, first=canary)
-    count = ledger.count_calls(calls, run.teacher, about.stage)
-    tokens = Tokens(count["prompt_tokens"], count["reply_tokens"])
+def _work_lines(run: Run, refresh: str, canary: int) -> list[str]:
+    """A line for each kind of calls, and one for all: what is there, and whether the budget allows what is not."""
     budget = run.config.budget
-    cost = f", cost {budget.cost(tokens):.2f}" if budget.cost(tokens) else ""
-    spent = ledger.tokens() if budget.is_limited() else Tokens()
-    exceeded = budget.exceeded_by(spent + tokens)
-    reach = "about" if count["known_replies"] else "at most"  # known replies give a mean length, else the limit counts
+    spent = run.ledger().tokens() if budget.is_limited() else Tokens()
+    works, lines, total = teacher_work(run, refresh, canary), [], Tokens()
+    for work in works:
+        total += work.tokens
+        exceeded = budget.exceeded_by(spent + total)
+        lines.append(f"{_work_line(work)}{_cost(run, work.tokens)}{f'; will stop at {exceeded}' if exceeded else ''}")
+    new, most = sum(work.new for work in works), any(work.reach for work in works)
+    told = f"{total.prompt} prompt and {total.generated} reply tokens{_cost(run, total)}"
+    return [*lines, f"{'all teacher calls':<26}{'at most ' if most else ''}{new} new calls; about {told}"]
+
+
+def _work_line(work: Work) -> str:
+    reach = "about" if work.lengths_known else "at most"  # a canary, or an earlier run, tells how long replies are
     return (
-        f"{about.stage:<26}{count['new']} new calls, {count['asked'] - count['new']} from the ledger, "
-        f"{count['over_long']} over-long; "
-        f"about {tokens.prompt} prompt and {reach} {tokens.generated} reply tokens{cost}"
-        f"{f'; will stop at {exceeded}' if exceeded else ''}"
+        f"{work.name:<25} {work.reach}{work.new} new calls, {work.known} from the ledger, "
+        f"{work.over_long} over-long; about {work.tokens.prompt} prompt and {reach} {work.tokens.generated} "
+        "reply tokens"
     )
 
 
-def _rows(run: Run, asset: str, refresh: str) -> Dataset | None:
-    return None if run.staleness.is_stale(asset, refresh, refresh) else run.store.rows(asset, [refresh])
+def _cost(run: Run, tokens: Tokens) -> str:
+    cost = run.config.budget.cost(tokens)
+    return f", cost {cost:.2f}" if cost else ""

@@ -32,10 +32,10 @@ from operators.select.reward import examine_reward_model
 from operators.stage import Finding
 from operators.student.doctor import StudentNeeds, examine_student
 from operators.teacher.doctor import check_teacher
+from operators.teacher.variants import every_teacher
 from operators.train.memory import StudentSize, measure
 from operators.train.mixture import MixtureConfig
 
-NEED_TEACHER = (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS, EVALUATION)
 NEED_REWARD = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS)
 NEED_STUDENT = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES, STUDENT, EVALUATION)
 
@@ -69,13 +69,22 @@ def preflight(
         found += _resume_findings(run.config) + _general_findings(run.config.pack.mixture)
     if not models and run.reward_model and (thorough or _is_needed(run, refresh, NEED_REWARD, selected)):
         found += examine_reward_model(run.reward_model)
-    judging = NEED_REWARD if run.config.select.policy == "judge" else ()
-    if not models and (thorough or _is_needed(run, refresh, (*NEED_TEACHER, *judging), selected)):
+    if not models and (thorough or _is_needed(run, refresh, _that_ask(run.config), selected)):
         found += check_teacher(run.teacher)
     if not models:
-        sizes = weight_bytes(run.teacher.model), weight_bytes(run.student)
-        found += weigh(run.config, cluster_nodes(), *sizes, measure(run.student, run.config.train.lora))
+        teachers = {key: weight_bytes(teacher.model) for key, teacher in every_teacher(run.teacher)}
+        size = measure(run.student, run.config.train.lora)
+        found += weigh(run.config, cluster_nodes(), teachers, weight_bytes(run.student), size)
     return found
+
+
+def _that_ask(config: RunConfig) -> list[str]:
+    """The assets whose making asks the teacher, as reflection or as judge."""
+    judging = [
+        *(NEED_REWARD if config.select.policy == "judge" else ()),
+        *([EVALUATION] if config.evaluate.judge else []),
+    ]
+    return [INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS, *judging]
 
 
 def require_sound(findings: list[Finding]) -> None:

@@ -39,10 +39,7 @@ from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
 from operators.files.atomic import put_file
 from operators.publish.publish import publish
-from operators.read.drop_contaminated import drop_contaminated
-from operators.read.own_steps import apply_steps
 from operators.read.read_instructions import count_ignored_columns
-from operators.read.read_refresh import read_refresh
 from operators.reflect.filter_rewrites import filter_rewrites
 from operators.reflect.reflect import count_unread, reflection_version
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
@@ -74,16 +71,8 @@ def uses(*sections: str, only_rows: bool = False) -> dict[str, Any]:
     metadata=uses("source", "deduplicate", "decontaminate", "steps"),
 )
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:
-    """The records of the source, one row each; bad, duplicate, held-out and contaminated records have their reason."""
-    config, refresh = run.config, context.partition_key
-
-    def build() -> Dataset:
-        files, earlier, archived = run.source(refresh), run.earlier(refresh), run.archived(refresh)
-        rows = read_refresh(files, earlier, config.source, config.deduplicate, run.special_tokens, archived)
-        rows = apply_steps(rows, config.steps, run.special_tokens)
-        return drop_contaminated(rows, run.build_evaluation_index(rows, refresh))
-
-    return Recipe(build, metrics=count_ignored_columns)
+    """What the source holds, one row a record; bad, double, held-out and contaminated records carry their reason."""
+    return Recipe(partial(run.raw_rows, context.partition_key), metrics=count_ignored_columns)
 
 
 @dg.asset(partitions_def=REFRESHES, group_name="evaluate", kinds={"ray"}, code_version="1")

@@ -25,7 +25,9 @@ from operators.chat_markup import special_tokens_of
 from operators.files.places import use_endpoint
 from operators.models import resolve_model
 from operators.read.archive import rows_of_files
-from operators.read.drop_contaminated import EvaluationIndex, evaluation_index
+from operators.read.drop_contaminated import EvaluationIndex, drop_contaminated, evaluation_index
+from operators.read.own_steps import apply_steps
+from operators.read.read_refresh import read_refresh
 from operators.read.source_files import shown
 from operators.reflect.reflect import Reflection
 from operators.report.costs import StageCost, stage_costs
@@ -158,6 +160,14 @@ class Run:
             return None
         names = [name for name, _ in self.staleness.taken(refresh)]
         return rows_of_files(self.store.rows(RAW_INSTRUCTIONS, [refresh]), gone, names)
+
+    def raw_rows(self, refresh: str) -> Dataset:
+        """What the source holds of a refresh, one row a record, with the outcomes of everything before the teacher."""
+        files, config = self.source(refresh), self.config
+        earlier, archived = self.earlier(refresh), self.archived(refresh)
+        rows = read_refresh(files, earlier, config.source, config.deduplicate, self.special_tokens, archived)
+        rows = apply_steps(rows, config.steps, self.special_tokens)
+        return drop_contaminated(rows, self.build_evaluation_index(rows, refresh))
 
     def earlier(self, refresh: str) -> Dataset | None:
         """The raw instructions of all refreshes that were first made before this one; None if this is the first."""

@@ -46,12 +46,13 @@ class ProgressBoard:
             for name, words in (("rows", "Rows done"), ("tokens", "Tokens"), ("queue", "Rows to come"))
         }
 
-    def report(self, stage: str, rows: int, tokens: int, total: int | None, note: str) -> None:
-        """Add to a stage's counts; `total` and `note` replace what was there."""
+    def report(self, stage: str, rows: int, tokens: int, total: int | None, note: str, more: int | None) -> None:
+        """Add to a stage's counts; `total` and `note` replace what was there, `more` is added to the total."""
         entry = self._stages.setdefault(stage, StageProgress())
         entry.rows += rows
         entry.tokens += tokens
         entry.total = entry.total if total is None else total
+        entry.total = entry.total if more is None else (entry.total or 0) + more
         entry.note = note or entry.note
         entry.seen = time.monotonic()
         queue = 0 if entry.total is None else max(0, entry.total - entry.rows)
@@ -68,14 +69,17 @@ def board_name() -> str:
     return f"{BOARD_NAME}_{ray.get_runtime_context().get_job_id()}"
 
 
-def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | None = None, note: str = "") -> None:
-    """Report from a task, an actor, a training worker or the driver; does nothing if no board was started.
+def report_progress(
+    stage: str, *, rows: int = 0, tokens: int = 0, total: int | None = None, more: int | None = None, note: str = ""
+) -> None:
+    """Report from a task, an actor, a training worker or the driver; does nothing where no board was started.
 
     Args:
         rows: rows (or training steps) finished since the last report.
         tokens: tokens generated (or trained on) since the last report.
-        total: the number of rows when the stage is done, as soon as it is known.
-        note: a few words to show at the end of the line, such as a loss.
+        total: how many rows there will be in all, once known.
+        more: rows that come to those that the stage had: the judge is asked several times in a run.
+        note: a few words to show behind the line, such as a loss.
     """
     if not ray.is_initialized():  # otherwise `get_actor` would start a Ray cluster
         return
@@ -83,7 +87,7 @@ def report_progress(stage: str, *, rows: int = 0, tokens: int = 0, total: int | 
         board: Any = ray.get_actor(board_name(), namespace=BOARD_NAME)
     except ValueError:
         return
-    board.report.remote(stage, rows, tokens, total, note)
+    board.report.remote(stage, rows, tokens, total, note, more)
 
 
 def format_rate(progress: StageProgress) -> str:

@@ -150,6 +150,11 @@ def _lowest_of_block(rows: pa.Table, count: int) -> pa.Table:
     return rows.select(["row_id"]).sort_by("row_id").slice(0, count)
 
 
+def sampled_rows(held_out: Dataset, num_samples: int) -> list[dict[str, Any]]:
+    """The rows that both models will answer, with the columns TEXTS."""
+    return _texts(held_out, _lowest_ids(held_out, num_samples))
+
+
 def _texts(held_out: Dataset, sample_ids: Sequence[str]) -> list[dict[str, Any]]:
     wanted = held_out.map_batches(partial(_rows_of, row_ids=list(sample_ids)), batch_format="pyarrow", num_cpus=0.5)
     return sorted(wanted.iter_rows(), key=lambda row: str(row["row_id"]))

@@ -64,10 +64,27 @@ def judge_samples(
     different = [sample for sample in samples if sample.base != sample.student]
     replies: Replies = {}
     if different:
-        calls = ray.data.from_arrow(_calls(different, max_tokens, critique, special_tokens))
+        calls = ray.data.from_arrow(verdict_calls(different, max_tokens, critique, special_tokens))
         for row in ledger.answer(calls, teacher, STAGE).iter_rows():
             replies[row["row_id"]] = row["reply"], row["finish_reason"]
     return [sample.model_copy(update=_judged(sample, replies)) for sample in samples]
+
+
+def verdict_calls(
+    samples: Sequence[Sample], max_tokens: int, critique: bool, special_tokens: frozenset[str]
+) -> pa.Table:
+    """The calls about these samples, two each: the order of the answers is in `row_id`."""
+    calls, schema = [], verdict_schema(critique=critique)
+    prompt_of = partial(judge_prompt, critique=critique, special_tokens=special_tokens)
+    for sample in samples:
+        for order in ORDERS:
+            answers = (sample.base, sample.student) if order == BASE_FIRST else (sample.student, sample.base)
+            prompt = prompt_of(sample.instruction, sample.input, *answers, sample.turns_before)
+            messages = json.dumps([{"role": "user", "content": prompt}], ensure_ascii=False)
+            calls.append((f"{sample.row_id}:{order}", messages, schema, max_tokens))
+    kinds = {"row_id": pa.string(), "messages": pa.string(), "schema": pa.string(), "max_tokens": pa.int32()}
+    columns = zip(*calls, strict=True)
+    return pa.table({name: pa.array(column, kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)})
 
 
 def verdict_schema(*, critique: bool) -> str:
@@ -187,20 +204,6 @@ def sign_test_p(wins: int, losses: int) -> float:
     total, fewer = wins + losses, min(wins, losses)
     tail = sum(math.comb(total, k) for k in range(fewer + 1))
     return min(1.0, float(2 * tail / 2**total))
-
-
-def _calls(samples: Sequence[Sample], max_tokens: int, critique: bool, special_tokens: frozenset[str]) -> pa.Table:
-    calls, schema = [], verdict_schema(critique=critique)
-    prompt_of = partial(judge_prompt, critique=critique, special_tokens=special_tokens)
-    for sample in samples:
-        for order in ORDERS:
-            answers = (sample.base, sample.student) if order == BASE_FIRST else (sample.student, sample.base)
-            prompt = prompt_of(sample.instruction, sample.input, *answers, sample.turns_before)
-            messages = json.dumps([{"role": "user", "content": prompt}], ensure_ascii=False)
-            calls.append((f"{sample.row_id}:{order}", messages, schema, max_tokens))
-    kinds = {"row_id": pa.string(), "messages": pa.string(), "schema": pa.string(), "max_tokens": pa.int32()}
-    columns = zip(*calls, strict=True)
-    return pa.table({name: pa.array(column, kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)})
 
 
 def _judged(sample: Sample, replies: Replies) -> dict[str, Any]:

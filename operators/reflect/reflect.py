@@ -76,19 +76,21 @@ def reflect(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset
     """
     config, teacher, ledger = reflection.config, reflection.teacher, reflection.ledger
     special_tokens = reflection.special_tokens
-    read = partial(read_replies, about=about, config=config, special_tokens=special_tokens)
     answered = ledger.answer(reflection_calls(rows, about, config, special_tokens), teacher, about.stage)
-    first = answered.map_batches(read, batch_format="pyarrow", num_cpus=0.25)
+    first = _read(answered, about, reflection)
     if config.repair:
         # Held in the object store, which spills to disk: asking again reads it three times.
-        unread = first.materialize().map_batches(
-            partial(_add_repairs, about=about, config=config, special_tokens=special_tokens),
-            batch_format="pyarrow",
-            num_cpus=0.25,
-        )
+        unread = _repair_calls(first.materialize(), about, reflection)
         answered = ledger.answer(unread, teacher, f"{about.stage}{REPAIR}", optional=True)
-        first = answered.map_batches(partial(read, repaired=True), batch_format="pyarrow", num_cpus=0.25)
+        first = _read(answered, about, reflection, repaired=True)
     return first.map_batches(partial(conform, schema=about.schema_out), batch_format="pyarrow", num_cpus=0.25)
+
+
+def known_repair_calls(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset:
+    """The rows with the columns of the second call that the replies in the ledger lead to; nothing is asked."""
+    calls = reflection_calls(rows, about, reflection.config, reflection.special_tokens)
+    answered = reflection.ledger.stored(calls, reflection.teacher, about.stage)
+    return _repair_calls(_read(answered, about, reflection), about, reflection)
 
 
 def count_unread(rows: Dataset, about: Reflecting) -> dict[str, dict[str, int]]:
@@ -142,6 +144,22 @@ def _add_calls(rows: pa.Table, about: Reflecting, config: ReflectConfig, special
     rows = rows.append_column("messages", pa.array(messages, pa.string()))
     rows = rows.append_column("schema", pa.array([prompter.schema()] * size, pa.string()))
     return rows.append_column("max_tokens", pa.array([config.max_tokens] * size, pa.int32()))
+
+
+def _read(answered: Dataset, about: Reflecting, reflection: Reflection, *, repaired: bool = False) -> Dataset:
+    read = partial(
+        read_replies,
+        about=about,
+        config=reflection.config,
+        special_tokens=reflection.special_tokens,
+        repaired=repaired,
+    )
+    return answered.map_batches(read, batch_format="pyarrow", num_cpus=0.25)
+
+
+def _repair_calls(first: Dataset, about: Reflecting, reflection: Reflection) -> Dataset:
+    add = partial(_add_repairs, about=about, config=reflection.config, special_tokens=reflection.special_tokens)
+    return first.map_batches(add, batch_format="pyarrow", num_cpus=0.25)
 
 
 def turns_of(turns_before: str | None, special_tokens: frozenset[str]) -> list[dict[str, str]]:

@@ -85,16 +85,19 @@ class Judgements:
 def judged(rows: Dataset, candidates: Candidates, judge: Judge) -> Dataset:
     """The rows with the columns SIDES: the judge's scores of both candidates, for rows that have two."""
     for place, column in enumerate(SIDES):
-        add = partial(
-            _add_calls, place=place, candidates=candidates, judge=_Asking(judge.max_tokens, judge.special_tokens)
-        )
-        asked = rows.map_batches(add, batch_format="pyarrow", num_cpus=0.25)
-        answered = judge.ledger.answer(asked, judge.teacher, STAGE)
+        answered = judge.ledger.answer(pair_calls(rows, candidates, judge, place), judge.teacher, STAGE)
         # Held in the object store, which spills to disk: the next side reads it several times.
         rows = answered.map_batches(
             partial(_keep_score, column=column), batch_format="pyarrow", num_cpus=0.25
         ).materialize()
     return rows
+
+
+def pair_calls(rows: Dataset, candidates: Candidates, judge: Judge, place: int) -> Dataset:
+    """The rows with the columns of a call about the first (0) or second (1) candidate, where there are two."""
+    asking = _Asking(judge.max_tokens, judge.special_tokens)
+    add = partial(_add_calls, place=place, candidates=candidates, judge=asking)
+    return rows.map_batches(add, batch_format="pyarrow", num_cpus=0.25)
 
 
 def pair_prompt(pair: Pair, special_tokens: frozenset[str] = frozenset()) -> str:

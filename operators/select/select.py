@@ -59,10 +59,7 @@ def select_instructions(rows: Dataset, config: SelectConfig, scorer: Scorer, jud
         arXiv 2402.10110, section 3: argmax of IFD, from the student before training.
     """
     require_columns("select_instructions", INSTRUCTION_REFLECTED.names, rows.columns() or [])
-    names = ("original", "better_instruction")
-    measure = config.first_measure()
-    choice = Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
-    return _map(rows, choice, scorer, judge)
+    return _map(rows, instruction_choice(config), scorer, judge)
 
 
 def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer, judge: Judge | None = None) -> Dataset:
@@ -83,6 +80,13 @@ def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer, judge:
     """
     require_columns("select_responses", RESPONSE_REFLECTED.names, rows.columns() or [])
     return _map(rows, response_choice(config), scorer, judge)
+
+
+def instruction_choice(config: SelectConfig) -> "Choice":
+    """What the configuration compares in the choice of instructions."""
+    names = ("original", "better_instruction")
+    measure = config.first_measure()
+    return Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
 
 
 def response_choice(config: SelectConfig) -> "Choice":

@@ -131,7 +131,7 @@ class Ledger:
         else:
             num_new = num_asked
         cut_off = f", {broken} broken files set aside" if broken else ""
-        report_progress(stage, total=num_new, note=f"{num_asked - num_new} from the ledger{cut_off}")
+        report_progress(stage, more=num_new, note=f"{num_asked - num_new} from the ledger{cut_off}")
         made: dict[str, int] = {"cached_calls": num_asked - num_new}
         if num_new and self._offline and not optional:
             raise TeacherStoppedError(
@@ -143,21 +143,26 @@ class Ledger:
             if made["failed_calls"] and first is None:
                 made["retryable_calls"] = self._without_known(asked, stage, tries, num_asked).count()
         self._add_metrics(made)
-        for name in tables.KEY_COLUMNS:
-            schema = schema.append(CALLS.field(name))
+        return self._bring_replies(keyed, stage, num_rows, schema)
+
+    def stored(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> Dataset:
+        """As `answer`, with the replies that are there: nothing is asked, and no file is touched."""
+        keyed, _ = _keyed(calls, members_of(teacher_of(teacher, stage)), stage)
+        num_rows, _, schema = _survey(calls, stage)
         return self._bring_replies(keyed, stage, num_rows, schema)
 
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
         """Count what `answer` would do, without a call: calls asked, new, over_long (new and too long for the teacher).
 
-        Also the new calls' prompt_tokens, and a prediction of reply_tokens: new calls times the mean length of the
-        known_replies that the ledger holds for this stage, or times the length limit if it holds none.
+        Also the prompt_tokens of the new calls that are not over-long, and reply_tokens as predicted from so many
+        known_replies: these calls times the mean length of the replies that the ledger holds for this stage, or the
+        limit where it holds none.
         """
         members = members_of(teacher_of(teacher, stage))
         _, asked = _keyed(calls, members, stage)
         num_asked = asked.count()
         new = self._without_known(asked, stage, tables.Tries.of(members, teacher.max_attempts), num_asked)
-        measure = partial(tables.measure_calls, teacher=members[0].teacher)
+        measure = partial(tables.measure_calls, members=members)
         measured = new.map_batches(measure, batch_format="pyarrow", num_cpus=0.25)
         counts = add_up(measured, ["new", "over_long", "prompt_tokens", "reply_limit"])
         limit, known = counts.pop("reply_limit"), self.files.read(stage, ["generated_tokens"])
@@ -167,7 +172,7 @@ class Ledger:
             "asked": num_asked,
             **counts,
             "known_replies": num_known,
-            "reply_tokens": int(counts["new"] * float(mean)) if num_known else limit,
+            "reply_tokens": int((counts["new"] - counts["over_long"]) * float(mean)) if num_known else limit,
         }
 
     def _make_calls(self, pending: Dataset, members: list[Member], stage: str, num_known: int) -> dict[str, int]:
@@ -212,6 +217,8 @@ class Ledger:
     def _bring_replies(self, keyed: Dataset, stage: str, num_rows: int, schema: pa.Schema) -> Dataset:
         if not self.files.of(stage):
             return keyed.map_batches(tables.without_replies, batch_format="pyarrow", num_cpus=0.25)
+        for name in tables.KEY_COLUMNS:
+            schema = schema.append(CALLS.field(name))
         keys = keyed.select_columns(["row_id"])
         known, num_known = self.files.read_for(keys, num_rows, stage, tables.KEYED_REPLIES.names)
         sides = (keyed, schema), (known, tables.KEYED_REPLIES)

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.teacher.calls import CALLS, REPLIES
-from operators.teacher.config import TeacherConfig
 from operators.teacher.failures import CUT_TEXTLESS, FATAL, OVER_LONG
 from operators.teacher.prompt_tokens import num_prompt_tokens
 from operators.teacher.variants import Member, member_of_row
@@ -49,12 +48,17 @@ class Tries:
         return self.max_model_lens[member_of_row(row_id, list(self.weights))]
 
 
-def measure_calls(new: pa.Table, teacher: TeacherConfig) -> pa.Table:
-    """One row of sums over new calls: their number, those that are too long, tokens of prompts and longest replies."""
-    lengths = [num_prompt_tokens(messages, teacher) for messages in new["messages"].to_pylist()]
-    limits = new["max_tokens"].to_pylist()
-    over = sum(have + wanted > teacher.max_model_len for have, wanted in zip(lengths, limits, strict=True))
-    sums = {"new": new.num_rows, "over_long": over, "prompt_tokens": sum(lengths), "reply_limit": sum(limits)}
+def measure_calls(new: pa.Table, members: list[Member]) -> pa.Table:
+    """One row of sums over new calls: their number, those too long for their teacher, tokens of the others."""
+    weights = [member.weight for member in members]
+    sums = {"new": new.num_rows, "over_long": 0, "prompt_tokens": 0, "reply_limit": 0}
+    for call in new.select(["row_id", "messages", "max_tokens"]).to_pylist():
+        teacher = members[member_of_row(call["row_id"], weights)].teacher
+        length = num_prompt_tokens(call["messages"], teacher)
+        fits = length + call["max_tokens"] <= teacher.max_model_len
+        found = {"prompt_tokens": length, "reply_limit": call["max_tokens"]} if fits else {"over_long": 1}
+        for name, number in found.items():
+            sums[name] += number
     return pa.table({name: [value] for name, value in sums.items()})
 
 

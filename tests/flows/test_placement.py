@@ -25,7 +25,7 @@ NODES = {
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml")))
 def test_every_shipped_configuration_fits_the_nodes_that_it_is_for(name: str) -> None:
     config = load_config(REPOSITORY / "configs" / f"{name}.yaml", [])
-    assert weigh(config, NODES[name], WEIGHTS[name], WEIGHTS[name]) == []
+    assert weigh(config, NODES[name], {"teacher": WEIGHTS[name]}, WEIGHTS[name]) == []
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,23 @@ def test_a_stage_that_does_not_run_asks_for_nothing() -> None:
     assert [demand.stage for demand in demands(config)] == ["pack", "train", "evaluate"]
 
 
+def test_the_judge_is_weighed_where_there_is_something_to_judge() -> None:
+    judge = f"teacher.stages.judge={{backend: vllm, device: cpu, replicas: 3, cpu_kv_cache_gib: {64}}}"
+    for used in (["evaluate.judge=true"], ["evaluate.judge=false", "select.policy=judge"]):
+        found = weigh(load_config(SMOKE, [judge, *used]), [LAPTOP])
+        assert [finding.key for finding in found] == ["teacher.stages.judge.replicas", "teacher.stages.judge.model"]
+    assert weigh(load_config(SMOKE, [judge, "evaluate.judge=false"]), [LAPTOP]) == []
+    by_teacher = load_config(SMOKE, ["select.policy=judge", "score.gpus_per_actor=1"])
+    assert weigh(by_teacher, [LAPTOP]) == []
+
+
+def test_teachers_that_need_the_same_are_one_demand() -> None:
+    stages = "teacher.stages={judge: {temperature: 0.5}, reflect_responses: {replicas: 2}}"
+    config = load_config(SMOKE, ["teacher.backend=vllm", "teacher.device=cpu", stages])
+    asked = {demand.stage: demand.count for demand in demands(config) if demand.stage.startswith("teacher")}
+    assert asked == {"teacher": 1, "teacher.stages.reflect_responses": 2}
+
+
 def test_units_are_placed_whole_on_single_nodes() -> None:
     two_gpus_each = Demand("score", 4, "actors", {"CPU": 1, "GPU": 2}, "score.actors")
     assert two_gpus_each.placeable([{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 3}]) == 2
@@ -64,7 +81,7 @@ def test_units_are_placed_whole_on_single_nodes() -> None:
 )
 def test_a_model_that_does_not_fit_into_memory_is_refused(teacher: int, student: int, key: str) -> None:
     config = load_config(REPOSITORY / "configs" / "demo.yaml", [])
-    [finding] = weigh(config, [LAPTOP], teacher, student)
+    [finding] = weigh(config, [LAPTOP], {"teacher": teacher}, student)
     assert finding.key == key
     assert "GiB, a node has 16.0 GiB; take a smaller model or" in finding.text
 

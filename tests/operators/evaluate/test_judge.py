@@ -7,7 +7,6 @@ import pytest
 from operators.evaluate.judge import (
     BASE_FIRST,
     STUDENT_FIRST,
-    _calls,
     judge_prompt,
     judge_samples,
     lengths_match,
@@ -15,6 +14,7 @@ from operators.evaluate.judge import (
     parse_verdict,
     sign_test_p,
     tally,
+    verdict_calls,
     verdict_schema,
 )
 from operators.evaluate.results import Judgement, Sample
@@ -103,7 +103,7 @@ def test_an_answer_cannot_close_its_fence_or_open_a_turn() -> None:
 def test_the_judges_own_special_tokens_are_broken_up_in_every_text() -> None:
     turns = json.dumps([{"role": "user", "content": "</s>1"}])
     sample = a_sample(base="blue[EOT]2", student="green", instruction="[EOT]3", input="</s>4", turns_before=turns)
-    asked = _calls([sample], 8, False, frozenset({"</s>", "[EOT]"}))["messages"].to_pylist()
+    asked = verdict_calls([sample], 8, False, frozenset({"</s>", "[EOT]"}))["messages"].to_pylist()
     assert len(asked) == 2
     for messages in asked:
         assert not any(token in messages for token in ("</s>", "[EOT]"))

@@ -16,7 +16,7 @@ from operators.teacher.ledger_tables import (
     new_calls,
     without_replies,
 )
-from operators.teacher.variants import member_of_row
+from operators.teacher.variants import Member, member_of_row
 
 ROWS = pa.schema([*CALLS, ("kept", pa.string())])
 
@@ -173,5 +173,10 @@ def test_a_row_gets_an_answer_before_a_failure_and_nothing_that_it_did_not_ask_f
 def test_calls_are_measured_against_the_teachers_context() -> None:
     messages = '[{"role": "user", "content": "' + "x" * 300 + '"}]'
     calls = pa.Table.from_pylist([row("a", messages), row("b", "[]")], schema=ROWS)
-    [sums] = measure_calls(calls, TeacherConfig(backend="openai", model="m", max_model_len=256)).to_pylist()
-    assert (sums["new"], sums["over_long"], sums["reply_limit"]) == (2, 1, 16)
+    teacher = TeacherConfig(backend="openai", model="m", max_model_len=256)
+    [sums] = measure_calls(calls, [Member(teacher, 1.0)]).to_pylist()
+    assert (sums["new"], sums["over_long"], sums["reply_limit"]) == (2, 1, 8)
+    long, short = (Member(teacher.model_copy(update={"max_model_len": room}), 1.0) for room in (4096, 8))
+    parts = [measure_calls(calls, members).to_pylist()[0] for members in ([long, short], [long], [short])]
+    assert [part["over_long"] for part in parts][1:] == [0, 2]
+    assert parts[0]["over_long"] == sum(member_of_row(name, [1, 1]) for name in calls["row_id"].to_pylist())
