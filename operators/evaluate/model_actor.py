@@ -12,7 +12,8 @@ from operators.model_copy import on_this_disk
 from operators.progress import report_progress
 from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer
 from operators.student.greedy_answers import greedy_answers
-from operators.student.nll import load_causal_lm, longest_context, sum_nll
+from operators.student.nll import load_causal_lm, sum_nll
+from operators.student.pool import longest_context
 
 MEASURED = pa.schema(
     [
@@ -36,7 +37,7 @@ class ModelActor:
         self._tokenizer = load_tokenizer(model)
         self._model = load_causal_lm(model, config)
         self._sample_ids, self._config, self._attention = frozenset(sample_ids), config, attention
-        self._limit = longest_context(self._model, config.max_tokens)
+        self._folder, self._limit = model, longest_context(model, config.max_tokens)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Measure a batch."""
@@ -68,7 +69,7 @@ class ModelActor:
             record |= {"nll": nll} if math.isfinite(nll) else {"unscored": NOT_FINITE}
 
     def _answer(self, records: list[dict[str, Any]]) -> None:
-        room = longest_context(self._model, self._config.max_tokens + self._config.max_new_tokens)
+        room = longest_context(self._folder, self._config.max_tokens + self._config.max_new_tokens)
         fitting = [
             (record, record["prompt"])
             for record in records

@@ -26,13 +26,13 @@ start (35 s on a CPU, as long as 150 pairs take), and the same code evaluates st
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from operators.chat_markup import control_tokens
 from operators.student.encode import IGNORED, Encoded, EncodingError, encode_example, load_tokenizer, user_text
-from operators.student.pool import StudentPoolConfig
+from operators.student.pool import StudentPoolConfig, longest_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,21 +87,30 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Spans:
-    given: Encoded
-    alone: Encoded
-    num_scored: int
+class Prepared:
+    """A turn as a scorer's model reads it, or the `reason` why it cannot.
+
+    Attributes:
+        given: token ids of context and target.
+        alone: those of the target without its context; of a reward model the type of each token, if it wants types.
+        num_scored: how many tokens at the end of both are scored.
+        reason: "" if it can be scored.
+    """
+
+    given: list[int] = field(default_factory=list)
+    alone: list[int] = field(default_factory=list)
+    num_scored: int = 0
+    reason: str = ""
 
 
 class StudentScorer:
-    """Scores texts with one student; each actor has one. The student is loaded when it is first needed."""
+    """Scores texts with one student. Tokenizer and weights are loaded when first needed, each for itself.
+
+    Tasks `prepare`, and an actor that holds a GPU does nothing but `score_prepared`.
+    """
 
     def __init__(self, student: str, config: ScoreConfig) -> None:
         self._student, self._config = student, config
-
-    @cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        return load_tokenizer(self._student)
 
     @cached_property
     def _model(self) -> Any:
@@ -119,19 +128,32 @@ class StudentScorer:
 
     def score(self, turns: Sequence[Turn]) -> list[Score]:
         """Score the second text of each turn given the first."""
+        return self.score_prepared(self.prepare(turns))
+
+    def prepare(self, turns: Sequence[Turn]) -> list[Prepared]:
+        """Tokenize; needs no weights."""
         if not turns:
             return []
-        from operators.student.nll import longest_context, sum_nll
+        tokenizer, limit = student_tokenizer(self._student), longest_context(self._student, self._config.max_tokens)
+        return [target_spans(tokenizer, turn, limit) for turn in turns]
 
-        limit = longest_context(self._model, self._config.max_tokens)
-        spans = [target_spans(self._tokenizer, turn, limit) for turn in turns]
-        found = [span for span in spans if isinstance(span, _Spans)]
-        examples = [example for span in found for example in (span.given, span.alone)]
-        sums = iter(sum_nll(self._model, examples, self._config.batch_tokens))
+    def score_prepared(self, turns: Sequence[Prepared]) -> list[Score]:
+        """Score what `prepare` gave."""
+        from operators.student.nll import sum_nll
+
+        found = [turn for turn in turns if not turn.reason]
+        examples = [_labelled(ids, turn.num_scored) for turn in found for ids in (turn.given, turn.alone)]
+        sums = iter(sum_nll(self._model, examples, self._config.batch_tokens) if examples else [])
         return [
-            score_of(next(sums), next(sums), span.num_scored) if isinstance(span, _Spans) else Score(reason=span)
-            for span in spans
+            Score(reason=turn.reason) if turn.reason else score_of(next(sums), next(sums), turn.num_scored)
+            for turn in turns
         ]
+
+
+@lru_cache(maxsize=2)
+def student_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+    """Loaded once a process."""
+    return load_tokenizer(model)
 
 
 def ifd_turn(pair: Pair) -> Turn:
@@ -150,22 +172,21 @@ def guess_request(response: str) -> str:
     return GUESS_REQUEST.format(response=response)
 
 
-def target_spans(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> _Spans | str:
-    """Mark the scored tokens of a turn's target, with its context and alone, or give the reason why it has none.
+def target_spans(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> Prepared:
+    """Mark the scored tokens of a turn's target after what was asked and alone, or say why it cannot be scored.
 
-    Returns:
-        The spans, or a reason: "empty", "over_max_tokens", "too_short" (no token that could be scored), or that of an
-        EncodingError.
+    The reasons are "empty", "over_max_tokens", "too_short" (no token that could be scored), and those of an
+    EncodingError.
     """
     asked, target, *before = turn
     if not asked.strip() or not target.strip():
-        return "empty"
+        return Prepared(reason="empty")
     try:
         encoded = encode_example(tokenizer, asked, None, target, *before)
     except EncodingError as error:
-        return error.reason
+        return Prepared(reason=error.reason)
     if len(encoded.input_ids) > max_tokens:
-        return "over_max_tokens"
+        return Prepared(reason="over_max_tokens")
     control = control_tokens(tokenizer)
     start = next(place for place, label in enumerate(encoded.labels) if label != IGNORED)
     end = next((place for place in range(start, len(encoded.labels)) if encoded.labels[place] in control), None)
@@ -175,12 +196,8 @@ def target_spans(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: i
     if len(target_ids) == 1:
         first, nothing = 0, nothing or _begin_of_text(tokenizer)
     if len(target_ids) == first or not (first or nothing):
-        return "too_short"
-    return _Spans(
-        given=_scored_after(context, target_ids, first),
-        alone=_scored_after(nothing, target_ids, first),
-        num_scored=len(target_ids) - first,
-    )
+        return Prepared(reason="too_short")
+    return Prepared(context + target_ids, nothing + target_ids, len(target_ids) - first)
 
 
 def score_of(given: float, alone: float, num_tokens: int) -> Score:
@@ -191,8 +208,9 @@ def score_of(given: float, alone: float, num_tokens: int) -> Score:
     return Score(nll_given, nll_alone)
 
 
-def _scored_after(context: list[int], target: list[int], first: int) -> Encoded:
-    return Encoded(context + target, [IGNORED] * (len(context) + first) + target[first:])
+def _labelled(ids: list[int], num_scored: int) -> Encoded:
+    unscored = len(ids) - num_scored
+    return Encoded(ids, [IGNORED] * unscored + ids[unscored:])
 
 
 def _begin_of_text(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -8,13 +8,13 @@ request. A pair and its rewrite have two different requests, so that comparison 
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.select.ifd import Score, ScoreConfig, Turn
+from operators.select.ifd import Prepared, Score, ScoreConfig, Turn
 from operators.stage import Finding
+from operators.student.pool import longest_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,12 +27,6 @@ class RewardScorer:
 
     def __init__(self, model: str, config: ScoreConfig) -> None:
         self._path, self._config = model, config
-
-    @cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
 
     @cached_property
     def _model(self) -> Any:
@@ -48,83 +42,83 @@ class RewardScorer:
             trust_remote_code=False,
             use_safetensors=True,
         )
-        # A model that reads the last token needs the padding id to find the end of a padded text.
-        given = (model.config.pad_token_id, self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
+        # Without it a model that reads the last token cannot tell where a padded text ends.
+        tokenizer = reward_tokenizer(self._path)
+        given = (model.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
         model.config.pad_token_id = next((number for number in given if number is not None), 0)
         return model.to("cuda" if on_gpu else "cpu").eval()
 
     def score(self, turns: Sequence[Turn]) -> list[Score]:
         """Score the second text of each turn as an answer to the first."""
+        return self.score_prepared(self.prepare(turns))
+
+    def prepare(self, turns: Sequence[Turn]) -> list[Prepared]:
+        """Tokenize; needs no weights."""
         if not turns:
             return []
-        from operators.student.nll import like_length_groups, longest_context
+        tokenizer = reward_tokenizer(self._path)
+        # Of encoders such as RoBERTa only the tokenizer says how many tokens they have places for.
+        limit = min(longest_context(self._path, self._config.max_tokens), tokenizer.model_max_length)
+        return [encode(tokenizer, turn, limit) for turn in turns]
 
-        # For encoders such as RoBERTa only the tokenizer knows the largest number of tokens.
-        limit = min(longest_context(self._model, self._config.max_tokens), self._tokenizer.model_max_length)
-        scores: list[Score] = []
-        encoded: list[Encoded] = []
-        places: list[int] = []
-        for turn in turns:
-            found = encode(self._tokenizer, turn, limit)
-            scores.append(Score(reason=found if isinstance(found, str) else ""))
-            if not isinstance(found, str):
-                places.append(len(scores) - 1)
-                encoded.append(found)
-        for group in like_length_groups([len(text.ids) for text in encoded], self._config.batch_tokens):
-            for number, reward in zip(group, self._rewards([encoded[number] for number in group]), strict=True):
-                scores[places[number]] = Score(reward=reward) if math.isfinite(reward) else Score(reason="not_finite")
+    def score_prepared(self, turns: Sequence[Prepared]) -> list[Score]:
+        """Score what `prepare` gave."""
+        from operators.student.nll import like_length_groups
+
+        scores = [Score(reason=turn.reason) for turn in turns]
+        places = [place for place, turn in enumerate(turns) if not turn.reason]
+        for group in like_length_groups([len(turns[place].given) for place in places], self._config.batch_tokens):
+            members = [places[number] for number in group]
+            for place, reward in zip(members, self._rewards([turns[place] for place in members]), strict=True):
+                scores[place] = Score(reward=reward) if math.isfinite(reward) else Score(reason="not_finite")
         return scores
 
-    def _rewards(self, texts: "list[Encoded]") -> list[float]:
+    def _rewards(self, texts: list[Prepared]) -> list[float]:
         import torch
 
-        model, longest = self._model, max(len(text.ids) for text in texts)
+        model, longest = self._model, max(len(text.given) for text in texts)
 
         def padded(rows: list[list[int]], filled: int) -> Any:
             return torch.tensor([row + [filled] * (longest - len(row)) for row in rows], device=model.device)
 
         read = {
-            "input_ids": padded([text.ids for text in texts], model.config.pad_token_id),
-            "attention_mask": padded([[1] * len(text.ids) for text in texts], 0),
+            "input_ids": padded([text.given for text in texts], model.config.pad_token_id),
+            "attention_mask": padded([[1] * len(text.given) for text in texts], 0),
         }
-        if texts[0].types:
-            read["token_type_ids"] = padded([text.types for text in texts], 0)
+        if texts[0].alone:
+            read["token_type_ids"] = padded([text.alone for text in texts], 0)
         with torch.inference_mode():
             logits = model(**read).logits
         return [float(reward) for reward in logits[:, 0].double()]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids; and in `types` the text of the pair that each belongs to, empty if the model does not need it."""
+@lru_cache(maxsize=2)
+def reward_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+    """Loaded once a process."""
+    from transformers import AutoTokenizer
 
-    ids: list[int]
-    types: list[int] = field(default_factory=list)
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> Encoded | str:
-    """The tokens of a turn for a reward model, or the reason why it cannot read the turn.
-
-    Returns:
-        Tokens, or a reason: "empty", "chat_template", "over_max_tokens".
-    """
+def encode(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> Prepared:
+    """What a reward model reads of a turn, or why it cannot: "empty", "chat_template", "over_max_tokens"."""
     from jinja2 import TemplateError
 
     asked, answer, *before = turn
     if not asked.strip() or not answer.strip():
-        return "empty"
+        return Prepared(reason="empty")
     earlier: list[dict[str, str]] = json.loads(before[0]) if before else []
     if tokenizer.chat_template:
         said = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         try:
-            found = Encoded(list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False)))
+            found = Prepared(list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False)))
         except (TemplateError, TypeError, ValueError):
-            return "chat_template"
+            return Prepared(reason="chat_template")
     else:
         request = "\n\n".join([*(one["content"] for one in earlier), asked])
         pair = tokenizer(request, answer)
-        found = Encoded(list(pair.input_ids), list(pair.get("token_type_ids", [])))
-    return found if len(found.ids) <= max_tokens else "over_max_tokens"
+        found = Prepared(list(pair.input_ids), list(pair.get("token_type_ids", [])))
+    return found if len(found.given) <= max_tokens else Prepared(reason="over_max_tokens")
 
 
 def examine_reward_model(model: str) -> Iterator[Finding]:

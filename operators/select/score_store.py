@@ -22,14 +22,29 @@ from ray.data import ActorPoolStrategy, Dataset
 from operators.join import cogroup
 from operators.models import model_revision
 from operators.parquet_log import ParquetLog, write_whole
-from operators.select.ifd import Score, ScoreConfig, StudentScorer, Turn
+from operators.select.ifd import Prepared, Score, ScoreConfig, StudentScorer, Turn
 from operators.select.reward import RewardScorer
 
 # Increase this number when the code gives the same text another score. Version 1 did not separate bfloat16 on GPUs from
 # float32 on CPUs, and found targets of one token too short.
 METHOD = 2
 ROWS_PER_PARTITION = 50_000
-KNOWN = "known_scores"  # JSON list of records; a column used only inside this module
+KNOWN = "known_scores"  # JSON list of records; a column only between the two steps here
+TO_SCORE = "to_score"  # as KNOWN: tokens, from tasks to actors
+PREPARED_ROWS = 1_024  # that a task tokenizes at a time
+PREPARING_CPUS = 0.5
+_IDS = pa.list_(pa.int32())
+_TO_SCORE = pa.list_(
+    pa.struct(
+        [
+            ("score_key", pa.string()),
+            ("given", _IDS),
+            ("alone", _IDS),
+            ("num_scored", pa.int32()),
+            ("reason", pa.string()),
+        ]
+    )
+)
 RECORD = pa.schema(
     [
         ("row_id", pa.string()),
@@ -61,32 +76,29 @@ class Scorer:
 
 
 class Scores:
-    """The scores of one batch of rows: stored ones, and a student that computes the others when they are asked for."""
+    """The scores of one batch of rows."""
 
-    def __init__(self, known: dict[str, Score], scorer: StudentScorer | RewardScorer, config: ScoreConfig) -> None:
-        self._known, self._scorer, self._config = known, scorer, config
-        self.new: list[dict[str, Any]] = []  # records of texts that had to be scored
+    def __init__(self, known: dict[str, Score], config: ScoreConfig) -> None:
+        self._known, self._config = known, config
 
     def of(self, turns: Sequence[tuple[str, Turn]]) -> list[Score]:
         """One score for each (row_id, turn)."""
-        keys = [score_key(turn, self._config) for _, turn in turns]
-        asked = {key: each for key, each in zip(keys, turns, strict=True) if key not in self._known}
-        made = self._scorer.score([turn for _, turn in asked.values()])
-        for (key, (row_id, _)), score in zip(asked.items(), made, strict=True):
-            self._known[key] = score
-            self.new.append({"row_id": row_id, "score_key": key, **vars(score)})
-        return [self._known[key] for key in keys]
+        return [self._known[score_key(turn, self._config)] for _, turn in turns]
 
 
+Asked = Callable[[dict[str, Any]], list[Turn]]
 Decide = Callable[[pa.Table, Scores], pa.Table]
 
 
-def map_with_scores(rows: Dataset, decide: Decide, scorer: Scorer, kind: str) -> Dataset:
-    """Call `decide` with every batch of rows and its scores, in a pool of actors that hold the student.
+def map_with_scores(rows: Dataset, asked: Asked, decide: Decide, scorer: Scorer, kind: str) -> Dataset:
+    """Hand every batch of rows, with its scores, to `decide`.
+
+    Tasks on CPUs tokenize and decide; between them, actors that hold the student do nothing but score.
 
     Args:
         rows: any data set with a unique `row_id`.
-        decide: takes a batch and its scores, and returns the batch that replaces it.
+        asked: from a row to the turns whose scores `decide` will want.
+        decide: from a batch and its scores to the batch that takes its place.
         scorer: the student.
         kind: names the folder of the scores within the ledger; one folder for each kind of scored text.
     """
@@ -94,14 +106,20 @@ def map_with_scores(rows: Dataset, decide: Decide, scorer: Scorer, kind: str) ->
     config, folder = scorer.config, f"{scorer.folder}/{kind}"
     name = hashlib.sha256(model_revision(model).encode()).hexdigest()[:16]
     judge = (RewardScorer if kind == REWARDS else StudentScorer)(model, config)
-    return _with_known(rows, ParquetLog(folder), name).map_batches(
+    prepare = partial(_prepare, asked=asked, scorer=judge, config=config)
+    prepared = _with_known(rows, ParquetLog(folder), name).map_batches(
+        prepare, batch_size=PREPARED_ROWS, batch_format="pyarrow", num_cpus=PREPARING_CPUS
+    )
+    scored = prepared.map_batches(
         _ScoringActor,
-        fn_constructor_kwargs={"decide": decide, "scorer": judge, "config": config, "folder": f"{folder}/{name}"},
+        fn_constructor_kwargs={"scorer": judge, "folder": f"{folder}/{name}"},
         batch_size=config.batch_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=config.actors),
         **config.resources(),
     )
+    decide_batch = partial(_decide, decide=decide, config=config)
+    return scored.map_batches(decide_batch, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 
 def score_key(turn: Turn, config: ScoreConfig) -> str:
@@ -137,16 +155,43 @@ def _merge(rows: pa.Table, records: pa.Table) -> pa.Table:
     return rows.append_column(KNOWN, pa.array(known, pa.string()))
 
 
+def _prepare(rows: pa.Table, asked: Asked, scorer: StudentScorer | RewardScorer, config: ScoreConfig) -> pa.Table:
+    """Add the column TO_SCORE: what of each row's turns has no score yet, as the scorer's model reads it."""
+    wanted = [_unknown(row, asked, config) for row in rows.to_pylist()]
+    prepared = iter(scorer.prepare([turn for turns in wanted for turn in turns.values()]))
+    cells = [[{"score_key": key, **vars(next(prepared))} for key in turns] for turns in wanted]
+    return rows.append_column(TO_SCORE, pa.array(cells, _TO_SCORE))
+
+
+def _unknown(row: dict[str, Any], asked: Asked, config: ScoreConfig) -> dict[str, Turn]:
+    known = {record["score_key"] for record in json.loads(row.pop(KNOWN) or "[]")}
+    turns = {score_key(turn, config): turn for turn in asked(row)}
+    return {key: turn for key, turn in turns.items() if key not in known}
+
+
 class _ScoringActor:
-    def __init__(self, decide: Decide, scorer: StudentScorer | RewardScorer, config: ScoreConfig, folder: str) -> None:
-        self._decide, self._folder, self._config, self._scorer = decide, folder, config, scorer
+    """Stores the scores of TO_SCORE, and adds them to KNOWN."""
+
+    def __init__(self, scorer: StudentScorer | RewardScorer, folder: str) -> None:
+        self._scorer, self._folder = scorer, folder
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        scores = Scores(_read_known(rows), self._scorer, self._config)
-        decided = self._decide(rows.drop_columns([KNOWN]), scores)
-        if scores.new:
-            write_whole(self._folder, pa.Table.from_pylist(scores.new, schema=RECORD))
-        return decided
+        cells = rows.select(["row_id", KNOWN, TO_SCORE]).to_pylist()
+        turns = [(row["row_id"], turn.pop("score_key"), Prepared(**turn)) for row in cells for turn in row[TO_SCORE]]
+        scores = self._scorer.score_prepared([turn for *_, turn in turns])
+        new: dict[str, list[dict[str, Any]]] = {}
+        for (row_id, key, _), score in zip(turns, scores, strict=True):
+            new.setdefault(row_id, []).append({"row_id": row_id, "score_key": key, **vars(score)})
+        if new:
+            records = [record for each in new.values() for record in each]
+            write_whole(self._folder, pa.Table.from_pylist(records, schema=RECORD))
+        known = [json.dumps(json.loads(row[KNOWN] or "[]") + new.get(row["row_id"], [])) for row in cells]
+        place = rows.column_names.index(KNOWN)
+        return rows.set_column(place, KNOWN, pa.array(known, pa.string())).drop_columns([TO_SCORE])
+
+
+def _decide(rows: pa.Table, decide: Decide, config: ScoreConfig) -> pa.Table:
+    return decide(rows.drop_columns([KNOWN]), Scores(_read_known(rows), config))
 
 
 def _read_known(rows: pa.Table) -> dict[str, Score]:

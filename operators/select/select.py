@@ -195,7 +195,7 @@ def _map(rows: Dataset, choice: Choice, scorer: Scorer, judge: Judge | None) -> 
         return scored.map_batches(partial(_select_judged, choice=choice), batch_format="pyarrow", num_cpus=0.5)
     # Perplexities come from the same likelihoods as IFD and share its folder; r-IFD scores other texts.
     kind = "rifd" if choice.measure == "rifd" else REWARDS if choice.measure == "reward" else "ifd"
-    return map_with_scores(rows, partial(select_rows, choice=choice), scorer, kind)
+    return map_with_scores(rows, partial(asked_turns, choice=choice), partial(select_rows, choice=choice), scorer, kind)
 
 
 def _select_unscored(rows: pa.Table, choice: Choice) -> pa.Table:
@@ -204,6 +204,15 @@ def _select_unscored(rows: pa.Table, choice: Choice) -> pa.Table:
 
 def _select_judged(rows: pa.Table, choice: Choice) -> pa.Table:
     return select_rows(rows, Judgements(rows, choice.candidates), choice)
+
+
+def asked_turns(row: Values, choice: Choice) -> list[Turn]:
+    """What the student is asked about one row: both pairs, and whether the second could be learnt."""
+    if row["outcome"] != ACTIVE:
+        return []
+    pairs = [pair for pair in choice.candidates(row) if pair]
+    turns = [_turn_of(choice.measure)(pair) for pair in pairs]
+    return turns + [ifd_turn(pair) for pair in pairs[1:] if choice.also_ifd]
 
 
 def select_rows(rows: pa.Table, scores: Scores | Judgements | None, choice: Choice) -> pa.Table:
@@ -235,10 +244,15 @@ def _scores(
     """The student's scores of both pairs of each row; None if there is no pair or no measure."""
     if scores is None:
         return [(None, None)] * len(pairs)
-    turn_of: Callable[[Pair], Turn] = reverse_ifd_turn if measure == "rifd" else ifd_turn
-    turns = [(row["row_id"], turn_of(pair)) for row, both in zip(rows, pairs, strict=True) for pair in both if pair]
+    turns = [
+        (row["row_id"], _turn_of(measure)(pair)) for row, both in zip(rows, pairs, strict=True) for pair in both if pair
+    ]
     found = iter(scores.of(turns))
     return [(next(found), next(found) if new else None) for _, new in pairs]
+
+
+def _turn_of(measure: Measure | None) -> Callable[[Pair], Turn]:
+    return reverse_ifd_turn if measure == "rifd" else ifd_turn
 
 
 def _final_ifd(

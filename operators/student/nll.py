@@ -6,7 +6,6 @@ float32 and summed in float64, for weights of any type.
 
 from collections.abc import Iterator, Sequence
 from inspect import signature
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of torch code expects
@@ -37,11 +36,6 @@ def load_causal_lm(model: str, pool: StudentPoolConfig) -> PreTrainedModel:
         use_safetensors=True,
     )
     return loaded.to("cuda" if on_gpu else "cpu").eval()
-
-
-def longest_context(model: Any, max_tokens: int) -> int:
-    """The configured limit, or the model's own number of positions if that is smaller."""
-    return min(max_tokens, getattr(model.config, "max_position_embeddings", None) or max_tokens)
 
 
 def sum_nll(model: PreTrainedModel, examples: Sequence[Encoded], batch_tokens: int) -> list[float]:

@@ -1,5 +1,6 @@
 """Where a student runs for inference: how many actors, on which devices, and how much at a time."""
 
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import Field
@@ -41,3 +42,12 @@ class StudentPoolConfig(StageConfig):
         """The resources of one actor, as options for Ray."""
         gpus = {"num_gpus": self.gpus_per_actor} if self.gpus_per_actor else {}
         return {"num_cpus": self.cpus_per_actor, **gpus}
+
+
+@lru_cache(maxsize=8)
+def longest_context(model: str, max_tokens: int) -> int:
+    """The configured limit, or the number of positions of a model, folder or hub id, where that is smaller."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config()
+    return min(max_tokens, getattr(config, "max_position_embeddings", None) or max_tokens)

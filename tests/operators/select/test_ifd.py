@@ -12,6 +12,7 @@ from operators.select.ifd import (
     Score,
     ScoreConfig,
     StudentScorer,
+    _labelled,
     guess_request,
     ifd_turn,
     score_of,
@@ -101,11 +102,12 @@ def test_a_fitting_answer_is_easier_than_a_foreign_one(demo_model: str) -> None:
 def test_context_and_target_are_told_apart_by_position_even_when_the_texts_are_the_same(tiny_model: str) -> None:
     tokenizer = load_tokenizer(tiny_model)
     spans = target_spans(tokenizer, ("echo echo echo", "echo echo echo"), 100)
-    assert not isinstance(spans, str)
     target = tokenizer("echo echo echo").input_ids
-    assert spans.given.input_ids[-len(target) :] == target == spans.alone.input_ids
-    assert spans.given.labels[-len(target) :] == [-100, *target[1:]] == spans.alone.labels
-    assert set(spans.given.labels[: -len(target)]) == {-100}
+    assert spans.given[-len(target) :] == target == spans.alone
+    for ids in (spans.given, spans.alone):
+        labels = _labelled(ids, spans.num_scored).labels
+        assert labels[-len(target) :] == [-100, *target[1:]]
+        assert set(labels[: -len(target)]) <= {-100}
 
 
 def test_both_means_are_over_the_same_tokens_when_the_tokenizer_writes_a_beginning_of_sequence(
@@ -124,10 +126,8 @@ def test_both_means_are_over_the_same_tokens_when_the_tokenizer_writes_a_beginni
 
     monkeypatch.setattr(type(tokenizer), "__call__", with_bos)
     spans = target_spans(tokenizer, ("Name it.", "Blue as the sky"), 100)
-    assert not isinstance(spans, str)
-    assert not isinstance(plain, str)
-    assert spans.alone.input_ids == [1, *plain.alone.input_ids]
-    assert spans.num_scored == plain.num_scored == sum(label != -100 for label in spans.alone.labels)
+    assert spans.alone == [1, *plain.alone]
+    assert spans.num_scored == plain.num_scored == len(plain.alone) - 1
 
 
 @pytest.mark.parametrize(
@@ -152,14 +152,13 @@ def test_an_answer_of_one_token_is_scored_by_that_token(tiny_model: str) -> None
     """IFD is p(token | beginning of text) / p(token | instruction), computed here from the raw logits."""
     tokenizer, model = load_tokenizer(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     spans = target_spans(tokenizer, ("Is the sky blue?", "Yes"), 100)
-    assert not isinstance(spans, str)
     assert spans.num_scored == 1
-    assert spans.alone.input_ids == [tokenizer.bos_token_id, *tokenizer("Yes").input_ids]
+    assert spans.alone == [tokenizer.bos_token_id, *tokenizer("Yes").input_ids]
     nll = []
-    for example in (spans.given, spans.alone):
+    for ids in (spans.given, spans.alone):
         with torch.no_grad():
-            logits = model(torch.tensor([example.input_ids])).logits[0, -2].double()
-        nll.append(-torch.log_softmax(logits, -1)[example.input_ids[-1]].item())
+            logits = model(torch.tensor([ids])).logits[0, -2].double()
+        nll.append(-torch.log_softmax(logits, -1)[ids[-1]].item())
     [score] = StudentScorer(tiny_model, ScoreConfig()).ifd([Pair("Is the sky blue?", "", "Yes")])
     assert score.ratio == pytest.approx(math.exp(nll[0] - nll[1]), rel=1e-4)
 
@@ -170,7 +169,7 @@ def test_without_a_token_that_begins_texts_an_answer_of_one_token_has_no_score(
     tokenizer = load_tokenizer(tiny_model)
     monkeypatch.setattr(type(tokenizer), "bos_token_id", property(lambda self: None), raising=False)
     monkeypatch.setattr(type(tokenizer), "eos_token_id", property(lambda self: None), raising=False)
-    assert target_spans(tokenizer, ("Is the sky blue?", "Yes"), 100) == "too_short"
+    assert target_spans(tokenizer, ("Is the sky blue?", "Yes"), 100).reason == "too_short"
 
 
 def test_the_dialogue_before_is_part_of_the_context(tiny_model: str) -> None:
@@ -180,10 +179,8 @@ def test_the_dialogue_before_is_part_of_the_context(tiny_model: str) -> None:
         target_spans(tokenizer, ifd_turn(Pair("Name it.", "", "Blue as the sky", before)), 200)
         for before in ("", turns)
     )
-    assert not isinstance(plain, str)
-    assert not isinstance(after, str)
-    assert len(after.given.input_ids) > len(plain.given.input_ids)
-    assert "Hello, Ann." in tokenizer.decode(after.given.input_ids)
+    assert len(after.given) > len(plain.given)
+    assert "Hello, Ann." in tokenizer.decode(after.given)
     assert after.alone == plain.alone
 
 

@@ -20,9 +20,9 @@ from transformers import (
 
 from operators.columns import INSTRUCTION_REFLECTED
 from operators.select.config import SelectConfig
-from operators.select.ifd import Pair, Score, ScoreConfig, ifd_turn
-from operators.select.reward import Encoded, RewardScorer, encode, examine_reward_model
-from operators.select.score_store import KNOWN, REWARDS, Scorer, _ScoringActor
+from operators.select.ifd import Pair, Prepared, Score, ScoreConfig, ifd_turn
+from operators.select.reward import RewardScorer, encode, examine_reward_model
+from operators.select.score_store import KNOWN, REWARDS, Scorer, _decide, _prepare, _ScoringActor
 from operators.select.select import select_instructions
 
 TEXTS = [
@@ -91,9 +91,9 @@ def test_a_model_without_a_template_reads_request_and_answer_as_a_pair(reward_mo
     tokenizer.chat_template = None
     before = json.dumps([{"role": "user", "content": "Hello"}])
     found = encode(tokenizer, ("Name a colour.", "Blue.", before), 100)
-    assert found == Encoded(tokenizer("Hello\n\nName a colour.", "Blue.").input_ids)
+    assert found == Prepared(tokenizer("Hello\n\nName a colour.", "Blue.").input_ids)
     tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
-    assert encode(tokenizer, ("Name a colour.", "Blue."), 100) == "chat_template"
+    assert encode(tokenizer, ("Name a colour.", "Blue."), 100).reason == "chat_template"
 
 
 def test_an_encoder_is_told_which_text_is_the_answer_and_how_long_both_may_be(tmp_path: Path) -> None:
@@ -149,11 +149,12 @@ def test_the_rewrite_of_higher_reward_is_selected_and_its_score_is_stored(
         row |= {"better_instruction": better, "better_instruction_response": answer}
         return row | {"instruction_reflection": "parsed", "escaped": False}
 
-    def here(rows: Rows, decide: Any, scorer: Scorer, kind: str) -> pa.Table:
+    def here(rows: Rows, asked: Any, decide: Any, scorer: Scorer, kind: str) -> pa.Table:
         assert kind == REWARDS
         judge = RewardScorer(scorer.reward_model, scorer.config)
         unknown = rows.table.append_column(KNOWN, pa.nulls(rows.table.num_rows, pa.string()))
-        return _ScoringActor(decide, judge, scorer.config, str(tmp_path))(unknown)
+        prepared = _prepare(unknown, asked, judge, scorer.config)
+        return _decide(_ScoringActor(judge, str(tmp_path))(prepared), decide, scorer.config)
 
     monkeypatch.setattr("operators.select.select.map_with_scores", here)
     table = pa.Table.from_pylist([row("better", old, new), row("worse", new, old)], schema=INSTRUCTION_REFLECTED)
@@ -165,7 +166,8 @@ def test_the_rewrite_of_higher_reward_is_selected_and_its_score_is_stored(
     assert found["worse"]["selected_instruction"] == found["worse"]["instruction"]
     assert found["better"]["ifd_better_instruction"] == pytest.approx(new.reward, abs=1e-6)
     [stored] = tmp_path.glob("*.parquet")
-    assert sorted(pq.read_table(stored)["reward"].to_pylist()) == pytest.approx([old.reward, new.reward], abs=1e-6)
+    rewards = sorted(pq.read_table(stored)["reward"].to_pylist())  # each row has its own records
+    assert rewards == pytest.approx([old.reward] * 2 + [new.reward] * 2, abs=1e-6)
 
 
 def test_the_policy_needs_a_model_and_older_work_stays_valid_without_one() -> None:

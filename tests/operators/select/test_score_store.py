@@ -16,8 +16,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.columns import INSTRUCTION_REFLECTED
 from operators.select.config import SelectConfig
-from operators.select.ifd import Pair, Score, ScoreConfig, StudentScorer, ifd_turn
-from operators.select.score_store import KNOWN, Scorer, Scores, _read_known, map_with_scores, score_key
+from operators.select.ifd import Pair, Score, ScoreConfig, StudentScorer, Turn, ifd_turn
+from operators.select.score_store import (
+    KNOWN,
+    TO_SCORE,
+    Scorer,
+    Scores,
+    _prepare,
+    _read_known,
+    _ScoringActor,
+    map_with_scores,
+    score_key,
+)
 from operators.select.select import select_instructions
 
 POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # of two: the shuffle finds no room beside it
@@ -31,6 +41,10 @@ def named(count: int, start: int = 0) -> "ray.data.Dataset":
     return ray.data.from_arrow(pa.table(texts))
 
 
+def colour_turn(row: dict[str, Any]) -> list[Turn]:
+    return [ifd_turn(Pair(row["instruction"], "", BLUE))]
+
+
 def note_ratio(rows: pa.Table, scores: Scores) -> pa.Table:
     pairs = [Pair(text, "", BLUE) for text in rows["instruction"].to_pylist()]
     turns = [(row_id, ifd_turn(pair)) for row_id, pair in zip(rows["row_id"].to_pylist(), pairs, strict=True)]
@@ -39,7 +53,9 @@ def note_ratio(rows: pa.Table, scores: Scores) -> pa.Table:
 
 def ratios(rows: "ray.data.Dataset", student: str, folder: Path, mapped: Mapped = map_with_scores) -> dict[str, float]:
     scorer = Scorer(student, POOL, str(folder))
-    scored = mapped(rows, note_ratio, scorer, "ifd").materialize()  # asked for columns, it runs
+    scored = mapped(rows, colour_turn, note_ratio, scorer, "ifd").materialize()  # asked for columns, it runs
+    if mapped is map_with_scores:
+        assert "MapBatches(_ScoringActor):" in scored.stats(), "an operator of its own: tasks tokenize, and decide"
     assert scored.columns() == [*rows.columns(), "ratio"]
     return {row["row_id"]: row["ratio"] for row in scored.take_all()}
 
@@ -131,19 +147,14 @@ def test_a_changed_policy_scores_nothing_that_the_one_before_had_scored(tiny_mod
         assert records(tmp_path).total() == 2
 
 
-class NobodyScores:
-    def score(self, turns: list[Any]) -> list[Score]:
-        assert not turns, "a text was scored that had its score"
-        return []
-
-
 def test_a_text_that_is_too_short_for_a_score_is_not_scored_again() -> None:
     turn = ifd_turn(Pair("Name it.", "", "x"))
     record = {"score_key": score_key(turn, POOL), "nll_given": None, "nll_alone": None, "reason": "too_short"}
-    known = _read_known(pa.table({KNOWN: pa.array([json.dumps([record]), None], pa.string())}))
-    scores = Scores(known, NobodyScores(), POOL)  # type: ignore[arg-type]
-    assert scores.of([("a", turn)]) == [Score(reason="too_short")]
-    assert scores.new == []
+    rows = pa.table({"row_id": ["a"], KNOWN: pa.array([json.dumps([record])], pa.string())})
+    prepared = _prepare(rows, lambda _: [turn, turn], StudentScorer("none", POOL), POOL)
+    assert prepared[TO_SCORE].to_pylist() == [[]]
+    scored = _ScoringActor(StudentScorer("none", POOL), "nowhere")(prepared)
+    assert Scores(_read_known(scored), POOL).of([("a", turn)]) == [Score(reason="too_short")]
 
 
 def test_a_score_belongs_to_a_number_format_and_to_no_device() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from operators.student.encode import IGNORED, Encoded
-from operators.student.nll import like_length_groups, load_causal_lm, longest_context, sum_nll
+from operators.student.nll import like_length_groups, load_causal_lm, sum_nll
 from operators.student.pool import StudentPoolConfig
 
 
@@ -45,8 +45,3 @@ def test_groups_hold_every_place_once_and_fit(batch_tokens):
         assert len(group) == 1 or len(group) * longest <= batch_tokens
         padding = len(group) * longest - sum(lengths[place] for place in group)
         assert padding <= 256 + len(group) * longest / 10
-
-
-def test_the_context_is_the_smaller_of_limit_and_positions(model):
-    assert longest_context(model, 100) == 100
-    assert longest_context(model, 10**6) == 2048
