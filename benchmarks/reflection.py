@@ -1,8 +1,9 @@
 """Overhead of the pipeline itself: rows per second through reflection and ledger with the scripted teacher.
 
-The teacher answers at once, so this measures reading, prompting, keying, storing, joining and parsing.
-Nothing is timed before the rows have been counted: every row comes back parsed, the second run calls nobody, and the
-third, a refresh with one row for each hundred that the ledger holds, calls for those rows only.
+The teacher answers at once, so this is the overhead of reading, prompting, keying, committing, joining and parsing.
+Disk is the ledger with its prompts; files are those of the ledger, whose footers every start reads. Nothing is timed
+before the rows have been counted: every row comes back parsed, the second run calls nobody, and the third, a refresh
+with one row for each hundred that the ledger holds, calls for those rows only.
 
     .venv/bin/python benchmarks/reflection.py [ROWS ...]
 """
@@ -48,7 +49,7 @@ def write_rows(path: str, first: int, stop: int) -> None:
 
 def run(source: str, folder: str, num_rows: int) -> tuple[float, Ledger]:
     """Seconds of one pass; fails unless every row came back parsed."""
-    ledger = Ledger(f"{folder}/ledger")
+    ledger = Ledger(f"{folder}/ledger", prompts=f"{folder}/prompts")
     started = time.perf_counter()
     rows = reflect_instructions(
         ray.data.read_parquet(source), Reflection(ReflectConfig(), TEACHER, ledger, frozenset())
@@ -63,7 +64,7 @@ def run(source: str, folder: str, num_rows: int) -> tuple[float, Ledger]:
 def main() -> None:
     sizes = [int(size) for size in sys.argv[1:]] or [10_000]
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, ray {ray.__version__}, scripted teacher")
-    print(f"{'rows':>9} {'run':>8} {'wall':>9} {'rows/s':>8} {'driver peak':>12}")
+    print(f"{'rows':>9} {'run':>8} {'wall':>9} {'rows/s':>8} {'driver peak':>12} {'disk':>9} {'files':>6}")
     with connected():
         for num_rows in sizes:
             measure(num_rows)
@@ -82,7 +83,13 @@ def measure(num_rows: int) -> None:
             if ledger.metrics()["calls"] != num_calls:
                 raise SystemExit("check failed: a call was made twice or not at all")
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {peak:>8.0f} MiB", flush=True)
+            stored = [path for part in ("ledger", "prompts") for path in Path(folder, part).rglob("*.parquet")]
+            disk, files = (
+                sum(path.stat().st_size for path in stored) / 1e6,
+                sum("ledger" in path.parts for path in stored),
+            )
+            told = f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {peak:>8.0f} MiB {disk:>6.0f} MB {files:>6}"
+            print(told, flush=True)
 
 
 if __name__ == "__main__":
