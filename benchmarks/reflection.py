@@ -86,10 +86,10 @@ def measure(num_rows: int) -> None:
             stored = [path for part in ("ledger", "prompts") for path in Path(folder, part).rglob("*.parquet")]
             disk, files = (
                 sum(path.stat().st_size for path in stored) / 1e6,
-                sum("ledger" in path.parts for path in stored),
+                len([*Path(folder, "ledger").rglob("*.p*")]),
             )
-            told = f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {peak:>8.0f} MiB {disk:>6.0f} MB {files:>6}"
-            print(told, flush=True)
+            told = f"{num:>9} {name:>8} {seconds:>7.1f} s {num / seconds:>8.0f} {peak:>8.0f} MiB {disk:>6.0f} MB"
+            print(f"{told} {files:>6}", flush=True)
 
 
 if __name__ == "__main__":
