@@ -109,6 +109,17 @@ def test_files_that_a_refresh_has_taken_are_not_asked_for_again(
     assert keys(wanted_runs(instance, look(tmp_path))) == [refresh_key(new)]
 
 
+def test_a_folder_a_month_asks_for_each_file_once(tmp_path: Path, source: Path, instance: dg.DagsterInstance) -> None:
+    """Case of users: the name of a file depended on its neighbours, and a new month asked for all months again."""
+    for number, name in enumerate(("2026-11/a.jsonl", "2026-12/b.jsonl", "c.jsonl")):
+        (source / name).parent.mkdir(exist_ok=True)
+        drop(source, name, name)
+        [key] = keys(wanted_runs(instance, look(tmp_path)))
+        assert [file.name for file in look(tmp_path).staleness.files_of(key)] == [name]
+        take(look(tmp_path), str(key), number + 1)
+        assert isinstance(wanted_runs(instance, finished(tmp_path, str(key))), dg.SkipReason)
+
+
 def test_a_rewritten_file_is_new(tmp_path: Path, source: Path, instance: dg.DagsterInstance) -> None:
     drop(source, "a.jsonl")
     take(look(tmp_path), "base")

@@ -52,6 +52,9 @@ APART = {
     "stablelm": lambda: tf.StableLmConfig(**SIZES),
     "smollm3": lambda: tf.SmolLM3Config(**SIZES),
     "olmo2": lambda: tf.Olmo2Config(**SIZES),
+    "granite": lambda: tf.GraniteConfig(**SIZES),
+    "cohere": lambda: tf.CohereConfig(**SIZES),
+    "starcoder2": lambda: tf.Starcoder2Config(**SIZES, sliding_window=None),
     "opt": lambda: tf.OPTConfig(
         vocab_size=512,
         hidden_size=64,
@@ -65,6 +68,14 @@ APART = {
     "qwen3_moe": lambda: tf.Qwen3MoeConfig(**SIZES, head_dim=16, **MOE),
 }
 LEAKING = {
+    "llama4": lambda: tf.Llama4TextConfig(  # its chunks begin at places of the pack
+        **SIZES,
+        head_dim=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        attention_chunk_size=16,
+        intermediate_size_mlp=128,
+    ),
     "qwen3_5": lambda: tf.Qwen3_5TextConfig(**SIZES, **LINEAR),
     "qwen3_next": lambda: tf.Qwen3NextConfig(**SIZES, **LINEAR, **MOE),
     "lfm2": lambda: tf.Lfm2Config(**SIZES, block_ff_dim=128, layer_types=["conv", "conv", "full_attention", "conv"]),
