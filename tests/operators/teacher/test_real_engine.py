@@ -9,6 +9,7 @@ import ray
 
 from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.evaluate import Models, evaluate
+from operators.reflect.parse_replies import parse_reply
 from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS, reply_schema, response_reflection_prompt
 from operators.teacher.calls import CALLS, REPLIES
 from operators.teacher.config import TeacherConfig
@@ -71,13 +72,27 @@ def test_a_real_engine_writes_code_quotes_and_paragraphs(shared_teacher: Teacher
         *({"role": role, "content": json.dumps(other)} for role in ("user", "assistant")),
         {"role": "user", "content": json.dumps(wanted)},
     ]
-    asked = {"call_key": "0" * 64, "row_id": "a", "messages": json.dumps(turns), "schema": schema, "max_tokens": 120}
-    [row] = generate(ray.data.from_arrow(pa.Table.from_pylist([asked], schema=CALLS)), shared_teacher).take_all()
-    assert (row["error"], row["finish_reason"]) == ("", "stop")
-    written = json.loads(row["reply"])["better_response"]
-    assert written.count("\n\n") == 2
-    assert 'print("Hello")' in written
-    assert '"print"' in written
+    hard = 'He said "no".\n\n```python\n\tprint("a\\\\b")\n```\n\nEnd: \\frac{1}{2}, 文字 😀.'
+    forced = json.loads(schema)  # what no prompt makes so small a model write: the grammar leaves it nothing else
+    forced["properties"]["better_response"] = {"type": "string", "enum": [hard]}
+    asked = {"row_id": "a", "messages": json.dumps(turns), "max_tokens": 200}
+    calls = [
+        {"call_key": f"{number}" * 64, **asked, "row_id": name, "schema": kind}
+        for number, (name, kind) in enumerate([("copied", schema), ("forced", json.dumps(forced))])
+    ]
+    found = generate(ray.data.from_arrow(pa.Table.from_pylist(calls, schema=CALLS)), shared_teacher).take_all()
+    assert {(row["error"], row["finish_reason"]) for row in found} == {("", "stop")}
+    read = {
+        row["row_id"]: parse_reply(row["reply"], "stop", "json", {"accuracy": ""}, {"better_response": "Better Answer"})
+        for row in found
+    }
+    copied, kept = (
+        getattr(read[name], "texts", {}).get("better_response", read[name]) for name in ("copied", "forced")
+    )
+    assert kept == hard
+    assert copied.count("\n\n") == 2
+    assert 'print("Hello")' in copied
+    assert '"print"' in copied
 
 
 @pytest.mark.slow
