@@ -13,6 +13,7 @@ from flows.graph import (
     EVALUATION,
     INSTRUCTION_REFLECTIONS,
     PACKED_SEQUENCES,
+    PUBLISHED_DATASET,
     RAW_INSTRUCTIONS,
     RECYCLED_INSTRUCTIONS,
     RESPONSE_REFLECTIONS,
@@ -25,6 +26,7 @@ from flows.run import MOST_NAMED, Run
 from flows.source_versions import RefreshFile
 from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
+from operators.publish.hub import TOKEN_VARIABLE
 from operators.read.doctor import examine_source
 from operators.read.source_files import list_source_files, shown, unknown_files
 from operators.select.reward import KEY as REWARD_MODEL
@@ -63,6 +65,8 @@ def preflight(
         *_cluster_findings(),
         *models,
     ]
+    if thorough or _is_needed(run, refresh, (PUBLISHED_DATASET,), selected):
+        found += _hub_findings(run.config)
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
     if thorough or _is_needed(run, refresh, (STUDENT,), selected):
@@ -120,6 +124,13 @@ def _storage_findings(run: Run, holds_lease: bool) -> list[Finding]:
         text = f"training writes about {need / GIB:.1f} GiB, {free / GIB:.1f} GiB are free at {folder}; free space"
         found.append(Finding("storage", text))
     return found
+
+
+def _hub_findings(config: RunConfig) -> list[Finding]:
+    if not config.publish.hub_repo or os.environ.get(TOKEN_VARIABLE):
+        return []
+    text = f"{config.publish.hub_repo} cannot be pushed to: the environment has no {TOKEN_VARIABLE}"
+    return [Finding("publish.hub_repo", f"{text}; set it to a token that may write, or empty publish.hub_repo")]
 
 
 def _resume_findings(config: RunConfig) -> list[Finding]:

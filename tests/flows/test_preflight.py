@@ -14,7 +14,7 @@ from flows.graph import RAW_INSTRUCTIONS, STUDENT
 from flows.placement import GIB
 from flows.preflight import (
     PreflightError,
-    _general_findings,
+    _hub_findings,
     _resume_findings,
     _source_findings,
     _storage_findings,
@@ -70,12 +70,16 @@ def test_a_checkpoint_that_is_not_there_is_found_before_the_teacher_is_paid(tmp_
     assert _resume_findings(look(tmp_path).config) == []
 
 
-def test_general_data_that_is_not_there_is_found_before_the_teacher_is_paid(tmp_path: Path) -> None:
-    mixture = look(tmp_path, f"pack.mixture.general={tmp_path}/no.jsonl").config.pack.mixture
-    [found] = _general_findings(mixture)
-    assert str(found) == f"pack.mixture.general: {tmp_path}/no.jsonl matches no file; give another"
-    there = look(tmp_path, f"pack.mixture.general={drop(tmp_path, 'a.jsonl', 'x')}").config.pack.mixture
-    assert _general_findings(there) == []
+def test_a_hub_without_a_token_is_refused_before_anything_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    config = look(tmp_path, "publish.hub_repo=me/data").config
+    [found] = _hub_findings(config)
+    assert found.fatal
+    assert "me/data cannot be pushed to: the environment has no HF_TOKEN" in str(found)
+    monkeypatch.setenv("HF_TOKEN", "x")
+    assert _hub_findings(config) == _hub_findings(look(tmp_path).config) == []
 
 
 def test_a_storage_that_another_run_holds_is_a_warning_and_nothing_is_made_by_looking(tmp_path: Path) -> None:
