@@ -30,7 +30,7 @@ from operators.evaluate.judge import verdict_calls
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Sample
 from operators.reflect.filter_rewrites import filter_rewrites
-from operators.reflect.reflect import REPAIR, Reflecting, Reflection, known_repair_calls, reflection_calls
+from operators.reflect.reflect import REPAIR, Reflecting, known_repair_calls, reflection_calls
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
 from operators.reflect.reflect_responses import ABOUT as RESPONSES
 from operators.select.ifd import Pair
@@ -138,8 +138,7 @@ def _repairs(
     ledger, stage = run.ledger(), f"{about.stage}{REPAIR}"
     known = Work(stage, 0)
     if rows is not None and first.known:
-        reflection = Reflection(run.config.reflect, run.teacher, ledger, run.special_tokens)
-        calls = known_repair_calls(rows, about, reflection)
+        calls = known_repair_calls(rows, about, run.reflection(ledger))
         known = Work.counted(stage, ledger.count_calls(calls, run.teacher, stage))
     asked, repaired = (ledger.files.count(name) for name in (about.stage, stage))
     to_come = first.new - first.over_long
@@ -198,7 +197,7 @@ def _pair_of_selected(row: dict[str, Any]) -> tuple[Pair, Pair | None]:
 
 
 def _judged_pairs(run: Run, rows: Dataset, candidates: Any, places: tuple[int, ...] = (0, 1)) -> list[Work]:
-    judge = run.judge()
+    judge = run.judge(run.ledger())
     calls = [pair_calls(rows, candidates, judge, place) for place in places]
     return [Work.counted(JUDGE_SELECTS, judge.ledger.count_calls(each, judge.teacher, JUDGE)) for each in calls]
 
