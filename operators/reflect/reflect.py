@@ -4,6 +4,7 @@ If a reply cannot be read, the teacher gets one more turn, with its own reply an
 reply cannot be read either, the row keeps its original and the first reason.
 """
 
+import ast
 import hashlib
 import inspect
 import json
@@ -11,6 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Literal
 
 import pyarrow as pa
@@ -115,8 +117,17 @@ def reflection_version(about: Reflecting) -> str:
     for asked in (Prompter(about.task, form, style) for form in forms for style in styles):
         prompts += [asked.content("row", "instruction", "input", "response", [{"role": "user", "content": "turn"}])]
         prompts += map(asked.repair, REPAIRABLE)
-    texts = {"prompt": "".join(prompts), "parser": "".join(map(inspect.getsource, PARSER))}
+    texts = {"prompt": "".join(prompts), "parser": "".join(map(_statements, PARSER))}
     return ", ".join(f"{name} {hashlib.sha256(text.encode()).hexdigest()[:8]}" for name, text in texts.items())
+
+
+def _statements(module: ModuleType) -> str:
+    """The code of a module without comments and docstrings, whose wording changes no result."""
+    tree = ast.parse(inspect.getsource(module))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def reflection_calls(

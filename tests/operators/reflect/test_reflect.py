@@ -94,13 +94,23 @@ def test_a_new_parser_reads_the_stored_replies_without_a_call(tmp_path: Path, mo
     config = ReflectConfig(form="delimited", repair=False)
     reflect_instructions(raw(), Reflection(config, FLUENT, Ledger(str(tmp_path)), frozenset())).materialize()
     before = reflection_version(INSTRUCTION)
-    monkeypatch.setattr("inspect.getsource", lambda module: "another parser")
+    monkeypatch.setattr("inspect.getsource", lambda module: "another = parser")
     assert reflection_version(INSTRUCTION).split(", ")[0] == before.split(", ")[0]
     assert reflection_version(INSTRUCTION) != before
     offline = Ledger(str(tmp_path), offline=True)
     stricter = config.model_copy(update={"critique_chars": 20})
     rows = by_id(reflect_instructions(raw(), Reflection(stricter, FLUENT, offline, frozenset())))
     assert sum(row["instruction_reflection"] == "parsed" for row in rows.values()) == 5
+
+
+def test_the_wording_of_comments_and_docstrings_makes_no_reflection_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version_of(source: str) -> str:
+        monkeypatch.setattr("inspect.getsource", lambda module: source)
+        return reflection_version(INSTRUCTION)
+
+    code = "def read(reply):\n    return reply"
+    reworded = '"""Reads."""\ndef read(reply):\n    """Read it."""\n    return reply  # as it is'
+    assert version_of(code) == version_of(reworded) != version_of(code.replace("return reply", "return reply + '#'"))
 
 
 @pytest.mark.usefixtures("local_ray")
