@@ -19,7 +19,7 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all ports of Ray on 127
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# For the S3 server of the tests, in this process and in all that it starts; nobody's own.
+# Invented credentials for the S3 server of the tests, for this process and all processes that it starts.
 os.environ.update(
     AWS_ACCESS_KEY_ID="key-of-the-tests",
     AWS_SECRET_ACCESS_KEY="planted-secret-of-the-tests",  # noqa: S106
@@ -34,7 +34,7 @@ ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_cherry_1500.json"
 ALPACA_LIKE = REPOSITORY / "tests" / "data" / "alpaca_like.json"
 
 
-# The files that take minutes. They come first, so that the processes, which take whole files, end together.
+# Files that take minutes. They are run first, so that the test processes, which get whole files, end together.
 LONGEST = (
     *("flows/test_daemon.py", "end_to_end/test_bucket.py", "flows/test_changed_code.py", "flows/test_killed_driver.py"),
     *("end_to_end/test_smoke_run.py", "operators/train/test_train.py", "operators/teacher/test_killed_engine.py"),
@@ -72,7 +72,7 @@ def s3_server() -> Iterator[str]:
     """The address of an S3 server in this process, on a free port of 127.0.0.1."""
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs one line per request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -82,7 +82,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """`s3://` and the name of a new bucket, which this process and what it starts find by their environment."""
+    """The URI of a new bucket, which this process and its children reach through environment variables."""
     import boto3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
@@ -93,7 +93,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Function | None) -> None:
-    """Stop a test's engines: a pool holds CPUs that others wait for. The next test may go on with the shared one."""
+    """Stop a test's engines, whose CPUs other tests need. The shared engine stays for the next test."""
     pools = sys.modules.get("operators.teacher.engine_pool")
     sharing = (one for one in (item, nextitem) if one is not None and "shared_teacher" in one.fixturenames)
     if pools is not None and len([*sharing]) < 2:
@@ -110,7 +110,7 @@ def demo_model() -> str:
 
 @pytest.fixture(scope="session")
 def shared_teacher(local_ray: None, demo_model: str) -> "TeacherConfig":
-    """A real engine of the demo model; tests of one file that ask for it use one, which starts for half a minute."""
+    """A real engine of the demo model, shared by the tests of one file because it takes half a minute to start."""
     from operators.teacher.config import TeacherConfig
 
     return TeacherConfig(
@@ -153,5 +153,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> str
 
 @pytest.fixture(scope="session")
 def alpaca() -> Path:
-    """1,500 real Alpaca records where the shared folder is present, else 40 of the same kind that we wrote."""
+    """1,500 real Alpaca records if the shared folder exists, otherwise 40 similar records of our own."""
     return ALPACA if ALPACA.is_file() else ALPACA_LIKE

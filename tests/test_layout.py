@@ -1,4 +1,4 @@
-"""The shape of the repository: small files, tests that mirror the code, and no clash with Hugging Face's `kernels`."""
+"""The layout of the repository: small files, tests that mirror the code, and no clash with Hugging Face's `kernels`."""
 
 import ast
 import importlib.util
@@ -20,8 +20,8 @@ TOP_LEVEL = {
     "pyproject.toml", "flows", "operators", "kernels", "cluster", "tests", "configs", "README.md",
     "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "Makefile", ".ci", "docs", "benchmarks", "LICENSE", ".gitignore",
 }  # fmt: skip
-# Modules with logic, by file or folder, whose tests lie under another name: parts of one computation, which only the
-# whole of it can be held against the reference.
+# Modules with logic, by file or folder, whose tests have another name. Most are parts of one computation, and only its
+# final result can be compared with the reference.
 TESTED_BY = {
     "flows/plan_report.py": "tests/flows/test_recycle_and_train.py",
     "kernels/hyper_attention/cpu/": "tests/kernels/hyper_attention/test_api.py",
@@ -32,7 +32,7 @@ TESTED_BY = {
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_a_module_is_small_and_says_what_it_is_for(module: Path) -> None:
+def test_a_module_is_small_and_has_a_docstring(module: Path) -> None:
     text = module.read_text()
     assert len(text.splitlines()) <= MOST_LINES
     if module.name != "__init__.py":
@@ -48,7 +48,7 @@ def test_a_module_with_logic_has_a_test_file_of_its_name() -> None:
     assert {part for part in TESTED_BY if not any(name.startswith(part) for name in without)} == set()
 
 
-def test_the_top_level_is_the_agreed_one() -> None:
+def test_the_top_level_has_the_agreed_entries() -> None:
     assert {name.split("/")[0] for name in _tracked()} <= TOP_LEVEL
 
 
@@ -74,7 +74,7 @@ def test_every_dependency_is_pinned_for_an_installation_on_cpus() -> None:
     assert names - pinned == set()
 
 
-def test_our_kernels_do_not_pass_for_hugging_faces() -> None:
+def test_our_kernels_are_not_mistaken_for_those_of_hugging_face() -> None:
     assert (REPOSITORY / "kernels" / "__init__.py").read_text() == ""
     assert not list((REPOSITORY / "tests").rglob("__init__.py"))
     assert importlib.util.find_spec("kernels").origin == str(REPOSITORY / "kernels" / "__init__.py")  # type: ignore[union-attr]
@@ -83,8 +83,8 @@ def test_our_kernels_do_not_pass_for_hugging_faces() -> None:
     assert LlamaForCausalLM.__name__ == "LlamaForCausalLM"
 
 
-def test_a_script_in_flows_hides_no_library() -> None:
-    """Python puts the folder of a script first on its path: `flows/requests.py` was imported by Ray as `requests`."""
+def test_a_script_in_flows_does_not_shadow_a_library() -> None:
+    """Python puts the folder of a script first on its path, so Ray once imported `flows/requests.py` as `requests`."""
     ours = {module.stem for module in (REPOSITORY / "flows").glob("*.py")} - {"__init__"}
     assert ours & (sys.stdlib_module_names | set(packages_distributions())) == set()
 

@@ -1,4 +1,4 @@
-"""SECURITY.md: each promise names tests that exist; what no test of one module can show is shown here."""
+"""Each promise in SECURITY.md names tests that exist; those that concern the whole project are tested here."""
 
 import ast
 import contextlib
@@ -46,8 +46,8 @@ def test_every_promise_names_a_test_that_exists() -> None:
         assert name in functions, f"{file} has no {name}"
 
 
-def test_credentials_in_the_address_of_a_configured_source_are_not_told_to_jobs(tmp_path: Path) -> None:
-    """Ray's dashboard shows the environment of a job, and the daemon hands its overrides on in it."""
+def test_credentials_in_the_address_of_a_configured_source_are_not_passed_to_jobs(tmp_path: Path) -> None:
+    """Ray's dashboard shows the environment of a job, in which the daemon passes on its overrides."""
     from flows.config import OVERRIDES_VARIABLE, load_config
     from flows.recycle_and_train import GRAPH
     from flows.run import open_run
@@ -78,7 +78,7 @@ def test_credentials_in_the_address_of_a_configured_source_are_not_told_to_jobs(
 def test_credentials_in_overrides_of_the_daemon_are_refused(
     override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its jobs are told the overrides in their environment, which Ray's dashboard shows."""
+    """Its jobs get the overrides in their environment, which Ray's dashboard shows."""
     from flows import ui
     from flows.config import OVERRIDES_VARIABLE, ConfigError, config_of_environment, require_public
 
@@ -94,7 +94,7 @@ def test_credentials_in_overrides_of_the_daemon_are_refused(
         config_of_environment()
 
 
-def test_no_message_of_a_flow_shows_the_address_of_the_source_as_it_is() -> None:
+def test_no_message_of_a_flow_shows_credentials_in_the_address_of_the_source() -> None:
     for file in (REPOSITORY / "flows").glob("*.py"):
         texts = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FormattedValue)]
         raw = [text.lineno for text in texts if ast.unparse(text.value).endswith("source.path")]
@@ -125,11 +125,11 @@ def test_no_model_is_loaded_with_code_of_its_own() -> None:
     assert found >= 8
 
 
-SECRET = "sk-planted-0123456789abcdef"  # noqa: S105 - what is looked for
+SECRET = "sk-planted-0123456789abcdef"  # noqa: S105 - the secret that the test searches for
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Refuses every call and repeats the key in its words, as careless services do; looks at the process list, too."""
+    """Refuses every call and repeats the key in its error, as careless services do; it also reads the process list."""
 
     command_lines: ClassVar[list[str]] = []
     keys: ClassVar[list[str]] = []
@@ -155,11 +155,11 @@ class Endpoint(BaseHTTPRequestHandler):
 
 @pytest.mark.slow
 def test_a_planted_secret_is_found_nowhere(tmp_path: Path) -> None:
-    """The key of an endpoint and the URL of a webhook: not in storage, logs, Ray's folder, output or process list."""
+    """The key of an endpoint and the URL of a webhook are in no storage, log, Ray folder, output or process list."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "source.jsonl").write_text(json.dumps({"instruction": "Name a river.", "output": "The Rhine."}) + "\n")
-    ray_folder = Path(f"/tmp/sec-{os.getpid()}")  # sockets lie there, so its path must be short
+    ray_folder = Path(f"/tmp/sec-{os.getpid()}")  # it contains sockets, so its path must be short
     settings = [
         *(f"storage={tmp_path / 'storage'}", f"source.path={tmp_path / 'source.jsonl'}", "source.held_out_fraction=0"),
         *("teacher.backend=openai", "teacher.model=m", f"teacher.base_url=http://127.0.0.1:{server.server_port}/v1"),

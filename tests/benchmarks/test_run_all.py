@@ -1,4 +1,4 @@
-"""`make bench` runs every script to its end and says which failed."""
+"""`make bench` runs every script, even if one fails, and lists those that failed."""
 
 import subprocess
 import sys

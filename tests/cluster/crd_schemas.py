@@ -1,4 +1,4 @@
-"""Turns the openAPIV3Schema of a Kubernetes CRD into a strict JSON schema, so that a misspelt key is an error."""
+"""Turn the openAPIV3Schema of a Kubernetes CRD into a strict JSON schema, in which a misspelt key is an error."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ QUANTITY = r"^[+-]?[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same schema; an object allows only the keys that it lists, unless it is a map or keeps unknown keys."""
+    """Return the schema with each object limited to its listed keys, except maps and objects that keep unknown keys."""
     made = {key: value for key, value in schema.items() if not key.startswith("x-") and key != "default"}
     if schema.get("x-kubernetes-int-or-string"):
         made.pop("anyOf", None)
@@ -25,7 +25,7 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_crd(crd: dict[str, Any], version: str) -> dict[str, Any]:
-    """The strict schema of one version of a CRD; metadata is free, as Kubernetes itself checks it."""
+    """Return the strict schema of one version of a CRD. Any metadata is allowed, as Kubernetes itself checks it."""
     [schema] = [one["schema"]["openAPIV3Schema"] for one in crd["spec"]["versions"] if one["name"] == version]
     made = strict(schema)
     made["properties"]["metadata"] = {"type": "object"}

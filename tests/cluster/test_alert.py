@@ -1,4 +1,4 @@
-"""An alert reaches webhook and command, and what is not delivered is said without the URL, which may be a secret."""
+"""Alerts reach webhook and command, and failures are reported without the URL, which may be a secret."""
 
 import http.server
 import json
@@ -17,7 +17,7 @@ MESSAGE = {"text": "refresh a was given up", "attempts": 3}
 
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, list[bytes]]]:
-    """A URL and the bodies that were posted to it; a path that ends in a number is answered with it."""
+    """A URL and the bodies posted to it. If the path ends in a number, that is the status of the response."""
     got: list[bytes] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ def test_both_get_the_message(
         ("http://127.0.0.1/secret path", f"the webhook of ${VARIABLE} cannot be reached: InvalidURL"),
     ],
 )
-def test_a_webhook_that_does_not_take_it_is_said_without_its_address(
+def test_a_webhook_that_fails_is_reported_without_its_address(
     url: str, said: str, webhook: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, url.format(webhook=webhook[0]))
@@ -79,7 +79,7 @@ def test_a_command_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert send_alert(MESSAGE, VARIABLE, ("false",)) == ["schedule.alert_command: false ended with 1"]
 
 
-def test_what_a_command_prints_may_be_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_may_print_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     print_bytes = "import sys; sys.stdin.read(); sys.stdout.buffer.write(bytes([255]))"
     assert send_alert(MESSAGE, VARIABLE, (sys.executable, "-c", print_bytes)) == []

@@ -20,15 +20,15 @@ OTHER = Record("other", "far-away", 1, 60.0)
 
 
 def age(bucket: str, seconds: float) -> None:
-    """Let the store say that the lease was written so much earlier; nothing on this side knows."""
+    """Make the store report an earlier time of writing for the lease, without telling this process."""
     key = s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[bucket.removeprefix("s3://")].keys[f"runs/{LEASE}"]
     key.last_modified -= timedelta(seconds=seconds)
 
 
 @pytest.fixture
 def storage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr("cluster.bucket_lease.LEAST_GRACE_S", 20.0)  # a busy machine must not end the tests
-    # Tests in the background of a shell ignore Ctrl-C, by which a run is stopped.
+    monkeypatch.setattr("cluster.bucket_lease.LEAST_GRACE_S", 20.0)  # so that the tests pass on a busy machine
+    # A run is stopped by SIGINT, which tests in the background of a shell ignore.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield f"{bucket}/runs"
     signal.signal(signal.SIGINT, before)
@@ -36,7 +36,7 @@ def storage(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_second_run_is_refused_until_the_first_has_ended(storage: str) -> None:
     assert not is_leased(storage)
-    with lease(storage, 6.0):  # renewed once a second, and alive on a machine that is busy
+    with lease(storage, 6.0):  # renewed once a second, and valid for long enough on a busy machine
         assert is_leased(storage)
         with pytest.raises(StorageBusyError, match=f"another run is writing to {storage} \\(process "), lease(storage):
             pytest.fail("both hold it")
@@ -45,7 +45,7 @@ def test_a_second_run_is_refused_until_the_first_has_ended(storage: str) -> None
         pass
 
 
-def test_a_dead_holder_is_replaced_when_the_stores_clock_says_so(storage: str, bucket: str) -> None:
+def test_a_dead_holder_is_replaced_by_the_clock_of_the_store(storage: str, bucket: str) -> None:
     LeaseObject(storage).write(OTHER, None)
     age(bucket, 59)
     assert is_bucket_leased(storage)
@@ -127,14 +127,14 @@ def test_a_holder_whose_renewal_hangs_stops_before_another_may_take_over(
     assert hung == [True]
 
 
-def test_a_write_whose_answer_was_lost_is_known_as_ones_own(storage: str) -> None:
+def test_a_holder_recognises_its_own_write_whose_answer_was_lost(storage: str) -> None:
     first, again = LeaseObject(storage), LeaseObject(storage)
     assert first.write(OTHER, None) is not None
     assert again.write(OTHER, None) is not None
     assert again.write(Record("mine", "here", 2, 60.0), None) is None
 
 
-def test_what_the_store_refuses_is_one_line_with_its_cure(
+def test_a_refusal_of_the_store_is_one_line_with_its_cure(
     storage: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(StorageError, match=r"^storage: s3://nowhere/runs: there is no bucket nowhere; create it$"):

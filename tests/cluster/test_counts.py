@@ -1,4 +1,4 @@
-"""What is counted of an asset's files, whatever the order of rows and the cut into files."""
+"""Counts over an asset's files do not depend on the order of rows or on how they are split into files."""
 
 import hashlib
 from pathlib import Path
@@ -28,13 +28,13 @@ def test_rows_are_counted_by_outcome_and_summed_by_id(tmp_path: Path) -> None:
     assert (found[0]["rows"], found[0]["outcomes"]) == (3, {"": 2, "dropped:x": 1})
 
 
-def test_files_without_outcomes_have_rows_alone(tmp_path: Path) -> None:
+def test_files_without_outcomes_have_only_a_number_of_rows(tmp_path: Path) -> None:
     assert count_rows(fs.LocalFileSystem(), written(tmp_path, pa.table({"x": [1, 2]}))) == {"rows": 2}
     without_ids = count_rows(fs.LocalFileSystem(), written(tmp_path, pa.table({"outcome": ["packed"]})))
     assert without_ids == {"rows": 1, "outcomes": {"packed": 1}}
 
 
-def test_the_sum_of_ids_knows_rows_in_any_order_and_misses_none() -> None:
+def test_the_sum_of_ids_depends_on_every_row_and_not_on_their_order() -> None:
     ids = [hashlib.sha256(str(number).encode()).hexdigest()[:32] for number in range(1000)]
     known = sum_of_ids(pa.array(ids)).tolist()
     assert sum_of_ids(pa.array(ids[::-1])).tolist() == known

@@ -14,25 +14,25 @@ from cluster.files import StorageError
 from cluster.lease import lease
 from cluster.local import free_port
 
-PASSWORD = "planted-password-of-the-tests"  # noqa: S105 - of a server that lives as long as the test
+PASSWORD = "planted-password-of-the-tests"  # noqa: S105 - of a server that exists only during the test
 USER = "postgres"  # PostgreSQL refuses to run as root
 
 
 def binary(name: str) -> str | None:
-    """Debian keeps the server's programs off the PATH."""
+    """Find a program of the server, which Debian installs outside the PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
     return shutil.which(name) or (str(found[-1]) if found else None)
 
 
 @pytest.fixture
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a database of a server of this test's own, on a free port of 127.0.0.1."""
+    """The URL of a database on a server that is started for this test, on a free port of 127.0.0.1."""
     initdb, control = binary("initdb"), binary("pg_ctl")
     if initdb is None or control is None:
         pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
     pytest.importorskip("dagster_postgres", reason="pip install recycle-and-train[postgres]")
     as_root = os.geteuid() == 0
-    folder = Path(f"/tmp/pg-{os.getpid()}")  # its socket lies there, and pytest's folders are not for other users
+    folder = Path(f"/tmp/pg-{os.getpid()}")  # the server runs as another user, who cannot read pytest's folders
     folder.mkdir(mode=0o700)
     (folder / "password").write_text(PASSWORD)
     if as_root:
@@ -57,7 +57,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def test_an_address_for_which_another_driver_would_be_taken_is_refused_without_its_password(
+def test_an_address_of_another_database_driver_is_refused_without_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With SQLAlchemy 2.1, `postgresql://` means psycopg 3, which is not installed and does not work with Dagster."""
@@ -73,7 +73,7 @@ def test_an_address_for_which_another_driver_would_be_taken_is_refused_without_i
 def test_damaged_settings_are_one_line_with_the_cure(
     damage: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dagster's own error names every key that it knows, in 5,000 characters."""
+    """Dagster's own error lists every known key, in 5,000 characters."""
     monkeypatch.delenv(POSTGRES_VARIABLE, raising=False)
     settings = tmp_path / "dagster.yaml"
     settings.write_bytes(damage if isinstance(damage, bytes) else damage.encode())

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, however many files there are."""
+"""Parquet files are read completely, however many there are."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from cluster.files import MANY, open_rows
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_many_small_files_hold_the_rows_that_few_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_small_files_have_the_same_rows_as_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "GROUP_BYTES", 10_000)  # three tasks read these files
     schema = pa.schema([("row_id", pa.string()), ("text", pa.string())])
     for number in range(MANY + 8):

@@ -33,10 +33,12 @@ def test_second_run_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
         pass
 
 
-def test_whoever_only_looks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acquiring_the_lease_waits_for_a_process_that_only_checks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / LEASE).touch()
     waited: list[float] = []
-    with (tmp_path / LEASE).open() as looker:  # as `is_leased` does for a moment: the sensor, and each scrape
+    with (tmp_path / LEASE).open() as looker:  # as `is_leased` does for a moment, called by the sensor and each scrape
         fcntl.flock(looker, fcntl.LOCK_SH)
 
         def end_the_look(seconds: float) -> None:
@@ -49,7 +51,9 @@ def test_whoever_only_looks_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mo
         assert len(waited) == 1
 
 
-def test_a_look_that_does_not_end_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acquiring_the_lease_does_not_wait_for_ever_for_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / LEASE).touch()
     waited: list[float] = []
     monkeypatch.setattr("cluster.lease.time.sleep", waited.append)

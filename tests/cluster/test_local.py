@@ -1,4 +1,4 @@
-"""Nothing that listens for orders can be reached from another machine: sockets of a run and of a local cluster."""
+"""No socket of a run or of a local cluster that accepts commands can be reached from another machine."""
 
 import os
 import socket
@@ -43,7 +43,7 @@ def is_loopback(address: str) -> bool:
 
 
 def address_of_host() -> str:
-    """Another address of this machine than loopback."""
+    """An address of this machine other than loopback."""
     found = (one.address for each in psutil.net_if_addrs().values() for one in each if one.family == socket.AF_INET)
     return next((address for address in found if not address.startswith("127.")), "")
 

@@ -1,4 +1,4 @@
-"""A manifest that was damaged is named; it never counts as another result."""
+"""A damaged manifest is an error that names it, and is never read as another result."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ def read(folder: Path) -> Manifest:
     return read_manifest(fs.LocalFileSystem(), "evaluation", str(folder))
 
 
-def test_what_was_sealed_is_read(tmp_path: Path) -> None:
+def test_a_sealed_manifest_is_read(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(sealed(MADE))
     assert read(tmp_path) == MADE
 
 
-def test_a_flipped_bit_is_never_another_result(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_never_read_as_another_result(tmp_path: Path) -> None:
     content = sealed(MADE).encode()
     refused = 0
     for place in range(0, len(content), 3):
@@ -48,6 +48,6 @@ def test_a_changed_number_is_named_with_the_cure(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_a_manifest_of_before_the_seal_is_read(tmp_path: Path) -> None:
+def test_a_manifest_written_before_seals_existed_is_read(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(MADE.model_dump_json())
     assert read(tmp_path) == MADE

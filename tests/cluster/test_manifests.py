@@ -1,7 +1,7 @@
 """The manifests have the keys that KubeRay and Kubernetes know, agree with each other, and are safe by default.
 
-The keys below were written down from KubeRay v1.7.0's API and hold everything that the manifests use, so a misspelt key
-is an error. With $KUBERAY_CRDS, a folder with KubeRay's three CRD files, they are checked against the whole schemas.
+The keys below were copied from KubeRay v1.7.0's API and include everything that the manifests use, so a misspelt key is
+an error. If $KUBERAY_CRDS names a folder with KubeRay's three CRD files, the whole schemas are checked too.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The peak of the machine's memory holds what a block of code used, as long as it is open."""
+"""The peak of the machine's memory is measured while a block of code runs, and only then."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_samples_are_taken_while_it_is_open_and_none_after(monkeypatch: pytest.M
     used = iter([*range(1001, 1200)] + [1000] * 100_000)
     monkeypatch.setattr(memory, "used_mib", lambda: next(used))
     with PeakMemory() as peak:
-        while peak.peak_mib < 199:  # the highest that is ever in use
+        while peak.peak_mib < 199:  # the highest sample
             peak._stop.wait(0.001)
     assert peak.peak_mib == 199
     assert not peak._thread.is_alive()

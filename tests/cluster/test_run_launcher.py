@@ -1,4 +1,4 @@
-"""Whether a run still lives is told by the storage's lease and by Ray, not by host name, process id or clock."""
+"""Whether a run is alive is decided by the storage's lease and by Ray, not by host name, process id or clock."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def health(instance: dg.DagsterInstance, run: dg.DagsterRun) -> WorkerStatus:
 def test_a_run_of_the_command_line_lives_as_long_as_the_lease_is_held(
     storage: Path, instance: dg.DagsterInstance
 ) -> None:
-    """Its process may be on any host: no process of this machine has anything to do with it."""
+    """Its process may be on any host, so the processes of this machine do not matter."""
     run = started(instance, {**driver_tags(str(storage)), DRIVER_TAG: "another-host:1:0"})
     assert isinstance(instance.run_launcher, RayJobLauncher)
     with lease(str(storage)):
@@ -76,7 +76,7 @@ def test_postgres_is_configured_by_the_name_of_a_variable_and_its_password_is_no
 
 
 @pytest.mark.parametrize("silent", ["unknown", "unreachable"])
-def test_a_silent_ray_kills_no_run_that_holds_the_lease(
+def test_a_run_that_holds_the_lease_is_kept_if_ray_does_not_answer(
     storage: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, silent: str
 ) -> None:
     def ask(*_: object) -> CheckRunHealthResult:
@@ -93,7 +93,7 @@ def test_a_silent_ray_kills_no_run_that_holds_the_lease(
     assert health(instance, run) == WorkerStatus.FAILED
 
 
-def test_what_ray_knows_is_believed(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_that_ray_reports_decides(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = CheckRunHealthResult(WorkerStatus.FAILED, "Ray job failed")
     monkeypatch.setattr(RayRunLauncher, "check_run_worker_health", lambda *_: dead)
     assert health(instance, started(instance, {})) == WorkerStatus.FAILED

@@ -24,7 +24,7 @@ def test_absolute_paths_and_uris_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert anchor("file:///data/runs") == "/data/runs"
 
 
-def test_what_must_be_on_a_disk_of_this_machine_lies_beside_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_files_of_a_storage_in_a_bucket_are_on_a_disk_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/me")
     assert local_part("/data/runs") == "/data/runs"
     assert local_part("s3://bucket/runs/a") == "/var/lib/me/recycle-and-train/bucket/runs/a"
@@ -39,7 +39,7 @@ def test_what_must_be_on_a_disk_of_this_machine_lies_beside_no_bucket(monkeypatc
         ({"working_dir": "gcs://x.zip", "env_vars": {ENDPOINT_VARIABLE: "http://store:1"}}, None),
     ],
 )
-def test_workers_of_a_job_learn_where_the_store_is_unless_the_job_says_it(
+def test_workers_of_a_job_get_the_address_of_the_store_unless_the_job_sets_one(
     job: dict[str, object], told: dict[str, object] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in PASSED_TO_WORKERS:
@@ -62,7 +62,7 @@ def test_in_an_uploaded_copy_the_home_is_where_the_cluster_was_started(monkeypat
 def test_in_an_uploaded_copy_without_a_home_a_relative_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "cwd", lambda: Path(PACKAGE))
     monkeypatch.delenv("RECYCLE_HOME", raising=False)
-    monkeypatch.setenv("PWD", "/home/me/project")  # what Ray sets it to is of no use
+    monkeypatch.setenv("PWD", "/home/me/project")  # Ray's value for it does not help
     with pytest.raises(ValueError, match="storage: 'runs/demo' is relative, and this job runs in an uploaded copy"):
         anchor("runs/demo")
 

@@ -43,7 +43,7 @@ def store(tmp_path: Path, local_ray: None) -> AssetStore:
 
 
 def again(store: AssetStore) -> AssetStore:
-    """The same storage, as the next process finds it."""
+    """Open the same storage anew, as the next process does."""
     return AssetStore(str(Path(store.folder("x", None)).parents[1]))
 
 
@@ -60,7 +60,7 @@ def test_the_manifest_says_what_an_asset_holds_and_what_it_was_made_from(store: 
     assert store.made == {("source", "a")}
 
 
-def test_a_value_comes_back_as_the_model_that_it_was(store: AssetStore) -> None:
+def test_a_value_is_read_back_as_the_same_model(store: AssetStore) -> None:
     store.make("losses", None, Recipe(lambda: Loss(base=2.5, student=2.25)), MADE_FROM)
     assert again(store).value("losses", Loss) == Loss(base=2.5, student=2.25)
 
@@ -159,7 +159,7 @@ def test_a_manifest_of_an_older_version_is_read(store: AssetStore) -> None:
 
 
 @pytest.mark.parametrize("key", ["", ".", "..", "../../x", "2026/11/26", "/tmp/x", "a b", ".hidden", "a\n", "a" * 101])
-def test_a_key_that_could_leave_the_storage_names_no_refresh(store: AssetStore, key: str) -> None:
+def test_a_refresh_key_that_could_leave_the_storage_is_refused(store: AssetStore, key: str) -> None:
     with pytest.raises(ValueError, match=r"refresh: .* is no key; give a letter or digit"):
         require_refresh_key(key)
     with pytest.raises(ValueError, match="is no key"):
@@ -173,7 +173,7 @@ def test_an_asset_without_rows_still_has_columns(store: AssetStore) -> None:
     assert store.rows("empty", [None]).count() == 0
 
 
-def test_inside_a_look_each_manifest_is_looked_for_once_and_what_is_made_is_seen(
+def test_a_look_reads_each_manifest_once_and_sees_what_is_made_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = AssetStore(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The shipped units restart what fails, keep Ray apart from the daemon, and start modules and options that exist."""
+"""The shipped units restart after failures, keep Ray apart from the daemon, and use modules and options that exist."""
 
 import configparser
 import importlib.util

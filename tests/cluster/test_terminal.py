@@ -1,4 +1,4 @@
-"""The terminal is for people; what libraries and child processes print goes to the log."""
+"""The terminal is for people; the output of libraries and child processes goes to the log."""
 
 import os
 import subprocess

@@ -41,7 +41,7 @@ def command(storage: str, endpoint: str, model: str, *more: str) -> list[str]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Without the address of the store, which is a key; all that is local in `tmp_path`."""
+    """An environment without the store's address, which is a configuration key, and with local files in `tmp_path`."""
     local = {"XDG_STATE_HOME": f"{tmp_path}/state", "RAY_ADDRESS": "local", "PYTHONPATH": str(REPOSITORY)}
     return {name: value for name, value in os.environ.items() if name != "AWS_ENDPOINT_URL_S3"} | local
 
@@ -80,7 +80,7 @@ def test_the_whole_flow_lies_in_the_bucket_goes_on_after_a_kill_and_then_has_not
     lease_object = (
         s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[bucket.removeprefix("s3://")].keys[f"runs/smoke/{LEASE}"]
     )
-    lease_object.last_modified -= timedelta(seconds=LOST_AFTER_S)  # the next run need not wait for a minute
+    lease_object.last_modified -= timedelta(seconds=LOST_AFTER_S)  # spares the next run a minute of waiting
     before = calls(storage)
     assert before
 

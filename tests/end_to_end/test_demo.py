@@ -1,4 +1,4 @@
-"""What configs/demo.yaml promises without being run: enough held-out rows, and no record that is lost."""
+"""Properties of configs/demo.yaml that can be checked without running it: enough held-out rows, and no lost record."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The README's command on configs/smoke.yaml, as a stranger runs it, and then again."""
+"""The README's command on configs/smoke.yaml, as a new user runs it, and then a second time."""
 
 import json
 import os
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`bin` of an environment with the project from its wheel and the rest from the environment of the tests."""
+    """Return the `bin` folder of an environment with the project's wheel and the packages of the test environment."""
     folder = tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     for name in filter(None, tracked.stdout.split("\0")):
@@ -31,7 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [wheel] = wheels.iterdir()
     venv.create(home, with_pip=False)
     here = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
-    others = sysconfig.get_path("purelib")  # whose own .pth files, with the editable install, are not read from there
+    others = sysconfig.get_path("purelib")  # .pth files in it, such as that of the editable install, are not read
     (here / "others.pth").write_text(f"{others}\n")
     install = ["install", "--no-deps", "--no-index", "--ignore-installed", wheel]
     python = home / "bin" / "python"

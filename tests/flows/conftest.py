@@ -1,4 +1,4 @@
-"""The flow on a storage of a test's own, and a real Ray cluster, apart from all others, for jobs and the daemon."""
+"""The flow on a storage for one test, and a separate real Ray cluster for jobs and the daemon."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def ray_cluster(default_of_jobs: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def default_of_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration of jobs that name none; a test may write it."""
+    """The configuration of jobs that do not name one. A test may overwrite it."""
     return tmp_path_factory.mktemp("jobs") / "default.yaml"
 
 
@@ -48,5 +48,5 @@ def small_run(tmp_path: Path, tiny_model: str) -> list[str]:
 
 @pytest.fixture
 def flow(tmp_path: Path, tiny_model: str, local_ray: None) -> Flow:
-    """Runs the flow on a storage of the test's own."""
+    """A function that runs the flow on a storage for this test."""
     return flow_in(tmp_path, tiny_model)

@@ -1,4 +1,4 @@
-"""What the tests of whole flows share: the run itself, a source to read, and what a run left and printed."""
+"""Helpers for tests of whole flows: run a flow, write a source, and read what a run stored and printed."""
 
 import io
 import json
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 SMOKE = str(Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml")
-Flow = Callable[..., tuple[int, str]]  # what the fixture `flow` is
+Flow = Callable[..., tuple[int, str]]  # the type of the fixture `flow`
 
 
 def flow_in(folder: Path, model: str) -> Flow:
-    """Runs the flow on a storage in this folder; returns the exit code and what was printed."""
+    """A function that runs the flow on a storage in this folder and returns the exit code and the output."""
     from flows.launch import run_flow
     from flows.recycle_and_train import GRAPH
 

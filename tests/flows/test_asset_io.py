@@ -1,4 +1,4 @@
-"""Dagster's IO manager makes what is stale, leaves what is not, and hands values on as their types."""
+"""Dagster's IO manager makes stale assets only, and passes values on with their types."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ class Found(BaseModel):
 
 
 class MadeFrom:
-    """What assets are made from, as a test says."""
+    """The inputs of assets, which a test sets."""
 
     said: Mapping[str, Any] = {"code": "1"}
 
@@ -68,7 +68,7 @@ def test_an_asset_is_made_once_and_again_when_what_it_is_made_from_changes(tmp_p
     assert made == [EVALUATION] * 2
 
 
-def test_what_is_to_be_made_again_is_though_it_is_not_stale(tmp_path: Path, made: list[str]) -> None:
+def test_an_asset_that_is_to_be_made_again_is_even_if_it_is_not_stale(tmp_path: Path, made: list[str]) -> None:
     handle(asset_io(tmp_path, made, MadeFrom()), 2.0)
     io = asset_io(tmp_path, made, MadeFrom(), made_again={EVALUATION})
     handle(io, 3.0)

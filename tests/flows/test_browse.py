@@ -95,9 +95,7 @@ def test_a_port_that_is_taken_is_one_line(storage: Path) -> None:
     assert line.startswith(f"browse: --port {port}: ")
 
 
-def test_a_file_of_replies_that_was_cut_off_is_named_and_breaks_no_other_page(
-    client: TestClient, storage: Path
-) -> None:
+def test_a_truncated_file_of_replies_is_named_and_breaks_no_other_page(client: TestClient, storage: Path) -> None:
     (storage / "ledger" / "reflect_instructions" / "cut.parquet").write_bytes(b"PAR1")
     found = client.get("/replies/reflect_instructions")
     assert found.status_code == 200
@@ -160,7 +158,7 @@ def test_failed_calls_are_found_with_the_endpoints_words(client: TestClient) -> 
         "/etc/passwd",
     ],
 )
-def test_what_is_not_there_is_not_found(client: TestClient, address: str) -> None:
+def test_an_unknown_page_or_row_is_not_found(client: TestClient, address: str) -> None:
     answer = client.get(address)
     assert answer.status_code == 404
     assert "not there, or not finished yet" in answer.text
@@ -181,7 +179,7 @@ def test_pages_are_inert_and_for_this_machine_only(client: TestClient, storage: 
     assert sorted(path.stat().st_mtime_ns for path in storage.rglob("*")) == before
 
 
-def test_what_cannot_be_read_is_said_and_the_other_pages_work(client: TestClient, storage: Path) -> None:
+def test_a_damaged_asset_is_reported_and_the_other_pages_work(client: TestClient, storage: Path) -> None:
     [file] = (storage / "assets" / "recycled_instructions").rglob("part-0.parquet")
     file.write_bytes(b"not Parquet")
     answer = client.get("/rows/recycled_instructions?refresh=2026-11-22")
@@ -227,7 +225,7 @@ def test_a_person_filters_searches_and_opens_a_row(program: tuple[str, int], tmp
     from selenium.webdriver.support.select import Select
     from selenium.webdriver.support.wait import WebDriverWait
 
-    def wait_for_rows(number: int) -> None:  # a click returns before the next page is there
+    def wait_for_rows(number: int) -> None:  # a click returns before the next page has loaded
         WebDriverWait(browser, 30).until(lambda one: len(one.find_elements(By.TAG_NAME, "article")) == number)
 
     served, _ = program

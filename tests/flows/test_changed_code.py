@@ -1,4 +1,4 @@
-"""One word of a prompt, a parser, one row in a hundred: each costs what it must and no more, and the plan says why."""
+"""Changing a word of a prompt, a parser or one row in 100 repeats only the necessary work, and the plan says why."""
 
 import json
 import os

@@ -26,7 +26,7 @@ DROPPED, QUARANTINED, COPY = "dropped:near_duplicate", "quarantined:too_long", "
         (["", "dropped:held_out"], 0, 1),
     ],
 )
-def test_a_row_that_none_keeps_is_lost_and_one_that_two_keep_is_doubled(
+def test_a_row_kept_by_no_refresh_is_lost_and_one_kept_by_two_is_doubled(
     outcomes: list[str], lost: int, doubled: int
 ) -> None:
     rows = pa.table({"row_id": ["a"] * len(outcomes), "outcome": outcomes})

@@ -1,4 +1,4 @@
-"""The first word of the command line says what is done; without one the graph is run."""
+"""The first word of the command line selects the command; without one the graph is run."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""A mistake in the configuration is one line that names file, key, value and what is allowed."""
+"""A mistake in the configuration gives one line with file, key, value and the allowed values."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_mistakes_are_explained(override: str, message: str) -> None:
     ("text", "message"),
     [("a: [1", "not a YAML file"), ("- 1", "holds list, keys and values are needed"), ("", "holds NoneType")],
 )
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "x.yaml", [])
@@ -76,13 +76,13 @@ def test_a_missing_file_is_named() -> None:
         load_config(Path("nowhere.yaml"), [])
 
 
-def test_identity_leaves_out_where_and_how_fast() -> None:
+def test_identity_leaves_out_resources_and_batch_sizes() -> None:
     plain, scaled = (load_config(SMOKE, over) for over in ([], ["teacher.replicas=8", "teacher.batch_rows=7"]))
     assert plain.teacher.identity() == scaled.teacher.identity()
     assert plain.teacher.identity() != load_config(SMOKE, ["teacher.temperature=0.5"]).teacher.identity()
 
 
-def test_shipped_configurations_are_found_from_any_folder_but_ones_own_come_first(
+def test_shipped_configurations_are_found_from_any_folder_but_local_ones_come_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -120,6 +120,6 @@ def test_models_of_every_part_of_a_teacher_are_found_from_another_folder(
 
 
 def test_a_tokenizer_that_is_not_named_is_not_the_working_directory() -> None:
-    """Every endpoint was refused: `folder ... has no config.json`."""
+    """Earlier, every endpoint was refused with `folder ... has no config.json`."""
     endpoint = ["teacher.backend=openai", "teacher.model=m", "teacher.base_url=http://127.0.0.1:1/v1"]
     assert load_config(REPOSITORY / "configs/smoke.yaml", endpoint).teacher.tokenizer == ""

@@ -1,4 +1,4 @@
-"""The page and the schema of the configuration are what the code says, and every key has a text."""
+"""The page and the schema of the configuration match the code, and every key has a description."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_a_key_is_shown_with_type_default_unit_and_whether_it_is_operational() -
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_the_schema_accepts_what_we_ship_and_refuses_a_slip(config) -> None:
+def test_the_schema_accepts_the_shipped_configurations_and_refuses_mistakes(config) -> None:
     validator = jsonschema.Draft202012Validator(json.loads(schema()))
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
     validator.validate(values)

@@ -1,4 +1,4 @@
-"""The real daemon, on a real cluster: a new file becomes one refresh that pays for its own rows only."""
+"""The real daemon, on a real cluster: a new file becomes one refresh, which makes calls for its own rows only."""
 
 import json
 import time
@@ -54,7 +54,7 @@ def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
 ) -> None:
     drop(tmp_path, "first.jsonl", FIRST)
     [first] = finished_runs(daemon, 1)
-    drop(tmp_path, "second.jsonl", FIRST + SECOND)  # the rows of the first file come again
+    drop(tmp_path, "second.jsonl", FIRST + SECOND)  # contains the rows of the first file too
     _, second = finished_runs(daemon, 2)
     wait_until(lambda: idle_ticks(daemon) > 1, TICK_S, "a third look at the source")
     assert len(daemon.get_runs()) == 2
@@ -72,7 +72,7 @@ def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
 
 
 def drop(tmp_path: Path, name: str, count: int) -> None:
-    """Write records aside and rename, as the documentation asks."""
+    """Write records under another name, then rename the file, as the documentation asks."""
     source = tmp_path / "source"
     source.mkdir(exist_ok=True)
     records = [
@@ -85,7 +85,7 @@ def drop(tmp_path: Path, name: str, count: int) -> None:
 
 
 def finished_runs(instance: dg.DagsterInstance, count: int) -> list[dg.DagsterRun]:
-    """The first `count` runs, oldest first, once they have succeeded."""
+    """Wait until `count` runs have succeeded, and return them, oldest first."""
 
     def ended() -> bool:
         runs = instance.get_runs()
@@ -97,7 +97,7 @@ def finished_runs(instance: dg.DagsterInstance, count: int) -> list[dg.DagsterRu
 
 
 def failures(instance: dg.DagsterInstance) -> str:
-    """What the event logs say of failed runs."""
+    """Messages about failed runs in the event logs."""
     [failed, *_] = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
     return "\n".join(entry.user_message + str(entry.dagster_event) for entry in instance.all_logs(failed.run_id)[-6:])
 

@@ -1,4 +1,4 @@
-"""The exit codes of a run, each with the line that says why: 2 for what cannot be used, 3 for a broken invariant."""
+"""The exit codes of a run, each with a line with the reason: 2 for unusable input, 3 for a broken invariant."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def read_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, local_r
 
 @pytest.fixture
 def source(read_once: Path, tmp_path: Path) -> str:
-    """The setting of the source, beside a storage of the test's own that was read already."""
+    """The override for a source, with a storage for this test that already has its raw instructions."""
     shutil.copytree(read_once, tmp_path, dirs_exist_ok=True)
     return f"source.path={tmp_path / 'source.jsonl'}"
 
@@ -59,7 +59,7 @@ def test_scoring_that_cannot_be_placed_is_two_before_the_teacher_is_asked(
 
 
 @pytest.mark.parametrize("key", ["", "../../x", "2026/11/26"])
-def test_a_key_that_names_no_refresh_is_two_and_touches_nothing(
+def test_an_invalid_refresh_key_is_two_and_touches_nothing(
     flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:
     assert flow("--refresh", key)[0] == 2
@@ -89,7 +89,7 @@ def test_a_source_that_is_not_there_is_two(flow: Flow, capsys: pytest.CaptureFix
     assert "source.path" in last_line(capsys)
 
 
-def test_a_source_that_no_record_of_can_be_used_is_two(
+def test_a_source_without_a_usable_record_is_two(
     flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"instruction": "", "output": "x"}\nnot json\n')
@@ -116,7 +116,7 @@ def test_a_row_that_vanished_is_three(
     assert not (folder_of(tmp_path, "instruction_reflections") / "_SUCCESS").exists()
 
 
-def test_a_fault_that_was_mended_does_not_end_later_runs(
+def test_a_fault_that_was_repaired_does_not_end_later_runs(
     flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "source.jsonl"
@@ -160,7 +160,7 @@ def folder_of(tmp_path: Path, asset: str) -> Path:
 
 
 def change_rows(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Rewrite one file of the raw instructions, and its size in the manifest, as no crash could."""
+    """Rewrite one file of the raw instructions, and its size in the manifest, which no crash could do."""
     folder = tmp_path / "storage" / "assets" / "raw_instructions" / "refresh=base"
     held = json.loads((folder / "manifest.json").read_text())
     file = next(name for name in held["files"] if pq.read_table(folder / name).num_rows)

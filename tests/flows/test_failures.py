@@ -1,4 +1,4 @@
-"""Why a run failed, in one line: of Dagster's nested errors, and of a run that has ended."""
+"""The reason why a run failed, in one line: from Dagster's nested errors, and from a run that has ended."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from flows.failures import SHOWN_CHARS, failure_of, root_cause
 
 @dataclass
 class Error:
-    """As Dagster hands errors over."""
+    """An error as Dagster reports it."""
 
     cls_name: str
     message: str

@@ -1,4 +1,4 @@
-"""The names of the assets are those of the graph, and the graph is built once."""
+"""The constants for asset names match the graph, and the graph is built once."""
 
 import subprocess
 import sys
@@ -16,16 +16,16 @@ def test_every_asset_has_a_constant_with_its_name() -> None:
     assert set(GRAPH.specs) == NAMES
 
 
-def test_a_selection_knows_whether_it_is_made_once_a_refresh() -> None:
+def test_a_selection_knows_whether_it_is_made_per_refresh() -> None:
     assert GRAPH.has_refreshes([])
     assert GRAPH.has_refreshes([graph.STUDENT, graph.HELD_OUT])
     assert not GRAPH.has_refreshes([graph.STUDENT, graph.REPORT])
 
 
 def test_the_command_line_builds_the_graph_once_and_without_torch() -> None:
-    """As a script the module is `__main__`: whoever imports it by its name builds every asset a second time.
+    """As a script the module is `__main__`, so importing it by its name would build every asset a second time.
 
-    Torch is eight seconds for every `--plan`, every process that Dagster starts and most of those that Ray does.
+    Importing torch would add eight seconds to every `--plan`, every process of Dagster and most processes of Ray.
     """
     code = (
         "import runpy, sys; sys.argv = ['flow', '--help']\n"

@@ -1,4 +1,4 @@
-"""kill -9 of job, driver or worker in the middle of a reflection: what is on disk is not asked again, none is lost."""
+"""kill -9 of job, driver or worker in the middle of a reflection: stored replies are kept, and no row is lost."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 ROWS, BATCH, BATCHES = 600, 4, 2
-IN_FLIGHT = 3 * BATCH * BATCHES  # as dispatch.BATCHES_IN_FLIGHT says
+IN_FLIGHT = 3 * BATCH * BATCHES  # see dispatch.BATCHES_IN_FLIGHT
 
 Kill = Callable[[subprocess.Popen[bytes]], None]
 
@@ -75,7 +75,7 @@ def test_only_calls_in_flight_are_made_twice(tmp_path: Path, tiny_model: str, ki
     )
     while sum(records(tmp_path).values()) < ROWS // 10:
         assert job.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.2)  # looks at the disk; what it waits for is asserted
+        time.sleep(0.2)  # polls the disk; the result is asserted below
     kill(job)
     before = records(tmp_path)
     assert ROWS // 10 <= sum(before.values()) < ROWS

@@ -1,4 +1,4 @@
-"""What ends a run is one line for its user, whatever raised it."""
+"""Every error that ends a run becomes one line for the user."""
 
 import argparse
 import errno
@@ -29,7 +29,7 @@ SMOKE = Path(__file__).resolve().parents[2] / "configs/smoke.yaml"
         (errno.ENOENT, None),
     ],
 )
-def test_what_the_system_says_of_the_storage_has_a_cure(number: int, words: str | None) -> None:
+def test_an_operating_system_error_of_the_storage_has_a_cure(number: int, words: str | None) -> None:
     found = explained(OSError(number, "no", "/s/x"), "/s")
     assert found is None if words is None else str(found).startswith(words)
 
@@ -96,7 +96,7 @@ def test_plan_and_doctor_exclude_each_other(capsys: pytest.CaptureFixture[str]) 
         (["--plan", "--canary=2"], True),
     ],
 )
-def test_who_only_looks_leaves_nothing_in_the_storage(
+def test_commands_that_only_read_leave_nothing_in_the_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], kept: bool
 ) -> None:
     storage = tmp_path / "storage"
@@ -108,7 +108,9 @@ def test_who_only_looks_leaves_nothing_in_the_storage(
     assert not storage.exists()
 
 
-def test_as_json_an_error_and_the_end_have_run_and_refresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_lines_of_an_error_and_of_the_end_have_run_and_refresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RECYCLE_LOG_FORMAT", "json")
     out, err = io.StringIO(), io.StringIO()
     assert run_flow(GRAPH, ["--config", f"{tmp_path}/none.yaml", "--refresh", "monday"], (out, err)) == 2

@@ -1,4 +1,4 @@
-"""What a published data set was made from can be said of code that was uploaded and never installed."""
+"""The lineage of a published data set is known even if the code was uploaded and never installed."""
 
 import hashlib
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""At the end of a run each thing that a person should look at has a line."""
+"""The end of a run prints a line for each thing that needs a person's attention."""
 
 import io
 from pathlib import Path
@@ -27,7 +27,7 @@ def told(storage: Path, asset: str, **kept: Any) -> list[str]:
     return err.getvalue().splitlines()
 
 
-def test_what_the_source_holds_and_nobody_uses_is_named_with_its_cure(tmp_path: Path) -> None:
+def test_unused_columns_of_the_source_are_named_with_their_cure(tmp_path: Path) -> None:
     outcomes = {"": 40, "dropped:duplicate": 2, "quarantined:invalid_utf8": 5, "quarantined:own_failed": 1}
     metrics: Any = {"ignored_columns": {"context": 7, "system": 1}}
     bad, unread = told(tmp_path, "raw_instructions", outcomes=outcomes, metrics=metrics)
@@ -44,5 +44,5 @@ def test_replies_that_could_not_be_read_and_failed_calls_are_named(tmp_path: Pat
     assert "no_json 12, cut_off 3" in unread
 
 
-def test_what_went_well_needs_no_line(tmp_path: Path) -> None:
+def test_a_run_without_problems_has_no_line(tmp_path: Path) -> None:
     assert told(tmp_path, "raw_instructions", outcomes={"": 48}, metrics={"ignored_columns": {}}) == []

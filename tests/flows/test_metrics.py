@@ -1,4 +1,4 @@
-"""The metrics say what the storage holds; the dashboard, the alerts and the scrape file use names that exist."""
+"""The metrics match the storage; the dashboard, the alerts and the scrape file use names that exist."""
 
 import json
 import os

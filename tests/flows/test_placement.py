@@ -1,4 +1,4 @@
-"""What a cluster cannot hold is refused before anything is paid, by the key that asks for it."""
+"""A configuration that does not fit the cluster is refused before any call is paid, with the responsible key."""
 
 import re
 from pathlib import Path

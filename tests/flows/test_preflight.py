@@ -1,4 +1,4 @@
-"""What can be known before a call is paid is found before, named by its key, and only what is fatal refuses."""
+"""Problems are found before any call is paid and named by their keys, and only fatal ones refuse the run."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`ray job submit`, in the literal form and as the README says it, on a real cluster; the job ends as the flow ends."""
+"""`ray job submit`, in its literal form and as in the README, on a real cluster; the job ends as the flow does."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 @dataclass(frozen=True)
 class Ended:
-    """What the client and the jobs API say of a job."""
+    """The output of the client, and what the jobs API reports for the job."""
 
     client_code: int
     driver_code: int | None
@@ -67,7 +67,7 @@ def commands_of_readme() -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_the_literal_command_and_the_readme_s_do_the_same_work(
+def test_the_literal_command_and_the_one_in_the_readme_do_the_same_work(
     ray_cluster: str, default_of_jobs: Path, small_run: list[str], storage: Path
 ) -> None:
     small_run = [*small_run, "teacher.backend=scripted", "teacher.model=fluent"]
@@ -80,7 +80,7 @@ def test_the_literal_command_and_the_readme_s_do_the_same_work(
 
     [readme] = [words for words in commands_of_readme() if words[:3] == ["ray", "job", "submit"]]
     assert readme[-1] == DEMO
-    relative = f"storage={os.path.relpath(storage, REPOSITORY)}"  # to the folder where the cluster was started
+    relative = f"storage={os.path.relpath(storage, REPOSITORY)}"  # relative to the folder where the cluster was started
     other = submit(ray_cluster, *readme[3:], *small_run[1:], relative, "report.num_pairs=2")
     assert (other.client_code, other.driver_code) == (0, 0), other.text
     assert re.findall(r"^made (\w+)", other.text, re.MULTILINE) == ["report"], other.text

@@ -1,6 +1,6 @@
-"""The flow as its user meets it: the graph, the command line, what is made again and what is not.
+"""The flow from the user's side: the graph, the command line, and which assets are made again.
 
-Runs with the scripted teacher and a tiny student, but with the real Ray Data, Ray Train, DeepSpeed and Dagster.
+The teacher is scripted and the student is tiny, but Ray Data, Ray Train, DeepSpeed and Dagster are real.
 """
 
 import json
@@ -100,7 +100,7 @@ def test_a_second_refresh_takes_only_new_files_and_new_rows(flow: Flow, tmp_path
 
 @pytest.mark.slow
 def test_an_earlier_refresh_made_again_loses_no_row_to_a_later_one(flow: Flow, tmp_path: Path) -> None:
-    """Each called the other's rows seen, so that ten rows were in neither."""
+    """Earlier, each of the two called the other's rows seen, so ten rows were in neither."""
     folder = tmp_path / "source"
     folder.mkdir()
     settings = [f"source.path={folder}", "source.held_out_fraction=0", "--select", "raw_instructions"]

@@ -1,4 +1,4 @@
-"""A request is kept whole, found again, and a file that holds none is one line that says what to do."""
+"""Requests are stored whole and found again, and a damaged file gives one line that says what to do."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""`refreshes` and `retry` on storages without refreshes; with some they are tested beside the retries."""
+"""`refreshes` and `retry` on storages without refreshes. Storages with refreshes are in test_retries.py."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ def test_an_empty_storage_has_no_line(tmp_path: Path) -> None:
     assert out.getvalue() == ""
 
 
-def test_what_was_not_given_up_is_not_retried(tmp_path: Path) -> None:
+def test_a_refresh_that_was_not_given_up_is_not_retried(tmp_path: Path) -> None:
     err = io.StringIO()
     assert retry_refresh([str(tmp_path), "base"], err=err) == 2
     assert err.getvalue() == "retry: base: no such refresh was given up; given up were: none\n"

@@ -1,4 +1,4 @@
-"""`releases` and `rollback` on a storage, and what a new student is compared with."""
+"""`releases` and `rollback` on a storage, and the students that a new one is compared with."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ SMOKE = Path(__file__).resolve().parents[2] / "configs/smoke.yaml"
 
 @pytest.fixture
 def storage(tmp_path: Path) -> str:
-    """v1 and v2 were released, v3 was refused; v1 is the best of those that were released."""
+    """v1 and v2 were released, v3 was refused, and v1 is the best released student."""
     history = ReleaseHistory(str(tmp_path))
     for version, event, student in (("v1", "released", 1.7), ("v2", "released", 1.8), ("v3", "refused", 1.9)):
         loss = HeldOutLoss(base=2.0, student=student, num_tokens=10, num_rows=12)

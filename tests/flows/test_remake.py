@@ -1,4 +1,4 @@
-"""`--stale` makes again what is stale in the recorded order; `--retract FILE` takes rows out, and nothing else does."""
+"""`--stale` makes stale refreshes again in the recorded order; only `--retract FILE` removes stored rows."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def test_only_a_retraction_takes_stored_rows_out(flow: Callable[..., tuple[int, 
     assert "a.jsonl, b.jsonl of refresh base are gone or changed: the rows that were read from them stay" in printed
     assert kept(tmp_path) == {"": 5, "dropped:duplicate": 1}
     assert flow("source.max_chars=5000", "--retract", "c.jsonl")[0] == 2
-    with pytest.MonkeyPatch.context() as broken:  # a retraction that breaks off is carried on by the same command
+    with pytest.MonkeyPatch.context() as broken:  # an interrupted retraction is finished by the same command
         broken.setattr("flows.launch._materialise", lambda *_, **__: 1)
         assert flow("source.max_chars=5000", "--retract", "a.jsonl")[0] == 1
     code, printed = flow("source.max_chars=5000", "--retract", "a.jsonl")

@@ -1,4 +1,4 @@
-"""What the report is made from, on a storage that no flow has run on."""
+"""The inputs of the report, on a storage on which no flow has run."""
 
 import json
 from pathlib import Path

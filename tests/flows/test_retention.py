@@ -1,4 +1,4 @@
-"""Old students are deleted by the rule of the configuration, and never one that a person may need at once."""
+"""Old students are deleted as configured, but never one that may be needed at once."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_a_student_that_was_rolled_back_to_stays(storage: str) -> None:
     assert has_weights(storage, "v2")
 
 
-def test_nothing_is_there_before_the_first_student(tmp_path: Path) -> None:
+def test_a_storage_without_students_has_nothing_to_delete(tmp_path: Path) -> None:
     assert prune_students(str(tmp_path), 1, "v1") == []
 
 

@@ -34,12 +34,12 @@ def test_a_list_that_cannot_be_read_is_refused_and_not_taken_for_an_empty_one(tm
         ([OLD, NEW], [], [OLD, NEW]),
     ],
 )
-def test_of_a_file_that_was_changed_the_old_versions_are_meant(
+def test_retracting_a_changed_file_retracts_its_old_versions(
     taken: list[tuple[str, str]], there: list[tuple[str, str]], meant: list[tuple[str, str]]
 ) -> None:
     assert versions_to_retract("a.jsonl", taken, there) == meant
 
 
-def test_a_file_that_nobody_took_is_refused_with_those_that_are_there() -> None:
+def test_a_file_that_no_refresh_took_is_refused_and_known_files_are_listed() -> None:
     with pytest.raises(ValueError, match=r"c\.jsonl: no refresh holds rows of this file; files with rows: a\.jsonl"):
         versions_to_retract("c.jsonl", [OLD], [])

@@ -1,4 +1,4 @@
-"""A failed refresh is tried again after a growing wait, given up at the limit, told of once, revived by a person."""
+"""A failed refresh is tried again after growing waits and given up at the limit with one alert; `retry` revives it."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def instance() -> Any:
 
 @pytest.fixture
 def alerts(tmp_path: Path) -> Path:
-    """Where the alert command appends what it is given."""
+    """The file to which the alert command appends its messages."""
     return tmp_path / "alerts"
 
 
@@ -59,7 +59,7 @@ def run(tmp_path: Path, alerts: Path) -> Run:
 
 
 def end(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, ago_s: float = 0, **tags: str) -> str:
-    """A run of the refresh that ended `ago_s` seconds ago."""
+    """Add a run of the refresh that ended `ago_s` seconds ago."""
     run = dg.DagsterRun(job_name=JOB, tags={PARTITION_TAG: KEY, **tags}, status=dg.DagsterRunStatus.STARTED)
     instance.add_run(run)
     kinds = {FAILURE: "PIPELINE_FAILURE", SUCCESS: "PIPELINE_SUCCESS", CANCELED: "PIPELINE_CANCELED"}
@@ -99,13 +99,13 @@ def test_a_clock_that_was_set_back_does_not_stop_retries(run: Run, instance: dg.
     assert line.endswith("next attempt in 60 s")
 
 
-def test_a_busy_storage_is_no_attempt(run: Run, instance: dg.DagsterInstance) -> None:
+def test_a_busy_storage_does_not_count_as_an_attempt(run: Run, instance: dg.DagsterInstance) -> None:
     for _ in range(5):
         end(instance, FAILURE, **{BUSY_TAG: "yes"})
     assert keys(run, instance) == [f"{KEY}#6"]
 
 
-def test_at_the_limit_it_is_given_up_told_of_once_and_its_files_stay_set_aside(
+def test_at_the_limit_it_is_given_up_with_one_alert_and_its_files_stay_set_aside(
     run: Run, instance: dg.DagsterInstance, alerts: Path
 ) -> None:
     for _ in range(3):
@@ -120,7 +120,7 @@ def test_at_the_limit_it_is_given_up_told_of_once_and_its_files_stay_set_aside(
     assert [file.name for file in run.staleness.files_of(KEY)] == ["a.jsonl"]
 
 
-def test_what_a_person_cancelled_is_not_started_again(run: Run, instance: dg.DagsterInstance) -> None:
+def test_a_run_that_a_person_cancelled_is_not_started_again(run: Run, instance: dg.DagsterInstance) -> None:
     end(instance, CANCELED)
     assert "a person cancelled it" in decide(instance, run).given_up[0]
 
@@ -142,7 +142,7 @@ def test_a_request_whose_files_are_gone_before_anyone_took_them_is_forgotten(
     assert [file.name for file in fresh.staleness.files_of(None)] == ["a.jsonl"]
 
 
-def test_an_alert_that_fails_is_said_and_tried_again(run: Run, instance: dg.DagsterInstance) -> None:
+def test_an_alert_that_fails_is_logged_and_tried_again(run: Run, instance: dg.DagsterInstance) -> None:
     schedule = run.config.schedule.model_copy(update={"alert_command": ("/no/such/program",)})
     broken = open_run(run.config.model_copy(update={"schedule": schedule}), GRAPH.specs)
     end(instance, CANCELED)
@@ -168,10 +168,12 @@ def test_retry_lets_it_run_again_as_if_it_had_never_failed(run: Run, instance: d
     assert show_refreshes([run.config.storage], out, err) == 0
 
 
-def test_a_run_that_goes_on_is_no_failed_attempt(run: Run, instance: dg.DagsterInstance, alerts: Path) -> None:
+def test_a_run_in_progress_does_not_count_as_a_failed_attempt(
+    run: Run, instance: dg.DagsterInstance, alerts: Path
+) -> None:
     for _ in range(2):
         end(instance, FAILURE, 9999)
-    # Asked for by the schedule after the sensor had found that nothing runs.
+    # Requested by the schedule after the sensor had found no active run.
     instance.add_run(dg.DagsterRun(job_name=JOB, tags={PARTITION_TAG: KEY}, status=dg.DagsterRunStatus.STARTED))
     decided = decide(instance, run)
     assert (decided.due, decided.given_up) == ([], [])

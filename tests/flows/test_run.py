@@ -1,4 +1,4 @@
-"""What a run gives to its assets, by its configuration alone: no cluster, no engine."""
+"""What a run derives for its assets from the configuration alone, without cluster or engine."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The sensor and the schedule ask once for what is new, say why when they ask for nothing, and wait for each other."""
+"""The sensor and the schedule request new data once, give a reason if they request nothing, and wait for each other."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def instance() -> Any:
 
 
 def look(tmp_path: Path, *overrides: str) -> Run:
-    """A fresh look, as each tick has it."""
+    """A new view of the storage, as each tick has."""
     paths = [f"storage={tmp_path / 'storage'}", f"source.path={tmp_path / 'source'}"]
     config = load_config(REPOSITORY / "configs/smoke.yaml", [*paths, *overrides])
     return open_run(config, GRAPH.specs, config.schedule.settle_seconds)
@@ -64,7 +64,7 @@ def take(run: Run, refresh: str, active: int = 1) -> None:
 
 
 def finished(tmp_path: Path, key: str) -> Run:
-    """A look at a storage in which a refresh has been recycled and its request is done."""
+    """A view of a storage in which a refresh has been recycled and its request is done."""
     finish(look(tmp_path), "recycled_instructions", key)
     look(tmp_path).requests.remove(key)
     return look(tmp_path)
@@ -171,7 +171,7 @@ def test_nothing_is_asked_for_while_the_command_line_holds_the_storage(
     assert len(keys(wanted_runs(instance, look(tmp_path)))) == 1
 
 
-def test_a_run_that_finds_the_storage_busy_is_no_failed_attempt(
+def test_a_run_that_finds_the_storage_busy_does_not_count_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RECYCLE_CONFIG", str(REPOSITORY / "configs/smoke.yaml"))

@@ -1,4 +1,4 @@
-"""What a source file is called and what tells its content from any other."""
+"""The name of a source file and the identity of its content."""
 
 import os
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_other_content_of_the_same_size_is_another_file_and_a_touched_one_is_not
     assert after["2026-11/b.jsonl"] == before["2026-11/b.jsonl"]
 
 
-def test_of_a_large_file_size_and_time_count_too(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_and_time_of_a_large_file_are_part_of_its_identity(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_versions, "WHOLE_FILE_BYTES", 10)
     source_versions._identity.cache_clear()
     [before] = source_files(f"{source}/2026-11")

@@ -1,4 +1,4 @@
-"""A change makes again what depends on it and nothing else; the table in docs/architecture.md says what that is."""
+"""A change makes stale exactly what depends on it, as listed in the table in docs/architecture.md."""
 
 import json
 import re
@@ -31,7 +31,7 @@ from operators.stage import StageConfig
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
 HEADING = "## What a changed key makes again"
-NESTED = {"stages": {"judge": {"top_k": 7}}, "mix": ({"top_k": 7},)}  # values of keys that hold other keys
+NESTED = {"stages": {"judge": {"top_k": 7}}, "mix": ({"top_k": 7},)}  # values for keys that contain other keys
 
 
 def keys_of(config: StageConfig, prefix: str = "") -> Iterator[str]:
@@ -45,7 +45,7 @@ def keys_of(config: StageConfig, prefix: str = "") -> Iterator[str]:
 
 
 def varied(config: Any, key: str) -> Any:
-    """The same configuration with another value for one key; whether it is allowed does not matter here."""
+    """The same configuration with another value for one key, valid or not."""
     name, _, rest = key.partition(".")
     value = getattr(config, name)
     return config.model_copy(update={name: varied(value, rest) if rest else NESTED.get(name, other(value))})
@@ -66,7 +66,7 @@ def other(value: Any) -> Any:
 
 
 def table() -> dict[str, set[str]]:
-    """The assets that each key makes again, as the architecture's page says."""
+    """The assets that each key makes stale, read from docs/architecture.md."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text()
     section = text.split(HEADING)[1].split("\n## ")[0]
     found: dict[str, set[str]] = {}
@@ -95,7 +95,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def look(store: AssetStore, source: Path, *overrides: str) -> Staleness:
-    """A fresh look, as each process has it."""
+    """A new view of the storage, as each process has."""
     config = load_config(SMOKE, [f"source.path={source}", *overrides])
     return Staleness(config, GRAPH.specs, store)
 
@@ -232,7 +232,7 @@ def test_a_new_folder_renames_no_file(store: AssetStore, source: Path) -> None:
     assert [file.name for file in look(store, source).files_of("third")] == ["c.jsonl"]
 
 
-def test_files_that_are_gone_or_changed_cost_no_stored_row(store: AssetStore, source: Path) -> None:
+def test_stored_rows_of_deleted_or_changed_files_are_kept(store: AssetStore, source: Path) -> None:
     drop(source, "a.jsonl", "one")
     drop(source, "b.jsonl", "two")
     finish(store, look(store, source), RAW_INSTRUCTIONS, "base", outcomes={"": 2})

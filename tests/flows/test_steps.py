@@ -1,4 +1,4 @@
-"""`--step N` before there is anything to learn from."""
+"""`--step N` on a storage without packs."""
 
 import io
 from pathlib import Path

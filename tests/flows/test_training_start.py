@@ -1,4 +1,4 @@
-"""What a training begins with: the base model, or the released student of the same base model, decided once."""
+"""A training starts from the base model or from the released student of the same base model, decided once."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def run_of(folder: Path, model: str, *overrides: str) -> Run:
 
 
 def released(run: Run, version: str) -> str:
-    """A student that began as the configuration says, and is released."""
+    """Add a released student that started as configured."""
     folder = run.path("students", version)
     starting_student(run, folder)
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -37,9 +37,7 @@ def test_the_base_model_is_the_start_unless_the_released_student_is_asked_for(tm
     assert not Path(plain.path("students", "v3")).exists()
 
 
-def test_a_training_goes_on_with_what_it_began_with_whatever_is_released_meanwhile(
-    tmp_path: Path, tiny_model: str
-) -> None:
+def test_a_training_keeps_its_start_whatever_is_released_meanwhile(tmp_path: Path, tiny_model: str) -> None:
     run = run_of(tmp_path, tiny_model, "train.start=released")
     first = released(run, "v1")
     second = run.path("students", "v2")
@@ -49,13 +47,13 @@ def test_a_training_goes_on_with_what_it_began_with_whatever_is_released_meanwhi
     assert starting_student(run, run.path("students", "v3")) == run.path("students", "v9")
 
 
-def test_a_student_of_another_base_model_is_not_begun_with(tmp_path: Path, tiny_model: str, demo_model: str) -> None:
+def test_a_student_of_another_base_model_is_not_the_start(tmp_path: Path, tiny_model: str, demo_model: str) -> None:
     released(run_of(tmp_path, tiny_model, "train.start=released"), "v1")
     run = run_of(tmp_path, demo_model, "train.start=released")
     assert starting_student(run, run.path("students", "v2")) == demo_model
 
 
-def test_a_student_whose_weights_were_deleted_is_not_begun_with(tmp_path: Path, tiny_model: str) -> None:
+def test_a_student_whose_weights_were_deleted_is_not_the_start(tmp_path: Path, tiny_model: str) -> None:
     import shutil
 
     run = run_of(tmp_path, tiny_model, "train.start=released")
@@ -63,7 +61,7 @@ def test_a_student_whose_weights_were_deleted_is_not_begun_with(tmp_path: Path, 
     assert starting_student(run, run.path("students", "v2")) == tiny_model
 
 
-def test_adapters_alone_cannot_be_begun_with(tmp_path: Path, tiny_model: str) -> None:
+def test_a_student_saved_as_adapters_cannot_be_the_start(tmp_path: Path, tiny_model: str) -> None:
     from flows.config import ConfigError
 
     with pytest.raises(ConfigError, match=r"start: released with lora.merge: false"):

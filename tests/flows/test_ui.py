@@ -34,7 +34,7 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1240,2240"
 )
-# No invitation over the graph, no side bars, top to bottom.
+# No welcome dialog over the graph, no side bars, drawn from top to bottom.
 REMEMBERED = {
     "communityNux": "1",
     "large-screen-nav-open": "false",
@@ -114,7 +114,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     command = [sys.executable, "-m", "flows.ui", "--config", str(CONFIG), "--port", str(free_port())]
     environment = {**os.environ, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}"}
-    # The background job of a shell ignores Ctrl-C, and what it starts would too.
+    # A background job of a shell ignores Ctrl-C, and so would the processes that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     served = subprocess.Popen(
         [*command, f"storage={storage}"], cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
@@ -137,7 +137,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """A process that has ended may stay listed until init asks for its exit code, which may take init a while."""
+    """Whether the process is running. One that has ended may stay listed until init reads its exit code."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -145,7 +145,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def processes_of(storage: str) -> list[psutil.Process]:
-    """All processes whose Dagster home lies in this storage, the one that started them left out."""
+    """All processes whose Dagster home is in this storage, except the one that started them."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

@@ -109,7 +109,7 @@ def test_negative_alpha_and_a_wrong_pack_are_refused(embedding):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "gaussian", "symmetric"])
-def test_every_kind_of_noise_has_the_norm_of_the_paper_s(kind):
+def test_every_kind_of_noise_has_the_norm_of_the_paper(kind):
     batch = batch_of_pack(LENGTHS, UIDS, 700, 0)
     noise = scaled_noise(batch, D, ALPHA, 0, kind)[0]
     for part in noise.split([*LENGTHS, 3])[:-1]:
@@ -123,7 +123,7 @@ def test_every_kind_of_noise_has_the_norm_of_the_paper_s(kind):
 
 
 class Padded:
-    """Four rows of 11, 10, 7 and 4 tokens, as people batch them: padded to the longest."""
+    """Four rows of 11, 10, 7 and 4 tokens, padded to the longest as in a usual batch."""
 
     lengths = (11, 10, 7, 4)
 
@@ -160,7 +160,7 @@ def test_transformers_hook_weakens_the_noise_of_short_rows_and_ours_does_not(emb
         assert mean_norms(embedding, tokens, spans, draws=1) == pytest.approx([expected] * 4, rel=0.03)
 
 
-def test_transformers_hook_takes_a_pack_for_one_document_and_ours_does_not(embedding):
+def test_transformers_hook_treats_a_pack_as_one_document_and_ours_does_not(embedding):
     tokens, expected = torch.zeros(1, 700, dtype=torch.long), ALPHA / math.sqrt(3)
     ends = [sum(LENGTHS[: at + 1]) for at in range(len(LENGTHS))]
     spans = [(0, end - length, end) for end, length in zip(ends, LENGTHS, strict=True)]

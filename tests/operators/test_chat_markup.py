@@ -74,7 +74,7 @@ def test_special_tokens_of_the_demo_model_are_markers(demo_model: str) -> None:
 
 
 def spliced(random_state: random.Random, markers: list[str]) -> str:
-    """A text in which markers were put into each other at random places, with scraps of ordinary text between."""
+    """A text with markers inserted into each other at random places, with pieces of ordinary text between them."""
     text = random_state.choice(["", "a", " ", "<", "|", "<|", "é\n"])
     for _ in range(random_state.randint(1, 5)):
         place = random_state.randint(0, len(text))
@@ -122,7 +122,7 @@ def test_any_run_of_brackets_is_handled_and_stable() -> None:
         assert escape(safe, LLAMA_2) == safe, repr(text)
 
 
-def test_a_pad_token_that_is_bare_punctuation_or_a_word_is_no_control_token() -> None:
+def test_a_pad_token_that_is_bare_punctuation_or_a_word_is_not_a_control_token() -> None:
     added = {0: ("!", True), 1: ("<s>", True), 2: ("</s>", True), 3: ("pad", True), 4: ("<note>", False)}
     tokenizer = SimpleNamespace(
         added_tokens_decoder={

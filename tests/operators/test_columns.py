@@ -1,4 +1,4 @@
-"""Each boundary holds the columns of the one before it, and a table is brought to a boundary's columns and types."""
+"""Each boundary has the columns of the one before it, and tables are converted to a boundary's columns and types."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Actors that hold a run's state are on the driver's node, whatever else the cluster has."""
+"""Actors with a run's state are placed on the driver's node, whatever other nodes the cluster has."""
 
 import ray
 

@@ -1,4 +1,4 @@
-"""Lines as objects: each is whole JSON with time, level, run, refresh and, where the line names it, stage."""
+"""Lines as objects: each is valid JSON with time, level, run, refresh and, if the line names it, stage."""
 
 import io
 import json

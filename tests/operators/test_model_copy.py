@@ -1,4 +1,4 @@
-"""A model in a bucket is copied once a node, and again when its files change."""
+"""A model in a bucket is copied once per node, and again when its files change."""
 
 import os
 import time
@@ -19,7 +19,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pulls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The places that were copied from."""
+    """The places from which models were copied."""
     seen: list[str] = []
     monkeypatch.setattr("operators.model_copy.pull", lambda place, *rest: (seen.append(place), pull(place, *rest)))
     return seen
@@ -53,7 +53,7 @@ def test_a_copy_that_was_cut_off_is_made_again(bucket: str, cache: Path, pulls: 
     assert len(pulls) == 2
 
 
-def test_a_copy_that_nobody_asked_for_in_a_day_is_forgotten(bucket: str, cache: Path) -> None:
+def test_a_copy_that_was_not_used_for_a_day_is_deleted(bucket: str, cache: Path) -> None:
     for version in ("v1", "v2", "v3"):
         put_file(f"{bucket}/{version}/config.json", version)
     old, new = (Path(on_this_disk(f"{bucket}/{version}")) for version in ("v1", "v2"))

@@ -23,7 +23,7 @@ def test_words_have_neither_case_nor_punctuation() -> None:
         ("caf\u00e9 na\u00efve", 2),
     ],
 )
-def test_scripts_without_spaces_have_a_word_a_character(text: str, count: int) -> None:
+def test_scripts_without_spaces_have_one_word_per_character(text: str, count: int) -> None:
     assert len(words(text)) == count
 
 
@@ -47,4 +47,4 @@ def test_hashes_see_order_and_words_only() -> None:
     assert run_hashes("a b", 2) != run_hashes("b a", 2)
     assert len(run_hashes("cat", 2)) == 1
     assert len(run_hashes("?!", 2)) == 0
-    assert run_hashes("\ud83d", 2).size == 0  # half an emoji is no word
+    assert run_hashes("\ud83d", 2).size == 0  # half an emoji is not a word

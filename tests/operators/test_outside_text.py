@@ -1,4 +1,4 @@
-"""No text from outside can break a writer, and damage by control characters has a name."""
+"""No text from outside can make a writer fail, and damage by control characters is named."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A log of Parquet files before and after what was cut off has been set aside, without Ray."""
+"""A log of Parquet files before and after cut-off files have been set aside, without Ray."""
 
 import os
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_merge_that_is_cut_off_counts_no_record_twice_and_its_leftover_is_dele
     parquet_log._merge_files(f"{tmp_path}/stage", [str(file) for file in files])
     for file, content in zip(files, contents, strict=True):
         file.write_bytes(content)  # as if the merge had been killed before it deleted them
-    assert len(list((tmp_path / "stage").iterdir())) == 5  # the records lie there twice
+    assert len(list((tmp_path / "stage").iterdir())) == 5  # the records are there twice
     for log in (ParquetLog(str(tmp_path)), ParquetLog(str(tmp_path))):
         assert numbers(log) == [0, 1, 2, 3]
         assert log.count("stage") == 4
@@ -63,7 +63,7 @@ def test_a_merge_that_is_tried_again_writes_nothing_a_second_time(tmp_path: Path
     files = small_files(tmp_path, 3)
     parquet_log._merge_files(f"{tmp_path}/stage", files)
     [merged] = (tmp_path / "stage").iterdir()
-    parquet_log._merge_files(f"{tmp_path}/stage", files)  # as Ray does when the worker dies behind the first
+    parquet_log._merge_files(f"{tmp_path}/stage", files)  # as Ray does when the worker dies after the first
     assert list((tmp_path / "stage").iterdir()) == [merged]
     assert numbers(ParquetLog(str(tmp_path))) == [0, 1, 2]
 
@@ -80,7 +80,7 @@ def test_merged_files_are_merged_again_with_files_that_have_other_columns(tmp_pa
     ]
 
 
-def test_no_key_that_is_asked_for_brings_no_record(tmp_path: Path, local_ray: None) -> None:
+def test_no_wanted_key_gives_no_record(tmp_path: Path, local_ray: None) -> None:
     write_whole(f"{tmp_path}/stage", pa.table({"key": ["a", "b"], "n": [1, 2]}))
     log = ParquetLog(str(tmp_path))
     for asked in (ray.data.from_arrow(pa.table({"key": pa.array([], pa.string())})), ray.data.from_items([])):

@@ -1,4 +1,4 @@
-"""One bar or line a stage, from reports of any process; without a board a report does nothing."""
+"""One bar or line per stage, from reports of any process; without a board a report does nothing."""
 
 import errno
 import io
@@ -53,14 +53,14 @@ def test_a_file_gets_a_line_only_when_something_has_changed() -> None:
 
 
 def read_to_the_end(reader: int) -> str:
-    """All that a closed terminal was sent: one read gives what the kernel has handed over so far."""
+    """Everything that was sent to a closed terminal. One read only returns what the kernel has passed on so far."""
     parts = []
     with os.fdopen(reader, "rb", buffering=0) as stream:
         try:
             while part := stream.read(4096):
                 parts.append(part)
         except OSError as error:
-            if error.errno != errno.EIO:  # Linux's word for the end of a pseudo-terminal
+            if error.errno != errno.EIO:  # on Linux this marks the end of a pseudo-terminal
                 raise
     return b"".join(parts).decode()
 
@@ -99,7 +99,7 @@ def test_reports_of_workers_reach_the_terminal() -> None:
     assert "nobody" not in out.getvalue()
 
 
-def test_two_runs_on_one_cluster_have_a_board_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_on_one_cluster_have_separate_boards(monkeypatch: pytest.MonkeyPatch) -> None:
     names = []
     for job in ("01000000", "02000000"):
         context = SimpleNamespace(get_job_id=lambda job=job: job)

@@ -92,7 +92,7 @@ def test_credentials_in_values_are_hidden_by_their_names(value: Any, shown: Any)
         {"max_tokens": "max_completion_tokens", "stop_tokens": ["<e>"], "passport": "p", "tokenizers": ["t"]},
     ],
 )
-def test_what_only_looks_like_a_credential_stays(value: Any) -> None:
+def test_texts_that_only_look_like_credentials_stay(value: Any) -> None:
     assert without_credentials(value) == value
 
 
@@ -102,7 +102,7 @@ def test_the_time_of_a_long_text_does_not_grow_with_the_square_of_its_length() -
 
 
 @pytest.mark.parametrize("name", ["think_token", "image_token", "sort_key", "token", "tokens", "signature"])
-def test_what_may_be_a_credential_is_not_shown_and_two_values_stay_two(name: str) -> None:
+def test_possible_credentials_are_hidden_and_different_values_stay_different(name: str) -> None:
     one, other = ({name: [text] if name == "tokens" else text} for text in ("<one>", "<other>"))
     shown = without_credentials(one)
     assert "one" not in str(shown)

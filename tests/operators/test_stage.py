@@ -1,4 +1,4 @@
-"""A stage's configuration is frozen, knows which keys are operational, and its columns are checked by name."""
+"""A stage's configuration is frozen and knows its operational keys, and missing columns are named."""
 
 import pytest
 from pydantic import Field, ValidationError

@@ -1,4 +1,4 @@
-"""What the attention tests share: small configurations, tensors, and the gradients of all that a call returns."""
+"""Helpers for attention tests: small configurations, tensors, and the gradients of all results of a call."""
 
 import torch
 
@@ -23,7 +23,7 @@ NOMINATE = HyperAttentionConfig(
 )
 EXACT = HyperAttentionConfig(exact_below=1 << 40)
 PACKED = torch.tensor([[-1] * 5 + [0] * 40 + [1] * 3 + [2] * 17 + [5] * 64 + [6] + [-1] * 7, [0] * 137])
-# Every mode in the masks that it has.
+# Every mode with each mask that it supports.
 ALL_MODES = [(PAPER, False), (PAPER, True), (LOCAL, True), (LOOK, True), (CHOOSE, True), (NOMINATE, True)]
 
 
@@ -42,7 +42,7 @@ def plan_of(q, k, causal, config, ids=None):
 
 
 def gradients(outputs, tensors, seed=1):
-    """Gradients of a random function of output and log-sum-exp."""
+    """The gradients of a random function of output and log-sum-exp."""
     generator = torch.Generator().manual_seed(seed)
     loss = 0
     for x in outputs:

@@ -1,4 +1,4 @@
-"""Results and gradients of the public function on a CPU, against the reference and against exact attention."""
+"""Results and gradients of the public function on a CPU, compared with the reference and with exact attention."""
 
 import math
 
@@ -61,7 +61,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("B", "Hq", "Hk", "T", "S", "D", "causal", "config", "ids"), CASES)
-def test_cpu_is_the_reference(B, Hq, Hk, T, S, D, causal, config, ids):
+def test_the_cpu_path_equals_the_reference(B, Hq, Hk, T, S, D, causal, config, ids):
     tensors = inputs(B, Hq, Hk, T, S, D)
     mine = hyper_attention(*tensors, causal, config=config, document_ids=ids, return_lse=True)
     plan = plan_of(*tensors[:2], causal, config, ids)
@@ -104,7 +104,7 @@ class FixedPlan(torch.autograd.Function):
 
 
 def test_a_detached_log_sum_exp_is_noticed():
-    """What the authors' code does in half precision; the comparison above must tell it from the true gradient."""
+    """The authors' code detaches it in half precision; the comparison above must tell this from the true gradient."""
     q, k, v = inputs(T=64)
     plan = plan_of(q, k, True, PAPER)
     truth = gradients(reference_attention(q, k, v, plan, 0.25)[:1], (q, k, v))
@@ -171,7 +171,7 @@ def test_a_prefix_is_exact_attention_from_the_end():
 
 
 @pytest.mark.parametrize(("config", "causal"), ALL_MODES)
-def test_ones_stay_ones(config, causal):
+def test_values_of_one_stay_one(config, causal):
     q, k, v = inputs(T=111)
     out = hyper_attention(q, k, torch.ones_like(v), causal, config=config)
     torch.testing.assert_close(out, torch.ones_like(out))

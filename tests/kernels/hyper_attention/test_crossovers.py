@@ -1,4 +1,4 @@
-"""The table of lengths from which HyperAttention is the faster, and which of its rows a call takes."""
+"""The table of lengths above which HyperAttention is faster, and the choice of the row for a call."""
 
 from kernels.hyper_attention.crossovers import TABLE, crossover
 

@@ -1,4 +1,4 @@
-"""What a row must not depend on: other documents, padding, and in our mode any later token."""
+"""A row must not depend on other documents, on padding or, in our mode, on any later token."""
 
 import itertools
 

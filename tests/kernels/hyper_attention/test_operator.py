@@ -143,7 +143,7 @@ def test_two_threads_give_the_bits_of_one(config, causal):
 
 
 def step(q, k, v, causal, config):
-    """What the operator does, outside of it: a dispatch mode does not see into an operator, nor into other threads."""
+    """Run the operator's work outside the operator, as a dispatch mode sees neither its inside nor other threads."""
     plan = plan_of(q, k, causal, config)
     out, lse = cpu_attention.forward(q, k, v, plan, 0.25)
     cpu_attention.backward(out, lse, q, k, v, out, lse, plan, 0.25)
@@ -151,7 +151,7 @@ def step(q, k, v, causal, config):
 
 @MODES
 def test_memory_is_linear(config, causal, monkeypatch):
-    """The largest tensor of a step, seen at dispatch, grows as the number of tokens."""
+    """The largest tensor of a step, recorded at dispatch, grows linearly with the number of tokens."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     sizes = {"block_size": 32, "num_samples": 32, "leaf": 64, "window": 64, "exact_below": 64, "segment": 32}
     config = HyperAttentionConfig(mode=config.mode, choice=config.choice, **sizes)

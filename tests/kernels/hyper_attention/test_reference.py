@@ -1,4 +1,4 @@
-"""The definition against the same written out in Python, one query and one key at a time."""
+"""The reference, compared with plain Python that handles one query and one key at a time."""
 
 import math
 from dataclasses import replace

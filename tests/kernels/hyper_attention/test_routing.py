@@ -1,4 +1,4 @@
-"""Which path a call takes, decided on tables: no GPU is needed to ask what one would do."""
+"""The path that a call takes is decided from tables, so the decision for a GPU can be tested without one."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ def on_gpu(tokens, heads=8, size=64, dtype=torch.bfloat16):
 
 @pytest.fixture
 def card(monkeypatch):
-    """A GPU's name in place of what torch would ask the driver."""
+    """Set the GPU's name, which torch would otherwise ask the driver for."""
 
     def named(name, varlen=True):
         monkeypatch.setattr(routing, "_card", lambda device: name)
@@ -26,7 +26,7 @@ def card(monkeypatch):
     return named
 
 
-def test_short_calls_on_hopper_are_exact_and_long_ones_are_ours(card):
+def test_short_calls_on_hopper_are_exact_and_long_ones_are_not(card):
     card("sm_90")
     limit = crossover("sm_90", "nominated", 64, 1, True).tokens
     short, long = on_gpu(limit), on_gpu(limit + 1)
@@ -59,7 +59,7 @@ def test_a_cpu_is_exact_up_to_4096():
     assert "the default on a cpu" in found.reason
 
 
-def test_expected_rows_say_so(card):
+def test_a_crossover_of_another_card_is_marked_in_the_reason(card):
     card("sm_80")
     q = on_gpu(100)
     assert "the longest known, since sm_80 has none" in explain(q, q, True, config=NOMINATED).reason
@@ -76,7 +76,7 @@ def test_offsets_of_packed_documents_are_kept_for_the_next_layer():
 
 
 def test_packed_exact_attention_is_exact_inside_each_document(monkeypatch):
-    """With a stand-in for torch's kernel, which a CPU lacks: the arguments are those of torch 2.10 and later."""
+    """A substitute takes the place of torch's kernel, which a CPU lacks, with the arguments of torch 2.10 and later."""
 
     def varlen(q, k, v, offsets, offsets_k, longest, longest_k, *, scale, window_size, enable_gqa=False):
         assert torch.equal(offsets, offsets_k)

@@ -1,4 +1,4 @@
-"""Pieces on threads: all are done, by as many threads as there are, and the caller's are left as they were."""
+"""Pieces on threads: all are computed, by all threads, and the caller's thread settings are restored."""
 
 import threading
 
@@ -42,7 +42,7 @@ def test_a_new_thread_of_the_caller_has_all_threads(four_threads):
     assert seen == [4]
 
 
-def test_no_piece_is_differentiated(four_threads):
+def test_pieces_record_no_gradient(four_threads):
     weight = torch.ones(1, requires_grad=True)
     assert in_threads(lambda _: (weight * 2).requires_grad, range(5)) == [False] * 5
 
@@ -55,7 +55,7 @@ def test_pieces_write_what_the_caller_made_in_inference_mode(four_threads):
     assert made.is_inference()
 
 
-def test_an_error_of_a_piece_is_the_callers(four_threads):
+def test_an_error_of_a_piece_is_raised_in_the_caller(four_threads):
     def fail(piece):
         if piece == 1:
             raise ValueError("piece 1")

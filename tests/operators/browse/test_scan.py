@@ -85,7 +85,7 @@ def test_a_search_whose_time_is_over_goes_on_where_it_stopped(files: list[str]) 
     assert all_ids(files, Wanted({}, (), "needle", ["text"]), 7, seconds=0) == ["r024", "r049", "r074", "r099"]
 
 
-def test_files_that_appear_while_one_pages_repeat_nothing(files: list[str], tmp_path: Path) -> None:
+def test_new_files_between_two_pages_repeat_no_row(files: list[str], tmp_path: Path) -> None:
     page = page_of(files, Wanted(), limit=40)
     assert page.following is not None
     table = pq.read_table(files[0]).slice(0, 2)
@@ -96,9 +96,9 @@ def test_files_that_appear_while_one_pages_repeat_nothing(files: list[str], tmp_
 
 
 @pytest.mark.parametrize("text", ["", "x", "7", "-a", "-1-a.parquet", "1²-a", "a-7"])
-def test_a_cursor_that_nobody_gave_is_the_beginning(text: str) -> None:
+def test_an_invalid_cursor_means_the_beginning(text: str) -> None:
     assert Cursor.parse(text) == Cursor()
 
 
-def test_a_cursor_reads_what_it_writes() -> None:
+def test_a_cursor_survives_being_written_and_read() -> None:
     assert Cursor.parse(str(Cursor("part-0-1.parquet", 7))) == Cursor("part-0-1.parquet", 7)

@@ -27,7 +27,7 @@ def test_the_text_that_the_stage_goes_on_with_stands_after(
     assert (instruction["not_kept"] and instruction["not_kept"]["text"]) == not_kept
 
 
-def test_columns_that_the_card_does_not_know_are_shown_all_the_same() -> None:
+def test_columns_that_the_card_does_not_know_are_shown_too() -> None:
     view = row_view(a_row(ifd_original=0.5, why="a new stage says so", document_lengths=[3, 4], escaped=False))
     assert view["scores"] == {"IFD of the original": 0.5}
     assert {name: value["text"] for name, value in view["rest"].items()} == {
@@ -36,7 +36,7 @@ def test_columns_that_the_card_does_not_know_are_shown_all_the_same() -> None:
     }
 
 
-def test_turns_that_are_no_json_are_shown_as_they_are() -> None:
+def test_turns_that_are_not_json_are_shown_as_they_are() -> None:
     turns = json.dumps([{"role": "system", "content": "Be brief."}])
     view = row_view(a_row(turns_before=turns, turns_after="[{]"))
     assert [turn["role"] for turn in view["turns"]["turns_before"]] == ["system"]

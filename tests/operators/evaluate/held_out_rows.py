@@ -21,5 +21,5 @@ def held_out(texts: list[Text], blocks: int = 1) -> Any:
 def measure_here(
     rows: Any, model: str, sample_ids: Sequence[str], config: EvaluateConfig, attention: TrainedAttention
 ) -> pa.Table:
-    """In place of `evaluate._measure`: the same actor in this process, which has imported torch already."""
+    """Replaces `evaluate._measure`: runs the same actor in this process, which has imported torch already."""
     return ModelActor(model, sample_ids, config, attention)(pa.concat_tables(ray.get(rows.to_arrow_refs())))

@@ -32,13 +32,13 @@ TEXTS: list[Text] = [
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, local_ray: None) -> None:
-    """No pool of actors: a process more for each model."""
+    """Use no pool of actors, which would start one more process per model."""
     monkeypatch.setattr("operators.evaluate.evaluate._measure", measure_here)
 
 
 @pytest.fixture(scope="module")
 def other_model(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny model with other weights: a student that trained."""
+    """The tiny model with other weights, as a trained student."""
     folder = str(tmp_path_factory.mktemp("models") / "other")
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     torch.manual_seed(1)
@@ -159,7 +159,7 @@ def test_a_student_with_broken_weights_has_no_loss(tiny_model: str, in_process: 
     assert result.held_out_loss.unscored == {"not_finite": len(TEXTS)}
 
 
-def test_no_held_out_rows_is_no_loss_and_loads_no_model(local_ray: None, tmp_path: Path) -> None:
+def test_without_held_out_rows_there_is_no_loss_and_no_model_is_loaded(local_ray: None, tmp_path: Path) -> None:
     result = evaluate(
         held_out([]), EvaluateConfig(), models(tmp_path, "/no/model", "/no/model"), TEACHER, Ledger(str(tmp_path))
     )
@@ -168,7 +168,7 @@ def test_no_held_out_rows_is_no_loss_and_loads_no_model(local_ray: None, tmp_pat
 
 
 def one_by_one(folder: str, prompts: list[list[int]], max_new_tokens: int, penalty: float) -> list[str]:
-    """Greedy answers written out: one prompt, no cache, no padding, transformers' penalty rule."""
+    """Greedy answers computed simply: one prompt at a time, no cache, no padding, transformers' penalty rule."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     answers = []

@@ -190,7 +190,7 @@ def prefers_the_first(call: dict[str, Any]) -> str:
 TEACHER = TeacherConfig(backend="scripted", model="fluent")
 
 
-def test_a_judge_that_knows_what_it_likes_decides_the_pair_and_its_mirror(local_ray: None) -> None:
+def test_a_judge_with_a_preference_decides_the_pair_in_both_orders(local_ray: None) -> None:
     samples = [a_sample("r1", "blue", "green"), a_sample("r2", "green", "blue"), a_sample("r3", "blue", "blue")]
     ledger = ReplyingLedger(prefers_green)
     judged = judge_samples(samples, TEACHER, ledger, 64, critique=False)
@@ -199,7 +199,7 @@ def test_a_judge_that_knows_what_it_likes_decides_the_pair_and_its_mirror(local_
     assert {call["row_id"].split(":")[0] for call in ledger.calls} == {"r1", "r2"}, "identical answers cost no call"
 
 
-def test_a_judge_that_always_likes_the_first_answer_decides_nothing(local_ray: None) -> None:
+def test_a_judge_that_always_prefers_the_first_answer_decides_nothing(local_ray: None) -> None:
     judged = judge_samples([a_sample()], TEACHER, ReplyingLedger(prefers_the_first), 64, critique=True)
     assert judged[0].verdict == "tie"
     assert judged[0].scores == {BASE_FIRST: (8, 5), STUDENT_FIRST: (5, 8)}

@@ -1,4 +1,4 @@
-"""The actor without Ray: what it measures of a batch, on a real model of two layers."""
+"""The measurements of the actor for a batch, without Ray, on a real model of two layers."""
 
 import json
 from typing import Any
@@ -65,7 +65,7 @@ def test_a_dialogue_is_measured_on_the_turns_that_training_learns(tiny_model: st
     learnt = encode_example(tokenizer, *texts[1:2], None, texts[2], before, AFTER, loss_on=loss_on)
     assert found["num_tokens"] == sum(label != IGNORED for label in learnt.labels)
     assert found["nll"] == pytest.approx(sum_nll(model, [learnt], 4096)[0], rel=1e-5)
-    # Whatever is learnt, the sample answers the instruction of the row, which the teacher has rewritten elsewhere.
+    # Whichever turns are learnt, the sample answers the instruction of the row, which the teacher rewrites elsewhere.
     alone = measure(tiny_model, rows_of(texts, turns_before=before), "a")["a"]
     assert found["answer"] == alone["answer"]
 

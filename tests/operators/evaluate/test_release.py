@@ -20,7 +20,7 @@ CONFIG = ReleaseConfig()
 
 
 def a_change(estimate: float, spread: float = 0.01, num_rows: int = 40) -> PairedChange:
-    """Quantiles that lie evenly around the estimate."""
+    """Quantiles spaced evenly around the estimate."""
     return PairedChange(
         num_rows=num_rows,
         estimate=estimate,

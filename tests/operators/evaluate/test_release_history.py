@@ -102,7 +102,7 @@ def test_a_pointer_of_an_earlier_version_of_this_program_is_read(tmp_path: Path)
     assert current.version == "v1"
 
 
-def test_a_uri_is_a_storage_too(tmp_path: Path) -> None:
+def test_a_storage_may_be_a_uri(tmp_path: Path) -> None:
     history = ReleaseHistory(f"file://{tmp_path}")
     assert history.current() is None
     history.record("released", "v1", an_evaluation(), ())

@@ -1,4 +1,4 @@
-"""Values that evaluation and release hand on: checked when they are read, and never changed."""
+"""The values that evaluation and release pass on are validated when they are read, and immutable."""
 
 import pytest
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ def test_without_resamples_there_is_the_estimate_alone() -> None:
     assert PairedChange().at(0.95) is None
 
 
-def test_what_is_read_from_json_is_what_was_written_and_nothing_else_is_taken() -> None:
+def test_values_survive_json_and_invalid_ones_are_refused() -> None:
     evaluation = Evaluation(held_out_loss=HeldOutLoss(base=2.5, student=2.25, num_rows=30, change=CHANGE))
     assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
     with pytest.raises(ValidationError, match="loss_of_base"):

@@ -51,7 +51,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, old: dict[str, str]
 
 
 class KilledError(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
@@ -83,7 +83,7 @@ def test_a_swap_that_is_killed_leaves_one_folder_or_the_other_and_the_next_one_c
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_what_was_there_is_put_back_if_the_next_swap_fails_before_its_own_renames(
+def test_the_old_folder_is_put_back_if_the_next_swap_fails_before_its_renames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders(tmp_path, {}, {"README.md": "new"})
@@ -130,13 +130,13 @@ def test_a_function_writes_all_or_nothing(tmp_path: Path, place: str) -> None:
     assert read(f"{folder}/a.parquet") == whole
 
 
-def test_a_relative_path_is_one_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_relative_to_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     put_file("name.txt", "here")
     assert (tmp_path / "name.txt").read_bytes() == b"here"
 
 
-def test_a_scheme_that_nobody_knows_is_named() -> None:
+def test_an_unknown_scheme_is_named() -> None:
     with pytest.raises(ValueError, match="gopher"):
         open_filesystem("gopher://host/file")
 

@@ -1,4 +1,4 @@
-"""Files go between a disk and a place whole, wherever the place is."""
+"""Files are copied whole between a disk and a place, on a disk or in a bucket."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from operators.files.copies import delete, files_below, pull, push, read_text
 
 @pytest.fixture(params=["folder", "bucket"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place with nothing in it, in a bucket or on the disk."""
+    """An empty place, in a bucket or on the disk."""
     return f"{tmp_path}/place" if request.param == "folder" else f"{request.getfixturevalue('bucket')}/a/place"
 
 
-def test_what_was_pushed_is_there_and_is_pulled(place: str, tmp_path: Path) -> None:
+def test_pushed_files_can_be_pulled(place: str, tmp_path: Path) -> None:
     assert files_below(place) == {}
     (tmp_path / "from/deep").mkdir(parents=True)
     (tmp_path / "from/a.txt").write_text("a")
@@ -26,7 +26,7 @@ def test_what_was_pushed_is_there_and_is_pulled(place: str, tmp_path: Path) -> N
     assert (tmp_path / "to/deep/b.bin").read_bytes() == b"b" * (9 << 20)
 
 
-def test_what_is_deleted_is_gone_and_its_neighbours_are_not(place: str, tmp_path: Path) -> None:
+def test_deleting_leaves_neighbours_alone(place: str, tmp_path: Path) -> None:
     for name in ("a/1", "a/2", "b"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)

@@ -1,4 +1,4 @@
-"""A flipped bit anywhere in a file is found when it is read, and said with the file's name and the cure."""
+"""A flipped bit anywhere in a file is found when it is read, and the error has the file's name and the cure."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ TABLE = pa.table({"call_key": [f"k{n}" for n in range(500)], "reply": [f"reply n
 
 
 def test_no_flipped_bit_of_a_ledger_file_reads_back_wrong(tmp_path: Path) -> None:
-    """Without page checksums one bit in twelve was read back as another reply."""
+    """Without page checksums one flipped bit in twelve was read back as another reply."""
     path = Path(write_whole(f"{tmp_path}/stage", TABLE))
     whole = path.read_bytes()
     wrong = found = 0
@@ -36,7 +36,7 @@ def test_no_flipped_bit_of_a_ledger_file_reads_back_wrong(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "error", [FileNotFoundError(2, "No such file"), OSError("AWS Error NETWORK_CONNECTION during GetObject")]
 )
-def test_what_is_no_damage_goes_through(error: OSError) -> None:
+def test_errors_other_than_damage_are_passed_on(error: OSError) -> None:
     with pytest.raises(type(error)), naming_damage("x", "y"):
         raise error
 

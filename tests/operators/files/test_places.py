@@ -1,4 +1,4 @@
-"""Where a storage can be: every slip in a URI is refused with its cure, and no message repeats a secret."""
+"""The allowed places of a storage: every mistake in a URI is refused with its cure, and no message repeats a secret."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_bucket_with_or_without_a_prefix_is_taken_as_it_is(place: str) -> None
     ],
 )
 def test_a_path_stays_and_a_file_uri_is_its_path(text: str, path: str | None) -> None:
-    if path is None:  # would be a folder named like a scheme
+    if path is None:  # it would create a folder named like a scheme
         with pytest.raises(ValueError, match="cannot hold a storage"):
             require_place(text)
     else:
@@ -58,7 +58,7 @@ def test_a_path_stays_and_a_file_uri_is_its_path(text: str, path: str | None) ->
         ("file:///data?HIDDEN", "holds parameters"),
     ],
 )
-def test_a_slip_is_refused_with_its_cure_and_without_what_it_holds(text: str, cure: str) -> None:
+def test_a_mistake_in_a_uri_is_refused_with_its_cure_and_without_its_text(text: str, cure: str) -> None:
     with pytest.raises(ValueError, match=r"^storage: ") as error:
         require_place(text)
     assert cure in str(error.value)

@@ -1,4 +1,4 @@
-"""The push, against a fake of the hub's API on 127.0.0.1 that keeps what a commit would."""
+"""The push to the hub, tested with a fake of its API on 127.0.0.1 that keeps the files of a commit."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ COMMIT = "/datasets/me/data/commit/" + "1" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the API as an upload asks for; the server object holds repositories, blobs and requests."""
+    """The part of the API that an upload uses; the server object holds repositories, blobs and requests."""
 
     server: Any
 
@@ -113,7 +113,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def push(folder: Path, hub: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the client reads the address of the hub when it is imported."""
+    """Push in a separate process, because the client reads the address of the hub when it is imported."""
     code = (
         "import sys; from pyarrow import fs; from operators.publish.hub import push_folder\n"
         "print(push_folder(fs.LocalFileSystem(), sys.argv[1], 'me/data', private=True))"

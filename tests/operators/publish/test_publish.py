@@ -1,4 +1,4 @@
-"""What is published loads as its users load it, says what it is, and holds the recycled rows and no others."""
+"""A published data set can be loaded as its users do, describes itself, and has the recycled rows and no others."""
 
 import json
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_rows_that_the_lineage_does_not_count_are_an_error(local_ray: None, tmp_
         publish(ray.data.from_arrow(TABLE), str(tmp_path / "x"), LINEAGE | {"outcomes": {"both": 3}}, CONFIG)
 
 
-def test_no_recycled_row_is_a_data_set_of_no_rows(local_ray: None, tmp_path: Path) -> None:
+def test_without_recycled_rows_the_data_set_is_empty(local_ray: None, tmp_path: Path) -> None:
     import ray
 
     none = LINEAGE | {"outcomes": {"dropped:held_out": 4}}
@@ -150,7 +150,7 @@ def test_the_card_says_licence_counts_and_models_and_keeps_its_form() -> None:
     assert '"to\\npic"' in text
 
 
-def test_the_lineage_lies_beside(published: Path) -> None:
+def test_the_lineage_is_published_beside_the_data(published: Path) -> None:
     assert json.loads((published / "lineage.json").read_text()) == LINEAGE
 
 

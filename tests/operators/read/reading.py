@@ -1,4 +1,4 @@
-"""The rows of a small source, as the tests of reading look at them."""
+"""Reads the rows of a small source, for the tests of reading."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ GOOD = {"instruction": "Name a fruit.", "input": "", "output": "Apple."}
 
 
 def rows_of(rows: Dataset) -> list[dict[str, object]]:
-    """All rows of a small test data set, in an order of their own."""
+    """All rows of a small test data set, sorted by row id."""
     rows = rows.materialize()
     assert rows.schema().names == columns.RAW.names
     found: list[dict[str, object]] = rows.take_all()

@@ -84,7 +84,7 @@ def write_arrow(path: Path, records: list[dict[str, str]]) -> Path:
     return path
 
 
-# By the name of the file.
+# Keyed by the name of the file.
 WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], Path]] = {
     "lines.jsonl": write_jsonl,
     "lines.ndjson": write_jsonl,

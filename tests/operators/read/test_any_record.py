@@ -1,4 +1,4 @@
-"""Whatever a record or a file holds, reading raises nothing, and no record is lost (property tests)."""
+"""Whatever a record or a file contains, reading raises no error, and no record is lost (property tests)."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_any_record_gives_rows_that_can_be_written(value: object, turns: str, sy
     assert turns == "every" or len(rows) == 1
     for row in rows:
         texts = [text for text in row if isinstance(text, str)]
-        assert all(text.encode() is not None for text in texts)  # raises if it holds half a surrogate pair
+        assert all(text.encode() is not None for text in texts)  # raises if it has half a surrogate pair
         assert row[-3] or not any(is_damaged(text) for text in texts[1:4])
         for listed in (row[4], row[5], row[6], row[7]):
             assert listed == "" or json.loads(str(listed)) is not None

@@ -1,4 +1,4 @@
-"""Rows of files that are gone stay as long as no file that is there holds them, and none is there twice."""
+"""Rows of deleted files are kept unless an existing file has them, and no row appears twice."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def table(*rows: dict[str, object]) -> pa.Table:
 
 
 def joined(there: pa.Table, archived: pa.Table, config: ReadConfig = CONFIG) -> dict[str, str]:
-    """Text -> outcome."""
+    """Map each text to its outcome."""
     found = _once(_join(there, _renewed(archived, config, frozenset({"<|im_start|>"}))))
     assert len(set(found["row_id"].to_pylist())) == found.num_rows
     kept = found.filter(pc.not_equal(found["outcome"], DUPLICATE))
@@ -52,7 +52,7 @@ def test_a_row_that_a_file_still_holds_is_there_once() -> None:
     assert joined(table(row("one", HELD_OUT)), table(row("one"), row("two"))) == {"one": HELD_OUT, "two": ACTIVE}
 
 
-def test_a_copy_whose_first_is_gone_takes_its_place() -> None:
+def test_a_copy_takes_the_place_of_a_first_that_is_gone() -> None:
     copies = table(
         row("one", DUPLICATE, "/s/b.jsonl", "place 1"),
         row("one", DUPLICATE, "/s/c.jsonl", "place 2"),

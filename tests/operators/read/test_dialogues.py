@@ -39,7 +39,7 @@ def test_forms_of_a_dialogue_give_the_same_turns(listed: list[object]) -> None:
     assert read_dialogue(listed) == Dialogue([SYSTEM, ASKED, ANSWER])
 
 
-def test_tool_calls_are_kept_as_json_and_are_no_answer() -> None:
+def test_tool_calls_are_kept_as_json_and_are_not_an_answer() -> None:
     listed = [
         {"role": "user", "content": "Name a fish."},
         {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]},
@@ -50,7 +50,7 @@ def test_tool_calls_are_kept_as_json_and_are_no_answer() -> None:
     assert [turn.role for turn in found.turns] == ["user", "assistant", "tool", "assistant"]
     assert json.loads(found.turns[1].content) == [{"name": "look"}]
     assert found.unread == ("tool_call_id",)
-    assert list(exchanges_of(found.turns, "last")) == []  # no answer stands right behind the question
+    assert list(exchanges_of(found.turns, "last")) == []  # the question is not directly followed by an answer
     assert [each.response for each in exchanges_of([*found.turns, ASKED, ANSWER], "last")] == ["A wren."]
 
 
@@ -71,7 +71,7 @@ def test_tool_calls_are_kept_as_json_and_are_no_answer() -> None:
         (messages(ANSWER, ASKED, ANSWER, AGAIN), ""),  # a greeting first, a question without an answer last
     ],
 )
-def test_what_is_no_dialogue_has_a_reason(listed: object, reason: str) -> None:
+def test_a_record_that_is_not_a_dialogue_has_a_reason(listed: object, reason: str) -> None:
     assert read_dialogue(listed).reason == reason
 
 
@@ -96,7 +96,7 @@ def test_the_policy_says_which_pair(policy: str, expected: list[Exchange]) -> No
         assert [*pair.before, Turn("user", pair.instruction), Turn("assistant", pair.response), *pair.after] == turns
 
 
-def test_a_pair_without_text_is_taken_only_where_there_is_no_other() -> None:
+def test_a_pair_without_text_is_used_only_if_there_is_no_other() -> None:
     silent = [Turn("user", " "), Turn("assistant", "Yes?")]
     assert [each.instruction for each in exchanges_of([ASKED, ANSWER, *silent], "last")] == [ASKED.content]
     assert [each.response for each in exchanges_of(silent, "last")] == ["Yes?"]
@@ -118,6 +118,6 @@ def test_a_tree_gives_its_best_path_and_the_number_of_other_messages() -> None:
     assert tree_path("no tree") == ([], 0)
 
 
-def test_replies_that_are_no_list_are_none() -> None:
+def test_replies_that_are_not_a_list_are_ignored() -> None:
     root = {"role": "prompter", "text": "a", "replies": [{"role": "assistant", "text": "b", "replies": 3}]}
     assert tree_path(root) == ([root, root["replies"][0]], 0)  # type: ignore[index]

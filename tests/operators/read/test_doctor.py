@@ -1,4 +1,4 @@
-"""What the source lacks is said before anything is paid, with the columns that are there."""
+"""Missing fields of the source are reported before any call is paid, with the columns that exist."""
 
 import json
 from pathlib import Path

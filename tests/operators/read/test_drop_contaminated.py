@@ -1,4 +1,4 @@
-"""Decontamination: evaluation texts are found in rows and rewrites, wherever they come from; other texts are not."""
+"""Decontamination: evaluation texts from any source are found in rows and rewrites; other texts are not."""
 
 import json
 from pathlib import Path
@@ -105,7 +105,7 @@ class TestDropContaminated:
         found = judged(rows(**source), DecontaminateConfig())
         assert found == {name: outcome for name, (_, outcome) in source.items()} | {"leak": CONTAMINATED}
         before = judged(rows(**source), DecontaminateConfig(common_rows=10_000))
-        assert list(before.values()).count(CONTAMINATED) > 20  # what happened when every run was evidence
+        assert list(before.values()).count(CONTAMINATED) > 20  # as was the case when every run of words was evidence
 
     def test_rows_of_other_refreshes_make_a_template_common_too(self) -> None:
         template = "Say in one word what feeling the writer of the following review of a hotel has: "

@@ -1,4 +1,4 @@
-"""Near-duplicates: found where the similarity says so, the same whatever the order, and nothing else is touched."""
+"""Near-duplicates are found by similarity, independently of the order of rows, and nothing else is touched."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_words_are_compared_without_case_and_punctuation() -> None:
 
 
 def test_a_follower_resembles_a_row_that_stays_not_one_that_goes() -> None:
-    """A chain a ~ b ~ c without a ~ c: b goes, and c stays because only b resembled it."""
+    """A chain a ~ b ~ c without a ~ c: b is dropped, and c stays because only b resembled it."""
     values = np.random.default_rng(0).integers(0, 256, 128).astype(np.uint8)
     b, c = values.copy(), values.copy()
     b[:20] += 1
@@ -71,7 +71,7 @@ class TestDropNearDuplicates:
         new, earlier = rows(("a", WORDS), ("b", HALF)), rows(("z", CHANGED_AT_THE_END))
         assert outcomes(drop_near_duplicates(new, earlier, DeduplicateConfig())) == {"a": NEAR_DUPLICATE, "b": ""}
 
-    def test_rows_with_an_outcome_neither_go_nor_make_others_go(self) -> None:
+    def test_rows_with_an_outcome_neither_are_dropped_nor_cause_drops(self) -> None:
         held_out = rows(("a", WORDS), outcome="dropped:held_out")
         found = drop_near_duplicates(held_out.union(rows(("b", WORDS))), None, DeduplicateConfig())
         assert outcomes(found) == {"a": "dropped:held_out", "b": ""}
@@ -99,7 +99,7 @@ class TestDropNearDuplicates:
         dropped = {name for name, outcome in found.items() if outcome == NEAR_DUPLICATE}
         assert len(planted) > 0.15 * len(originals)
         assert len(dropped & planted.keys()) >= 0.98 * len(planted)
-        for name in dropped - planted.keys():  # real ones among the records: datasketch itself must agree
+        for name in dropped - planted.keys():  # real near-duplicates among the records, confirmed by datasketch
             assert max(_jaccard(originals[name], text) for other, text in originals.items() if other < name) > 0.65
 
 

@@ -1,4 +1,4 @@
-"""A file's records are the same through any cut, and a broken file costs no more than what is broken."""
+"""A file's records are the same however it is cut, and only the broken part of a broken file is lost."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_json_array_is_the_same_through_any_window(
         (b"[" * 100_000, ["malformed_json"]),
         (b'[{"a": "\xff"}, {}]', ["invalid_utf8", ""]),
         (b"\xef\xbb\xbf[{}]", [""]),
-        (b'{"a": 1}\n{"a": \n{"a": 2}\n', ["", "malformed_json", ""]),  # JSONL by another name
+        (b'{"a": 1}\n{"a": \n{"a": 2}\n', ["", "malformed_json", ""]),  # JSONL under another name
         (b'{\n"a": 1}\n{"a": 2}', ["", ""]),  # objects over several lines
         (b'{"data": [{}, {}]}', ["", ""]),
         (b'{"v": 1, "data": [\n{}, {}\n], "n": 2}', ["", ""]),
@@ -49,7 +49,9 @@ def test_a_broken_json_file_keeps_the_rows_before_the_break(tmp_path: Path, cont
     assert [record.reason for record in records_of(path)] == reasons
 
 
-def test_a_line_longer_than_any_record_is_skipped_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_longer_than_any_record_is_skipped_without_being_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_records, "MAX_RECORD_BYTES", 100)
     monkeypatch.setattr(json_records, "READ_BYTES", 30)
     path = tmp_path / "data.jsonl"
@@ -59,7 +61,7 @@ def test_a_line_longer_than_any_record_is_skipped_not_held(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.ndjson", "data.json"])
-def test_an_array_is_one_record_an_element_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
+def test_an_array_gives_one_record_per_element_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(json.dumps([{"a": 1}, {"a": 2}, {"a": 3}]))
     assert [record.value for record in records_of(tmp_path / name)] == [{"a": 1}, {"a": 2}, {"a": 3}]
 

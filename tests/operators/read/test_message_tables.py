@@ -1,4 +1,4 @@
-"""Tables of messages become the trees that they were taken from, in any format and order."""
+"""Tables of messages are turned back into trees of messages, in any format and order."""
 
 import csv
 import gzip
@@ -108,7 +108,7 @@ def test_trees_are_given_back_when_many_messages_are_held(monkeypatch: pytest.Mo
     assert pairs_of(list(records)) == PAIRS[1:]
 
 
-def test_bad_lines_stay_and_what_is_no_table_of_messages_passes() -> None:
+def test_bad_lines_are_kept_and_other_tables_pass_unchanged() -> None:
     bad = Record(0, None, "{", "malformed_json")
     rows = [Record(place, row, "") for place, row in enumerate(TABLE, 1)]
     assert pairs_of(list(assembled(iter([bad, *rows])))) == PAIRS

@@ -1,4 +1,4 @@
-"""What lies inside a column can be named, and labels are read by their names."""
+"""Parts of a column can be selected by a path, and labels are read as their names."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_labels_are_read_by_their_names_in_every_table(tmp_path: Path) -> None:
     "metadata",
     [None, {b"huggingface": b"{"}, {b"huggingface": b"[]"}, {b"huggingface": b'{"info": {"features": {"a": 1}}}'}],
 )
-def test_metadata_of_others_is_no_label(tmp_path: Path, metadata: dict[bytes, bytes] | None) -> None:
+def test_metadata_of_other_libraries_is_not_a_label(tmp_path: Path, metadata: dict[bytes, bytes] | None) -> None:
     table = pa.table({"instruction": ["a"], "output": [1]}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "a.parquet")
     assert class_labels(table.schema) == {}

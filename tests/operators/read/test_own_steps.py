@@ -1,4 +1,4 @@
-"""A function of one's own changes and drops rows; none is lost, doubled or made up, and its source counts."""
+"""A custom function changes and drops rows; no row is lost, doubled or invented, and its source code is an input."""
 
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def test_a_function_of_one_row_changes_texts_and_nothing_else(module: str) -> No
 
 
 @pytest.mark.parametrize("reason", ["held out", "duplicate", "seen in earlier refresh"])
-def test_a_reason_that_has_a_meaning_of_its_own_is_told_apart(reason: str) -> None:
+def test_a_reserved_reason_gets_a_prefix(reason: str) -> None:
     [row] = map_rows(table(a_row("a", "A")), lambda _: reason, "mine", frozenset()).to_pylist()
     assert row["outcome"] == f"dropped:step_{reason.replace(' ', '_')}"
 
@@ -75,14 +75,14 @@ def test_a_reason_that_has_a_meaning_of_its_own_is_told_apart(reason: str) -> No
 @pytest.mark.parametrize(
     ("changes", "outcome"),
     [
-        ({"response": "10 %\r20 %"}, ""),  # as the source may have it
+        ({"response": "10 %\r20 %"}, ""),  # possible in a source
         ({"turns_before": '[{"role": "system", "content": "Be brief."}]', "extra": '{"id": 1}'}, ""),
         ({"turns_before": "Be brief."}, "quarantined:mine_failed"),
         ({"turns_after": '["a"]'}, "quarantined:mine_failed"),
         ({"extra": "1"}, "quarantined:mine_failed"),
     ],
 )
-def test_what_a_function_writes_can_be_read_by_the_stages_that_come(changes: dict[str, str], outcome: str) -> None:
+def test_texts_from_a_function_can_be_read_by_later_stages(changes: dict[str, str], outcome: str) -> None:
     rows = table(a_row("a", "A", turns_before="", turns_after="", extra=""))
     [found] = map_rows(rows, lambda row: {**row, **changes}, "mine", frozenset()).to_pylist()
     assert found["outcome"] == outcome
@@ -116,7 +116,7 @@ def test_the_source_of_the_module_is_part_of_what_rows_are_made_from(module: str
     ("name", "message"),
     [("clean", "does not name a function"), ("no_such:clean", "No module"), ("json:none", "has no function")],
 )  # fmt: skip
-def test_what_cannot_be_called_is_refused(name: str, message: str) -> None:
+def test_a_name_that_cannot_be_called_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StepsConfig(functions=(name,))
 

@@ -1,4 +1,4 @@
-"""Every record of the source becomes one row, whatever is wrong with it, and the same row however it is read."""
+"""Every record of the source becomes one row, whatever is wrong with it, and always the same row."""
 
 import json
 import random
@@ -23,7 +23,7 @@ def fields(**changes: object) -> str:
     return json.dumps(GOOD | changes)
 
 
-# One line of JSONL and the outcome it must have.
+# Pairs of a line of JSONL and its expected outcome.
 HOSTILE: list[tuple[bytes, str]] = [
     (fields().encode(), ""),
     (fields(input=None, instruction="no input").encode(), ""),
@@ -64,7 +64,7 @@ HOSTILE: list[tuple[bytes, str]] = [
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """All of HOSTILE with blank lines between, which are no records."""
+    """All lines of HOSTILE with blank lines between them, which are not records."""
     path = tmp_path / "hostile.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\n\n \r\n".join(line for line, _ in HOSTILE))
     return path
@@ -122,7 +122,7 @@ def as_layouts(record: dict[str, str]) -> dict[str, dict[str, object]]:
 
 @pytest.mark.usefixtures("local_ray")
 def test_formats_and_layouts_and_any_order_give_the_same_ids(tmp_path: Path) -> None:
-    """All rows lie in one source, so that a row of another id than the same row elsewhere would stay."""
+    """All rows are in one source, so a row with another id than its copies would stay."""
     records = [record | {"input": ""} for record in alpaca_like(20)]
     for name, write in WRITERS.items():
         write(tmp_path / name, random.Random(name).sample(records, len(records)))
@@ -159,7 +159,7 @@ def test_the_first_copy_stays_whichever_block_the_others_come_from(
 
 @pytest.mark.usefixtures("local_ray")
 def test_hash_repartition_gives_one_block_all_rows_of_a_key() -> None:
-    """What finding duplicates rests on in the pinned Ray: no partition is split, even beyond the block size."""
+    """Finding duplicates relies on this in the pinned Ray: no partition is split, even above the block size."""
     context = ray.data.DataContext.get_current()
     before = context.target_max_block_size
     context.target_max_block_size = 2_000

@@ -1,4 +1,4 @@
-"""A record's texts in canonical form, whatever its layout; what cannot be used has a reason."""
+"""A record's texts have a canonical form, whatever its layout, and unusable records have a reason."""
 
 import unicodedata
 
@@ -96,7 +96,7 @@ def test_a_text_that_cannot_be_used_has_a_reason(value: object, reason: str) -> 
     assert pair_of(value).reason == reason
 
 
-def test_a_defect_of_the_file_is_the_row_s_reason() -> None:
+def test_a_defect_of_the_file_is_the_reason_of_the_row() -> None:
     found = extract(Record(3, None, "cut", "malformed_json"), CONFIG)
     assert found == ([Exchange("cut", "", "", reason="malformed_json")], [])
 

@@ -1,4 +1,4 @@
-"""Every reason that a reader gives has words that mend it."""
+"""Every reason that a reader gives has a text that says how to fix it."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from operators.read import read_instructions
 from operators.read.reasons import CURES, MOST_CURED, told
 
 
-def test_every_documented_reason_has_a_cure_or_says_all_itself() -> None:
+def test_every_documented_reason_has_a_cure_or_needs_none() -> None:
     documented = re.search(r"`quarantined:` \+ (.*?)\.\n", read_instructions.read_instructions.__doc__ or "", re.DOTALL)
     assert documented
     reasons = set(re.findall(r"[a-z]+_[a-z0-9_]+", documented[1]))

@@ -20,4 +20,4 @@ def test_the_first_of_a_name_keeps_it_and_all_names_differ(names: list[str], fou
 
 
 def test_equal_keys_cost_as_much_as_others() -> None:
-    assert distinct(["a"] * 200_000)[-1] == "a (200000)"  # a look at all names for each would take hours
+    assert distinct(["a"] * 200_000)[-1] == "a (200000)"  # comparing each name with all others would take hours

@@ -1,4 +1,4 @@
-"""Records of every public layout give the same pair; no column that holds something is lost without a word."""
+"""Records of every public layout give the same pair, and no column with a value is lost silently."""
 
 import json
 
@@ -127,7 +127,7 @@ def test_a_response_that_pandas_wrote_for_nothing_is_empty() -> None:
         ({"output": ANSWER, "ask": ASK}, "missing_field"),
         ({"instruction": 7, "output": ANSWER}, "non_string_field"),
         ({"instruction": ASK, "output": True}, "non_string_field"),
-        ({"instruction": ASK, "output": 42.0}, "non_string_field"),  # pandas wrote 42 so, or it was 42.0
+        ({"instruction": ASK, "output": 42.0}, "non_string_field"),  # pandas writes 42 like this, or it was 42.0
         ({"instruction": ASK, "output": ANSWER, "history": "none"}, "malformed_messages"),
         ({"instruction": ASK, "output": ANSWER, "history": "7"}, "malformed_messages"),
         ({"instruction": ASK, "output": ANSWER, "history": [7]}, "malformed_messages"),

@@ -1,4 +1,4 @@
-"""Every format gives the same records, through any cut, and one bad file is one bad record."""
+"""Every format gives the same records, however a file is cut, and one bad file is one bad record."""
 
 from pathlib import Path
 
@@ -29,6 +29,6 @@ def test_a_file_that_is_not_what_its_name_says_raises_nothing(tmp_path: Path, na
 
 @pytest.mark.parametrize("piece", [(0, 100), (100, 200), (0, 0)])
 def test_a_file_that_went_away_is_an_error_and_not_bad_data(tmp_path: Path, piece: tuple[int, int]) -> None:
-    """As bad data it would count as taken, and would not be read again when it is back."""
+    """Bad data counts as read, so the file would not be read again when it is back."""
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
         list(read_records(Piece(0, str(tmp_path / "gone.jsonl"), *piece)))

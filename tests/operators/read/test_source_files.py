@@ -1,4 +1,4 @@
-"""Source files are found wherever they lie, and cut into tasks in their order."""
+"""Source files are found wherever they are, and divided into tasks in their order."""
 
 import warnings
 from pathlib import Path
@@ -83,7 +83,7 @@ def names_of(folder: Path, path: str, split: str = "all") -> list[str]:
 
 
 def test_a_name_is_relative_to_what_the_source_names_and_does_not_change_with_its_neighbours(tmp_path: Path) -> None:
-    """Case of users: a folder a month, where each new folder renamed all older files."""
+    """A case from practice: one folder per month, where earlier each new folder renamed all older files."""
     for name in ("2026-11/a.jsonl", "2026-12/b.jsonl", "c.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -110,10 +110,10 @@ def test_a_name_is_relative_to_what_the_source_names_and_does_not_change_with_it
             "all",
             ["contest.jsonl", "latest.jsonl", "training_day.jsonl"],
         ),
-        (["contest.jsonl", "latest.jsonl"], "train", ["contest.jsonl", "latest.jsonl"]),  # words that only hold "test"
+        (["contest.jsonl", "latest.jsonl"], "train", ["contest.jsonl", "latest.jsonl"]),  # words with "test" in them
     ],
 )
-def test_one_split_is_read_where_names_tell_splits(
+def test_one_split_is_read_if_the_names_show_splits(
     tmp_path: Path, names: list[str], split: str, expected: list[str]
 ) -> None:
     for name in names:
@@ -129,7 +129,7 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path
 
 
 def test_a_snapshot_of_the_hub_is_read_through_its_links_without_its_metadata(tmp_path: Path) -> None:
-    """As `huggingface_hub.snapshot_download` lays it out: links into a folder of blobs."""
+    """The layout of `huggingface_hub.snapshot_download`: links into a folder of blobs."""
     snapshot = tmp_path / "datasets--o--n" / "snapshots" / "0a1b"
     blobs = tmp_path / "datasets--o--n" / "blobs"
     (snapshot / "data").mkdir(parents=True)

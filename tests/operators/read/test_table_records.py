@@ -1,4 +1,4 @@
-"""Rows of tables are records; a broken row, group or file costs no more than itself."""
+"""Rows of tables are records, and a broken row, row group or file does not affect others."""
 
 from collections import Counter
 from functools import partial
@@ -39,7 +39,7 @@ def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> Non
     ("content", "values"),
     [
         ("a,b\n1,2\n", [{"a": "1", "b": "2"}]),
-        ("\ufeffa;b\n1;2,5\n", [{"a": "1", "b": "2,5"}]),  # a spreadsheet of a country with decimal commas
+        ("\ufeffa;b\n1;2,5\n", [{"a": "1", "b": "2,5"}]),  # from a spreadsheet with decimal commas
         ('a,b\n"x\n\ny","say ""hi"""\n\n3,4', [{"a": "x\n\ny", "b": 'say "hi"'}, {"a": "3", "b": "4"}]),
         ("a,b\n1\n2,3\n4,5,6\n", ["malformed_csv", {"a": "2", "b": "3"}, "malformed_csv"]),
         ("a,b\n", ["unreadable_file"]),  # no record at all

@@ -1,4 +1,4 @@
-"""Text files are UTF-8 to their readers however they are packed, and it is known which can be cut into lines."""
+"""Text files are read as UTF-8 however they are compressed, and files that can be cut into lines are recognised."""
 
 import gzip
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a configuration of the reflections may say, and that a template counts by what it says."""
+"""The allowed configurations of the reflections; a template is identified by its text."""
 
 from pathlib import Path
 
@@ -29,6 +29,6 @@ def test_a_template_is_known_by_its_text_and_not_by_its_path(tmp_path: Path) -> 
         ({"criteria": {f"c{number}": "x" for number in range(21)}}, "more than 20"),
     ],
 )
-def test_what_cannot_work_is_refused(values: dict[str, object], message: str) -> None:
+def test_settings_that_cannot_work_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PromptConfig(**values)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Rewrites that cannot help are refused with their reason; good ones are left alone, real ones too."""
+"""Rewrites that cannot help are refused with a reason; good ones, including real ones, are left unchanged."""
 
 import json
 from itertools import pairwise
@@ -77,7 +77,7 @@ def test_every_check_has_a_switch() -> None:
         assert reason_against(ENGLISH, rewrite, off, is_answer=True) == ""
 
 
-def test_a_refusal_is_one_of_answers_only() -> None:
+def test_only_answers_are_checked_for_refusals() -> None:
     assert reason_against("Decline politely.", "I can't: use this phrase.", FilterConfig(), is_answer=False) == ""
 
 
@@ -100,7 +100,7 @@ def test_an_instruction_needs_no_full_stop() -> None:
         ("Describe the river, its source and its mouth.", ""),
     ],
 )
-def test_an_instruction_that_is_none_is_refused(rewrite: str, reason: str) -> None:
+def test_a_text_that_is_not_an_instruction_is_refused(rewrite: str, reason: str) -> None:
     assert reason_against("Describe the river.", rewrite, FilterConfig(), is_answer=False) == reason
 
 
@@ -136,7 +136,7 @@ def test_an_answer_that_says_nothing_is_refused(original: str, rewrite: str, ask
     assert judged["response_reflection"].to_pylist() == [expected]
 
 
-def test_the_answer_to_a_new_instruction_is_held_against_that_instruction() -> None:
+def test_the_answer_to_a_new_instruction_is_compared_with_that_instruction() -> None:
     row = {"outcome": "", "input": "Rhine", "instruction": "Name it.", "response": ENGLISH}
     row |= {"better_instruction": "Describe the river.", "instruction_reflection": "parsed"}
     for answer, status in (("river Rhine", "filtered:echo"), ("The Rhine rises in the Alps.", "parsed")):

@@ -1,7 +1,7 @@
-"""Canaries: texts that try to open a chat turn, close a fence or command the teacher, through the real parts.
+"""Hostile texts that try to open a chat turn, close a fence or give the teacher orders, passed through the real parts.
 
-What a model makes of a sentence that commands it cannot be tested; that the sentence stays data can: its tokens are
-ordinary ones, it stands inside its fence, and what comes back is read by form only.
+How a model reacts to an order in a text cannot be tested. The tests check that the text stays data: its tokens are
+ordinary ones, it is inside its fence, and the reply is read by its form only.
 """
 
 import json
@@ -55,7 +55,7 @@ FORMS: tuple[ReplyFormat, ...] = ("json", "delimited")
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory, demo_model: str, local_ray: None) -> list[dict[str, Any]]:
-    """Every payload in every field, as the flow reads it."""
+    """Every payload in every field, as read by the flow."""
     plain = {"instruction": "Say hello.", "input": "To Ann.", "output": "Hello, Ann."}
     records = [{**plain, field: text} for text in PAYLOADS.values() for field in FIELDS]
     path = tmp_path_factory.mktemp("hostile") / "source.jsonl"
@@ -111,7 +111,7 @@ def test_no_payload_leaves_its_fence(rows: list[dict[str, Any]], form: ReplyForm
 
 @pytest.mark.parametrize("about", [RESPONSES], ids=["responses"])
 def test_a_teacher_that_repeats_a_payload_plants_nothing(about: Reflecting, demo_model: str) -> None:
-    """The rewrite itself is the payload: control tokens are broken up in it too."""
+    """The payload is the rewrite itself, in which control tokens are broken up too."""
     special = special_tokens_of(demo_model)
     replies = [
         json.dumps({**dict.fromkeys(about.task.criteria, "Fine."), "better_response": text})
@@ -131,7 +131,7 @@ def test_a_teacher_that_repeats_a_payload_plants_nothing(about: Reflecting, demo
 def test_the_real_engine_answers_every_payload_twice_and_the_rows_stay_whole(
     rows: list[dict[str, Any]], tiny_model: str, tmp_path: Path
 ) -> None:
-    """Random weights never keep to the form: each row gets its repair turn, and keeps its first reason."""
+    """A model of random weights never keeps to the form, so each row gets a repair turn and keeps its first reason."""
     teacher = TeacherConfig(
         backend="vllm", model=tiny_model, device="cpu", dtype="float32", max_model_len=2048, batch_rows=32
     )
@@ -151,7 +151,7 @@ def test_the_real_engine_answers_every_payload_twice_and_the_rows_stay_whole(
 
 
 def answered_prompts(ledger: Ledger, stage: str) -> dict[str, int]:
-    """Row id -> tokens of its prompt; fails if any has no reply."""
+    """Map each row id to the number of tokens of its prompt; fail if any has no reply."""
     records = ledger.files.read(stage, ["row_id", "reply", "prompt_tokens"])
     assert records is not None
     found = list(records.iter_rows())

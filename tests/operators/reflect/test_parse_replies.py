@@ -1,4 +1,4 @@
-"""No reply of any kind raises, takes long, or leaves something dirty in a text that is accepted."""
+"""No reply of any kind raises an error, takes long, or leaves leftovers in an accepted text."""
 
 import json
 import time
@@ -84,7 +84,7 @@ def test_a_reply_with_a_piece_cut_out_or_put_in_is_read_or_refused(
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.sampled_from("ab .,\n\"'(){}=+-\\\t巴é😀"), min_size=1), st.sampled_from(FORMS))
 def test_a_plain_text_comes_back_letter_for_letter(text: str, form: ReplyFormat) -> None:
-    """Of a text that is accepted nothing but its edges may change, and JSON holds every character."""
+    """Only the edges of an accepted text may change, and JSON keeps every character."""
     parsed = parse_reply(
         whole(text, form, RESPONSE_CRITERIA, RESPONSE_SECTIONS), "stop", form, RESPONSE_CRITERIA, RESPONSE_SECTIONS
     )

@@ -1,4 +1,4 @@
-"""The prompts name every criterion, keep the input, and give no text a way out of its fence."""
+"""The prompts name every criterion, keep the input, and no text can close its fence."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def test_turns_before_are_shown_in_fences_of_their_own() -> None:
     assert "conversation" not in Prompter(INSTRUCTION_TASK).content("row", "And now?", "", "Now we go.")
 
 
-def test_own_criteria_take_the_place_of_the_papers() -> None:
+def test_custom_criteria_replace_those_of_the_paper() -> None:
     asked = Prompter(RESPONSE_TASK, "json", criteria={"tone": "whether it is polite"})
     assert list(json.loads(asked.schema())["properties"]) == ["tone", "better_response"]
     prompt = asked.content("row", "Q", "", "A")
@@ -114,7 +114,7 @@ TEMPLATE = (
 )
 
 
-def test_a_template_of_ones_own_frames_the_texts_and_never_runs_them() -> None:
+def test_a_custom_template_frames_the_texts_and_never_runs_them() -> None:
     hostile = "{{ 7 * 7 }} {% for x in [1] %}{{ x }}{% endfor %}"
     prompt = Prompter(RESPONSE_TASK, "delimited", template=TEMPLATE).content("row", hostile, "", "A")
     assert prompt.startswith("Judge:\n* helpfulness - whether")
@@ -139,6 +139,6 @@ def test_a_template_that_cannot_work_is_refused(template: str, message: str) -> 
         render_frame(template, {"tone": "polite?"}, "request", "form")
 
 
-def test_a_system_turn_of_ones_own_comes_first() -> None:
+def test_a_custom_system_turn_comes_first() -> None:
     messages = Prompter(RESPONSE_TASK, system="You are strict.").messages("Q")
     assert [turn["role"] for turn in messages] == ["system", "user"]

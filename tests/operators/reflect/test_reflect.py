@@ -1,4 +1,4 @@
-"""From rows to calls and from replies to columns: nothing active is skipped, nothing settled is touched."""
+"""From rows to calls and from replies to columns: no active row is skipped, and no row with an outcome is changed."""
 
 import json
 from collections import Counter
@@ -64,7 +64,7 @@ def test_every_row_active_is_reflected_and_every_row_comes_back(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_unusable_replies_keep_their_reason_and_no_half_of_a_pair(tmp_path: Path) -> None:
+def test_unusable_replies_have_a_reason_and_neither_part_of_a_pair(tmp_path: Path) -> None:
     once = ReflectConfig(repair=False)
     reflected = reflect_instructions(raw(60, 0), Reflection(once, CARELESS, Ledger(str(tmp_path)), frozenset()))
     rows = by_id(reflected).values()
@@ -155,7 +155,7 @@ def test_a_dialogue_is_shown_to_the_teacher_without_its_chat_markup() -> None:
     assert "turn 1" not in plain
 
 
-def test_own_criteria_and_prompts_reach_the_call_and_the_reading() -> None:
+def test_custom_criteria_and_prompts_are_used_in_call_and_parser() -> None:
     own = PromptConfig(criteria={"tone": "whether it is polite"}, system="You are strict.")
     config = ReflectConfig(form="delimited", style="papers", responses=own)
     row = {"row_id": "a", "selected_instruction": "Q", "input": "", "selected_response": "A", "outcome": ""}

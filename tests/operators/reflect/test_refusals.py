@@ -1,4 +1,4 @@
-"""Answers that decline are told from answers that happen to begin with the same words."""
+"""Refusals are distinguished from answers that happen to begin with the same words."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("text", REFUSALS)
-def test_a_refusal_is_known(text: str) -> None:
+def test_a_refusal_is_recognised(text: str) -> None:
     assert REFUSAL.match(text)
 
 
@@ -81,6 +81,6 @@ def test_an_answer_is_no_refusal(text: str) -> None:
     assert not REFUSAL.match(text)
 
 
-def test_no_real_answer_is_taken_for_a_refusal(alpaca: Path) -> None:
+def test_no_real_answer_is_mistaken_for_a_refusal(alpaca: Path) -> None:
     answers = [record["output"] for record in json.loads(alpaca.read_text())]
     assert [text[:80] for text in answers if REFUSAL.match(text)] == []

@@ -1,4 +1,4 @@
-"""Replies in headings as teachers write them, each with its one right reading, or the reason why it has none."""
+"""Replies with headings as teachers write them, each with its only correct reading or the reason why it has none."""
 
 import pytest
 
@@ -98,7 +98,7 @@ READ = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_has_one_reading_is_read(name: str) -> None:
+def test_a_reply_with_one_reading_is_read(name: str) -> None:
     assert parse(READ[name]) == Parsed(FINE, {"better_response": "Paris."})
 
 
@@ -143,7 +143,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_reading_or_several_is_refused(name: str) -> None:
+def test_a_reply_with_no_reading_or_several_is_refused(name: str) -> None:
     reply, reason = REFUSED[name]
     assert parse(reply) == Rejected(reason)
 

@@ -1,4 +1,4 @@
-r"""Replies in JSON as teachers write them, each with its one right reading, or the reason why it has none."""
+r"""Replies in JSON as teachers write them, each with its only correct reading or the reason why it has none."""
 
 import json
 
@@ -93,11 +93,11 @@ READ = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_has_one_reading_is_read(name: str) -> None:
+def test_a_reply_with_one_reading_is_read(name: str) -> None:
     assert parse(READ[name]) == Parsed(FINE, {"better_response": "Paris."})
 
 
-# source of the JSON text -> the text that is meant
+# from the source of the JSON text to the intended text
 WRITTEN = {
     r"one\n\ntwo\n\nthree": "one\n\ntwo\n\nthree",
     "one\n\ntwo": "one\n\ntwo",
@@ -134,7 +134,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("source", WRITTEN)
-def test_a_text_is_what_its_source_means(source: str) -> None:
+def test_json_source_is_read_as_the_intended_text(source: str) -> None:
     assert parse(written(source)) == Parsed(FINE, {"better_response": WRITTEN[source]})
 
 
@@ -195,7 +195,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_reading_or_several_is_refused(name: str) -> None:
+def test_a_reply_with_no_reading_or_several_is_refused(name: str) -> None:
     reply, reason = REFUSED[name]
     assert parse(reply) == Rejected(reason)
 

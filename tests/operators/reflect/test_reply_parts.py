@@ -1,4 +1,4 @@
-"""Names of criteria and sections are recognised however the teacher wrote them, and other names are not."""
+"""Names of criteria and sections are recognised in all the forms that teachers write, and other names are not."""
 
 import pytest
 

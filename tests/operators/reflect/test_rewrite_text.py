@@ -1,4 +1,4 @@
-"""Real texts come back as they are; what a teacher puts around a text does not."""
+"""Real texts are unchanged, and what a teacher puts around a text is removed."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_short_answers_are_no_placeholders(text: str) -> None:
         ("Dear Sir,\n\nI have made the changes.\n\nYours, Ann", "Dear Sir,\n\nI have made the changes.\n\nYours, Ann"),
     ],
 )  # fmt: skip
-def test_what_is_around_a_text_is_taken_off(text: str, cleaned: str) -> None:
+def test_wrapping_around_a_text_is_removed(text: str, cleaned: str) -> None:
     assert clean(text) == cleaned
 
 
@@ -80,11 +80,11 @@ def test_what_is_around_a_text_is_taken_off(text: str, cleaned: str) -> None:
         ("Paris.\n\nNote: The answer has two parts now.", "remark_in_text"),
     ],
 )
-def test_what_may_be_part_of_a_text_and_may_not_is_refused(text: str, reason: str) -> None:
+def test_ambiguous_wrapping_is_refused(text: str, reason: str) -> None:
     assert clean(text) == Rejected(reason)
 
 
-def test_thoughts_before_a_reply_are_taken_off_and_endless_ones_refused() -> None:
+def test_thoughts_before_a_reply_are_removed_and_endless_ones_refused() -> None:
     assert clean_reply("<think>a</think>\n<thinking>b</thinking> c") == "c"
     assert clean_reply("<think>a") == Rejected("unfinished_thoughts")
     assert clean_reply("one</think>two") == "two"

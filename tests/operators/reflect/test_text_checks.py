@@ -1,4 +1,4 @@
-"""What can be seen of a text alone, in languages with and without spaces between words."""
+"""Checks that need the text alone, in languages with and without spaces between words."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from operators.reflect.text_checks import breaks_off, echoes, is_prompts_words, 
 
 
 def test_repetition_is_a_share_of_runs() -> None:
-    assert repetition("one two three four " * 3) == 0  # too short to say
+    assert repetition("one two three four " * 3) == 0  # too short to judge
     assert repetition(" ".join(str(n) for n in range(200))) == 0
     assert repetition("one two three four " * 50) > 0.9
     assert repetition("我们喜欢在河边散步。" * 30) > 0.9

@@ -1,4 +1,4 @@
-"""The report of the sample run, and the one in which every text is an attack."""
+"""The report of the sample run, and a report in which every text is an attack."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run of 32 rows, its costs and its releases, as the tests of the report and of its page need them."""
+"""A run of 32 rows, its costs and its releases, for the tests of the report and of its page."""
 
 import json
 from pathlib import Path

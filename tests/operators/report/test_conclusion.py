@@ -37,7 +37,7 @@ def test_a_gain_is_claimed_only_where_resampling_the_rows_shows_it(
     assert (conclusion.not_shown == NOT_SHOWN) is (improved is not None)
 
 
-def test_what_the_student_was_trained_on_is_said() -> None:
+def test_the_training_data_of_the_student_is_stated() -> None:
     conclusion = conclude(an_evaluation(1.8, 0.1), RECYCLED, 1, 20)
     assert conclusion.by_what == (
         "It was trained for 1 step on 20 rows; 12 of 22 recycled rows hold a rewrite in place of the original, "
@@ -60,6 +60,6 @@ def test_nothing_is_claimed_where_nothing_was_measured() -> None:
         (20, 2, 0.0001, "won 20, tied 2 and lost 2 (sign test p = 0.0001)"),
     ],
 )
-def test_wins_that_are_chance_are_called_so(wins: int, losses: int, p: float, said: str) -> None:
+def test_wins_that_may_be_chance_are_described_as_such(wins: int, losses: int, p: float, said: str) -> None:
     judge = Judgement(num_pairs=wins + losses + 2, wins=wins, ties=2, losses=losses, win_margin=0.1, sign_test_p=p)
     assert said in conclude(an_evaluation(1.8, 0.1, judge=judge), RECYCLED, 30, 22).gained

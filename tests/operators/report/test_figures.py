@@ -120,7 +120,7 @@ def test_packing(figures: Collected) -> None:
     assert sum(packing.document_tokens.counts) == 3
 
 
-def test_pairs_are_cut_and_say_so(figures: Collected) -> None:
+def test_pairs_are_cut_with_a_note(figures: Collected) -> None:
     pairs = {pair["row_id"]: pair for pair in figures.pairs}
     assert set(pairs) == {"row0", "row1", "row2", "row3"}
     assert pairs["row0"]["final_instruction"] == {"text": "one two th", "num_chars": 18}

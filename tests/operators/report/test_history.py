@@ -1,4 +1,4 @@
-"""The page over refreshes and releases: hostile text is inert, one value draws no line, losses and sums are right."""
+"""The page about refreshes and releases: hostile text is inert, one value gives no line, losses and sums are right."""
 
 from operators.evaluate.release_history import Decision
 from operators.evaluate.results import HeldOutLoss

@@ -32,7 +32,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
     driver.get("about:blank")
-    driver.get_log("performance")  # forgets what the browser's own start page loaded
+    driver.get_log("performance")  # drops what the browser's own start page loaded
     yield driver
     driver.quit()
 

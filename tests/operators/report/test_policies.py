@@ -1,4 +1,4 @@
-"""The same offer, taken by each policy: counted as the run's own rule would have taken it."""
+"""The same candidates under each policy, counted by the same rule as in a run."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_policies_that_compare_the_same_scores_are_counted_on_the_same_offer() -
     }
 
 
-def test_what_was_not_scored_for_a_policy_is_not_counted_for_it() -> None:
+def test_rows_without_a_score_for_a_policy_are_not_counted_for_it() -> None:
     assert figures("none")[1] == {
         "none": (4, 4),
         "ifd": (None, 4),

@@ -1,4 +1,4 @@
-"""What the report says of a run, whole or partial, and that hostile text stays text in it."""
+"""The contents of the report of a complete or partial run; hostile text stays text in it."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def test_a_recycled_row_without_pack_and_reason_breaks_conservation(local_ray: N
     assert report.figures["conservation"]["holds"] is False
 
 
-def test_what_is_not_finite_becomes_null(local_ray: None) -> None:
+def test_numbers_that_are_not_finite_become_null(local_ray: None) -> None:
     student = {"steps": 2, "losses": [math.nan, math.inf], "grad_norms": [1.0], "first_loss": math.nan}
     figures = partial_report(student=student).figures
     json.dumps(figures, allow_nan=False)
@@ -116,7 +116,7 @@ def test_a_partial_run_says_what_is_missing(parts: dict[str, Any], said: str) ->
     assert all(f'id="{section}"' in report.html for section in SECTIONS)
 
 
-def test_what_the_reader_must_know_is_said(sample: Report) -> None:
+def test_the_report_states_its_caveats(sample: Report) -> None:
     text = " ".join(Page(sample.html).text.split())
     assert (
         "On 4 held-out rows the loss went from 2.314 to 2.188 nats per token; fewer than 10 rows are too few to say"

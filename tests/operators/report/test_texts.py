@@ -29,7 +29,7 @@ from operators.report.texts import (
         ("👩\u200d💻 é नमस्ते", "👩\u200d💻 é नमस्ते"),
     ],
 )
-def test_what_cannot_be_seen_is_named(text: str, seen: str) -> None:
+def test_invisible_characters_are_named(text: str, seen: str) -> None:
     assert visible(text) == seen
 
 
@@ -38,7 +38,7 @@ def test_insertions_and_deletions_rebuild_both_texts() -> None:
     after = "Name the two stages of photosynthesis in algae, and say where each one happens first."
     parts = word_diff(before, after)
     old = "".join(text for kind, text in parts if kind != INSERTED)
-    assert "".join(old.split()) == "".join(before.split())  # the space behind a kept word is the new text's
+    assert "".join(old.split()) == "".join(before.split())  # the space after a kept word is from the new text
     assert "".join(text for kind, text in parts if kind != DELETED) == after
     assert (DELETED, "plants ") in parts
     assert parts[0][0] == KEPT

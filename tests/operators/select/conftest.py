@@ -1,4 +1,4 @@
-"""The pool's one actor in the process of the test: decisions and store are the same, and no process is started."""
+"""Runs the pool's only actor in the process of the test, with the same decisions and store."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What each policy compares, and what of it is part of an older manifest."""
+"""The measures that each policy compares, and the keys that older manifests do not have."""
 
 import pytest
 from pydantic import ValidationError

@@ -30,7 +30,7 @@ PAIRS = [
 
 
 def independent_nll(model: Any, context: list[int], target: list[int]) -> float:
-    """Mean nats of target[1:], one row, float64, one token at a time from the log-probabilities."""
+    """The mean loss of target[1:] in nats for one row, in float64, from the log-probability of one token at a time."""
     ids = torch.tensor([context + target])
     with torch.no_grad():
         log_probs = torch.log_softmax(model(ids).logits[0].double(), dim=-1)
@@ -149,7 +149,7 @@ def test_a_pair_that_cannot_be_scored_gets_none_and_a_reason(
 
 
 def test_an_answer_of_one_token_is_scored_by_that_token(tiny_model: str) -> None:
-    """IFD is p(token | beginning of text) / p(token | instruction), computed here from the raw logits."""
+    """The expected IFD is p(token | beginning of text) / p(token | instruction), computed from the raw logits."""
     tokenizer, model = load_tokenizer(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     spans = target_spans(tokenizer, ("Is the sky blue?", "Yes"), 100)
     assert spans.num_scored == 1

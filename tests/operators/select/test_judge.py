@@ -1,4 +1,4 @@
-"""The judge's score of a pair: what is asked, what is read, and which rows are asked about."""
+"""The judge's score of a pair: the question, the reading of the reply, and which rows are judged."""
 
 import json
 from dataclasses import asdict
@@ -50,7 +50,7 @@ def test_a_verdict_is_a_score_or_a_reason(reply: str | None, score: Score) -> No
     assert read_score(reply, "stop") == score
 
 
-def test_a_verdict_that_was_cut_off_says_so() -> None:
+def test_a_verdict_that_was_cut_off_has_its_own_reason() -> None:
     assert read_score('{"critique": "It', "length") == Score(reason="cut_off")
 
 
@@ -111,7 +111,7 @@ def test_the_higher_score_wins_and_a_tie_or_no_score_keeps_the_original(
     assert found["ifd_unscored"] == unscored
 
 
-def test_what_was_not_asked_has_no_score_and_what_failed_has_its_reason() -> None:
+def test_rows_not_asked_about_have_no_score_and_failed_calls_have_a_reason() -> None:
     replies = {
         "reply": [None, None, '{"score": 4}'],
         "finish_reason": [None, None, "stop"],

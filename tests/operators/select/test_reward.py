@@ -55,7 +55,7 @@ def made(folder: Path, tokenizer: str, num_labels: int) -> str:
 
 
 def alone(folder: str, turns: list[dict[str, str]]) -> float:
-    """By transformers itself, one dialogue at a time, without padding."""
+    """The reward from transformers itself, one dialogue at a time, without padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
@@ -77,7 +77,7 @@ def test_rewards_are_the_models_own_however_texts_are_batched(reward_model: str,
     assert {score.reason for score in scores} == {""}
 
 
-def test_what_cannot_be_read_has_a_reason_and_costs_the_others_nothing(reward_model: str) -> None:
+def test_an_unreadable_text_has_a_reason_and_does_not_affect_others(reward_model: str) -> None:
     scorer = RewardScorer(reward_model, ScoreConfig(max_tokens=60))
     turns = [("Hi", " "), ("Name a colour.", "Blue."), ("Go on.", "and on " * 100)]
     empty, scored, long = scorer.score(turns)
@@ -125,7 +125,7 @@ def test_only_a_classifier_with_one_label_is_a_reward_model(reward_model: str, t
 
 
 class Rows:
-    """A data set of one block, as far as the selection asks it."""
+    """A data set of one block, with the methods that the selection uses."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table

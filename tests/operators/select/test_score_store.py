@@ -1,4 +1,4 @@
-"""A text is scored once by a student: whatever the policy, the run, the crash; and another student scores it anew."""
+"""A student scores a text once, whatever the policy or run and even after a crash; another student scores it anew."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from operators.select.score_store import (
 )
 from operators.select.select import select_instructions
 
-POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # of two: the shuffle finds no room beside it
+POOL = ScoreConfig(batch_rows=3, cpus_per_actor=1.5, max_tokens=300)  # leaves no CPU of two to the shuffle
 BLUE = "Blue as the sky"
 Mapped = Callable[..., "ray.data.Dataset"]
 
@@ -107,7 +107,7 @@ def test_known_scores_need_no_student(tiny_model: str, tmp_path: Path, map_here:
     first = ratios(named(3), tiny_model, tmp_path, map_here)
     weights = Path(tiny_model) / "model.safetensors"
     stored = weights.read_bytes()
-    try:  # a file of the same size and time that nobody can load
+    try:  # a file of the same size and time that cannot be loaded
         stat = weights.stat()
         weights.write_bytes(bytes(len(stored)))
         os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -181,7 +181,7 @@ def test_a_reflection_that_repeats_the_original_counts_as_original() -> None:
         ("perplexity", "perplexity", "perplexity"),
     ],
 )
-def test_each_policy_compares_what_it_says(policy: Any, first: str | None, second: str | None) -> None:
+def test_each_policy_compares_its_own_measure(policy: Any, first: str | None, second: str | None) -> None:
     config = SelectConfig(policy=policy)
     assert (config.first_measure(), config.second_measure()) == (first, second)
 

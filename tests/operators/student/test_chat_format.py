@@ -1,4 +1,4 @@
-"""Chat templates as people have them: what each makes of an answer, and which are refused."""
+"""Chat templates from practice: how each renders an answer, and which are refused."""
 
 import pytest
 
@@ -86,4 +86,4 @@ def test_the_template_is_probed_once(tokenizer, monkeypatch):
     )
     for number in range(10):
         encode_example(tokenizer, f"Say {number}.", "", str(number))
-    assert len(rendered) <= 21  # of each example the dialogue and its prompt; once the bare dialogue
+    assert len(rendered) <= 21  # for each example the dialogue and its prompt, and once the bare dialogue

@@ -1,4 +1,4 @@
-"""The loss in parts of the tokens is the loss of all logits at once, with the same gradients."""
+"""The loss computed in chunks of tokens equals the loss of all logits at once, with the same gradients."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_loss_and_gradients_are_those_of_all_logits(family, recomputed, monkeypa
     assert parts[1].keys() == whole[1].keys()
     for name, gradient in whole[1].items():
         torch.testing.assert_close(parts[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-    if family != "soft cap":  # its logits are no linear function of what the head reads
+    if family != "soft cap":  # its logits are not a linear function of the input of the head
         assert max(shape[0] for shape in seen[recomputed:]) <= 10, "no more logits than were allowed"
 
 

@@ -1,4 +1,4 @@
-"""Students as people have them, each checked before the first teacher call."""
+"""Students from practice, each checked before the first teacher call."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ NEEDS = StudentNeeds(max_tokens=256)
 
 @pytest.fixture
 def student(tiny_model, tmp_path):
-    """A copy of the tiny model that a test may spoil."""
+    """A copy of the tiny model that a test may damage."""
     folder = tmp_path / "student"
     shutil.copytree(tiny_model, folder)
     return folder
@@ -97,14 +97,14 @@ def test_templates_are_refused_in_one_line(student):
     assert "no chat template" in only(examine_student(str(student), NEEDS)).text
 
 
-def test_a_generation_config_that_cannot_be_saved_is_said_with_what_becomes_of_it(student):
+def test_a_generation_config_that_cannot_be_saved_is_reported_with_its_replacement(student):
     edit(student / "generation_config.json", temperature=0.9, top_p=0.6, do_sample=False)
     finding = only(examine_student(str(student), NEEDS))
     assert not finding.fatal
     assert "exported with do_sample: true" in finding.text
 
 
-def test_a_base_student_whose_answers_would_not_stop_is_said_with_the_cure(student):
+def test_a_base_student_whose_answers_would_not_stop_is_reported_with_the_cure(student):
     save_tokenizer(student, lambda t: setattr(t, "eos_token", "<|endoftext|>"))
     edit(student / "generation_config.json", eos_token_id=0, pad_token_id=0)
     finding = only(examine_student(str(student), NEEDS))

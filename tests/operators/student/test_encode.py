@@ -26,7 +26,7 @@ def test_loss_is_on_response_and_end_of_turn_only(tokenizer):
     assert all(label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
 
 
-def test_encoding_is_the_template_s_own(tokenizer):
+def test_encoding_equals_that_of_the_template(tokenizer):
     turns = [{"role": "user", "content": "Say hello.\n\nto Ada"}, {"role": "assistant", "content": "Hello!"}]
     rendered = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
     assert encode_example(tokenizer, "Say hello.", "to Ada", "Hello!").input_ids == rendered
@@ -56,7 +56,7 @@ def test_control_tokens_in_a_text_are_refused(tokenizer, texts):
 
 def test_a_text_with_the_characters_of_an_ordinary_pad_token_is_kept(demo_model):
     shouting = load_tokenizer(demo_model)
-    shouting.pad_token = "!"  # noqa: S105 - a token, no password
+    shouting.pad_token = "!"  # noqa: S105 - a token, not a password
     encoded = encode_example(shouting, "Say hello!", "", "Hello! Hello!")
     assert shouting.decode(learnt(encoded)) == "Hello! Hello!<|im_end|>"
 

@@ -1,4 +1,4 @@
-"""Where answers stop, and generation configs that can be saved."""
+"""The tokens at which answers stop, and generation configs that can be saved."""
 
 import pytest
 from transformers import GenerationConfig
@@ -28,7 +28,7 @@ def test_the_learnt_end_of_turn_always_stops_an_answer(tokenizer, configured, ex
 
 
 def test_a_base_tokenizer_s_own_end_stops_too(tokenizer):
-    tokenizer.eos_token = "<|endoftext|>"  # noqa: S105 - a token, no password
+    tokenizer.eos_token = "<|endoftext|>"  # noqa: S105 - a token, not a password
     assert stop_tokens(None, tokenizer) == [END_OF_TURN, END_OF_TEXT]
 
 
@@ -41,7 +41,7 @@ def test_a_base_tokenizer_s_own_end_stops_too(tokenizer):
         ({"pad_token_id": -1, "bos_token_id": 1}, "nothing of it but its token ids"),
     ],
 )
-def test_what_is_exported_can_be_saved(tokenizer, tmp_path, values, changed):
+def test_an_exported_generation_config_can_be_saved(tokenizer, tmp_path, values, changed):
     settings = GenerationConfig(eos_token_id=END_OF_TEXT, **values)
     exported, how = exportable(settings, tokenizer)
     assert how == changed

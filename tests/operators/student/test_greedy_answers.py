@@ -1,4 +1,4 @@
-"""Greedy answers in left-padded batches, on a model that says what it is told."""
+"""Greedy answers in left-padded batches, from a model with prescribed answers."""
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -19,7 +19,7 @@ def test_an_answer_is_the_same_alone_and_beside_longer_prompts(tiny_model):
 
 def test_an_answer_ends_with_the_learnt_end_of_turn_of_a_base_student(tiny_model, monkeypatch):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model).eval(), load_tokenizer(tiny_model)
-    tokenizer.eos_token = "<|endoftext|>"  # noqa: S105 - a token, no password
+    tokenizer.eos_token = "<|endoftext|>"  # noqa: S105 - a token, not a password
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     blue, end = tokenizer("Blue").input_ids[0], tokenizer.convert_tokens_to_ids("<|im_end|>")
     said = iter([blue, blue, end, blue, blue, blue, blue, blue])

@@ -19,11 +19,11 @@ SIZES = {
 @pytest.mark.parametrize(
     ("layers", "meant"), [("all", [0, 1, 2, 3, 4, 5]), ("last:2", [4, 5]), ("first:1", [0]), ("odd", [1, 3, 5])]
 )
-def test_of_a_student_without_windows_all_that_are_meant_can(layers: str, meant: list[int]) -> None:
+def test_all_chosen_layers_of_a_student_without_windows_can_use_it(layers: str, meant: list[int]) -> None:
     assert hyper_attention_layers(LlamaConfig(**SIZES), layers) == (meant, meant)
 
 
-def test_layers_with_a_window_are_meant_but_stay_exact() -> None:
+def test_chosen_layers_with_a_window_stay_exact() -> None:
     assert hyper_attention_layers(MistralConfig(**SIZES, sliding_window=16), "all") == ([0, 1, 2, 3, 4, 5], [])
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     gemma = Gemma3TextConfig(**SIZES, head_dim=16, layer_types=kinds)

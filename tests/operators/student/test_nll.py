@@ -1,4 +1,4 @@
-"""Likelihoods in padded batches against one example at a time, on a real tiny model."""
+"""Likelihoods in padded batches, compared with one example at a time, on a real tiny model."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The attention of a pack is that of its documents alone, in every layout of heads, and no mask is made for it."""
+"""The attention of a pack equals that of its separate documents, in every layout of heads, and needs no mask."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The loss of a pack: the sum over its documents' supervised tokens, whatever is packed beside them."""
+"""The loss of a pack is the sum over its documents' supervised tokens, whatever is packed beside them."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def student(tiny_model):
 
 
 def plain_loss(student, pack):
-    """By transformers' own forward pass, one document after the other."""
+    """The loss from transformers' own forward pass, one document after the other."""
     total, at = torch.zeros(()), 0
     for length in pack.document_lengths:
         ids, labels = (torch.tensor(values[at : at + length]) for values in (pack.input_ids, pack.labels))

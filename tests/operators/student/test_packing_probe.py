@@ -1,4 +1,4 @@
-"""Families whose documents stay apart in a pack, and families whose documents do not; all tiny and random."""
+"""Model families whose documents stay separate in a pack, and families whose documents do not; all tiny and random."""
 
 import pytest
 import torch
@@ -100,7 +100,7 @@ LEAKING = {
 
 
 def built(config, scale=4):
-    """A random model whose weights are large enough for one token to matter to another."""
+    """A random model with weights large enough for tokens to influence each other."""
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_documents_stay_apart(family):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", LEAKING)
-def test_a_leak_is_seen(family):
+def test_a_leak_is_detected(family):
     probe = PackingProbe(*compare(built(LEAKING[family]())), "", torch.float32)
     assert probe.leaks, probe
 

@@ -1,4 +1,4 @@
-"""An endpoint on 127.0.0.1 that does as the prompt says: answers, breaks, refuses, is slow or talks nonsense."""
+"""An endpoint on 127.0.0.1 whose prompts decide whether it answers, fails, refuses, is slow or returns nonsense."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ GARBAGE = {
 }
 
 MESSAGES: dict[str, dict[str, Any]] = {
-    "half an emoji": {"content": "clear \ud83d text"},  # json.dumps writes the escape, and no encoder refuses that
+    "half an emoji": {"content": "clear \ud83d text"},  # json.dumps writes it as an escape, which no encoder refuses
     "in parts": {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "the answer"}]},
     "thought only": {"content": None, "reasoning_content": "the answer"},
     "thought and said": {"content": "the answer", "reasoning_content": "let me see"},
@@ -36,9 +36,9 @@ USAGES: dict[str, dict[str, Any]] = {
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Answers by what the prompt says: a status code, a kind of garbage, "slow", or the prompt from behind.
+    """Answers as the prompt asks: with a status code, a kind of garbage, slowly, or else with the reversed prompt.
 
-    "once 429" is that status the first time; "429" is it always.
+    "once 429" gives that status the first time only; "429" gives it always.
     """
 
     protocol_version = "HTTP/1.1"
@@ -103,7 +103,7 @@ class Endpoint(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """The address of an endpoint that has seen nothing yet."""
+    """The address of an endpoint that has not seen any request yet."""
     Endpoint.seen, Endpoint.most_busy = [], 0
     Endpoint.free.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:

@@ -1,4 +1,4 @@
-"""Limits on tokens and cost, and how long a prompt is taken to be before its call is made."""
+"""Limits on tokens and cost, and the estimated length of a prompt before its call is made."""
 
 import json
 

@@ -19,7 +19,7 @@ CALL = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tok
 
 
 class Method:
-    """Stands for a method of an actor: `.remote()` gives something to await, or for `ray.get`."""
+    """Replaces a method of an actor: the result of `.remote()` can be awaited or passed to `ray.get`."""
 
     def __init__(self, result: Any) -> None:
         self.result, self.seen = result, []
@@ -99,7 +99,7 @@ def test_an_engine_that_does_not_start_closes_the_stage_with_its_words(ready: Ex
     assert "look into its log" in reason
 
 
-def test_a_machine_that_goes_away_while_an_engine_loads_is_no_end() -> None:
+def test_losing_a_machine_while_an_engine_loads_does_not_end_the_stage() -> None:
     gone = [Engine(ready=ray.exceptions.RayActorError(error_msg="the node died")) for _ in range(2)]
     said = answered(CALL, "said", "stop", 1, 1)
     engine = PooledEngine(Pool(*gone, Engine(answer=said)), Supervisor(), TEACHER)

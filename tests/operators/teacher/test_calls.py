@@ -1,4 +1,4 @@
-"""Keys of calls, and replies that any file can hold whatever they say."""
+"""Keys of calls, and replies that can be written to any file whatever they contain."""
 
 import json
 

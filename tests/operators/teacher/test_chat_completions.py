@@ -1,4 +1,4 @@
-"""Whatever an endpoint sends back is a whole reply, or a failure that says what it is."""
+"""Whatever an endpoint returns becomes a complete reply or a failure with a reason."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def test_a_reply_without_text_counts_the_tokens_that_it_cost(reason: str, error:
 @pytest.mark.parametrize(
     ("reason", "ends"), [("error", None), ("Abort", None), ("MAX_TOKENS", "length"), ("eos", "stop")]
 )
-def test_a_part_of_a_reply_is_none(reason: str, ends: str | None) -> None:
+def test_a_reply_that_broke_off_is_a_failure(reason: str, ends: str | None) -> None:
     message = SimpleNamespace(content="The first half of")
     completion = SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason=reason)], usage=None)
     call = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tokens": 1000}
@@ -32,7 +32,7 @@ def test_a_part_of_a_reply_is_none(reason: str, ends: str | None) -> None:
     assert reply["error"].startswith(BROKEN_OFF) == (ends is None)
 
 
-def test_a_wait_that_is_too_long_to_wait_is_told() -> None:
+def test_a_retry_after_that_is_too_long_is_named_in_the_error() -> None:
     response = SimpleNamespace(headers={"retry-after": "3600"})
     error = RuntimeError("slow down")
     error.response = response  # type: ignore[attr-defined]

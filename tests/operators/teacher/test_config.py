@@ -1,11 +1,11 @@
-"""What of a teacher's configuration decides a reply, and so is part of the key of a call."""
+"""The parts of a teacher's configuration that influence a reply are part of the key of a call."""
 
 from operators.teacher.config import TeacherConfig
 
 BASE = {"backend": "openai", "model": "plain", "temperature": 0.7}
 
 
-def test_where_and_how_fast_is_no_part_of_the_key() -> None:
+def test_places_and_speed_are_not_part_of_the_key() -> None:
     plain = TeacherConfig(backend="scripted", model="fluent")
     scaled = plain.model_copy(update={"replicas": (2, 9), "device": "cpu", "batch_rows": 1, "max_num_seqs": 3})
     assert plain.key_parts() == scaled.key_parts()

@@ -1,4 +1,4 @@
-"""What becomes of the calls of an engine that died: decided on tables, and simulated on an engine of the real sizes."""
+"""What happens to the calls of an engine that died: in small examples, and simulated with realistic sizes."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_a_call_that_was_alone_at_two_deaths_is_given_up() -> None:
     assert deaths.died(["a"]).deadly == {"a"}
 
 
-def test_two_groups_without_a_common_call_that_die_before_any_answer_blame_the_engine() -> None:
+def test_deaths_of_two_disjoint_groups_before_any_answer_blame_the_engine() -> None:
     deaths = Deaths()
     first, second, *_ = deaths.died(keys(8)).groups
     assert deaths.died(list(first)).closed == ""
@@ -51,7 +51,7 @@ REPLY_S, START_S = 20.0, 180.0  # of a 70B model
 
 
 def simulate(num_calls: int, deadly: set[str], *, preempted: bool = False) -> tuple[int, float, int, set[str]]:
-    """Drive one engine through calls that it holds all at once: deaths, seconds, fewest calls at once, given up."""
+    """Simulate an engine that gets all calls at once; return deaths, seconds, smallest group, and calls given up."""
     deaths = Deaths()
     groups: list[tuple[str, ...]] = [tuple(keys(num_calls))]
     seconds, fewest, given_up, answered = 0.0, num_calls, set(), set()
@@ -77,7 +77,7 @@ def test_a_machine_that_was_taken_away_costs_four_rounds_at_a_quarter_of_the_con
     deaths, seconds, fewest, given_up = simulate(282, set(), preempted=True)
     assert (deaths, fewest, given_up) == (1, 69, set())
     assert seconds == START_S + (1 + PARTS) * REPLY_S
-    one_by_one = START_S + (1 + 282) * REPLY_S  # as it was: the batch that came back was taken call by call
+    one_by_one = START_S + (1 + 282) * REPLY_S  # the earlier way: the returned batch was answered call by call
     assert one_by_one / seconds > 20
 
 

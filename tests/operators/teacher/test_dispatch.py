@@ -1,4 +1,4 @@
-"""What is admitted of a block of calls, and how a stage's failures are told."""
+"""Which calls of a block are admitted, and how a stage's failures are reported."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ TEACHER = TeacherConfig(backend="openai", model="m")
 
 
 class Supervisor:
-    """Admits the first two calls of whatever it is asked."""
+    """Admits the first two calls of every request."""
 
     def __init__(self) -> None:
         self.admit, self.asked = self, []
@@ -47,11 +47,11 @@ def test_a_block_is_cut_to_what_is_admitted_and_only_that_is_kept(
     assert pq.read_table(file)["call_key"].to_pylist() == ["0", "1"]
 
 
-def test_an_empty_block_asks_nobody() -> None:
+def test_an_empty_block_makes_no_call() -> None:
     assert dispatch._admit(CALLS.empty_table(), None, TEACHER, True, "").num_rows == 0
 
 
-def test_failures_are_told_with_their_words_the_most_frequent_first() -> None:
+def test_failures_are_reported_with_their_messages_most_frequent_first() -> None:
     totals = Totals(40, 3, Tokens(), (("boom", 2), ("bang", 1)), 0)
     assert failures_note(totals) == "3 of 40 calls failed: 2 x boom; 1 x bang"
     assert failures_note(Totals(40, 0, Tokens(), (), 0)) == ""

@@ -1,4 +1,4 @@
-"""What the doctor finds wrong with a teacher before anything is paid, and that it finds nothing where all is well."""
+"""The doctor finds what is wrong with a teacher before any call is paid, and finds nothing in a valid one."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def test_a_sound_engine_has_no_findings(tiny_model: str) -> None:
     assert check_teacher(engine(tiny_model)) == []
 
 
-def test_weights_that_are_no_safetensors_are_refused(copied: Path) -> None:
+def test_weights_that_are_not_safetensors_are_refused(copied: Path) -> None:
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
     found = keys_and_texts(engine(str(copied)))
     assert list(found) == ["teacher.model"]
@@ -63,7 +63,7 @@ def test_the_teacher_of_a_stage_is_looked_at_too(tiny_model: str) -> None:
 
 
 @pytest.mark.slow
-def test_arguments_are_held_against_the_engines_own(tiny_model: str) -> None:
+def test_arguments_are_checked_against_those_of_the_engine(tiny_model: str) -> None:
     found = keys_and_texts(engine(tiny_model, engine_kwargs={"quantisation": "fp8"}, reasoning_parser="qwen"))
     assert "no such engine argument" in found["teacher.engine_kwargs.quantisation"]
     assert "qwen3" in found["teacher.reasoning_parser"]
@@ -71,7 +71,7 @@ def test_arguments_are_held_against_the_engines_own(tiny_model: str) -> None:
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Lists its models as `answer` says."""
+    """Answers the request for the list of models with `answer`."""
 
     answer: ClassVar[tuple[int, Any]] = (200, {})
 
@@ -110,7 +110,7 @@ MODELS = {"object": "list", "data": [{"id": name, "object": "model", "created": 
         ((200, {"object": "list", "data": [{"id": "other"}]}), "teacher.model", False),
     ],
 )
-def test_an_endpoint_is_asked_for_what_is_free(
+def test_an_endpoint_is_only_asked_for_what_costs_nothing(
     address: str, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, Any], key: str, fatal: bool
 ) -> None:
     monkeypatch.setattr(Endpoint, "answer", answer)

@@ -1,4 +1,4 @@
-"""The pool hands out idle engines before it starts new ones, replaces the dead, and gives up what others need."""
+"""The pool hands out idle engines before it starts new ones, replaces dead ones, and stops those in the way."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ from operators.teacher.generate import engine_spec
 
 
 class Engine:
-    class stop:  # noqa: N801 - stands for a method of an actor
+    class stop:  # noqa: N801 - replaces a method of an actor
         @staticmethod
         def remote() -> str:
             return "stopped"
@@ -62,7 +62,7 @@ def test_stopping_ends_all(killed: list[Any]) -> None:
 
 
 class Handle:
-    """Stands for the handle of a pool's actor: any method can be called, and none has started an engine."""
+    """Replaces the handle of a pool's actor: any method can be called, and no engine was started."""
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=lambda *_: 0)
@@ -72,7 +72,7 @@ class Handle:
 def test_another_kind_leaves_a_cpu_to_the_tasks_that_feed_it(
     killed: list[Any], monkeypatch: pytest.MonkeyPatch, free: float, stays: bool
 ) -> None:
-    """On two CPUs, two engines of one CPU each would have every later task of Ray Data wait for ever."""
+    """On two CPUs, two engines of one CPU each would make every later task of Ray Data wait for ever."""
     first = Handle()
     spec = EngineSpec(lambda: (Engine(), None), {"kind": 1}, {"CPU": 1.0}, 1)
     monkeypatch.setattr(engine_pool, "_pools", {spec.name: (first, spec)})

@@ -1,4 +1,4 @@
-"""How the opening words of an error decide: made again or not, counted as an attempt or not, and whose fault it is."""
+"""The first words of an error decide whether its call is made again, counts as an attempt, and what is to blame."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which backend answers a teacher's calls, and that each call gets one row; a real engine is in test_real_engine."""
+"""The right backend answers a teacher's calls, with one row for each call. test_real_engine.py has a real engine."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_each_call_gets_one_reply() -> None:
     assert all(json.loads(reply)["better_response"] for reply in found["reply"].to_pylist())
 
 
-def test_engines_are_started_for_engines_alone(demo_model: str) -> None:
+def test_engines_are_started_only_for_backends_that_have_them(demo_model: str) -> None:
     endpoint = TeacherConfig(backend="openai", model="big", base_url="http://127.0.0.1:1/v1")
     assert engine_spec(endpoint) is None
     assert engine_spec(TeacherConfig(backend="scripted", model="fluent")) is None

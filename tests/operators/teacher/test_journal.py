@@ -1,4 +1,4 @@
-"""Replies are on disk within seconds, not when the slowest of their batch has come; attempts are told from refusals."""
+"""Replies are stored within seconds, without waiting for the slowest of their batch; refusals are not attempts."""
 
 import asyncio
 from typing import Any
@@ -28,7 +28,7 @@ def test_a_reply_is_stored_while_the_slowest_of_its_batch_is_still_to_come() -> 
 
         journal = Journal(keep, most_rows=100, most_seconds=0.01)
         await journal.add(reply("quick"))
-        await asyncio.wait_for(first_stored.wait(), 20)  # nothing else came, and no batch has ended
+        await asyncio.wait_for(first_stored.wait(), 20)  # no other reply came, and no batch has ended
         await journal.add(reply("slow"))
         await journal.flush()
 
@@ -49,7 +49,7 @@ def test_a_full_batch_is_stored_at_once() -> None:
     assert stored == [3, 3, 1]
 
 
-def test_a_disk_that_is_full_is_told_to_the_next_who_flushes_and_loses_nothing() -> None:
+def test_a_full_disk_is_raised_at_the_next_flush_and_loses_nothing() -> None:
     stored: list[str] = []
     full = [True]
 
@@ -70,7 +70,7 @@ def test_a_disk_that_is_full_is_told_to_the_next_who_flushes_and_loses_nothing()
     assert stored == ["a", "b"]
 
 
-def test_replies_that_are_on_disk_but_not_told_are_tried_again_under_the_name_that_they_have() -> None:
+def test_stored_replies_that_were_not_reported_are_written_again_under_the_same_name() -> None:
     tried: list[tuple[list[str], str]] = []
 
     def keep(replies: list[dict[str, Any]], name: str) -> None:
@@ -101,7 +101,9 @@ class Supervisor:
 
 
 @pytest.mark.parametrize(("error", "files"), [("boom", 1), (f"{FATAL}x", 1), (f"{LOST}x", 0), (f"{REFUSED}x", 0)])
-def test_a_call_that_nobody_took_is_no_attempt(error: str, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_and_refused_calls_do_not_count_as_attempts(
+    error: str, files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     committed: list[list[str]] = []
 
     def commit(table: Any, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A vLLM engine, or its actor, that is killed while it answers: it is replaced, every call gets its reply, once."""
+"""A vLLM engine or its actor that is killed while it answers is replaced, and every call gets one reply."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def calls(count: int) -> "ray.data.Dataset":
 
 
 def kill_in_turn(victims: list[str], folder: Path, killed: list[int], stop: threading.Event) -> None:
-    """Kill a victim as soon as a call is answered, the next when an engine after it has answered one."""
+    """Kill the first victim once a call is answered, and each later one once the next engine has answered a call."""
     held = records_in(folder)
     for victim in victims:
         while records_in(folder) <= held:
@@ -59,7 +59,7 @@ def records_in(folder: Path) -> int:
 
 
 def kill_one(victim: str, killed: list[int]) -> None:
-    for process in psutil.Process().children(recursive=True):  # other engines of this machine are not ours
+    for process in psutil.Process().children(recursive=True):  # leaves other engines of this machine alone
         with contextlib.suppress(psutil.NoSuchProcess):
             if victim in " ".join([*process.cmdline(), process.name()]):
                 process.kill()
@@ -70,7 +70,7 @@ def kill_one(victim: str, killed: list[int]) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_engine_and_a_killed_actor_are_replaced(tmp_path: Path, tiny_model: str) -> None:
-    """In a run that goes on beside what the ledger holds: the anti-join must have ended before the engine starts.
+    """The run continues an earlier one, so the anti-join with the ledger must end before the engine starts.
 
     There are two CPUs, and the engine takes one of them.
     """
@@ -98,7 +98,7 @@ def test_a_killed_engine_and_a_killed_actor_are_replaced(tmp_path: Path, tiny_mo
 
 
 def store_replies(folder: Path, asked: TeacherConfig, count: int) -> None:
-    """Put into the ledger what an earlier run would have left."""
+    """Store replies in the ledger as an earlier run would have."""
     said = {"reply": "one, two", "finish_reason": "stop", "prompt_tokens": 9, "generated_tokens": 3, "error": ""}
     records = [
         {"call_key": call_key(call, "stage", asked.key_parts()), "row_id": call["row_id"], **said}

@@ -1,4 +1,4 @@
-"""The ledger never pays twice: same calls, crashed runs, poisonous rows, half-written files."""
+"""No call is paid twice: not for equal calls, after crashes, with rows that kill the engine, or with cut-off files."""
 
 import json
 from pathlib import Path
@@ -81,7 +81,7 @@ class TestAnswer:
         assert {record.pop("max_model_len") for record in records} == {4096}
         cut = {"reply": "cut o", "finish_reason": "length", "prompt_tokens": 4090, "generated_tokens": 6}
         records = [record | (cut if record["row_id"] == "b" else {}) for record in records]
-        pq.write_table(pa.Table.from_pylist(records), file)  # of a time when the limit was not recorded
+        pq.write_table(pa.Table.from_pylist(records), file)  # as in older ledgers, which did not record the limit
         ledger, teacher = Ledger(str(tmp_path)), TEACHER.model_copy(update={"max_model_len": 8192})
         assert rows_of(ledger.answer(calls(*"abc"), teacher, "stage")) == first
         assert paid(ledger) == (1, 2)
@@ -159,7 +159,7 @@ class TestAnswer:
         assert paid(ledger) == (1, 10)
 
     @pytest.mark.slow
-    def test_few_calls_among_many_records_move_only_their_own(
+    def test_few_calls_among_many_records_shuffle_only_their_own(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stored = rows_of(Ledger(str(tmp_path)).answer(calls(*map(str, range(30))), TEACHER, "stage"))
@@ -197,17 +197,17 @@ class TestWhatStopsTheTeacher:
         assert paid(again) == (0, 11)
 
     @pytest.mark.slow
-    def test_an_engine_that_dies_of_everything_is_to_blame_not_the_calls(self, tmp_path: Path) -> None:
+    def test_an_engine_that_dies_of_every_call_is_blamed_instead_of_the_calls(self, tmp_path: Path) -> None:
         mortal = TEACHER.model_copy(update={"model": "mortal"})
         with pytest.raises(TeacherStoppedError, match="stage: the engine crashes on every call"):
             Ledger(str(tmp_path)).answer(calls("a", "b", prompt="POISON"), mortal, "stage")
         assert not Ledger(str(tmp_path)).files.of("stage")
 
-    def test_an_engine_that_says_nothing_is_not_waited_for_for_ever(self, tmp_path: Path) -> None:
+    def test_a_silent_engine_is_given_up_after_a_limit(self, tmp_path: Path) -> None:
         silent = TEACHER.model_copy(update={"model": "silent", "no_progress_timeout_s": 2.0})
         with pytest.raises(TeacherStoppedError, match=r"stage: no reply for teacher.no_progress_timeout_s: 2 s"):
             Ledger(str(tmp_path)).answer(calls("a", "b"), silent, "stage")
-        # What it held is free again: the next stage runs.
+        # Its resources are free again, so the next stage runs.
         assert len(rows_of(Ledger(str(tmp_path)).answer(calls(*"abcd"), TEACHER, "other"))) == 4
 
     @pytest.mark.slow
@@ -252,7 +252,7 @@ class TestWhatStopsTheTeacher:
         assert rows_of(Ledger(str(tmp_path), offline=True).answer(calls("a", "b"), TEACHER, "stage")) == first
 
     @pytest.mark.slow
-    def test_many_files_become_few_and_say_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_many_files_become_few_with_the_same_records(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         one_by_one = TEACHER.model_copy(update={"batch_rows": 1})
         first = rows_of(Ledger(str(tmp_path)).answer(calls(*"abcdef"), one_by_one, "stage"))
         monkeypatch.setattr("operators.parquet_log.COMPACT_ABOVE", 3)

@@ -72,10 +72,10 @@ def cut_off(prompt: int, generated: int, made_under: int | None, error: str = ""
         (cut_off(95, 5, 100), 100, False),
         (cut_off(95, 5, 100), 50, False),
         (cut_off(92, 8, 100), 200, False),  # its own limit did
-        (cut_off(95, 5, None), 200, True),  # a record of a ledger that did not know the limit
+        (cut_off(95, 5, None), 200, True),  # from an older ledger, which did not record the limit
         (cut_off(95, 5, None), 100, False),
-        (cut_off(95, 5, 200), 200, False),  # an endpoint has a limit of its own: it is asked once for each of ours
-        (cut_off(95, 5, 100, CUT_TEXTLESS), 200, True),  # all of it were thoughts
+        (cut_off(95, 5, 200), 200, False),  # an endpoint has its own limit: it is asked once for each of ours
+        (cut_off(95, 5, 100, CUT_TEXTLESS), 200, True),  # it consisted of thoughts only
         (cut_off(95, 5, 200, CUT_TEXTLESS), 200, False),
         ({**record("a"), "max_model_len": 100}, 200, False),  # ended by itself
     ],
@@ -88,7 +88,7 @@ def test_a_reply_that_the_context_cut_off_is_asked_for_again_under_a_larger_one(
     assert new_calls(*both, Tries(1, (limit,), lengthen=False)).num_rows == 0
 
 
-def test_each_row_of_a_mix_is_held_against_the_context_of_its_own_teacher() -> None:
+def test_each_row_of_a_mix_is_compared_with_the_context_of_its_own_teacher() -> None:
     both = calls_and_known(["a"], [cut_off(95, 5, 100)])
     first = member_of_row("row a", [1.0, 1.0])
     for member, new in ((first, 1), (1 - first, 0)):
@@ -107,7 +107,7 @@ def test_the_whole_reply_takes_the_place_of_the_one_that_was_cut_off() -> None:
 
 
 def of_base(record: dict[str, object]) -> dict[str, object]:
-    """The record as of a call that was made under another length limit, of which its base is known."""
+    """The record of a call that was made under another length limit, with a known base key."""
     return {**record, "call_key": "made before", "base_key": "base of a"}
 
 
@@ -124,7 +124,7 @@ def of_base(record: dict[str, object]) -> dict[str, object]:
         (of_base(cut_off(95, 5, 100)), True),  # the context did, and it is larger now
         (of_base(cut_off(195, 5, 200)), False),  # the context did, and it is the same
         ({**of_base(record("a")), "base_key": "other"}, True),
-        ({**of_base(record("a")), "base_key": None}, True),  # of a ledger without bases
+        ({**of_base(record("a")), "base_key": None}, True),  # from an older ledger, without base keys
     ],
 )
 def test_another_length_limit_asks_only_for_what_the_old_one_cut_off(known: dict[str, object], new: bool) -> None:
@@ -134,7 +134,7 @@ def test_another_length_limit_asks_only_for_what_the_old_one_cut_off(known: dict
     ) == new
 
 
-def test_a_reply_under_another_limit_is_brought_and_the_one_of_now_comes_first() -> None:
+def test_a_reply_under_another_limit_is_used_after_one_under_the_current_limit() -> None:
     rows = pa.Table.from_pylist([{**row("a"), "base_key": "base of a"}], schema=ROWS)
     before, cut = of_base(record("a", reply="whole")), {**of_base(cut_off(50, 5, 100)), "reply": "cut"}
     now = record("a", reply="now")

@@ -1,4 +1,4 @@
-"""An endpoint that is busy, breaks, is slow, refuses or talks nonsense: asked again where that helps, else a reason."""
+"""Calls to an endpoint that is busy, broken, slow or refuses are retried where this can help, and else get a reason."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ def calls_of(contents: list[str]) -> pa.Table:
 
 
 def ask(base_url: str, contents: list[str], **settings: Any) -> dict[str, dict[str, Any]]:
-    """What the actor's client makes of these calls, all at once, as they are stored; in this process."""
+    """The stored results of these calls, made all at once by the actor's client in this process."""
 
     async def answer_all() -> list[Reply]:
         client = OpenAIEndpoint(of_endpoint(base_url, **settings))
@@ -77,7 +77,7 @@ def test_calls_of_a_dataset_are_answered_by_an_actor(endpoint: str) -> None:
 
 
 class TestEndpoint:
-    def test_the_request_says_all_and_the_reply_is_taken_whole(self, endpoint: str) -> None:
+    def test_request_and_reply_are_complete(self, endpoint: str) -> None:
         row = ask(endpoint, ["good"], temperature=0.5)["good"]
         assert (row["reply"], row["finish_reason"]) == ("doog", "length")
         assert (row["prompt_tokens"], row["generated_tokens"]) == (3, 5)
@@ -85,7 +85,7 @@ class TestEndpoint:
         assert (body["model"], body["temperature"], body["max_tokens"]) == ("big", 0.5, 7)
         assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
-    def test_what_may_pass_is_asked_again_and_what_cannot_is_not(self, endpoint: str) -> None:
+    def test_temporary_errors_are_retried_and_permanent_ones_are_not(self, endpoint: str) -> None:
         statuses = ["once 429", "once 500", "once 503", "400", "422", "hangs up"]
         rows = ask(endpoint, statuses, max_retries=1)
         assert {name: bool(row["error"]) for name, row in rows.items()} == {
@@ -96,7 +96,7 @@ class TestEndpoint:
         assert rows["hangs up"]["error"].startswith(LOST)
 
     @pytest.mark.parametrize("status", ["401", "402", "403", "404"])
-    def test_a_refusal_of_all_calls_is_told_once(self, endpoint: str, status: str) -> None:
+    def test_a_refusal_of_all_calls_is_reported_once(self, endpoint: str, status: str) -> None:
         calls = [f"{status} {n}" for n in range(6)]
         rows = ask(endpoint, calls, concurrent_requests=1)
         assert all(row["error"].startswith(REFUSED) and status in row["error"] for row in rows.values())
@@ -113,7 +113,7 @@ class TestEndpoint:
     def test_a_prompt_that_is_too_long_is_the_calls_own_fault(self, endpoint: str) -> None:
         assert ask(endpoint, ["too long"])["too long"]["error"].startswith(FATAL)
 
-    def test_what_no_file_can_hold_is_replaced(self, endpoint: str) -> None:
+    def test_characters_that_no_file_can_hold_are_replaced(self, endpoint: str) -> None:
         rows = ask(endpoint, ["half an emoji", "good"])
         assert rows["half an emoji"]["reply"] == "clear \ufffd text"
         assert rows["good"]["reply"] == "doog"
@@ -154,7 +154,7 @@ class TestEndpoint:
         ask(endpoint, ["good"], response_format="none")
         assert "response_format" not in Endpoint.seen[0]["body"]
 
-    def test_an_answer_that_a_reasoning_parser_took_for_thoughts_is_read(self, endpoint: str) -> None:
+    def test_an_answer_that_a_reasoning_parser_mistook_for_thoughts_is_read(self, endpoint: str) -> None:
         rows = ask(endpoint, ["thought only", "thought and said"])
         assert rows["thought only"]["reply"] == "the answer"
         assert rows["thought and said"]["reply"] == "the answer"
@@ -190,7 +190,7 @@ class TestEndpoint:
         assert "secret" not in reply["error"]
 
 
-def test_what_is_no_chat_completion_is_no_attempt_and_its_first_words_are_told(endpoint: str) -> None:
+def test_a_reply_that_is_not_a_chat_completion_is_not_an_attempt_and_is_quoted(endpoint: str) -> None:
     wrong = ["cut", "html", "list", "nothing", "no_choices", "error of a router", "another object"]
     errors = {name: reply["error"] for name, reply in ask(endpoint, wrong).items()}
     assert [name for name, error in errors.items() if not error.startswith(NO_COMPLETION) or is_attempt(error)] == []
@@ -209,11 +209,11 @@ def test_a_text_in_parts_is_joined(endpoint: str) -> None:
     assert ask(endpoint, ["in parts"])["in parts"]["reply"] == "the answer"
 
 
-def test_slots_halve_on_complaint_and_grow_by_one_a_round() -> None:
+def test_slots_halve_on_a_rejection_and_grow_by_one_per_round() -> None:
     now = [0.0]
     slots = Slots(16, clock=lambda: now[0])
     slots.heard(429)
-    slots.heard(503)  # of the same moment: says nothing new
+    slots.heard(503)  # from the same moment, so not a new rejection
     assert slots.limit == 8
     now[0] = 2.0
     slots.heard(429)

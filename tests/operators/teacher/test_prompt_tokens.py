@@ -1,4 +1,4 @@
-"""Lengths of prompts in tokens: exact where the tokens are known, never too few where they are not."""
+"""Lengths of prompts in tokens are exact if the tokenizer is known, and otherwise never too small."""
 
 import json
 

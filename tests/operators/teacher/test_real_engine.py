@@ -38,7 +38,7 @@ def test_real_engine_keeps_to_the_schema_and_gives_a_row_for_every_failure(share
     calls = [call(n, response_reflection_prompt(str(n), asked, "", f"It is number {n}.", "json")) for n in range(4)]
     calls.append(call(4, "word " * 3000))
     calls.append(call(5, "Count to one hundred, one number a line.", schema="", max_tokens=3))
-    numbers = json.dumps({"type": "array", "items": {"type": "integer"}, "minItems": 200})  # no reply may end earlier
+    numbers = json.dumps({"type": "array", "items": {"type": "integer"}, "minItems": 200})  # no reply can end earlier
     calls.append(call(6, "Go on: " + "one two three " * 320, schema=numbers, max_tokens=400))
     replies = generate(ray.data.from_arrow(pa.Table.from_pylist(calls, schema=CALLS)), shared_teacher)
     table = pa.concat_tables(replies.iter_batches(batch_format="pyarrow", batch_size=None))
@@ -54,7 +54,7 @@ def test_real_engine_keeps_to_the_schema_and_gives_a_row_for_every_failure(share
     assert rows["4"]["error"].startswith(FATAL)
     assert "teacher.max_model_len: 1024" in rows["4"]["error"]
     assert (rows["5"]["generated_tokens"], rows["5"]["finish_reason"]) == (3, "length")
-    # It ran into the context before it ran into max_tokens: a reply that was cut off must not pass for a whole one.
+    # It reached the context limit before max_tokens; a reply that was cut off must not be taken for a complete one.
     assert not rows["6"]["error"], rows["6"]["error"]
     assert rows["6"]["prompt_tokens"] + rows["6"]["generated_tokens"] <= 1024
     assert rows["6"]["generated_tokens"] < 400
@@ -63,7 +63,7 @@ def test_real_engine_keeps_to_the_schema_and_gives_a_row_for_every_failure(share
 
 @pytest.mark.slow
 def test_a_real_engine_writes_code_quotes_and_paragraphs(shared_teacher: TeacherConfig) -> None:
-    """The model copies a reply that stands in its prompt: what a larger one would write by itself."""
+    """The model copies a reply from its prompt, as a larger model would write by itself."""
     text = 'Use "print".\n\n```python\nprint("Hello")\n```\n\nIt writes one line.'
     schema = reply_schema({"accuracy": ""}, {"better_response": "Better Answer"})
     wanted = {"accuracy": "It is right.", "better_response": text}

@@ -1,4 +1,4 @@
-"""The grammar that vLLM's structured output makes of a reply's schema admits every text: paragraphs, quotes, code."""
+"""The grammar that vLLM's structured output builds from a reply's schema admits paragraphs, quotes and code."""
 
 import json
 
@@ -16,7 +16,7 @@ REWRITE = (
 
 
 def matcher(schema: str, tokenizer_folder: str) -> xgrammar.GrammarMatcher:
-    """As vLLM makes it with `disable_any_whitespace`."""
+    """The grammar as vLLM builds it with `disable_any_whitespace`."""
     tokenizer = xgrammar.TokenizerInfo.from_huggingface(AutoTokenizer.from_pretrained(tokenizer_folder))
     grammar = xgrammar.GrammarCompiler(tokenizer).compile_json_schema(schema, any_whitespace=False)
     return xgrammar.GrammarMatcher(grammar, terminate_without_stop_token=True)
@@ -43,7 +43,7 @@ def test_a_verdict_may_quote_an_answer(demo_model: str) -> None:
 
 
 def test_a_length_limit_would_forbid_line_breaks(demo_model: str) -> None:
-    """Why the schema has none; when this fails, xgrammar#800 is solved and limits may come back."""
+    """This is why the schema has none. If this test fails, xgrammar#800 is fixed and limits can be used again."""
     schema = json.loads(reply_schema(INSTRUCTION_CRITERIA, INSTRUCTION_SECTIONS))
     for kind in schema["properties"].values():
         kind["maxLength"] = 8000

@@ -1,4 +1,4 @@
-"""The shipped fake teacher: the same reply to the same call, in the form that was asked for."""
+"""The shipped fake teacher gives the same reply to the same call, in the requested form."""
 
 import json
 from typing import Any

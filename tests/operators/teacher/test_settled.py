@@ -1,4 +1,4 @@
-"""The set of settled keys, in its set and in its array."""
+"""The set of settled keys, which keeps keys in a set and in an array."""
 
 import pytest
 

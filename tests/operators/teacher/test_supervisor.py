@@ -1,4 +1,4 @@
-"""The supervisor, driven directly: what is admitted, what is spent, and when a stage is stopped or fails at its end."""
+"""The supervisor, called directly: which calls are admitted, what is spent, and when a stage is stopped or fails."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -29,7 +29,7 @@ def run(*steps: Coroutine[Any, Any, Any]) -> list[Any]:
 
 
 def supervised(errors: list[str], max_failed_share: float = 0.5, answered_before: int = 0) -> Supervisor:
-    """One that has seen a call for each of these errors come back."""
+    """A supervisor that has got a result for each of these errors."""
     watcher = Supervisor(NO_LIMIT, Tokens(), 10_000, max_failed_share, answered_before)
     keys = names(len(errors))
     settled = [reply(key, error) for key, error in zip(keys, errors, strict=True)]
@@ -44,7 +44,7 @@ def supervised(errors: list[str], max_failed_share: float = 0.5, answered_before
         (["boom"], 0, False),
         (["boom", ""], 0, True),
         (["boom", "boom", ""], 0, False),
-        (["boom"], 50, True),  # a row that fails again, of a stage that is well
+        (["boom"], 50, True),  # a row that fails again, in a stage that mostly succeeds
         ([f"{FATAL}too long"] * 12, 0, True),  # the calls' own fault
         ([f"{LOST}reset"] * 12, 0, False),
         ([""] * 12, 0, True),
@@ -63,7 +63,7 @@ def test_a_stage_is_judged_at_its_end(errors: list[str], before: int, done: bool
         assert files == []
 
 
-def test_many_failures_stop_a_stage_on_its_way() -> None:
+def test_many_failures_stop_a_stage_before_its_end() -> None:
     few, many = supervised(["boom"] * (JUDGED_AFTER - 1)), supervised(["boom"] * JUDGED_AFTER)
     assert run(few.closed()) == [""]
     assert "calls failed" in run(many.closed())[0]
@@ -134,7 +134,7 @@ def test_calls_that_have_come_back_are_not_made_again_when_a_node_that_held_them
     keys, most = names(4), [Tokens(10, 20)] * 4
     watcher = Supervisor(BudgetConfig(max_tokens=150), Tokens(), 10, 0.5)
     first = (watcher.admit(keys, most), watcher.settle([reply(key) for key in keys[:2]]))
-    # The block of admitted calls is made again from its lineage: the same task asks for the same calls.
+    # Ray makes the block of admitted calls again from its lineage, so the same task asks for the same calls.
     again = (watcher.admit(keys, most), watcher.open_calls(keys), watcher.closed())
     assert run(*first, *again)[2:] == [4, keys[2:], ""]
     run(watcher.settle([reply(key) for key in keys]))

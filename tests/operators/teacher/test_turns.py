@@ -1,4 +1,4 @@
-"""Calls on an engine that dies: they go on in groups that have the next engine to themselves, and each gets a reply."""
+"""The calls of an engine that dies go on in groups, each with the next engine to itself, and each call gets a reply."""
 
 import asyncio
 from typing import Any
@@ -12,12 +12,12 @@ from operators.teacher.turns import EngineDiedError, StageClosedError, Turns
 
 
 class Engine:
-    """Dies, for all calls that it holds, as soon as it holds one of the deadly ones; otherwise answers together."""
+    """An engine that dies with all its calls if one of them is deadly, and otherwise answers all of them."""
 
     def __init__(self, deadly: set[str], deaths_at_random: int = 0) -> None:
         self.deadly, self.deaths_at_random = deadly, deaths_at_random
         self.held: list[str] = []
-        self.together: list[set[str]] = []  # what was on the engine at each round
+        self.together: list[set[str]] = []  # the calls on the engine in each round
         self.round: asyncio.Future[bool] | None = None
 
     async def answer(self, call: Call) -> Reply:

@@ -1,4 +1,4 @@
-"""One teacher for each stage and several for one stage: what each is, and which rows it answers."""
+"""One teacher for each stage and several for one stage: their settings, and which rows each answers."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from operators.teacher.variants import every_teacher, member_of_row, members_of,
 BASE = {"backend": "openai", "model": "plain", "temperature": 0.7}
 
 
-def test_a_stage_has_its_own_values_and_a_repair_those_of_both() -> None:
+def test_a_stage_has_its_own_values_and_a_repair_has_those_of_both() -> None:
     stages = {
         "reflect_responses": {"model": "large", "max_tokens": 500},
         "repair": {"temperature": 0.0},

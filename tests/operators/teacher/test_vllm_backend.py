@@ -1,4 +1,4 @@
-"""What a vLLM engine is started with, how a call is sampled, and how thoughts are taken off a reply."""
+"""How a vLLM engine is started, how a call is sampled, and how thoughts are removed from a reply."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_on_gpus_the_engine_chooses_how_many_sequences_it_decodes() -> None:
     assert engine_arguments(chosen)["max_num_batched_tokens"] == 512
 
 
-def test_what_is_safe_is_not_left_to_a_configuration() -> None:
+def test_a_configuration_cannot_change_safety_settings() -> None:
     careless = TEACHER.model_copy(update={"engine_kwargs": {"trust_remote_code": True, "load_format": "pt"}})
     arguments = engine_arguments(careless)
     assert (arguments["trust_remote_code"], arguments["load_format"]) == (False, "safetensors")
@@ -54,7 +54,7 @@ def test_a_call_is_sampled_as_its_stage_says() -> None:
 
 
 @pytest.mark.slow
-def test_thoughts_are_no_part_of_a_reply(demo_model: str, tmp_path: Path) -> None:
+def test_thoughts_are_not_part_of_a_reply(demo_model: str, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     tokenizer.save_pretrained(tmp_path)

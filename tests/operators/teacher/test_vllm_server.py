@@ -1,4 +1,4 @@
-"""The client of an endpoint against vLLM's own server, which is the one that most people run."""
+"""The client of an endpoint, tested with vLLM's own server, which most people run."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def vllm_server(demo_model: str) -> Iterator[str]:
     settings = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "small", "--max-model-len", "512"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", demo_model, *settings]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as our own engines: one process less to start
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # as in our own engines: saves starting a process
     server = subprocess.Popen(
         [*command, "--dtype", "float32", "--enforce-eager"],
         env=environment,
@@ -50,7 +50,7 @@ def wait_until_healthy(port: int, server: subprocess.Popen[bytes]) -> None:
             if connection.getresponse().status == 200:
                 return
         except OSError:
-            time.sleep(0.5)  # there is nothing but polling to learn of an HTTP server's start
+            time.sleep(0.5)  # the start of an HTTP server can only be found by polling
         finally:
             connection.close()
     raise AssertionError("vLLM's server did not start within 300 s")

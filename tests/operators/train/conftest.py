@@ -1,4 +1,4 @@
-"""The process group and the job that the tests of engines in this process share."""
+"""The process group and the job for tests of engines in this process."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from operators.train.pack_order import read_index
 
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[None]:
-    """A gloo group of this process alone. There can be one a process only: DeepSpeed keeps the first for ever."""
+    """A gloo group of this process alone. A process can have only one, because DeepSpeed always keeps the first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_RANK", "0")
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -1,4 +1,4 @@
-"""Training workers that stay, in place of Ray Train's: a run after the first starts no process and imports nothing."""
+"""Permanent training workers in place of those of Ray Train, so that later runs start no process and import nothing."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Loop = Callable[[dict[str, Any]], None]
 
 
 class _Worker:
-    """The actor's body: one process of a gloo group, as a worker of Ray Train is."""
+    """The class of the actors: one process of a gloo group, like a worker of Ray Train."""
 
     def __init__(self, rank: int, size: int, meeting: str) -> None:
         os.environ["LOCAL_RANK"] = str(rank)
@@ -23,13 +23,13 @@ class _Worker:
 
 
 def start_workers(size: int, meeting: str) -> list[Any]:
-    """A gloo group of `size` actors; `meeting` is a file that is not there yet."""
+    """A gloo group of `size` actors, which meet through the file `meeting`; it must not exist yet."""
     actor: Any = ray.remote(num_cpus=0.5)(_Worker)
     return [actor.remote(rank, size, meeting) for rank in range(size)]
 
 
 def trainer_of(workers: list[Any]) -> Callable[..., SimpleNamespace]:
-    """What `train` calls as `TorchTrainer`: its run is done by these workers, or by this process if there are none."""
+    """A replacement for `TorchTrainer` in `train` that runs on these workers, or in this process if there are none."""
 
     def trainer(loop: Loop, train_loop_config: dict[str, Any], scaling_config: Any, **_: Any) -> SimpleNamespace:
         assert scaling_config.num_workers == max(1, len(workers))

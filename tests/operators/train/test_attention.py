@@ -1,4 +1,4 @@
-"""HyperAttention in training: exact where it covers everything, documents of a pack apart, and it learns."""
+"""HyperAttention in training: exact if it covers everything, separate for each document of a pack, and it learns."""
 
 import pytest
 import ray

@@ -1,4 +1,4 @@
-"""A student in a bucket: what its training needs to go on is there, whatever was killed, and nothing half."""
+"""A student in a bucket: all that its training needs to continue is there after any kill, and only complete files."""
 
 import json
 import threading
@@ -58,7 +58,7 @@ def test_complete_checkpoints_are_mirrored_and_deleted_ones_deleted(home: str, t
     assert {name.split("/")[1] for name in files_below(home) if "/" in name} == {"step-00000002"}
 
 
-def test_a_stop_that_the_driver_was_told_reaches_the_workers(home: str, tmp_path: Path) -> None:
+def test_a_stop_signal_to_the_driver_reaches_the_workers(home: str, tmp_path: Path) -> None:
     (tmp_path / CHECKPOINTS).mkdir()
     mirror = Mirror(tmp_path, home)
     mirror.look()
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_vanishes_while_it_is_copied_leaves_nothing(home: str,
     assert files_below(home) == {}
 
 
-def test_what_says_that_a_student_is_complete_comes_last(
+def test_the_file_that_marks_a_student_as_complete_comes_last(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed: list[str] = []
@@ -122,7 +122,7 @@ def test_an_attempt_goes_on_from_what_is_in_the_bucket_and_leaves_nothing_on_the
     assert not folder.exists()
 
 
-def test_what_would_repeat_is_told_with_the_place_that_the_user_knows(home: str, one_worker: None) -> None:
+def test_a_permanent_error_is_reported_with_the_path_that_the_user_knows(home: str, one_worker: None) -> None:
     def attempt() -> None:
         with working_copy(job_of(home)) as job:
             (Path(job.folder) / CHECKPOINTS / FAILED).write_text(json.dumps({"error": f"delete {job.folder}"}))
@@ -143,7 +143,7 @@ def test_workers_on_several_nodes_are_refused_with_the_cure(
     assert "lower train.num_workers" in json.loads(read_text(f"{home}/{CHECKPOINTS}/{FAILED}") or "")["error"]
 
 
-def test_a_bucket_that_cannot_be_written_is_told_once_and_tried_again(
+def test_a_bucket_that_cannot_be_written_is_reported_once_and_tried_again(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("operators.train.bucket.LOOK_S", 0.01)

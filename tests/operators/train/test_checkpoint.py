@@ -51,7 +51,7 @@ def test_only_complete_checkpoints_count(tmp_path):
     assert require_continuable(tmp_path, SPEC).step == 10
 
 
-def test_the_newest_is_continued_and_none_is_a_fresh_start(tmp_path):
+def test_the_newest_is_continued_and_without_one_training_starts_afresh(tmp_path):
     assert require_continuable(tmp_path / "absent", SPEC) is None
     for step in (10, 100, 20):
         write_checkpoint(tmp_path, step)
@@ -59,7 +59,7 @@ def test_the_newest_is_continued_and_none_is_a_fresh_start(tmp_path):
 
 
 def restored(folder):
-    """The step that a run would go on from, and what is said of newer checkpoints."""
+    """The step from which a run would continue, and the problems of newer checkpoints."""
     found, problems = newest_good(folder, SPEC)
     return (found.step if found else 0), problems
 
@@ -83,7 +83,7 @@ def test_every_worker_gathers_as_often_whatever_it_sees(tmp_path, monkeypatch, i
     assert len(gathered) == 2, "a worker that gathers less often than the others lets them wait for ever"
 
 
-def test_where_all_are_damaged_training_begins_anew(tmp_path):
+def test_training_starts_afresh_if_all_are_damaged(tmp_path):
     (write_checkpoint(tmp_path, 20) / "state" / "shard.pt").write_bytes(b"12x45")
     assert restored(tmp_path)[0] == 0
 
@@ -185,7 +185,7 @@ def test_old_checkpoints_are_removed_and_an_unfinished_one_is_replaced(job, tmp_
 
 
 @pytest.mark.slow
-def test_nothing_is_updated_by_a_loss_that_is_not_finite(job, monkeypatch):
+def test_a_loss_that_is_not_finite_updates_nothing(job, monkeypatch):
     with loaded(job) as (engine, noise):
         trainer = Trainer(job, engine, noise, PackStore(job.files))
         before = gathered_weights(engine.module)
@@ -226,7 +226,7 @@ def test_the_head_in_parts_gives_the_same_step_where_its_weight_is_sharded(job, 
 
 
 @pytest.mark.slow
-def test_the_best_weights_are_exported_and_training_stops_when_they_get_no_better(job, tmp_path, monkeypatch):
+def test_the_best_weights_are_exported_and_training_stops_without_improvement(job, tmp_path, monkeypatch):
     config = job.config.model_copy(
         update={"evaluate_every_steps": 1, "validation_share": 0.2, "patience": 2, "max_steps": 9}
     )
@@ -244,7 +244,7 @@ def test_the_best_weights_are_exported_and_training_stops_when_they_get_no_bette
     monkeypatch.setattr(trainer_module.Trainer, "evaluate", evaluated)
     loop.train_worker({"job": one})
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert [line["validation_loss"] for line in lines] == [3.0, 1.0, 2.0, 1.5]  # two without a better one
+    assert [line["validation_loss"] for line in lines] == [3.0, 1.0, 2.0, 1.5]  # no better loss twice
     assert all(0 < line["goodput"] <= 1 and line["model_flops_per_second"] > 0 for line in lines)
     student = AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, weight in exported[2].items():

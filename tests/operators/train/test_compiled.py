@@ -1,4 +1,4 @@
-"""Compiled layers train as the others do; the graphs are traced here, not turned into machine code."""
+"""Compiled layers train like others. Here the graphs are only traced and not turned into machine code."""
 
 from dataclasses import replace
 

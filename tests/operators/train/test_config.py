@@ -1,4 +1,4 @@
-"""What follows from the configuration of training alone."""
+"""The learning rate, identity, limits and precision that follow from the training configuration alone."""
 
 import pytest
 from pydantic import ValidationError

@@ -58,7 +58,7 @@ def test_a_failed_export_keeps_the_training_and_the_next_attempt_only_exports(jo
 
 
 @pytest.mark.slow
-def test_a_student_that_cannot_be_saved_as_it_is_and_does_not_stop_is_exported_right(job, tmp_path):
+def test_the_generation_config_of_an_export_can_be_saved_and_has_its_stop_tokens(job, tmp_path):
     with loaded(job) as (engine, _):
         settings = engine.module.generation_config
         settings.temperature, settings.top_p, settings.do_sample, settings.eos_token_id = 0.9, 0.6, False, 0
@@ -66,4 +66,4 @@ def test_a_student_that_cannot_be_saved_as_it_is_and_does_not_stop_is_exported_r
     exported = GenerationConfig.from_pretrained(tmp_path)
     assert changed == "do_sample: true"
     assert (exported.do_sample, exported.temperature) == (True, 0.9)
-    assert exported.eos_token_id == [2, 0]  # the end of turn that was learnt, and the model's own
+    assert exported.eos_token_id == [2, 0]  # the learnt end of turn, and the model's own end

@@ -1,4 +1,4 @@
-"""Which errors end a training for good. The curve on real workers is in test_train.py."""
+"""The errors that end a training for good. Curves on real workers are in test_train.py."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def job(tiny_model, packs_file, tmp_path_factory):
         (OSError("stale file handle"), False),
     ],
 )
-def test_only_errors_that_would_end_the_same_way_end_a_run(error, repeats):
+def test_only_permanent_errors_end_a_run(error, repeats):
     assert would_repeat(error) is repeats
 
 
@@ -47,7 +47,7 @@ def test_where_the_best_weights_are_gone_the_last_are_exported_and_the_report_sa
     assert notes == ["train: the best weights, of step 2, are gone; exported the last instead"]
 
 
-def test_a_failure_that_would_repeat_is_not_tried_again(job, tmp_path, monkeypatch):
+def test_a_permanent_failure_is_not_tried_again(job, tmp_path, monkeypatch):
     tried = []
 
     def fail(_):

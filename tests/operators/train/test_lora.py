@@ -1,4 +1,4 @@
-"""Adapters: what is trained, what is exported, and that noise, sharding and restarts treat them like all weights."""
+"""Adapters: what is trained and exported; noise, sharding and restarts work as with other weights."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from operators.train.trainer import Trainer
 LORA = LoraConfig(r=4, dropout=0.1)
 
 
-def test_keys_that_nothing_would_use_are_refused():
+def test_keys_that_would_have_no_effect_are_refused():
     with pytest.raises(ValidationError, match=r"set lora\.r"):
         LoraConfig(alpha=8)
     with pytest.raises(ValidationError, match="lora: target_modules, merge beside r: 0"):
@@ -75,7 +75,7 @@ def job(process_group, tiny_model, packs_file, tmp_path_factory):
 
 
 def steps(job, count, start=0, save=None, saved=None):
-    """What was measured of some steps, from a checkpoint or into one."""
+    """The measurements of some steps, which may start from a checkpoint and may end with one."""
     checkpoint = newest_good(saved, job.spec)[0] if saved else None
     with loaded(job, checkpoint) as (engine, noise):
         trainer = Trainer(job, engine, noise, PackStore(job.files))

@@ -18,13 +18,13 @@ BILLION = 10**9
         ("fp32", 1, 4 + 4 + 12 / 8),
         ("fp32", 2, 4 + 16 / 8),
         ("fp32", 3, 20 / 8),
-        ("bf16", 0, 2 + 6 + 12 / 8),  # carried out as stage 1
+        ("bf16", 0, 2 + 6 + 12 / 8),  # run as stage 1
         ("bf16", 1, 2 + 6 + 12 / 8),
         ("bf16", 2, 2 + 18 / 8),
         ("bf16", 3, 20 / 8),
     ],
 )
-def test_each_stage_shares_what_it_says(precision, stage, per_parameter):
+def test_each_stage_shards_its_part_of_the_state(precision, stage, per_parameter):
     config = TrainConfig(num_workers=8, precision=precision, zero_stage=stage)
     assert bytes_per_worker(StudentSize(BILLION), config) == per_parameter * BILLION
 

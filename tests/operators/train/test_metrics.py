@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard's curves: a line a step, each step once, whatever was killed in between."""
+"""metrics.jsonl and TensorBoard's curves: one line per step, each step once, even after kills."""
 
 import json
 from pathlib import Path
@@ -45,12 +45,12 @@ def test_a_line_holds_the_rates_of_its_step(tmp_path: Path) -> None:
     assert 0 < line["goodput"] < 1e-6, "the run began in 1970"
 
 
-def test_steps_that_were_lost_are_measured_again_and_stand_there_once(tmp_path: Path) -> None:
+def test_lost_steps_are_measured_again_and_appear_once(tmp_path: Path) -> None:
     with metrics_file(tmp_path, 0, began=0.0) as metrics:
         for number in range(4):
             metrics.record(step(number), total_steps=5)
     with (tmp_path / METRICS).open("a") as file:
-        file.write('{"step": 4, "lo')  # what a killed worker leaves
+        file.write('{"step": 4, "lo')  # as a killed worker leaves it
     with metrics_file(tmp_path, 2, began=0.0) as metrics:
         metrics.record(step(2, loss=1.5), total_steps=5)
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / METRICS)] == [(0, 2), (1, 2), (2, 1.5)]
@@ -65,6 +65,6 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_half_a_line_is_not_one() -> None:
+def test_an_incomplete_line_is_not_read() -> None:
     assert lines_of("") == []
     assert lines_of(json.dumps({"step": 0}) + "\n{") == [{"step": 0}]

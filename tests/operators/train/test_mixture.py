@@ -1,4 +1,4 @@
-"""The mixture of newest rows, a replay and general data: drawn by ids alone, and nothing leaves uncounted."""
+"""The mixture of newest rows, replayed rows and general data depends on ids alone, and every row is counted."""
 
 from typing import Any
 

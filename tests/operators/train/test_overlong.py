@@ -1,4 +1,4 @@
-"""Examples longer than a pack: what is kept, what is lost, and that both are counted."""
+"""Examples longer than a pack: what is kept and what is lost, both of which are counted."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from operators.train.overlong import fit, is_first_part, part_id
 
 
 def example(prompt, answer):
-    """Tokens 0, 1, 2, ...; loss on the last `answer` of them."""
+    """An example of tokens 0, 1, 2, ..., with loss on the last `answer` of them."""
     tokens = list(range(prompt + answer))
     return Encoded(tokens, [IGNORED] * prompt + tokens[prompt:])
 
 
 @pytest.mark.parametrize("overlong", ["quarantine", "truncate", "split"])
-def test_what_fits_stays_as_it_is(overlong):
+def test_an_example_that_fits_is_unchanged(overlong):
     assert fit(example(6, 4), 10, overlong).parts == [example(6, 4)]
 
 
@@ -44,7 +44,7 @@ def test_split_parts_learn_each_supervised_token_once_from_the_token_before_it(m
 
 
 @pytest.mark.parametrize(("prompt", "answer", "cut"), [(5, 30, False), (9, 3, False), (12, 8, True), (40, 8, True)])
-def test_a_split_that_leaves_out_the_beginning_of_a_prompt_says_so(prompt, answer, cut):
+def test_a_split_that_leaves_out_the_beginning_of_a_prompt_is_reported(prompt, answer, cut):
     assert fit(example(prompt, answer), 10, "split").cut is cut
 
 
@@ -59,7 +59,7 @@ def test_a_quarantined_example_loses_all_of_its_loss():
     assert fit(example(6, 7), 10, "quarantine").lost == 7
 
 
-def test_only_the_first_part_stands_for_its_row():
+def test_only_the_first_part_counts_as_its_row():
     assert part_id("a3f1", 0) == "a3f1"
     assert part_id("a3f1", 2) == "a3f1#3"
     assert [is_first_part(name) for name in ("a3f1", "a3f1#3", "a#b", "a#")] == [True, False, True, True]

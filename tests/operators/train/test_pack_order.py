@@ -45,7 +45,7 @@ def test_an_epoch_sees_each_pack_once_whatever_the_world(order, world_size):
         assert sorted(seen) == list(range(order.num_packs))
 
 
-def test_a_step_holds_about_as_many_examples_as_it_is_told():
+def test_a_step_holds_about_as_many_examples_as_configured():
     sizes = [1 + n * 7 % 20 for n in range(1000)]
     order = PackOrder(sizes, 128, seed=0)
     counts = [sum(sizes[index] for index in order.packs_of(step)) for step in range(order.steps_per_epoch)]
@@ -97,7 +97,7 @@ def test_other_rows_have_another_digest(tmp_path):
     )
 
 
-def test_no_pack_is_an_error(tmp_path):
+def test_no_packs_at_all_is_an_error(tmp_path):
     files = [write_packs(tmp_path / "1.parquet", ["x"], outcome="quarantined:too_long")]
     with pytest.raises(ValueError, match="train: no pack in packed_sequences"):
         read_index(files)
@@ -135,7 +135,7 @@ def test_a_row_in_two_packs_is_refused(tmp_path):
         read_index([write_packs(tmp_path / "1.parquet", ["a", "b", "a"])])
 
 
-def test_one_size_of_a_step_is_enough():
+def test_only_one_size_of_a_step_may_be_set():
     with pytest.raises(ValidationError, match="examples_per_step: 1 beside tokens_per_step: 2"):
         TrainConfig(examples_per_step=1, tokens_per_step=2)
 

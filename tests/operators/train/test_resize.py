@@ -1,4 +1,4 @@
-"""Conversions that fail. That they work is shown on real workers in test_train.py."""
+"""Conversions of checkpoints that fail. Those that succeed are tested on real workers in test_train.py."""
 
 import pytest
 

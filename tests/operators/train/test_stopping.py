@@ -1,4 +1,4 @@
-"""A signal to stop is held back until the workers have saved, and then takes its course."""
+"""A signal to stop is held back until the workers have saved, and then takes effect."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from operators.train.stopping import stop_is_asked, stopping_cleanly
 
 @pytest.fixture
 def arrived():
-    """Signals that took their course."""
+    """The signals that reached the earlier handler."""
     found = []
     before = signal.signal(signal.SIGTERM, lambda number, _: found.append(number))
     yield found

@@ -1,4 +1,4 @@
-"""Model FLOPs and peaks that MFU is computed from."""
+"""The model FLOPs and peaks from which MFU is computed."""
 
 import pytest
 import torch
@@ -39,5 +39,5 @@ def test_a_gpu_is_known_by_its_name(name, peak):
     assert peak_of(name) == peak
 
 
-def test_nothing_is_claimed_of_a_cpu():
+def test_a_cpu_has_no_peak():
     assert peak_flops("cpu") is None

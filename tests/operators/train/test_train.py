@@ -1,4 +1,4 @@
-"""Training on real DeepSpeed workers with gloo; Ray Train starts them where starting, death or restart is the point."""
+"""Training on real DeepSpeed workers with gloo. Ray Train starts them in tests of starts, deaths and restarts."""
 
 import math
 import os
@@ -40,7 +40,7 @@ def packs(local_ray, packs_file):
 
 
 def run(packs, model, folder, trainer=None, **changes):
-    """`train` in Ray Train, or in what stands for it."""
+    """Run `train` with Ray Train, or with its replacement `trainer`."""
     with pytest.MonkeyPatch.context() as patch:
         if trainer is not None:
             patch.setattr("operators.train.train.TorchTrainer", trainer)
@@ -55,7 +55,7 @@ def here(process_group):
 
 @pytest.fixture(scope="module")
 def two(local_ray, tmp_path_factory):
-    """The same two workers for all tests that are not about starting them."""
+    """Two workers that are shared by all tests that are not about starting them."""
     workers = start_workers(2, str(tmp_path_factory.mktemp("two") / "meeting"))
     yield trainer_of(workers)
     for worker in workers:
@@ -113,7 +113,7 @@ def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, two, p
     manifest = run(packs, tiny_model, tmp_path, two, num_workers=2, zero_stage=stage)
     assert len(manifest.peak_rss_bytes) == 2
     assert manifest.losses == pytest.approx(alone[1].losses, rel=1e-5)
-    if stage:  # DeepSpeed does not tell its norm without ZeRO
+    if stage:  # DeepSpeed does not report its norm without ZeRO
         assert manifest.grad_norms == pytest.approx(alone[1].grad_norms, rel=1e-4)
     assert manifest.neft_l2 == pytest.approx(alone[1].neft_l2, rel=1e-6)
     one, many = (AutoModelForCausalLM.from_pretrained(folder) for folder in (alone[0], tmp_path))
@@ -123,7 +123,7 @@ def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, two, p
 
 @contextmanager
 def killed_after(folder, *steps):
-    """SIGKILL rank 0, from outside, as soon as its metrics show a step; the pids are in the list that is yielded."""
+    """SIGKILL rank 0 from outside as soon as its metrics show each step; yield the list of killed pids."""
     killed, leave = [], threading.Event()
 
     def watch():
@@ -148,7 +148,7 @@ def killed_after(folder, *steps):
 def test_a_killed_worker_is_restarted_and_a_run_that_died_goes_on_with_another_number(
     alone, here, packs, tiny_model, tmp_path
 ):
-    """Real workers of Ray Train: killed twice, of which it mends one; then another run, of one worker."""
+    """Workers of Ray Train are killed twice, of which it handles one; then another run continues with one worker."""
     settings = {"zero_stage": 3, "checkpoint_every_steps": 2, "max_failures": 1}
     with killed_after(tmp_path, 3, 5) as killed, pytest.raises(TrainingFailedError):
         run(packs, tiny_model, tmp_path, num_workers=2, **settings)
@@ -167,7 +167,7 @@ def test_a_killed_worker_is_restarted_and_a_run_that_died_goes_on_with_another_n
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_two_workers_of_zero_2_is_gone_on_with_by_one(alone, two, packs, tiny_model, tmp_path):
+def test_one_worker_continues_a_zero_2_checkpoint_of_two_workers(alone, two, packs, tiny_model, tmp_path):
     settings = {"zero_stage": 2, "checkpoint_every_steps": 2}
 
     def stopped_at_once(loop, train_loop_config, **rest):

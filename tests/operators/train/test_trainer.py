@@ -15,7 +15,7 @@ SEVERAL = TrainConfig(packs_per_pass=3, precision="fp32")
 
 
 def curve(job, **changes):
-    """Losses and noise of three steps, and how many passes they took."""
+    """Losses and noise of three steps, and the number of forward passes."""
     job = replace(job, config=job.config.model_copy(update=changes))
     passes = []
     with loaded(job) as (engine, noise):
@@ -26,7 +26,7 @@ def curve(job, **changes):
     return [step.loss for step in steps], [step.neft_l2 for step in steps], len(passes)
 
 
-def test_several_packs_a_pass_give_the_same_curve(job):
+def test_several_packs_per_pass_give_the_same_curve(job):
     losses, noise, passes = curve(job, zero_stage=2)
     together, same_noise, fewer = curve(job, zero_stage=2, packs_per_pass=2)
     assert passes == 9
@@ -46,7 +46,7 @@ def test_with_dropout_packs_are_read_one_at_a_time(tiny_model):
     assert packs_at_once(model, SEVERAL)[0] == 1
 
 
-def test_where_attention_masks_a_whole_pass_packs_are_read_one_at_a_time(tiny_model):
+def test_packs_are_read_one_at_a_time_if_attention_masks_a_whole_pass(tiny_model):
     model = load_student(tiny_model, SEVERAL)
     model.set_attn_implementation("sdpa")
     assert attention_in_use(model) == "sdpa"

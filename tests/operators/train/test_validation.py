@@ -1,4 +1,4 @@
-"""Which packs are kept out, which weights are the best, and when training stops."""
+"""Which packs are held out, which weights are the best, and when training stops."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from operators.train.validation import (
 CONFIG = TrainConfig(evaluate_every_steps=2, validation_share=0.2, packs_per_step=3)
 
 
-def test_packs_that_are_kept_out_are_never_trained_on_and_all_others_once_an_epoch():
+def test_held_out_packs_are_never_trained_on_and_all_others_once_per_epoch():
     kept_out = validation_packs(20, CONFIG)
     order = pack_order([[7]] * 20, CONFIG)
     assert len(kept_out) == 4
@@ -60,7 +60,7 @@ def test_its_labels_are_left_out_of_the_loss():
     assert without_loss(pack, []) == pack
 
 
-def test_training_stops_after_as_many_evaluations_without_a_better_loss_as_it_has_patience():
+def test_training_stops_after_patience_evaluations_without_a_better_loss():
     history = History(patience=2)
     assert [history.add(step, loss) for step, loss in [(2, 3.0), (4, 2.0), (6, 2.5)]] == [True, True, False]
     assert not history.is_over

@@ -1,4 +1,4 @@
-"""A part of a softmax and its gradients by torch's flash attention, and parts merged into the whole."""
+"""Partial softmax results and gradients from torch's flash attention, and merging them into the whole."""
 
 import math
 

@@ -1,8 +1,8 @@
-"""What the tests in Triton's interpreter share: how they are run, small inputs, and the truth.
+"""Helpers for tests in Triton's interpreter: how they are run, small inputs, and the expected results.
 
-Triton reads TRITON_INTERPRET when it is imported, which other tests may have done: each file's interpreted tests run in
-a process of their own. The interpreter multiplies bf16 wrongly and runs programs in turn: it sees neither bf16 nor
-races. fp16 and fp32 are tested in it; bf16 on a GPU, by `python benchmarks/gpu.py correct`.
+Triton reads TRITON_INTERPRET when it is imported, which other tests may have done, so the interpreted tests of each
+file run in a separate process. The interpreter multiplies bf16 wrongly and runs programs one after the other, so it can
+test neither bf16 nor races. fp16 and fp32 are tested in it, and bf16 on a GPU, by `python benchmarks/gpu.py correct`.
 """
 
 import os
@@ -30,7 +30,7 @@ def run_in_the_interpreter(file):
 
 
 def poison(monkeypatch):
-    """Uninitialised memory is NaN, or a large number."""
+    """Fill uninitialised memory with NaN, or with a large number."""
 
     def poisoned(function):
         def create(*arguments, **options):
@@ -59,7 +59,7 @@ def truth(q, k, v, grad_out, grad_lse, plan, scale):
 
 
 def assert_near(mine, exact, tolerance):
-    """Largest difference below the tolerance times the largest value, for each tensor."""
+    """Assert for each tensor that the largest difference is below the tolerance times the largest value."""
     for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), mine, exact, strict=True):
         assert torch.equal(a.isinf(), b.isinf()), name
         a, b = a.double().masked_fill(a.isinf(), 0.0), b.masked_fill(b.isinf(), 0.0)

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that are not here: few spills, no atomics, tensor cores, little memory."""
+"""The Triton kernels, compiled for GPUs without having one: few spills, no atomics, tensor cores, little memory."""
 
 import json
 import os
@@ -27,8 +27,8 @@ CASES = [
     ("sm_90", "bf16", 128, ("nominated",)),
     ("sm_80", "bf16", 64, ("nominated",)),
 ]
-# Spilling instructions that Triton 3.9 makes of some tiles, which were the fastest on an H100 under 3.6; no more, and
-# none elsewhere. In fp32 spills are allowed, for without warpgroup products they cost time only.
+# Upper limits for the spill instructions of Triton 3.9 in some tiles, which were the fastest on an H100 under 3.6. All
+# other tiles must have none. In fp32 spills are allowed: without warpgroup products they only cost time.
 SPILLS = {
     ("sm_90", 64): {"level_query_gradient": 33},
     ("sm_90", 128): {"attend": 16, "query_gradient": 24, "mean_gradient": 19, "key_gradient": 109},
@@ -38,7 +38,7 @@ SPILLS = {
 
 @pytest.fixture(scope="module")
 def reports():
-    """What the report's program did for each case; one for each core at a time."""
+    """The results of the report's program for each case, with one case per core at a time."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
 
     def report(case):
@@ -64,7 +64,7 @@ def test_committed_tiles_compile_to_what_they_should(case, reports):
         assert row["atomics"] == 0, row
         assert row["shared_kb"] <= row["limit_kb"], row
         if dtype == "fp32":
-            # ptxas 12.8 builds wrong descriptors of fp32's warpgroup products: there must be none.
+            # ptxas 12.8 builds wrong descriptors for warpgroup products in fp32, so there must be none.
             assert row["warpgroup"] == 0, row
         else:
             assert row["spills"] <= SPILLS[target, size].get(row["kernel"], 0), row

@@ -1,4 +1,4 @@
-"""The yardsticks' path, which is plain torch, on a CPU: results as the CPU path's."""
+"""The path of the benchmarks' yardsticks, which is plain torch, run on a CPU: it equals the CPU path."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("small_steps")
 
 @pytest.mark.parametrize("config", [CHOOSE, LOOK])
 @pytest.mark.parametrize("ids", [None, PACKED])
-def test_dense_pieces_are_the_cpu_path(config, ids, monkeypatch):
+def test_dense_pieces_equal_the_cpu_path(config, ids, monkeypatch):
     monkeypatch.setattr(dense, "_ELEMENTS", 20000)
     q, k, v = (x.detach() for x in inputs(2, 4, 2, 137, D=16))
     plan = plan_of(q, k, True, config, ids)

@@ -1,4 +1,4 @@
-"""Launches of a step on a GPU, counted without one: operations of torch that are no views, and Triton's launches."""
+"""Launches of a step on a GPU, counted without a GPU: torch operations other than views, and Triton launches."""
 
 from collections import Counter
 
@@ -50,7 +50,7 @@ def launches(monkeypatch, kind, tokens, heads, documents, causal=True):
         modes = []
         patch.setattr(JITFunction, "run", lambda self, *a, **o: modes[-1].found.update([self.fn.__name__]))
         patch.setattr(torch, "_assert_async", lambda *a: modes[-1].found.update(["assert"]))
-        if kind == "paper":  # projections are made once for a configuration
+        if kind == "paper":  # projections are made once per configuration
             path._sides.cache_clear()
             modes.append(Launches())
             path.forward(q, k, v, ids, causal, config, 0.1)
@@ -74,7 +74,7 @@ def test_launches_do_not_grow(monkeypatch, kind, causal, documents):
     ]
     for forward, backward in counts:
         assert not FORBIDDEN & {*forward, *backward}
-        # Documents cost two: their bounds and the check of their order.
+        # Documents add two launches: their bounds and the check of their order.
         limit = 6 if kind == "nominated" or documents == 1 else 8
         assert forward.total() <= limit, forward
         assert forward.total() + backward.total() <= 14 + (limit - 6) // 2, (forward, backward)

@@ -1,4 +1,4 @@
-"""The kernels of choice "nominated" in Triton's interpreter: lists as torch makes them, results as the reference's."""
+"""The kernels of choice "nominated" in Triton's interpreter: lists equal torch's, results equal the reference."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def small_and_poisoned(monkeypatch):
 
 
 def step(q, k, v, grad_out, grad_lse, ids, config, scale):
-    """Output, log-sum-exp, dQ, dK, dV; and the plan's bytes."""
+    """Output, log-sum-exp, dQ, dK and dV, and the bytes of the plan."""
     from kernels.hyper_attention.gpu.local import launches
 
     out, lse, buffer = launches.forward(q, k, v, ids, True, config, scale)
@@ -59,7 +59,7 @@ def step(q, k, v, grad_out, grad_lse, ids, config, scale):
 
 @interpreted
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_the_reference(name):
+def test_it_equals_the_reference(name):
     *shape, config, ids = CASES[name]
     q, k, v, grad_out, grad_lse = inputs(*shape)
     mine, buffer = step(q, k, v, grad_out, grad_lse, ids, config, 0.3)

@@ -1,4 +1,4 @@
-"""The kernels of mode "paper" in Triton's interpreter: draws and orders as torch's, results as the reference's."""
+"""The kernels of mode "paper" in Triton's interpreter: draws and orders equal torch's, results equal the reference."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def test_in_the_interpreter():
 
 @pytest.fixture(autouse=True)
 def small_and_poisoned(monkeypatch):
-    """Chunks of 32 tokens are sorted at a time, and 48 queries are a piece of a draw's."""
+    """Sort chunks of 32 tokens at a time, and draw for pieces of 48 queries."""
     if INTERPRETED:
         from kernels.hyper_attention.gpu.paper import kept, launches
 
@@ -52,7 +52,7 @@ def small_and_poisoned(monkeypatch):
 
 
 def step(q, k, v, grad_out, grad_lse, ids, causal, config, scale):
-    """Output, log-sum-exp, dQ, dK, dV; and the buckets of queries and keys."""
+    """Output, log-sum-exp, dQ, dK and dV, and the buckets of queries and keys."""
     from kernels.hyper_attention.gpu.paper import launches
 
     out, lse, buffer = launches.forward(q, k, v, ids, causal, config, scale)
@@ -65,7 +65,7 @@ def step(q, k, v, grad_out, grad_lse, ids, causal, config, scale):
 
 @interpreted
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_the_reference(name):
+def test_it_equals_the_reference(name):
     *shape, causal, config, ids = CASES[name]
     q, k, v, grad_out, grad_lse = inputs(*shape)
     mine, found = step(q, k, v, grad_out, grad_lse, ids, causal, config, 0.3)
@@ -76,7 +76,7 @@ def test_it_is_the_reference(name):
 
 @interpreted
 def test_half_precision_hashes_as_fp32_does():
-    """Three parts of a projection in half precision have all its digits."""
+    """Three half-precision parts of a projection together have all digits of fp32."""
     q, k, v, grad_out, _ = inputs(1, 2, 1, 63, 63, 60, torch.float16)
     mine, found = step(q, k, v, grad_out, None, None, False, PAPER, 0.1)
     again, _ = step(q, k, v, grad_out, None, None, False, PAPER, 0.1)

@@ -1,4 +1,4 @@
-"""The plan of mode "causal_local": window, sinks, look-back and means together hold each older key once."""
+"""The plan of mode "causal_local": window, sinks, look-back and means together contain each older key once."""
 
 import pytest
 import torch

@@ -37,6 +37,6 @@ def test_draws_are_uniform_independent_of_order_and_differ_by_stream_and_seed():
 
 
 @pytest.mark.parametrize("seed", [0, 12, -(2**63), 2**63 - 1])
-def test_a_kernel_begins_where_the_tensors_begin(seed):
+def test_the_initial_state_in_a_kernel_equals_that_of_the_tensors(seed):
     word = torch.tensor(_signed((seed * 2 + 1) * _GOLDEN + SAMPLES))
     assert initial_state(seed, SAMPLES) == int(_mix(word))

@@ -1,4 +1,4 @@
-"""What queries nominate, and the lists of their tiles, against the definition spelled out row by row."""
+"""The nominations of queries and the lists of their tiles, compared with the definition computed row by row."""
 
 from dataclasses import replace
 

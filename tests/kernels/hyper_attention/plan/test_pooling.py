@@ -1,4 +1,4 @@
-"""Means of segments and the way back for their gradients, against sums written out."""
+"""Means of segments and their gradients, compared with explicit sums."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The plan of mode "paper": every allowed key counts once, blocks and halves are those of the paper."""
+"""The plan of mode "paper": every allowed key counts once, and blocks and halves match the paper."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tiles of documents: each query of a long document lies in exactly one, as if its document were alone."""
+"""Tiles of documents: each query of a long document is in exactly one tile, the same as if the document were alone."""
 
 import pytest
 import torch
