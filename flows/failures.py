@@ -23,7 +23,12 @@ def root_cause(error: object) -> str:
         error = error.cause  # type: ignore[attr-defined]
     if error is None:
         return "failed without an error"
-    lines = [line.strip() for line in error.message.splitlines() if line.strip()]  # type: ignore[attr-defined]
+    return words_of(error.message)  # type: ignore[attr-defined]
+
+
+def words_of(error: object) -> str:
+    """The last line of an error, without the name of the class where the message is ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last: str = without_credentials(lines[-1]) if lines else "failed without words"
     # Our own messages are understandable without the name of the class, so it is left out.
     head, _, words = last.partition(": ")

@@ -5,6 +5,8 @@ from typing import TextIO
 
 from cluster.runtime import cluster_nodes
 from flows.exit_codes import DONE, UNUSABLE
+from flows.failures import words_of
+from flows.graph import RAW_INSTRUCTIONS
 from flows.placement import GIB, demands
 from flows.run import Run
 from flows.staleness import differences
@@ -14,6 +16,8 @@ from operators.redact import without_credentials
 from operators.stage import Finding
 from operators.teacher.budget import Tokens
 from operators.train.memory import bytes_per_worker, measure
+
+UNREADABLE = ("source.path", "source.split", "decontaminate.files")  # findings after which nothing can be read
 
 
 def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, canary: int = 0) -> int:
@@ -32,9 +36,14 @@ def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, 
         for asset, spec in run.specs.items():
             partition = refresh if spec.partitions_def is not None else None
             out.write(f"  {asset:<26}{_state(run, asset, partition, refresh)}\n")
-    if not any(finding.key.startswith("source") and finding.fatal for finding in findings):
-        with suppress(ModelNotFoundError):  # a finding says so
+    if not any(finding.key in UNREADABLE and finding.fatal for finding in findings):
+        try:
             out.writelines(f"  {line}\n" for line in _work_lines(run, refresh, 0 if refused else canary))
+        except ModelNotFoundError:
+            pass  # a finding says so
+        except Exception as error:  # noqa: BLE001 - an own step may raise anything, and ends the run too
+            findings = [*findings, Finding(RAW_INSTRUCTIONS, words_of(error))]
+            refused = True
     nodes = cluster_nodes()
     have = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
     for demand in demands(run.config):

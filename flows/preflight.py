@@ -28,6 +28,7 @@ from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
 from operators.publish.hub import TOKEN_VARIABLE
 from operators.read.doctor import examine_source
+from operators.read.drop_contaminated import examine_files
 from operators.read.source_files import list_source_files, shown, unknown_files
 from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.reward import examine_reward_model
@@ -65,6 +66,8 @@ def preflight(
         *_cluster_findings(),
         *models,
     ]
+    if thorough or _is_needed(run, refresh, (RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS), selected):
+        found += examine_files(run.config.decontaminate)
     if thorough or _is_needed(run, refresh, (PUBLISHED_DATASET,), selected):
         found += _hub_findings(run.config)
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):

@@ -12,6 +12,7 @@ per run. Tasks build it, and all workers of a node share it through Ray's object
 words take 1.3 GB.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,12 +30,14 @@ from operators.read.dialogues import USER, read_dialogue
 from operators.read.record_fields import NAMES, plain
 from operators.read.record_formats import Record, read_records
 from operators.read.source_files import Piece, list_source_files, plan_pieces
-from operators.stage import StageConfig, require_columns
+from operators.stage import Finding, StageConfig, require_columns
 
 CONTAMINATED = "dropped:contaminated"
 TEXT_COLUMNS = ("instruction", "input")
 RANGE_BYTES = 64 << 20
 COUNTED = (ACTIVE, HELD_OUT, CONTAMINATED)  # common runs are counted in rows of these outcomes, before and after
+
+SOURCE_KEY = "read_instructions: source.path"  # in errors of `list_source_files`
 
 
 class DecontaminateConfig(StageConfig):
@@ -141,6 +144,15 @@ def evaluation_index(rows: Dataset, others: Dataset | None, config: Decontaminat
     return EvaluationIndex(ray.remote(num_cpus=0.25)(_leave_out).remote(known, config.common_rows, *blocks), config)
 
 
+def examine_files(config: DecontaminateConfig) -> Iterator[Finding]:
+    """Evaluation files that are not there, or whose format nobody knows: they would end the run while it reads."""
+    for path in config.files:
+        try:
+            list_source_files(path)
+        except (ValueError, OSError) as error:
+            yield Finding("decontaminate.files", str(error).removeprefix(f"{SOURCE_KEY}: "))
+
+
 def drop_contaminated(rows: Dataset, index: EvaluationIndex) -> Dataset:
     """Give active rows that repeat an evaluation text the outcome `dropped:contaminated`.
 
@@ -243,5 +255,8 @@ def _leave_out(runs: Runs, common_rows: int, *blocks: pa.Table) -> Runs:
 
 
 def _pieces(path: str) -> list[Piece]:
-    files = [file.path for file in list_source_files(path)]
+    try:
+        files = [file.path for file in list_source_files(path)]
+    except ValueError as error:
+        raise ValueError(str(error).replace(SOURCE_KEY, "decontaminate.files")) from None
     return [piece for task in plan_pieces(files, RANGE_BYTES) for piece in task]

@@ -14,6 +14,7 @@ from operators.read.drop_contaminated import (
     DecontaminateConfig,
     drop_contaminated,
     evaluation_index,
+    examine_files,
 )
 
 QUESTION = "A train leaves the station at nine and travels north at sixty miles an hour; when does it arrive?"
@@ -83,8 +84,12 @@ class TestDropContaminated:
 
     def test_a_file_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
         config = DecontaminateConfig(files=[str(tmp_path / "none.jsonl")])
-        with pytest.raises(ValueError, match=r"none\.jsonl"):
+        with pytest.raises(ValueError, match=r"^decontaminate\.files: .*none\.jsonl"):
             evaluation_index(rows(a=(OTHER, "")), None, config)
+        [finding] = examine_files(config)
+        assert finding.fatal
+        assert str(finding).startswith("decontaminate.files: ")
+        assert [*examine_files(DecontaminateConfig())] == []
 
     def test_an_empty_index_contaminates_nothing(self) -> None:
         assert (
