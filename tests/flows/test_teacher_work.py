@@ -109,8 +109,12 @@ def test_repairs_to_come_are_foretold_by_the_share_of_those_that_were_needed(pro
 
 @pytest.mark.slow
 def test_a_step_that_raises_refuses_the_plan_in_one_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = "from ray.data import Dataset\n\n\ndef broken(rows: Dataset) -> Dataset:\n    raise RuntimeError('no such river')\n"
-    (project.folder / "raising_step.py").write_text(step)
+    step = [
+        "from ray.data import Dataset",
+        "def broken(rows: Dataset) -> Dataset:",
+        "    raise RuntimeError('no such river')",
+    ]
+    (project.folder / "raising_step.py").write_text("\n".join(step))
     monkeypatch.syspath_prepend(project.folder)
     code, printed = project.flow(*project.settings, "steps=[raising_step:broken]", "--plan")
     assert code == 2
