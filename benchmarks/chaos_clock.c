@@ -1,6 +1,6 @@
-/* A machine's clock that is set: the realtime clock of every process that preloads this is off by the seconds that the
- * file $CHAOS_CLOCK holds, a binary int64 that may change at any moment. Monotonic clocks go on. Deadlines of waits that
- * are times of day, not uptimes, are told to the kernel in its own time. */
+/* Simulates that a machine's clock is set: the realtime clock of every process that preloads this is off by the number
+ * of seconds in the file $CHAOS_CLOCK, a binary int64 that may change at any moment. Monotonic clocks are unchanged.
+ * Deadlines that are times of day, not uptimes, are converted to the kernel's time. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>

@@ -1,9 +1,9 @@
-"""The faults of chaos.py that strike the daemon, and those of the machine's clock.
+"""The faults of chaos.py that affect the daemon or the machine's clock.
 
-The daemon is that of `make ui`, on the cluster that lives share; whoever supervises it starts it again, here this file.
-The clock is set by a library that driver and Ray preload (chaos_clock.c, built by gcc); monotonic clocks go on, as on a
-machine whose clock is set. Debian's libfaketime 0.9.10 would not do: where monotonic clocks go on, it makes Python's
-`time.sleep` fail.
+The daemon is that of `make ui`, on the shared cluster. This file takes the part of its supervisor and starts it again.
+The clock is set by a library that driver and Ray preload (chaos_clock.c, built by gcc). As on a real machine, monotonic
+clocks are not affected. Debian's libfaketime 0.9.10 cannot be used: if monotonic clocks are unchanged, it makes
+Python's `time.sleep` fail.
 """
 
 import re
@@ -25,7 +25,7 @@ from operators.files.copies import files_below
 
 CLOCK = Path(__file__).with_name("chaos_clock.c")
 STEPS_S = (-86_400, -3_600, -90, 90, 3_600, 86_400, 40 * 86_400)
-PARTS = ("dagster._daemon", "dagster api grpc", "dagster dev", "flows.ui", "")  # "" is all of them at once
+PARTS = ("dagster._daemon", "dagster api grpc", "dagster dev", "flows.ui", "")  # "" kills all of them at once
 REFRESH = re.compile(r"assets/raw_instructions/refresh=([^/]+)/_SUCCESS")
 
 
@@ -33,7 +33,7 @@ class Daemon:
     """`python -m flows.ui` of a life."""
 
     def __init__(self, life: Life) -> None:
-        """Start it."""
+        """Start the daemon."""
         self._life, self.starts = life, 0
         self._port = free_port()
         self.process = self._start()
@@ -50,7 +50,7 @@ class Daemon:
         overrides += ["schedule.retry_seconds=5"]
         environment = life.surroundings()
         environment["RAY_API_SERVER_ADDRESS"] = life.shared.dashboard if life.shared else ""
-        del environment["RAY_ADDRESS"]  # of the jobs, Ray says it
+        del environment["RAY_ADDRESS"]  # Ray sets it for the jobs
         command = [sys.executable, "-m", "flows.ui", "--config", "configs/smoke.yaml", "--port", str(self._port)]
         with (life.folder / f"daemon-{self.starts}.out").open("wb") as out:
             return subprocess.Popen(  # noqa: S603 - our own command
@@ -64,7 +64,7 @@ class Daemon:
         return []
 
     def kill(self, part: str) -> bool:
-        """Kill its processes whose command line has these words, all if there are none."""
+        """Kill its processes whose command line contains `part`; "" means all. Returns whether there was any."""
         killed = False
         for process in self.family():
             with suppress(psutil.Error):
@@ -74,10 +74,10 @@ class Daemon:
         return killed
 
     def keep(self) -> None:
-        """What a supervisor does: start it again if it is gone."""
+        """Start it again if it has ended, as a supervisor does."""
         if self.process.poll() is not None:
             for process in self._life._processes():
-                with suppress(psutil.Error):  # systemd ends what is left of the unit
+                with suppress(psutil.Error):  # systemd ends the remaining processes of the unit
                     if " ".join(process.cmdline()).count("dagster"):
                         process.kill()
             self.process = self._start()
@@ -95,7 +95,7 @@ class Daemon:
 
 
 def kill_daemon(life: Life) -> tuple[str, Ended]:
-    """The daemon is to take the file by itself; some of its processes are killed at a moment of the refresh."""
+    """The daemon must process a new file on its own, while some of its processes are killed during the refresh."""
     daemon = Daemon(life)
     try:
         life.runs += 1
@@ -126,7 +126,7 @@ def _is_finished(storage: str) -> bool:
 def set_clock(
     during: Callable[[Life, Callable[[Driver], bool], list[int]], tuple[str, Ended]],
 ) -> Callable[[Life], tuple[str, Ended]]:
-    """The machine's clock is set in the middle of a run, by seconds to days, and stays so."""
+    """The machine's clock is set in the middle of a run, forwards or back by 90 seconds to 40 days, and stays so."""
 
     def strike(life: Life) -> tuple[str, Ended]:
         clock, library = life.folder / "clock", life.folder / "clock.so"
@@ -137,7 +137,7 @@ def set_clock(
         def act(_: Driver) -> bool:
             step = life.random.choice(STEPS_S)
             life.when += f", {step:+d} s"
-            with clock.open("r+b") as file:  # in place: it is mapped
+            with clock.open("r+b") as file:  # in place, because it is mapped into memory
                 file.write(struct.pack("q", step))
             return True
 

@@ -83,7 +83,7 @@ class Life:
     repeated: int = 0  # calls that were made again because they were in flight when the fault struck
     wrong: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
-    shared: SharedRay | None = None  # the cluster that its runs join, by forked drivers; None: each starts its own
+    shared: SharedRay | None = None  # the cluster that its forked runs join; None if each starts its own
     nodes: Any = None  # a simulated cluster
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class Life:
         self.records += len(lines)
 
     def overrides(self) -> list[str]:
-        """Of configs/smoke.yaml."""
+        """The overrides of configs/smoke.yaml."""
         ours = {
             "storage": self.storage,
             "source.path": self.folder / "source",
@@ -131,12 +131,12 @@ class Life:
         return [*flow, *self.overrides(), *chosen, "--refresh", refresh]
 
     def surroundings(self) -> dict[str, str]:
-        """The environment of what this life starts."""
+        """The environment of the processes that this life starts."""
         environment = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
             "RAY_ADDRESS": self.shared.ready().address if self.shared else "local",
-            "RAY_TMPDIR": f"/tmp/c{os.getpid()}",  # noqa: S108 - sockets lie there, so the path must be short
+            "RAY_TMPDIR": f"/tmp/c{os.getpid()}",  # noqa: S108 - it contains sockets, so the path must be short
             "XDG_STATE_HOME": str(self.folder / "state"),
             LIFE: f"{os.getpid()}-{self.number}",
             **self.environment,
@@ -158,7 +158,7 @@ class Life:
         return process, out
 
     def finish(self, process: Driver, out: Path) -> Ended:
-        """Wait for the end of a run, and check that no process of it stays."""
+        """Wait for the end of a run, and check that no process of it remains."""
         code: int | None = None
         try:
             code = process.wait(LIMIT_S)
@@ -174,7 +174,7 @@ class Life:
         return Ended(code, text)
 
     def require_gone(self) -> None:
-        """Wait until nothing runs for this life any more; what stays is counted, and killed."""
+        """Wait until no process of this life runs any more; processes that remain are counted and killed."""
         deadline = time.monotonic() + GONE_S
         while (left := self._processes()) and time.monotonic() < deadline:
             psutil.wait_procs(left, timeout=0.5)
@@ -241,7 +241,7 @@ class Life:
 
 
 def victims(life: Life, process: Driver, wanted: Sequence[str]) -> list[psutil.Process]:
-    """Processes of a life's run whose name or title begins with one of these words; no idle worker."""
+    """Processes of a life's run whose name or title begins with one of these words, without idle workers."""
     found = life.shared.workers() if life.shared else []
     with suppress(psutil.Error):
         found += psutil.Process(process.pid).children(recursive=True)

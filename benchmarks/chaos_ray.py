@@ -1,8 +1,8 @@
-"""What lets chaos.py live many lives an hour: drivers that are forked, and a Ray cluster that most lives share.
+"""Forked drivers and a shared Ray cluster, with which chaos.py can run many lives per hour.
 
-A run that starts as a user types it takes 8 CPU seconds before its first row, five for Ray and three for imports. A
-forked driver is a process of its own, like any other; it has what its parent imported. The shared cluster is started by
-`ray start`, as on the shipped unit, and outlives the drivers.
+A run that is started from the command line takes 8 CPU seconds before its first row: five for Ray and three for
+imports. A forked driver is a separate process that has the imports of its parent. The shared cluster is started by
+`ray start`, as by the shipped unit, and continues after the drivers end.
 """
 
 import multiprocessing
@@ -24,13 +24,13 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["flows.recycle_and_train", "transformers.models.auto.tokenization_auto"])
 
 
-AGENTS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # of the node, not of a run
-# Ray Data starts these once a cluster; they outlive the run that needed them first.
+AGENTS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # belong to the node, not to a run
+# Ray Data starts these once per cluster; they continue after the run that started them.
 DETACHED = ("ray::_StatsActor", "ray::_AutoscalingCoordinatorActor", "ray::ActorLocationTracker")
 
 
 class Driver(Protocol):
-    """A process that carries out the flow."""
+    """A process that runs the flow."""
 
     pid: int
 
@@ -42,17 +42,17 @@ class Forked:
     """A driver forked from a process that has imported the flow."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], out: Path) -> None:
-        """Start it, in a session of its own."""
+        """Start the driver in a new session."""
         self._process = FORKS.Process(target=_drive, args=(list(command[1:]), dict(environment), str(out)))
         self._process.start()
         self.pid = self._process.pid or 0
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """The exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end.
+        """Wait until the driver ends; return its exit code.
 
         Raises:
             subprocess.TimeoutExpired: it still runs.
@@ -79,16 +79,16 @@ def _drive(argv: list[str], environment: dict[str, str], out: str) -> None:
 
 
 class SharedRay:
-    """A cluster of this machine, started anew when a life has left it dead."""
+    """A Ray cluster on this machine, which is started again if a life has killed it."""
 
     def __init__(self, folder: Path) -> None:
-        """Start none yet; its log comes to lie in the folder."""
+        """Start nothing yet; the cluster's log will be in this folder."""
         self._folder, self._stack = folder, ExitStack()
         self.address, self.dashboard = "", ""
         self._raylet: psutil.Process | None = None
 
     def ready(self) -> "SharedRay":
-        """Start it, unless it runs."""
+        """Start the cluster unless it runs."""
         if self._raylet is None or not self._raylet.is_running():
             self.stop()
             port = free_port()
@@ -104,7 +104,7 @@ class SharedRay:
         self._raylet = None
 
     def workers(self) -> list[psutil.Process]:
-        """The workers that it started for whoever is connected; idle ones, which it keeps ready, are none."""
+        """The workers that it runs for connected drivers, without the idle ones that it keeps ready."""
         if self._raylet is None:
             return []
         with suppress(psutil.Error):
@@ -112,17 +112,17 @@ class SharedRay:
         return []
 
     def left(self) -> list[psutil.Process]:
-        """The workers that the end of a run should have ended."""
+        """The workers that should have ended with the run."""
         return [worker for worker in self.workers() if not name_of(worker).startswith(DETACHED)]
 
 
 def is_busy(title: str) -> bool:
-    """Whether this is the title of a worker of Ray's that does something for a run."""
+    """Whether this is the title of a Ray worker that works for a run."""
     return title.startswith("ray::") and not title.startswith(AGENTS)
 
 
 def name_of(process: psutil.Process) -> str:
-    """The title of a worker of Ray's, else the name of the program."""
+    """The title of a Ray worker, or else the name of the program."""
     with suppress(psutil.Error):
         line = process.cmdline()
         return line[0] if line and line[0].startswith("ray::") else process.name()

@@ -1,9 +1,9 @@
 """Overhead of the pipeline itself: rows per second through reflection and ledger with the scripted teacher.
 
 The teacher answers at once, so this is the overhead of reading, prompting, keying, committing, joining and parsing.
-Disk is the ledger with its prompts; files are those of the ledger, whose footers every start reads. Nothing is timed
-before the rows have been counted: every row comes back parsed, the second run calls nobody, and the third, a refresh
-with one row for each hundred that the ledger holds, calls for those rows only.
+`disk` is the ledger with its prompts; `files` are those of the ledger, whose footers every start reads. Before a
+time is printed, the rows are checked: every row is returned parsed, the second run makes no call, and the third, a
+refresh with one row per hundred in the ledger, makes calls for its own rows only.
 
     .venv/bin/python benchmarks/reflection.py [ROWS ...]
 """

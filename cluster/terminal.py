@@ -23,7 +23,7 @@ def quiet_terminal(
 ) -> Iterator[tuple[TextIO, TextIO]]:
     """Send file descriptors 1 and 2 of this process and of its children to `log`.
 
-    Yields the terminal's own streams; `dressed` may wrap them in others that write each line in another form.
+    Yields the terminal's own streams. `dressed` may wrap them in streams that write lines in another format.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -22,7 +22,7 @@ STAGE_OF = {  # asset -> the stage whose demand it has
     STUDENT: "train",
     EVALUATION: "evaluate",
 }
-MEASURED = ("ifd", "ifd_rifd", "perplexity", "reward")  # policies of the section select that need a model's actors
+MEASURED = ("ifd", "ifd_rifd", "perplexity", "reward")  # values of select.policy that score with actors of a model
 Node = Mapping[str, float]  # resources as Ray names them: CPU, GPU, memory (bytes)
 
 
@@ -70,7 +70,7 @@ def demands(config: RunConfig) -> list[Demand]:
 
 
 def asked_teachers(config: RunConfig) -> list[tuple[str, TeacherConfig]]:
-    """The teachers that a run asks, by the key that names each: the judge's only if something is judged."""
+    """The teachers that a run calls, by their configuration keys. The judge is included only if something is judged."""
     judges = config.evaluate.judge or config.select.policy == "judge"
     unused = [*([] if judges else ["judge"]), *([] if config.reflect.repair else ["repair"])]
     stages = {name: changes for name, changes in config.teacher.stages.items() if name not in unused}

@@ -40,8 +40,8 @@ def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, 
         try:
             out.writelines(f"  {line}\n" for line in _work_lines(run, refresh, 0 if refused else canary))
         except ModelNotFoundError:
-            pass  # a finding says so
-        except Exception as error:  # noqa: BLE001 - an own step may raise anything, and ends the run too
+            pass  # a finding reports it
+        except Exception as error:  # noqa: BLE001 - a custom step may raise any error, which would end the run too
             findings = [*findings, Finding(RAW_INSTRUCTIONS, words_of(error))]
             refused = True
     nodes = cluster_nodes()
@@ -77,7 +77,7 @@ def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:
 
 
 def _work_lines(run: Run, refresh: str, canary: int) -> list[str]:
-    """A line for each kind of calls, and one for all: what is there, and whether the budget allows what is not."""
+    """A line per kind of call and one for all: new and stored calls, and whether the budget allows the new ones."""
     budget = run.config.budget
     spent = run.ledger().tokens() if budget.is_limited() else Tokens()
     works, lines, total = teacher_work(run, refresh, canary), [], Tokens()
@@ -91,7 +91,7 @@ def _work_lines(run: Run, refresh: str, canary: int) -> list[str]:
 
 
 def _work_line(work: Work) -> str:
-    reach = "about" if work.lengths_known else "at most"  # a canary, or an earlier run, tells how long replies are
+    reach = "about" if work.lengths_known else "at most"  # from a canary or an earlier run
     return (
         f"{work.name:<25} {work.reach}{work.new} new calls, {work.known} from the ledger, "
         f"{work.over_long} over-long; about {work.tokens.prompt} prompt and {reach} {work.tokens.generated} "

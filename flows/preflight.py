@@ -86,7 +86,7 @@ def preflight(
 
 
 def _that_ask(config: RunConfig) -> list[str]:
-    """The assets whose making asks the teacher, as reflection or as judge."""
+    """The assets that need teacher calls, for reflection or as a judge."""
     judging = [
         *(NEED_REWARD if config.select.policy == "judge" else ()),
         *([EVALUATION] if config.evaluate.judge else []),

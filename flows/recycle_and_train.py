@@ -71,7 +71,7 @@ def uses(*sections: str, only_rows: bool = False) -> dict[str, Any]:
     metadata=uses("source", "deduplicate", "decontaminate", "steps"),
 )
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:
-    """What the source holds, one row a record; bad, double, held-out and contaminated records carry their reason."""
+    """The source, one row per record; bad, duplicate, held-out and contaminated records have their reason."""
     return Recipe(partial(run.raw_rows, context.partition_key), metrics=count_ignored_columns)
 
 

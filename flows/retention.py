@@ -1,4 +1,4 @@
-"""Deletes old students: each takes the disk space of its model, and daily refreshes train hundreds a year."""
+"""Deletes old students: each takes as much disk space as its model, and daily refreshes train hundreds per year."""
 
 from pyarrow import fs
 
@@ -7,28 +7,28 @@ from operators.files.atomic import open_filesystem
 from operators.files.copies import delete, exists
 from operators.train.result import MANIFEST
 
-DELETED_STUDENTS = "deleted_students"  # of the metrics of the asset `release`
-STUDENTS = "students"  # the folder below the storage that holds a folder for each student, named by its version
+DELETED_STUDENTS = "deleted_students"  # key in the metrics of the asset `release`
+STUDENTS = "students"  # folder in the storage with one folder per student, named by its version
 
 
 def has_weights(storage: str, version: str) -> bool:
-    """Whether the folder of a student is still there."""
+    """Whether the folder of a student still exists."""
     return exists(f"{storage}/{STUDENTS}/{version}")
 
 
 def prune_students(storage: str, keep: int, version: str) -> list[str]:
     """Delete all but the newest students. Their evaluations and the history of releases stay.
 
-    Never deleted: the released student, the one that was released before it, the best one so far, and `version`. A
-    student without a decision, whose training was given up, counts as older than all that have one.
+    The released student, the one released before it, the best one so far, and `version` are never deleted. A student
+    without a decision, because its training was given up, counts as older than all others.
 
     Args:
         storage: path or URI; the caller holds its lease.
-        keep: number of students that stay besides those; 0 keeps all.
-        version: of the student that was decided about last.
+        keep: number of students to keep besides those; 0 keeps all.
+        version: the student of the latest decision.
 
     Returns:
-        The versions that were deleted, the oldest first.
+        The deleted versions, oldest first.
     """
     if not keep:
         return []
@@ -43,7 +43,7 @@ def prune_students(storage: str, keep: int, version: str) -> list[str]:
     others.sort(key=lambda name: (decided.get(name, 0), name))
     old = others[:-keep]
     for name in old:
-        # Without this file the folder is no finished student, also if this process is killed before the next line.
+        # Without this file the folder is not a finished student, even if this process is killed before the next line.
         delete(f"{storage}/{STUDENTS}/{name}/{MANIFEST}")
         delete(f"{storage}/{STUDENTS}/{name}")
     return old

@@ -113,11 +113,11 @@ class Run:
         return Ledger(self.path("ledger"), self.config.budget, offline=offline, prompts=self.path(PROMPTS))
 
     def asking(self) -> Ledger:
-        """The ledger of a stage that asks the teacher; with `--reparse` it makes no call."""
+        """The ledger for a stage with teacher calls; with `--reparse` it makes no call."""
         return self.ledger(offline=self.reparse)
 
     def reflection(self, ledger: Ledger) -> Reflection:
-        """The arguments of a reflection; loads tokenizers, three seconds that an asset which is up to date saves."""
+        """The arguments of a reflection. Loads tokenizers, which takes three seconds; up-to-date assets avoid it."""
         return Reflection(self.config.reflect, self.teacher, ledger, self.special_tokens)
 
     @cached_property
@@ -162,7 +162,7 @@ class Run:
         return rows_of_files(self.store.rows(RAW_INSTRUCTIONS, [refresh]), gone, names)
 
     def raw_rows(self, refresh: str) -> Dataset:
-        """What the source holds of a refresh, one row a record, with the outcomes of everything before the teacher."""
+        """The rows of a refresh from the source, one per record, with the outcomes of all steps before the teacher."""
         files, config = self.source(refresh), self.config
         earlier, archived = self.earlier(refresh), self.archived(refresh)
         rows = read_refresh(files, earlier, config.source, config.deduplicate, self.special_tokens, archived)

@@ -1,7 +1,7 @@
-"""The teacher calls that a run would make, counted as the run will make them: reflections, repairs, the judge.
+"""Counts the teacher calls that a run would make: reflections, repairs and calls of the judge.
 
-What a stage asks is known exactly if what it reads is made. Where that is still to come, the number is a limit: a row
-has at most one repair in a stage, three judged pairs, and two orders of its answers.
+The calls of a stage are known exactly if its input exists. Otherwise the number is an upper limit: a row has at most
+one repair per stage, three judged pairs, and two orders of its answers.
 """
 
 from collections.abc import Iterator
@@ -43,8 +43,8 @@ JUDGE_SELECTS, JUDGE_EVALUATES = "judge of select", "judge of evaluate"
 Reach = Literal["", "about ", "at most "]
 ABOUT: Reach = "about "
 AT_MOST: Reach = "at most "
-PAIRS_JUDGED = 3  # of a row at most: the original, and what each of the two reflections makes of it
-ANSWERS = 2  # that a verdict compares
+PAIRS_JUDGED = 3  # at most per row: the original, and the result of each of the two reflections
+ANSWERS = 2  # compared by a verdict
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Work:
     """The calls of one kind.
 
     Attributes:
-        name: for people.
-        new: how many are to be made.
-        known: how many the ledger answers.
-        over_long: of the new ones, those too long for the teacher, which fail without being made.
-        tokens: of the new ones together.
-        reach: how sure the number of new calls is; exact if empty.
-        lengths_known: the length of replies is that of earlier ones, not the limit.
+        name: the kind, as printed.
+        new: number of calls to make.
+        known: number of calls that the ledger answers.
+        over_long: number of new calls that are too long for the teacher, which fail without being made.
+        tokens: total of the new calls.
+        reach: whether `new` is an estimate or an upper limit; exact if empty.
+        lengths_known: whether lengths of replies are estimated from earlier replies, instead of being the limit.
     """
 
     name: str
@@ -71,31 +71,31 @@ class Work:
 
     @classmethod
     def counted(cls, name: str, count: dict[str, int], reach: Reach = "") -> "Work":
-        """From what `Ledger.count_calls` says."""
+        """Create this from the result of `Ledger.count_calls`."""
         tokens = Tokens(count["prompt_tokens"], count["reply_tokens"])
         known = count["asked"] - count["new"]
         return cls(name, count["new"], known, count["over_long"], tokens, reach, bool(count["known_replies"]))
 
     @property
     def asked(self) -> int:
-        """All calls."""
+        """Number of all calls."""
         return self.new + self.known
 
 
 def teacher_work(run: Run, refresh: str, canary: int = 0) -> list[Work]:
-    """All kinds of calls of a whole run, in the order of the graph.
+    """Count the calls of a whole run by kind, in the order of the graph.
 
     Args:
         run: the configuration and its storage.
-        refresh: the batch of source data that it is about.
-        canary: calls that each reflection really makes first.
+        refresh: the batch of source data.
+        canary: number of calls that each reflection makes first, for better estimates.
     """
     raw = _made(run, RAW_INSTRUCTIONS, refresh)
     if raw is None:
         raw = run.raw_rows(refresh).materialize()
     selected = _made(run, SELECTED_INSTRUCTIONS, refresh)
     first = _reflection(run, raw, INSTRUCTIONS, canary)
-    # Whatever is selected, every row is asked about again; of what is not selected yet, the original stands for it.
+    # Every row is asked about again, whatever is selected. Before the selection, the original stands for its result.
     if selected is None:
         second = _reflection(run, _as_selected(raw), RESPONSES, 0, AT_MOST)
     else:
@@ -132,7 +132,7 @@ def _reflection(run: Run, rows: Dataset, about: Reflecting, canary: int, reach: 
 def _repairs(
     run: Run, rows: Dataset | None, first: Work, about: Reflecting, asset: str, refresh: str
 ) -> Iterator[Work]:
-    """Second turns: those that stored replies lead to, and those of replies to come, by the share of earlier ones."""
+    """Count repairs: those of stored replies, and those of future replies, estimated by the share of earlier ones."""
     if not run.config.reflect.repair or not run.staleness.is_stale(asset, refresh, refresh):
         return
     ledger, stage = run.ledger(), f"{about.stage}{REPAIR}"
@@ -143,7 +143,7 @@ def _repairs(
     asked, repaired = (ledger.files.count(name) for name in (about.stage, stage))
     to_come = first.new - first.over_long
     new = -(-to_come * min(repaired, asked) // asked) if asked else to_come
-    # A second turn reads the first prompt and its reply, and writes as much as the first.
+    # The prompt of a repair has the first prompt and its reply; its reply is as long as the first.
     prompt, reply = (
         number * new // to_come if to_come else 0 for number in (first.tokens.prompt, first.tokens.generated)
     )
@@ -154,7 +154,7 @@ def _repairs(
 
 
 def _selection(run: Run, raw: Dataset, selected: Dataset | None, refresh: str) -> Iterator[Work]:
-    """The judge of pairs: exact for a selection whose reflections are made, else up to its limit."""
+    """Count calls of the judge of pairs: exact for a selection whose reflections exist, otherwise an upper limit."""
     reflected, answered = (_made(run, asset, refresh) for asset in (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS))
     config, works = run.config, []
     if selected is None:
@@ -163,7 +163,7 @@ def _selection(run: Run, raw: Dataset, selected: Dataset | None, refresh: str) -
         if reflected is not None:
             usable = filter_rewrites(reflected, INSTRUCTIONS, config.filter, run.evaluation_index(reflected, refresh))
             works += _judged_pairs(run, usable, instruction_choice(config.select).candidates)
-            # The second selection knows one of its two pairs where the first one has judged two.
+            # The second selection has one of its two pairs from the ledger if the first one judged two.
             to_come = 2 * old.asked - works[0].asked
         works.append(_at_most(run, old, to_come))
     elif answered is None:
@@ -177,7 +177,7 @@ def _selection(run: Run, raw: Dataset, selected: Dataset | None, refresh: str) -
 
 
 def _at_most(run: Run, one: Work, new: int) -> Work:
-    """As if `one`, of the judge, were so many calls of the same mean length."""
+    """Scale `one`, which is work of the judge, to `new` calls of the same mean length."""
     files, tokens, size = run.ledger().files, one.tokens, one.new
     if not size:
         tokens, size = run.ledger().tokens(JUDGE), files.count(JUDGE)
@@ -210,7 +210,7 @@ def _added(works: list[Work]) -> Work:
 
 
 def _evaluation(run: Run, raw: Dataset, refresh: str) -> Iterator[Work]:
-    """The judge of answers: two orders a sample against the base model and each earlier student; equal ones tie."""
+    """Count calls of the judge of answers: up to two per sample for the base model and for each earlier student."""
     config = run.config.evaluate
     if not config.judge or not run.staleness.is_stale(EVALUATION, None, refresh):
         return

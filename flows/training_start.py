@@ -1,4 +1,4 @@
-"""What a training begins with and learns from, given the storage: the rows to pack, and the weights to start from."""
+"""The rows that a training learns from and the weights that it starts from, depending on the storage."""
 
 import json
 
@@ -17,17 +17,17 @@ from operators.read.source_files import list_source_files
 from operators.train.mixture import COLUMNS, MixtureConfig, general_rows, replayed
 from operators.train.result import MANIFEST, TrainResult
 
-START = "start.json"  # in a student's folder: the model that its training began with, and its base model
+START = "start.json"  # in a student's folder: the model that its training started from, and its base model
 
 
 def rows_to_pack(run: Run, recycled: Dataset) -> Dataset:
-    """The recycled rows as `pack.mixture` wants them: newest whole, earlier ones sampled, general data beside them.
+    """Mix the rows to train on as `pack.mixture` says: all newest ones, a sample of earlier ones, and general data.
 
     Columns in: RECYCLED, of all refreshes. Columns out: RECYCLED without a mixture, else mixture.COLUMNS.
 
     Args:
         run: the configuration and its storage.
-        recycled: what is returned if no mixture is configured.
+        recycled: returned unchanged if no mixture is configured.
     """
     config = run.config.pack.mixture
     if config == MixtureConfig():
@@ -47,10 +47,10 @@ def rows_to_pack(run: Run, recycled: Dataset) -> Dataset:
 
 
 def starting_student(run: Run, folder: str) -> str:
-    """The model that the training in `folder` begins with: the base model, or the released student (`train.start`).
+    """The model that the training in `folder` starts from: the base model or the released student (`train.start`).
 
-    Decided once for each student, because a release changes what is released: an interrupted training goes on with
-    what it began with. A released student of another base model is not begun with.
+    This is decided once per student, because another student may be released while a training is interrupted. A
+    released student that was made from another base model is not used.
     """
     if run.config.train.start == "base":
         return run.student
@@ -66,7 +66,7 @@ def starting_student(run: Run, folder: str) -> str:
 
 
 def _base_of(run: Run, folder: str) -> str:
-    """Revision of the base model that a student was made from; "" if its folder does not tell."""
+    """Revision of the base model that a student was made from; "" if it is unknown."""
     noted, manifest = read_text(f"{folder}/{START}"), read_text(f"{folder}/{MANIFEST}")
     if noted is not None:
         return str(json.loads(noted)["base"])

@@ -1,6 +1,6 @@
-"""What a run prints, as JSON objects with run, refresh and stage, one a line: `$RECYCLE_LOG_FORMAT=json`.
+"""Writes the output of a run as JSON objects with run, refresh and stage, one per line: `$RECYCLE_LOG_FORMAT=json`.
 
-For collectors of logs (Loki, CloudWatch and the like), which then need no pattern to find a stage or a refresh.
+Collectors of logs, such as Loki and CloudWatch, then need no pattern to find a stage or a refresh.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 
 FORMAT_VARIABLE = "RECYCLE_LOG_FORMAT"
 Dressed = Callable[[TextIO, TextIO], tuple[TextIO, TextIO]]  # wraps the streams for results and errors
-# How our lines name the stage that they are about; some begin with another word.
+# Matches the stage at the beginning of a line; some lines begin with another word.
 _STAGE = re.compile(r"(?:made )?(?!storage|log|warning|refused)([a-z]+(?:_[a-z]+)*): ")
 
 
@@ -21,7 +21,7 @@ def json_is_asked_for() -> bool:
     """Whether the environment asks for JSON.
 
     Raises:
-        ValueError: it asks for a format that there is not.
+        ValueError: it asks for an unknown format.
     """
     asked = os.environ.get(FORMAT_VARIABLE, "")
     if asked not in ("", "text", "json"):
@@ -30,7 +30,7 @@ def json_is_asked_for() -> bool:
 
 
 class JsonLines(io.TextIOBase):
-    """A text stream that writes each of its lines as an object to another one, and at once."""
+    """A text stream that writes each complete line at once, as a JSON object, to another stream."""
 
     def __init__(self, stream: TextIO, level: Literal["info", "warning", "error"], **about: Any) -> None:
         """
@@ -42,7 +42,7 @@ class JsonLines(io.TextIOBase):
         self._stream, self._level, self._about, self._begun = stream, level, about, ""
 
     def write(self, text: str) -> int:
-        """Take text; each line that it completes is written, empty ones are not."""
+        """Add text, and write each line that it completes, except empty ones."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
             if line.strip():
@@ -51,18 +51,21 @@ class JsonLines(io.TextIOBase):
         return len(text)
 
     def record(self, message: str, level: str | None = None, **fields: Any) -> None:
-        """Write one object: time (ISO 8601, UTC), level, what every line holds, `fields`, message."""
+        """Write one object: time (ISO 8601, UTC), level, the fields of every line, `fields`, message."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"time": time, "level": level or self._level, **self._about, **fields, "message": message}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
 
     def flush(self) -> None:
-        """Every line is written at once; a line that has only begun waits for its end."""
+        """Do nothing: complete lines are written already, and an incomplete one waits for its end."""
 
 
 def dressed_as_asked(**about: Any) -> Dressed:
-    """What makes a pair of streams write as `$RECYCLE_LOG_FORMAT` says; `about` are fields of every object.
+    """Return a function that wraps a pair of streams, so that they write the format of `$RECYCLE_LOG_FORMAT`.
+
+    Args:
+        about: fields of every object.
 
     Raises:
         ValueError: see `json_is_asked_for`.

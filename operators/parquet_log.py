@@ -23,7 +23,7 @@ COMPACT_ABOVE, FILES_MERGED = 128, 256  # small files of a stage, and those that
 LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte has some thousands
 READ_BYTES, READ_FILES = 32 << 20, 128  # most that one task reads
 BATCH_ROWS = 32_768  # rows of a large file that a reader holds at a time
-UNFINISHED_S = 24 * 3600  # age from which a file under a hidden name belongs to no writer that lives
+UNFINISHED_S = 24 * 3600  # age at which a hidden file is taken to be left by a dead writer
 BROKEN = ".broken"  # ends the name of a file that was set aside
 DISCOUNTED = ".discounted"  # ends the name of a file whose records do not count
 MERGED = b"merged_files"  # in the footer of a merged file: names of the files whose records it holds, a JSON list
@@ -112,7 +112,7 @@ class ParquetLog:
         return len(broken)
 
     def _delete_unfinished(self, stage: str) -> None:
-        """Delete what killed writers left under hidden names; a young one may belong to a task that still writes."""
+        """Delete hidden files that killed writers left; young ones are kept, as a task may still be writing them."""
         selector = fs.FileSelector(f"{self._root}/{stage}", allow_not_found=True)
         for info in self._filesystem.get_file_info(selector):
             age = time.time() - info.mtime_ns / 1e9 if info.mtime_ns else 0

@@ -72,14 +72,14 @@ def board_name() -> str:
 def report_progress(
     stage: str, *, rows: int = 0, tokens: int = 0, total: int | None = None, more: int | None = None, note: str = ""
 ) -> None:
-    """Report from a task, an actor, a training worker or the driver; does nothing where no board was started.
+    """Report from a task, an actor, a training worker or the driver; does nothing if no board was started.
 
     Args:
         rows: rows (or training steps) finished since the last report.
         tokens: tokens generated (or trained on) since the last report.
-        total: how many rows there will be in all, once known.
-        more: rows that come to those that the stage had: the judge is asked several times in a run.
-        note: a few words to show behind the line, such as a loss.
+        total: number of all rows, once known.
+        more: rows to add to the total, for a stage that gets rows several times in a run, such as the judge.
+        note: a few words to show after the line, such as a loss.
     """
     if not ray.is_initialized():  # otherwise `get_actor` would start a Ray cluster
         return
@@ -181,11 +181,11 @@ class Lines:
         self._out.flush()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because nothing is open."""
 
 
 class Records:
-    """For collectors of logs: an object for each stage that has changed."""
+    """Writes an object for each stage that has changed, for collectors of logs."""
 
     every_s = LOG_EVERY_S
 
@@ -203,7 +203,7 @@ class Records:
             self._shown[stage] = now
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because nothing is open."""
 
 
 class Bars:

@@ -151,7 +151,7 @@ def _lowest_of_block(rows: pa.Table, count: int) -> pa.Table:
 
 
 def sampled_rows(held_out: Dataset, num_samples: int) -> list[dict[str, Any]]:
-    """The rows that both models will answer, with the columns TEXTS."""
+    """The rows that both models answer as samples, with the columns TEXTS."""
     return _texts(held_out, _lowest_ids(held_out, num_samples))
 
 

@@ -73,7 +73,7 @@ def judge_samples(
 def verdict_calls(
     samples: Sequence[Sample], max_tokens: int, critique: bool, special_tokens: frozenset[str]
 ) -> pa.Table:
-    """The calls about these samples, two each: the order of the answers is in `row_id`."""
+    """The calls about these samples, two per sample; `row_id` contains the order of the answers."""
     calls, schema = [], verdict_schema(critique=critique)
     prompt_of = partial(judge_prompt, critique=critique, special_tokens=special_tokens)
     for sample in samples:

@@ -124,7 +124,7 @@ def paired_change(before: pa.ChunkedArray, after: pa.ChunkedArray, num_tokens: p
     estimate = float(_change(old, new, tokens))
     if len(tokens) == 1:
         return PairedChange(num_rows=1, estimate=estimate)
-    from scipy import stats  # half a second that most processes save
+    from scipy import stats  # here, because it takes half a second and most processes do not need it
 
     found = stats.bootstrap(
         (old, new, tokens),

@@ -18,8 +18,8 @@ from operators.read.read_instructions import COPY_MARK, DUPLICATE, is_held_out
 from operators.read.read_record import row_id_of
 
 TEXTS, TURNS = ("instruction", "input", "response"), ("turns_before", "turns_after")
-FAILED = "_failed"  # ends the reason of a row on which an own step raised: its texts are whole
-PLACE = "place"  # of a copy: the id that it had, which names its place in the source
+FAILED = "_failed"  # suffix of the reason of a row on which a custom step raised an error; its texts are usable
+PLACE = "place"  # column with the earlier id of a copy, which depends on its place in the source
 _RENEWED = pa.schema([*RAW, pa.field(PLACE, pa.string())])
 
 
@@ -29,7 +29,7 @@ def rows_of_files(stored: Dataset, names: Collection[str], all_names: Collection
     Args:
         stored: columns.RAW.
         names: files, relative to the source of that time.
-        all_names: names of all files that were read; a row belongs to the longest name that its origin ends with.
+        all_names: names of all files that were read. A row belongs to the longest name that its origin ends with.
     """
     pick = partial(_of_files, names=frozenset(names), all_names=frozenset(all_names))
     return stored.map_batches(pick, batch_format="pyarrow", num_cpus=0.25)
@@ -38,8 +38,8 @@ def rows_of_files(stored: Dataset, names: Collection[str], all_names: Collection
 def with_archive(rows: Dataset, archived: Dataset, config: ReadConfig, special_tokens: frozenset[str]) -> Dataset:
     """The rows that were read, and each archived row whose record is not among them.
 
-    An archived row that was dropped is judged anew: another file may have held what it repeated. One that was
-    quarantined stays so, unless an own step failed on it. Own steps see the archived rows again, as they left them.
+    An archived row that was dropped gets a new outcome, because the row that it repeated may be gone. One that was
+    quarantined stays so, unless a custom step failed on it. Custom steps get the archived rows again, as stored.
 
     Args:
         rows: columns.RAW as of `read_instructions`.
@@ -86,14 +86,14 @@ def _renewed(rows: pa.Table, config: ReadConfig, special_tokens: frozenset[str])
         safe |= {name: _escaped_turns(row[name], special_tokens) for name in TURNS}
         row["escaped"] = row["escaped"] or any(row[name] != text for name, text in safe.items())
         row |= safe
-        alone = not row["turns_before"] and not row["turns_after"]  # dialogues are held out as a whole or not
+        alone = not row["turns_before"] and not row["turns_after"]  # dialogues are held out as a whole
         held_out = outcome == HELD_OUT or (alone and is_held_out(row["row_id"], config))
         row["outcome"] = HELD_OUT if held_out else ACTIVE
     return pa.Table.from_pylist(records, schema=_RENEWED)
 
 
 def _id_of_first(copy: dict[str, Any]) -> str:
-    """The id of the texts: as stored, they may have been escaped. Copies of older versions do not name it."""
+    """The id of the first of a copy. Older versions did not store it; then it is computed from the stored texts."""
     first, mark, _ = copy["row_id"].rpartition(COPY_MARK)
     return first if mark else row_id_of(*(copy[name] for name in (*TEXTS, *TURNS)))
 

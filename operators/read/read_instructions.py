@@ -31,7 +31,7 @@ from operators.read.source_files import Piece, plan_pieces, shown
 
 STAGE = "raw_instructions"
 DUPLICATE = "dropped:duplicate"
-COPY_MARK = "-"  # in the id of a copy, behind the id of its first: escaped texts would not tell it any more
+COPY_MARK = "-"  # in the id of a copy, after the id of its first, which cannot be computed from escaped texts
 KEPT_CHARS = 2_000  # of each text of a quarantined row: enough to see what is wrong
 ROWS_PER_TABLE = 1_024
 SHUFFLED_BLOCK_BYTES = 4 << 20  # of source per block: small enough that later stages run in parallel

@@ -89,7 +89,7 @@ def reflect(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset
 
 
 def known_repair_calls(rows: Dataset, about: Reflecting, reflection: Reflection) -> Dataset:
-    """The rows with the columns of the second call that the replies in the ledger lead to; nothing is asked."""
+    """The rows with the columns of the repair calls that follow from replies in the ledger; this makes no call."""
     calls = reflection_calls(rows, about, reflection.config, reflection.special_tokens)
     answered = reflection.ledger.stored(calls, reflection.teacher, about.stage)
     return _repair_calls(_read(answered, about, reflection), about, reflection)
@@ -122,7 +122,7 @@ def reflection_version(about: Reflecting) -> str:
 
 
 def _statements(module: ModuleType) -> str:
-    """The code of a module without comments and docstrings, whose wording changes no result."""
+    """The code of a module without comments and docstrings, which do not affect results."""
     tree = ast.parse(inspect.getsource(module))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

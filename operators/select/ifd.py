@@ -88,13 +88,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A turn as a scorer's model reads it, or the `reason` why it cannot.
+    """A tokenized turn for a scorer's model, or the `reason` why there is none.
 
     Attributes:
         given: token ids of context and target.
-        alone: those of the target without its context; of a reward model the type of each token, if it wants types.
-        num_scored: how many tokens at the end of both are scored.
-        reason: "" if it can be scored.
+        alone: token ids of the target without its context. For a reward model: the types of the tokens, if it has any.
+        num_scored: number of tokens to score, at the end of both.
+        reason: "" if the turn can be scored.
     """
 
     given: list[int] = field(default_factory=list)
@@ -104,9 +104,9 @@ class Prepared:
 
 
 class StudentScorer:
-    """Scores texts with one student. Tokenizer and weights are loaded when first needed, each for itself.
+    """Scores texts with one student. Tokenizer and weights are each loaded when they are first needed.
 
-    Tasks `prepare`, and an actor that holds a GPU does nothing but `score_prepared`.
+    Tasks call `prepare`; an actor with a GPU only calls `score_prepared`.
     """
 
     def __init__(self, student: str, config: ScoreConfig) -> None:
@@ -131,14 +131,14 @@ class StudentScorer:
         return self.score_prepared(self.prepare(turns))
 
     def prepare(self, turns: Sequence[Turn]) -> list[Prepared]:
-        """Tokenize; needs no weights."""
+        """Tokenize the turns; this loads no weights."""
         if not turns:
             return []
         tokenizer, limit = student_tokenizer(self._student), longest_context(self._student, self._config.max_tokens)
         return [target_spans(tokenizer, turn, limit) for turn in turns]
 
     def score_prepared(self, turns: Sequence[Prepared]) -> list[Score]:
-        """Score what `prepare` gave."""
+        """Score the results of `prepare`."""
         from operators.student.nll import sum_nll
 
         found = [turn for turn in turns if not turn.reason]
@@ -152,7 +152,7 @@ class StudentScorer:
 
 @lru_cache(maxsize=2)
 def student_tokenizer(model: str) -> "PreTrainedTokenizerBase":
-    """Loaded once a process."""
+    """The student's tokenizer, loaded once per process."""
     return load_tokenizer(model)
 
 
@@ -173,7 +173,7 @@ def guess_request(response: str) -> str:
 
 
 def target_spans(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> Prepared:
-    """Mark the scored tokens of a turn's target after what was asked and alone, or say why it cannot be scored.
+    """Mark the scored tokens of a turn's target, with and without its context, or give the reason for no score.
 
     The reasons are "empty", "over_max_tokens", "too_short" (no token that could be scored), and those of an
     EncodingError.

@@ -94,7 +94,7 @@ def judged(rows: Dataset, candidates: Candidates, judge: Judge) -> Dataset:
 
 
 def pair_calls(rows: Dataset, candidates: Candidates, judge: Judge, place: int) -> Dataset:
-    """The rows with the columns of a call about the first (0) or second (1) candidate, where there are two."""
+    """Add the columns of a call about the first (0) or second (1) candidate; only rows with two get a call."""
     asking = _Asking(judge.max_tokens, judge.special_tokens)
     add = partial(_add_calls, place=place, candidates=candidates, judge=asking)
     return rows.map_batches(add, batch_format="pyarrow", num_cpus=0.25)

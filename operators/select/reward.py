@@ -42,7 +42,7 @@ class RewardScorer:
             trust_remote_code=False,
             use_safetensors=True,
         )
-        # Without it a model that reads the last token cannot tell where a padded text ends.
+        # Without this id a model that reads the last token cannot tell where a padded text ends.
         tokenizer = reward_tokenizer(self._path)
         given = (model.config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
         model.config.pad_token_id = next((number for number in given if number is not None), 0)
@@ -53,16 +53,16 @@ class RewardScorer:
         return self.score_prepared(self.prepare(turns))
 
     def prepare(self, turns: Sequence[Turn]) -> list[Prepared]:
-        """Tokenize; needs no weights."""
+        """Tokenize the turns; this loads no weights."""
         if not turns:
             return []
         tokenizer = reward_tokenizer(self._path)
-        # Of encoders such as RoBERTa only the tokenizer says how many tokens they have places for.
+        # For encoders such as RoBERTa, only the tokenizer knows how many tokens fit.
         limit = min(longest_context(self._path, self._config.max_tokens), tokenizer.model_max_length)
         return [encode(tokenizer, turn, limit) for turn in turns]
 
     def score_prepared(self, turns: Sequence[Prepared]) -> list[Score]:
-        """Score what `prepare` gave."""
+        """Score the results of `prepare`."""
         from operators.student.nll import like_length_groups
 
         scores = [Score(reason=turn.reason) for turn in turns]
@@ -94,14 +94,14 @@ class RewardScorer:
 
 @lru_cache(maxsize=2)
 def reward_tokenizer(model: str) -> "PreTrainedTokenizerBase":
-    """Loaded once a process."""
+    """The reward model's tokenizer, loaded once per process."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> Prepared:
-    """What a reward model reads of a turn, or why it cannot: "empty", "chat_template", "over_max_tokens"."""
+    """Tokenize a turn for a reward model. Reasons for no score: "empty", "chat_template", "over_max_tokens"."""
     from jinja2 import TemplateError
 
     asked, answer, *before = turn

@@ -30,8 +30,8 @@ from operators.select.reward import RewardScorer
 METHOD = 2
 ROWS_PER_PARTITION = 50_000
 KNOWN = "known_scores"  # JSON list of records; a column only between the two steps here
-TO_SCORE = "to_score"  # as KNOWN: tokens, from tasks to actors
-PREPARED_ROWS = 1_024  # that a task tokenizes at a time
+TO_SCORE = "to_score"  # a temporary column like KNOWN: tokens, from tasks to actors
+PREPARED_ROWS = 1_024  # tokenized by a task at a time
 PREPARING_CPUS = 0.5
 _IDS = pa.list_(pa.int32())
 _TO_SCORE = pa.list_(
@@ -91,14 +91,14 @@ Decide = Callable[[pa.Table, Scores], pa.Table]
 
 
 def map_with_scores(rows: Dataset, asked: Asked, decide: Decide, scorer: Scorer, kind: str) -> Dataset:
-    """Hand every batch of rows, with its scores, to `decide`.
+    """Pass every batch of rows, with its scores, to `decide`.
 
-    Tasks on CPUs tokenize and decide; between them, actors that hold the student do nothing but score.
+    Tasks on CPUs tokenize and decide. Between them, actors with the student only score.
 
     Args:
         rows: any data set with a unique `row_id`.
-        asked: from a row to the turns whose scores `decide` will want.
-        decide: from a batch and its scores to the batch that takes its place.
+        asked: returns the turns of a row whose scores `decide` needs.
+        decide: returns the new batch for a batch and its scores.
         scorer: the student.
         kind: names the folder of the scores within the ledger; one folder for each kind of scored text.
     """
@@ -156,7 +156,7 @@ def _merge(rows: pa.Table, records: pa.Table) -> pa.Table:
 
 
 def _prepare(rows: pa.Table, asked: Asked, scorer: StudentScorer | RewardScorer, config: ScoreConfig) -> pa.Table:
-    """Add the column TO_SCORE: what of each row's turns has no score yet, as the scorer's model reads it."""
+    """Add the column TO_SCORE: the turns of each row without a stored score, tokenized for the scorer's model."""
     wanted = [_unknown(row, asked, config) for row in rows.to_pylist()]
     prepared = iter(scorer.prepare([turn for turns in wanted for turn in turns.values()]))
     cells = [[{"score_key": key, **vars(next(prepared))} for key in turns] for turns in wanted]
@@ -170,7 +170,7 @@ def _unknown(row: dict[str, Any], asked: Asked, config: ScoreConfig) -> dict[str
 
 
 class _ScoringActor:
-    """Stores the scores of TO_SCORE, and adds them to KNOWN."""
+    """Scores the turns in TO_SCORE, stores the scores and adds them to KNOWN."""
 
     def __init__(self, scorer: StudentScorer | RewardScorer, folder: str) -> None:
         self._scorer, self._folder = scorer, folder

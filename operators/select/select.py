@@ -83,7 +83,7 @@ def select_responses(rows: Dataset, config: SelectConfig, scorer: Scorer, judge:
 
 
 def instruction_choice(config: SelectConfig) -> "Choice":
-    """What the configuration compares in the choice of instructions."""
+    """The choice of instructions, as configured."""
     names = ("original", "better_instruction")
     measure = config.first_measure()
     return Choice("select_instructions", measure, "ifd", names, SELECTED, _instructions, chosen_instruction)
@@ -207,7 +207,7 @@ def _select_judged(rows: pa.Table, choice: Choice) -> pa.Table:
 
 
 def asked_turns(row: Values, choice: Choice) -> list[Turn]:
-    """What the student is asked about one row: both pairs, and whether the second could be learnt."""
+    """The turns to score for one row: those of both pairs and, for `also_ifd`, the IFD turn of the second pair."""
     if row["outcome"] != ACTIVE:
         return []
     pairs = [pair for pair in choice.candidates(row) if pair]

@@ -146,7 +146,7 @@ class Ledger:
         return self._bring_replies(keyed, stage, num_rows, schema)
 
     def stored(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> Dataset:
-        """As `answer`, with the replies that are there: nothing is asked, and no file is touched."""
+        """Like `answer`, but with stored replies only: this makes no call and changes no file."""
         keyed, _ = _keyed(calls, members_of(teacher_of(teacher, stage)), stage)
         num_rows, _, schema = _survey(calls, stage)
         return self._bring_replies(keyed, stage, num_rows, schema)
@@ -154,9 +154,9 @@ class Ledger:
     def count_calls(self, calls: Dataset, teacher: TeacherConfig, stage: str) -> dict[str, int]:
         """Count what `answer` would do, without a call: calls asked, new, over_long (new and too long for the teacher).
 
-        Also the prompt_tokens of the new calls that are not over-long, and reply_tokens as predicted from so many
-        known_replies: these calls times the mean length of the replies that the ledger holds for this stage, or the
-        limit where it holds none.
+        Also prompt_tokens and predicted reply_tokens of the new calls that are not over-long, and known_replies, the
+        number of replies in the ledger for this stage. Their mean length is the prediction for each call; without any
+        it is the call's limit.
         """
         members = members_of(teacher_of(teacher, stage))
         _, asked = _keyed(calls, members, stage)

@@ -49,7 +49,7 @@ class Tries:
 
 
 def measure_calls(new: pa.Table, members: list[Member]) -> pa.Table:
-    """One row of sums over new calls: their number, those too long for their teacher, tokens of the others."""
+    """Sums over new calls, in one row: their number, those too long for their teacher, and tokens of the others."""
     weights = [member.weight for member in members]
     sums = {"new": new.num_rows, "over_long": 0, "prompt_tokens": 0, "reply_limit": 0}
     for call in new.select(["row_id", "messages", "max_tokens"]).to_pylist():

@@ -93,8 +93,8 @@ class TrainConfig(StageConfig):
     )
     start: Literal["base", "released"] = Field(
         default="base",
-        description="What training begins with: the base model, or the released student, if it was made from this base "
-        "model; then pack.mixture chooses what earlier data it sees again.",
+        description="Where training starts: from the base model, or from the released student if it was made from this "
+        "base model. With released, pack.mixture chooses the earlier data that is trained on again.",
     )
     lora: LoraConfig = Field(default=LoraConfig(), description="Low-rank adapters instead of all weights.")
     seed: int = Field(default=0, ge=0, description="Seed of the order of the packs, of noise, dropout and adapters.")
@@ -209,7 +209,7 @@ class TrainConfig(StageConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The start, a later key, only where it is set, so that older work stays valid."""
+        """Leave out `start`, which is a newer key, unless it is set, so that older work stays valid."""
         chosen = super().identity()
         if self.start == "base":
             del chosen["start"]

@@ -1,6 +1,6 @@
-"""What a student learns from when data keeps coming: the newest refreshes, a replay of earlier ones, general data.
+"""The training data of a student when new data keeps coming: newest refreshes, a replay of earlier ones, general data.
 
-Training on new rows alone makes a model forget; a few per cent of earlier data prevent most of it (Scialom et al.,
+Training on new rows alone makes a model forget. A few per cent of earlier data prevent most of this (Scialom et al.,
 arXiv:2205.12393, section 4.2, where 1 % was enough for instructions).
 """
 
@@ -17,39 +17,39 @@ from operators.stage import StageConfig
 
 COLUMNS = ("row_id", "input", "turns_before", "turns_after", "outcome", "final_instruction", "final_response")
 NOT_REPLAYED = "dropped:not_replayed"
-GENERAL = "general-"  # begins the id of a row of general data, which is none of the recycled rows
+GENERAL = "general-"  # prefix of the id of a row of general data, which is not a recycled row
 
 
 class MixtureConfig(StageConfig):
-    """What is trained on beside the newest rows, the section `pack.mixture`."""
+    """The section `pack.mixture`: what a student is trained on besides the newest rows."""
 
     earlier: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of the recycled rows of earlier refreshes that are trained on again; which ones is drawn "
-        "anew with each newest refresh.",
+        description="Share of the recycled rows of earlier refreshes that are trained on again. They are drawn anew "
+        "for each new refresh.",
     )
-    newest: int = Field(1, ge=1, description="Number of newest refreshes whose rows are all trained on.")
+    newest: int = Field(1, ge=1, description="Number of newest refreshes of which all rows are trained on.")
     general: str = Field(
         "",
-        description="A file, folder or URI of further records in any format of source.path, which are trained on as "
-        "they are and never reflected on.",
+        description="A file, folder or URI with more records in any format of source.path. They are trained on "
+        "unchanged, without reflection.",
     )
     general_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of the trained rows that are general data, if there are so many."
+        0.1, gt=0, lt=1, description="Share of general data among the trained rows, if there is enough."
     )
 
 
 def replayed(rows: Dataset, config: MixtureConfig, draw: str) -> Dataset:
-    """Rows of earlier refreshes, all but a share of them with the outcome `dropped:not_replayed`.
+    """Draw a share of the rows of earlier refreshes; the others get the outcome `dropped:not_replayed`.
 
     Columns in: RECYCLED. Columns out: COLUMNS.
 
     Args:
         rows: of the earlier refreshes.
         config: the share.
-        draw: the newest refresh; it decides, with a row's id, whether the row is drawn.
+        draw: the newest refresh. With a row's id, it decides whether the row is drawn.
     """
     return rows.map_batches(
         partial(_replayed, share=config.earlier, draw=draw), batch_size=None, batch_format="pyarrow", num_cpus=0.25
@@ -57,14 +57,15 @@ def replayed(rows: Dataset, config: MixtureConfig, draw: str) -> Dataset:
 
 
 def general_rows(raw: Dataset, config: MixtureConfig, num_recycled: int, draw: str) -> Dataset:
-    """Active rows of general data as rows to pack, about as many as `general_share` says.
+    """Draw about as many active rows of general data as `general_share` says, as rows to pack.
 
-    Columns in: RAW; counted first. Columns out: COLUMNS, with ids that begin with GENERAL and the outcome "original".
+    Columns in: RAW. Columns out: COLUMNS, with ids that begin with GENERAL and the outcome "original". Counts the rows
+    before it draws.
 
     Args:
-        raw: the records as they were read.
+        raw: the records as read.
         config: the share.
-        num_recycled: recycled rows that are trained on.
+        num_recycled: number of recycled rows that are trained on.
         draw: see `replayed`.
     """
     active = raw.filter(expr=f"outcome == '{ACTIVE}'")
@@ -76,12 +77,12 @@ def general_rows(raw: Dataset, config: MixtureConfig, num_recycled: int, draw: s
 
 
 def is_general(row_id: str) -> bool:
-    """Whether an id in a pack is one of general data."""
+    """Whether this is the id of a row of general data."""
     return row_id.startswith(GENERAL)
 
 
 def is_drawn(row_id: str, share: float, draw: str) -> bool:
-    """Whether a row is among a share of all: a function of its id and the draw, the same on every machine."""
+    """Whether a row is in the drawn share. This depends on its id and the draw alone, so every machine agrees."""
     digest = hashlib.blake2b(f"{draw} {row_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 

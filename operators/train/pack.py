@@ -70,7 +70,7 @@ class PackConfig(StageConfig):
     )
 
     def identity(self) -> dict[str, Any]:
-        """The mixture, a later key, only where it is set, so that older work stays valid."""
+        """Leave out `mixture`, which is a newer key, unless it is set, so that older work stays valid."""
         chosen = super().identity()
         if self.mixture == MixtureConfig():
             del chosen["mixture"]
