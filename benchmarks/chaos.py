@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,9 @@ def tiny_student(folder: Path) -> str:
 class Chaos:
     """All lives of one seed."""
 
-    def __init__(self, seed: int, folder: Path, out: Path, trained_share: float) -> None:
+    def __init__(self, seed: int, folder: Path, out: Path, trained_share: float, student: str = "") -> None:
         self.seed, self.folder, self.out, self.trained_share = seed, folder, out, trained_share
-        self.student = tiny_student(folder / "student")
+        self.student = student or tiny_student(folder / "student")
         self.expected: dict[str, dict[str, tuple[str, ...]]] = {}
         self.shared = SharedRay(folder)
 
@@ -103,7 +104,8 @@ class Chaos:
             shutil.rmtree(life.folder)
         return self.expected[kind]
 
-    def live(self, number: int, faults: list[Fault]) -> Life:
+    def live(self, number: int, faults: list[Fault], tamper: Callable[[Life], None] = lambda _: None) -> Life:
+        """Live one life; `tamper` gets it when it has recovered, before the check, and may break a promise."""
         chosen = random.Random(f"{self.seed}-{number}")
         round_, place = divmod(number - 1, len(faults))  # each round has every fault once, in another order
         fault = random.Random(f"{self.seed}-round-{round_}").sample(faults, len(faults))[place]
@@ -125,6 +127,7 @@ class Chaos:
             if life.repeated > IN_FLIGHT and not fault.damages:
                 life.wrong.append(f"{life.repeated} calls were made twice, over {IN_FLIGHT} in flight")
             if not any(line.startswith(("stuck", "not recovered")) for line in life.wrong):
+                tamper(life)
                 found = check(life.storage, life.records, expected, trained=trained)
                 again = life.run(refresh) if chosen.random() < AGAIN_SHARE else None
                 if again and (again.code != 0 or "everything was up to date" not in again.text):

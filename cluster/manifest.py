@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import posixpath
 import zlib
 from typing import Any
 
@@ -45,6 +46,7 @@ class Manifest(BaseModel):
     seconds: float = 0.0
     peak_memory_mib: int = 0
     files: dict[str, int] = {}
+    groups: tuple[int, int] | None = None
     checksums: dict[str, str] = {}
     rows: int | None = None
     outcomes: dict[str, int] = {}
@@ -55,19 +57,28 @@ class Manifest(BaseModel):
         default={}, validation_alias=AliasChoices("metrics", "figures")
     )
 
+    def paths(self, folder: str) -> list[str]:
+        """Paths of its files; names are relative to its folder, which need not exist if others share its file."""
+        return [posixpath.normpath(f"{folder}/{name}") for name in self.files]
+
 
 def fingerprint_of(description: Description) -> str:
     """A short hash of everything that an asset was made from."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sealed(manifest: Manifest) -> str:
-    """The text of `manifest.json` with a checksum, so that a flipped bit in it is found as damage."""
-    content = manifest.model_dump(mode="json")
+def sealed(record: BaseModel) -> str:
+    """The text of a record's file with a checksum, so that a flipped bit in it is found as damage."""
+    content = record.model_dump(mode="json")
     return json.dumps(content | {SEAL: _checksum(content)}, indent=1, sort_keys=True)
 
 
-def _require_seal(text: bytes) -> None:
+def require_seal(text: bytes) -> None:
+    """Compare a record's text with its checksum.
+
+    Raises:
+        ValueError: it differs, or this is no JSON.
+    """
     content = json.loads(text)
     seal = content.pop(SEAL, None) if isinstance(content, dict) else None
     if seal is not None and seal != _checksum(content):  # storages written before 2026-11-27 have no checksum
@@ -120,7 +131,7 @@ def read_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Manifes
     try:
         with filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
             text = stream.read()
-        _require_seal(text)
+        require_seal(text)
         return Manifest.model_validate_json(text)
     except (OSError, ValueError):  # ValidationError is a ValueError
         raise StorageError(

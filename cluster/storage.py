@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,8 +20,9 @@ from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 from ray.data import Dataset
 
+from cluster.bundles import MOST_LOOSE, bundled, leave_bundle, tidy
 from cluster.counts import count_rows
-from cluster.files import StorageError, checksums, open_rows
+from cluster.files import Part, StorageError, checksums, open_rows
 from cluster.manifest import (
     MANIFEST,
     MARKER,
@@ -34,6 +35,7 @@ from cluster.manifest import (
     sealed,
 )
 from cluster.memory import PeakMemory
+from cluster.verified import Verified
 from operators.files.atomic import open_filesystem, write_file
 from operators.files.places import in_bucket
 
@@ -76,9 +78,9 @@ class AssetStore:
     def __init__(self, root: str) -> None:
         """Open a store at an absolute path or URI; assets lie under `<root>/assets/<asset>/[refresh=<key>/]`."""
         self._filesystem, self._root = open_filesystem(root)
-        self._look: dict[str, Any] | None = None  # inside `looking`: manifests by folder, keys by asset
+        self._look: dict[Any, Any] | None = None  # inside `looking`: manifests by folder, keys by asset
         self._renames = not in_bucket(root)
-        self._verified: set[str] = set()  # files whose checksum this process has verified
+        self._verified = Verified(self._filesystem)
         self.made: set[tuple[str, str | None]] = set()  # (asset, refresh) that this process has made
 
     def folder(self, asset: str, refresh: str | None) -> str:
@@ -100,9 +102,25 @@ class AssetStore:
             known: Manifest | None = self._look[folder]
             return known
         found = current_manifest(self._filesystem, asset, folder)
+        if found is None and refresh is not None and not self._exists(f"{folder}/{MANIFEST}"):
+            found = self._bundled(asset).get(refresh)
         if self._look is not None:
             self._look[folder] = found
         return found
+
+    def _bundled(self, asset: str) -> dict[str, Manifest]:
+        """The refreshes that have no folder of their own any more."""
+        folder = self.folder(asset, None)
+        if self._look is None:
+            return bundled(self._filesystem, asset, folder)
+        if ("bundled", asset) not in self._look:
+            self._look["bundled", asset] = bundled(self._filesystem, asset, folder)
+        known: dict[str, Manifest] = self._look["bundled", asset]
+        return known
+
+    def tidy(self, asset: str) -> None:
+        """Bundle the asset's small refreshes if they are many; nobody in this process may be reading them lazily."""
+        tidy(self._filesystem, asset, self.folder(asset, None), MOST_LOOSE)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -130,7 +148,8 @@ class AssetStore:
     def _list_refreshes(self, asset: str) -> list[str]:
         selector = fs.FileSelector(f"{self._root}/assets/{asset}", allow_not_found=True)
         names = [info.base_name for info in self._filesystem.get_file_info(selector)]
-        keys = [name.removeprefix("refresh=") for name in names if name.startswith("refresh=")]
+        own = [name.removeprefix("refresh=") for name in names if name.startswith("refresh=")]
+        keys = dict.fromkeys([*own, *self._bundled(asset)])
         found = {key: made for key in keys if REFRESH_KEY.fullmatch(key) and (made := self.manifest(asset, key))}
         return sorted(found, key=lambda key: (found[key].order, key))
 
@@ -140,11 +159,9 @@ class AssetStore:
         Raises:
             StorageError: it is not finished, or a file is missing or is not what was written.
         """
-        files: list[str] = []
-        for refresh in refreshes:
-            folder, manifest = self.folder(asset, refresh), self._finished(asset, refresh)
-            files += self._checked(asset, folder, manifest)
-        return open_rows(self._filesystem, files)
+        with self.looking():
+            finished = [(self.folder(asset, refresh), self._finished(asset, refresh)) for refresh in refreshes]
+        return open_rows(self._filesystem, self._verified.parts(asset, finished))
 
     def value(self, asset: str, kind: type[Value]) -> Value:
         """The value of a finished asset without rows.
@@ -178,7 +195,7 @@ class AssetStore:
             made = recipe.build()
             if isinstance(made, Dataset):
                 held = self._write_rows(folder, aside, made)
-                made = open_rows(self._filesystem, [f"{folder}/{name}" for name in held["files"]])
+                made = open_rows(self._filesystem, [Part(f"{folder}/{name}") for name in held["files"]])
             else:
                 held = {"value": made.model_dump(mode="json") if isinstance(made, BaseModel) else dict(made)}
             metrics = dict(recipe.metrics(made))
@@ -194,6 +211,8 @@ class AssetStore:
             **held,
         )
         self._swap(folder, aside, manifest)
+        if refresh is not None:
+            leave_bundle(self._filesystem, asset, self.folder(asset, None), refresh)
         self._forget(asset, folder)
         self.made.add((asset, refresh))
         return manifest
@@ -201,12 +220,17 @@ class AssetStore:
     def invalidate(self, asset: str, refresh: str | None) -> None:
         """Mark an asset as unfinished, so that the next run makes it again; its files stay until then."""
         folder = self.folder(asset, refresh)
+        made = self.manifest(asset, refresh)
+        if made is not None and made.groups is not None:  # a folder of its own, without a marker, with its order
+            write_file(self._filesystem, f"{folder}/{MANIFEST}", sealed(made))
+        if refresh is not None:
+            leave_bundle(self._filesystem, asset, self.folder(asset, None), refresh)
         if self._exists(f"{folder}/{MARKER}"):
             self._filesystem.delete_file(f"{folder}/{MARKER}")
         self._forget(asset, folder)
 
     def _forget(self, asset: str, folder: str) -> None:
-        for key in (asset, folder):
+        for key in (asset, folder, ("bundled", asset)):
             if self._look is not None:
                 self._look.pop(key, None)
 
@@ -221,36 +245,14 @@ class AssetStore:
 
     def _order(self, asset: str, refresh: str) -> int:
         """The number of the refresh: the one in its manifest, also without a marker, else one above all others."""
-        folder = self.folder(asset, refresh)
-        if self._exists(f"{folder}/{MANIFEST}"):
-            try:
-                known = read_manifest(self._filesystem, asset, folder).order
-            except StorageError:
-                known = 0
-            if known:
-                return known
+        folder, known = self.folder(asset, refresh), self.manifest(asset, refresh)
+        if known is None and self._exists(f"{folder}/{MANIFEST}"):
+            with suppress(StorageError):
+                known = read_manifest(self._filesystem, asset, folder)
+        if known is not None and known.order:
+            return known.order
         others = (self.manifest(asset, key) for key in self.refreshes(asset))
         return 1 + max((other.order for other in others if other), default=0)
-
-    def _checked(self, asset: str, folder: str, manifest: Manifest) -> list[str]:
-        paths = {f"{folder}/{name}": size for name, size in manifest.files.items()}
-        for info in self._filesystem.get_file_info(list(paths)):
-            if info.size != paths[info.path]:
-                raise StorageError(
-                    f"{asset}: {info.path} has {info.size} bytes, its manifest says {paths[info.path]}; "
-                    f"delete {folder}/{MARKER} and run again"
-                )
-        wanted = {f"{folder}/{name}": checksum for name, checksum in manifest.checksums.items()}
-        new = [path for path in paths if path in wanted and path not in self._verified]
-        size = sum(paths[path] for path in new)
-        for path, found in zip(new, checksums(self._filesystem, new, size), strict=True):
-            if found != wanted[path]:
-                raise StorageError(
-                    f"{asset}: {path} is damaged: its checksum is {found}, its manifest says {wanted[path]}; "
-                    f"delete {folder}/{MARKER} and run again"
-                )
-        self._verified |= set(new)
-        return list(paths)
 
     def _write_rows(self, folder: str, aside: str, rows: Dataset) -> dict[str, Any]:
         """Write below `folder/aside`; returns the manifest's fields about files, with names relative to `folder`."""

@@ -144,7 +144,8 @@ class Pages:
         manifest = self._store.manifest(name, refresh or None) if known else None
         if manifest is None or not manifest.files:
             return None
-        wanted = Wanted({"outcome": "" if outcome == ACTIVE_NAME else outcome} if outcome else {}, (), text, SEARCHED)
+        equal = {"outcome": "" if outcome == ACTIVE_NAME else outcome} if outcome else {}
+        wanted = Wanted(equal, (), text, SEARCHED, manifest.groups)
         files, columns = self._files(name, refresh or None, manifest)
         page = self._page(files, columns, wanted, query, ROWS_PER_PAGE)
         return self._render(
@@ -181,7 +182,7 @@ class Pages:
         stages, out_of_time = [], False
         for name, refresh, manifest in self._tables():
             files, columns = self._files(name, refresh or None, manifest)
-            page = self._page(files, columns, Wanted({"row_id": row_id}), {}, 1)
+            page = self._page(files, columns, Wanted({"row_id": row_id}, groups=manifest.groups), {}, 1)
             out_of_time |= page.out_of_time and not page.rows
             stages += [{"name": name, "refresh": refresh, "row": row_view(row)} for row in page.rows]
         replies = []
@@ -207,8 +208,7 @@ class Pages:
                     yield name, refresh or "", manifest
 
     def _files(self, name: str, refresh: str | None, manifest: Manifest) -> tuple[list[str], list[str]]:
-        folder = self._store.folder(name, refresh)
-        files = sorted(f"{folder}/{file}" for file in manifest.files)
+        files = sorted(manifest.paths(self._store.folder(name, refresh)))
         schema = pq.read_schema(files[0], filesystem=self._filesystem)
         return files, [column for column in schema.names if column not in UNSHOWN]
 

@@ -237,6 +237,7 @@ def _materialise(
     of_refresh, over_all = assets_by_refresh(run)
     with open_instance(Path(run.dagster_home)) as instance:
         reap(instance, run.config.storage)
+        run.tidy()
         instance.add_dynamic_partitions(str(graph.refreshes.name), list(refreshes))
         # Leave the progress display, which draws its last lines, before the conclusion is printed.
         with ProgressLines(terminal[1]), stopping_engines():
@@ -248,8 +249,9 @@ def _materialise(
                     break
             else:
                 result = _make(graph, run, instance, refreshes[-1], over_all) if stale else result
-        if result.success and not selected:
-            for refresh in refreshes:
+        if result.success:
+            run.tidy()
+            for refresh in refreshes if not selected else ():
                 run.requests.remove(refresh)  # done, so the daemon must not ask for it again
         return _conclude(run, result, terminal)
 

@@ -81,6 +81,15 @@ class Run:
         made_again = REFLECTIONS if self.reparse else frozenset[str]()
         return AssetIO(self.store, self.staleness, self.specs, made_again, self.make_room_for)
 
+    def tidy(self) -> None:
+        """Bundle the small refreshes of each asset if they are many, and purge what bundles hold of remade ones.
+
+        The caller holds the storage's lease, and no data set of this process is still to be read.
+        """
+        for asset, spec in self.specs.items():
+            if spec.partitions_def is not None:
+                self.store.tidy(asset)
+
     def make_room_for(self, asset: str) -> None:
         """Stop the teacher's engines, which run on between its stages, if they leave no room for an asset's actors.
 

@@ -150,7 +150,9 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
         lines: Any = JsonLines(sys.stderr, "info", **about) if json_is_asked_for() else sys.stderr
         with _lease_of(context, run), connected(), ProgressLines(lines):
             require_sound(preflight(run, *_wanted_of(context), holds_lease=True))
+            run.tidy()
             yield run
+            run.tidy()
 
     return launched_run
 

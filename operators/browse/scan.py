@@ -49,12 +49,14 @@ class Wanted:
         filled: columns that must not be empty.
         text: must occur in one of the columns `searched`, ignoring case; "" matches every row.
         searched: columns in which to look for `text`.
+        groups: row groups of each file to look at, the first and the one after the last; None: all.
     """
 
     equal: Mapping[str, str | frozenset[str]] = field(default_factory=dict)
     filled: Sequence[str] = ()
     text: str = ""
     searched: Sequence[str] = ()
+    groups: tuple[int, int] | None = None
 
     def columns(self) -> list[str]:
         """The columns that a filter has to read."""
@@ -109,7 +111,7 @@ def read_page(
         first = start.row if name == start.file else 0
         with filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
-            for group, offset in _row_groups(file, first):
+            for group, offset in _row_groups(file, first, wanted.groups):
                 found, seen = _wanted_rows(file, group, max(0, first - offset), wanted, limit - len(rows), deadline)
                 rows += _take(file, group, found, columns)
                 looked_at += seen
@@ -120,12 +122,13 @@ def read_page(
     return Page(rows, None, looked_at)
 
 
-def _row_groups(file: pq.ParquetFile, first: int) -> Iterator[tuple[int, int]]:
-    """Row groups that hold a row from `first` on, each with the number of its first row."""
+def _row_groups(file: pq.ParquetFile, first: int, wanted: tuple[int, int] | None) -> Iterator[tuple[int, int]]:
+    """Row groups to look at that hold a row from `first` on, each with the number of its first row."""
     offset = 0
-    for group in range(file.num_row_groups):
+    begin, end = wanted or (0, file.num_row_groups)
+    for group in range(end):
         size = file.metadata.row_group(group).num_rows
-        if offset + size > first:
+        if group >= begin and offset + size > first:
             yield group, offset
         offset += size
 

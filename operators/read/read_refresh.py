@@ -38,6 +38,8 @@ def read_refresh(
     rows = read_instructions(source, files, special_tokens) if files else ray.data.from_arrow(RAW.empty_table())
     rows = rows.materialize()
     rows = rows if archived is None else with_archive(rows, archived, source, special_tokens).materialize()
+    if not rows.count():  # all of its files were retracted; a shuffle of no rows would lose the columns
+        return rows
     rows = rows if earlier is None else drop_seen(rows, earlier).materialize()
     marked: Dataset = drop_near_duplicates(rows, earlier, deduplicate).materialize()
     return marked

@@ -126,16 +126,11 @@ def _fit(job: TrainJob, index: PackIndex) -> None:
     delete(f"{home}/{CHECKPOINTS}/{FAILED}")  # a new run is a new attempt
     filesystem, inside = open_filesystem(f"{home}/{CHECKPOINTS}/{RAY_TRAIN}")
     report_progress("train", total=config.total_steps(index.order(config).steps_per_epoch), note="loading")
-    resources = {"CPU": config.cpus_per_worker}
-    if config.gpus_per_worker:
-        resources["GPU"] = config.gpus_per_worker
     trainer = TorchTrainer(
         train_from_bucket if in_bucket(home) else train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
-        ),
+        scaling_config=scaling_of(config),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train v1
             # A new name each time: if Ray Train knows the name, it takes the run for finished and trains nothing.
             name=uuid.uuid4().hex,
@@ -155,6 +150,16 @@ def _fit(job: TrainJob, index: PackIndex) -> None:
         raise TrainingStoppedError(failure["error"])
     if stop_is_asked(home):  # the signal itself may not have ended the driver
         raise TrainingStoppedError("train: stopped by SIGTERM after a checkpoint; run the same command to go on")
+
+
+def scaling_of(config: TrainConfig) -> ScalingConfig:
+    """The workers as one placement group: Ray places all of them or none, so that no two runs wait for each other."""
+    resources = {"CPU": config.cpus_per_worker}
+    if config.gpus_per_worker:
+        resources["GPU"] = config.gpus_per_worker
+    return ScalingConfig(
+        num_workers=config.num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
+    )
 
 
 def _result(job: TrainJob, index: PackIndex, wall_seconds: float) -> TrainResult:

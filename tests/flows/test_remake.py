@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows.config import load_config
@@ -63,6 +64,27 @@ def test_only_a_retraction_takes_stored_rows_out(flow: Callable[..., tuple[int, 
     code, printed = flow("--stale", "--plan", "source.max_chars=6000")
     assert code == 0
     assert "stale: refresh base: raw_instructions, held_out, " in printed
+
+
+def test_rows_that_are_taken_out_leave_the_file_that_refreshes_share(
+    flow: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.storage.MOST_LOOSE", 1)
+    for name in ("a", "b", "c"):
+        drop(tmp_path, f"{name}.jsonl", f"Name the river {name}.", f"Sing of {name}.")
+        assert flow(*RAW, "--refresh", name)[0] == 0
+    assert [kept(tmp_path, name) for name in "abc"] == [{"": 2}] * 3
+    assert texts_in_bundles(tmp_path) == {f"Name the river {name}." for name in "ab"} | {"Sing of a.", "Sing of b."}
+    code, printed = flow("--retract", "a.jsonl")
+    assert code == 0, printed
+    assert kept(tmp_path, "a") == {}
+    assert not {text for text in texts_in_bundles(tmp_path) if text.endswith("a.")}
+    assert [kept(tmp_path, name) for name in "bc"] == [{"": 2}] * 2
+
+
+def texts_in_bundles(tmp_path: Path) -> set[str]:
+    files = (tmp_path / "storage/assets/raw_instructions/bundles").glob("*.parquet")
+    return {text for file in files for text in pq.read_table(file)["instruction"].to_pylist()}
 
 
 @pytest.mark.parametrize("with_", [["--plan"], ["--stale"], [*RAW]])

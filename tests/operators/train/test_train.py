@@ -1,11 +1,16 @@
 """Training on real DeepSpeed workers with gloo. Ray Train starts them in tests of starts, deaths and restarts."""
 
+import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -215,3 +220,17 @@ def test_the_demo_model_learns_on_two_workers(two, packs, demo_model, tmp_path):
     assert len(manifest.peak_rss_bytes) == 2
     exported = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
     assert exported.config.tie_word_embeddings
+
+
+@pytest.mark.slow
+def test_two_runs_that_want_two_of_three_nodes_each_both_end_and_none_holds_half_of_its_workers(tmp_path):
+    gangs = Path(__file__).with_name("gangs.py")
+    with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as short:  # sockets lie there
+        home = {"RAY_TMPDIR": short, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | home
+        ended = subprocess.run([sys.executable, gangs, tmp_path], env=environment, capture_output=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr.decode()[-2000:]
+    a, b = ([json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)] for name in "ab")
+    assert all(len({worker["node"] for worker in run}) == 2 for run in (a, b))
+    first, second = sorted((a, b), key=lambda run: run[0]["began"])
+    assert max(worker["ended"] for worker in first) <= min(worker["began"] for worker in second)

@@ -1,0 +1,214 @@
+"""Bundles: many small refreshes of an asset share a file of rows and a file of manifests, so that a year stays small.
+
+A refresh that was just made has a folder of its own, `refresh=<key>/`. More than MOST_LOOSE small ones of an asset are
+moved into `bundles/<name>.parquet`, one row group each, and `bundles/<name>.json`, which holds their manifests. A
+finished folder of its own comes before a bundle's record, so that a refresh can be made again at any time; the old rows
+leave the bundle when it is next written.
+
+Only the holder of the storage's lease writes bundles, and only while nobody in its process reads rows lazily.
+"""
+
+import json
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+from pydantic import BaseModel, ConfigDict
+
+from cluster.files import StorageError
+from cluster.manifest import MANIFEST, MARKER, Manifest, current_manifest, require_seal, sealed
+from operators.files.atomic import write_file
+
+FOLDER, REFRESH = "bundles", "refresh="
+MOST_LOOSE = 32  # refreshes of an asset in folders of their own
+SMALL_BYTES, BUNDLE_BYTES = 1 << 20, 64 << 20  # of a refresh that is bundled, and of a bundle at most
+
+
+class Bundle(BaseModel):
+    """The manifests of the refreshes of one bundle; each names the file of rows and its row groups in it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    members: tuple[Manifest, ...]
+
+
+# Bundles that this process has read: path -> ((time of writing, size), content).
+_READ: dict[str, tuple[tuple[int, int], Bundle]] = {}
+
+
+def bundled(filesystem: fs.FileSystem, asset: str, folder: str) -> dict[str, Manifest]:
+    """The manifests of all bundled refreshes of the asset in `folder`, by key.
+
+    Raises:
+        StorageError: a bundle cannot be read.
+    """
+    members = [one for path in _listed(filesystem, folder, ".json") for one in _read(filesystem, asset, path).members]
+    return {str(member.refresh): member for member in members}
+
+
+def leave_bundle(filesystem: fs.FileSystem, asset: str, folder: str, refresh: str) -> None:
+    """Forget the record that a bundle has of a refresh."""
+    for path in _listed(filesystem, folder, ".json"):
+        members = _read(filesystem, asset, path).members
+        if any(member.refresh == refresh for member in members):
+            kept = tuple(member for member in members if member.refresh != refresh)
+            write_file(filesystem, path, sealed(Bundle(members=kept)))
+            _READ.pop(path, None)
+
+
+def tidy(filesystem: fs.FileSystem, asset: str, folder: str, most_loose: int) -> int:
+    """Bundle the small refreshes if there are many, and write again the bundles that hold rows of no refresh.
+
+    A file that is not what its manifest says stays where it is: whoever reads it says so. Killed at any point, each
+    refresh still has its rows, and the next call goes on.
+
+    Returns:
+        How many refreshes were moved.
+    """
+    loose = _loose(filesystem, asset, folder)
+    _forget_doubles(filesystem, asset, folder, set(loose))
+    held = {path: _read(filesystem, asset, path).members for path in _listed(filesystem, folder, ".json")}
+    _delete_orphans(filesystem, folder, held)
+    dead = {path: members for path, members in held.items() if _has_dead_rows(filesystem, path, members)}
+    small = [one for one in loose.values() if sum(one.files.values()) <= SMALL_BYTES]
+    moved = small if len(small) > most_loose else []
+    again = [member for members in dead.values() for member in members]
+    written = set()
+    for group in _groups(filesystem, folder, sorted([*moved, *again], key=lambda one: (one.order, str(one.refresh)))):
+        written |= _write(filesystem, folder, group)
+    for one in moved:
+        if one.refresh in written:
+            _delete_folder(filesystem, f"{folder}/{REFRESH}{one.refresh}")
+    for path, members in dead.items():
+        if {one.refresh for one in members} <= written:
+            filesystem.delete_file(path)
+            filesystem.delete_file(_rows_of(path))
+    return len([one for one in moved if one.refresh in written])
+
+
+def table_of(filesystem: fs.FileSystem, folder: str, manifest: Manifest) -> pa.Table | None:
+    """The rows of a refresh, read by this process; None if a file is not what the manifest says."""
+    tables = []
+    for name, path in zip(manifest.files, manifest.paths(f"{folder}/{REFRESH}{manifest.refresh}"), strict=True):
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                content = stream.read()
+        except OSError:
+            return None
+        if f"{zlib.crc32(content):08x}" != manifest.checksums.get(name):
+            return None
+        file = pq.ParquetFile(pa.BufferReader(content))
+        groups = range(file.num_row_groups) if manifest.groups is None else range(*manifest.groups)
+        tables.append(file.read_row_groups(list(groups)))
+    table = pa.concat_tables(tables) if tables else None
+    return table if table is not None and table.num_rows == manifest.rows else None
+
+
+def _loose(filesystem: fs.FileSystem, asset: str, folder: str) -> dict[str, Manifest]:
+    """The finished refreshes in folders of their own."""
+    found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    manifests = [current_manifest(filesystem, asset, one.path) for one in found if one.base_name.startswith(REFRESH)]
+    return {str(one.refresh): one for one in manifests if one is not None and one.files}
+
+
+def _groups(
+    filesystem: fs.FileSystem, folder: str, manifests: Sequence[Manifest]
+) -> Iterator[list[tuple[Manifest, pa.Table]]]:
+    """Refreshes of one schema, of at most BUNDLE_BYTES in memory together."""
+    open_groups: dict[str, list[tuple[Manifest, pa.Table]]] = {}
+    for manifest in manifests:
+        table = table_of(filesystem, folder, manifest)
+        if table is None:
+            continue
+        schema = table.schema.to_string(show_schema_metadata=True)
+        group = open_groups.setdefault(schema, [])
+        if group and sum(other.nbytes for _, other in group) + table.nbytes > BUNDLE_BYTES:
+            yield open_groups.pop(schema)
+            group = open_groups.setdefault(schema, [])
+        group.append((manifest, table))
+    yield from open_groups.values()
+
+
+def _write(filesystem: fs.FileSystem, folder: str, group: list[tuple[Manifest, pa.Table]]) -> set[str | None]:
+    """Write one bundle: first the rows, then the manifests that make them count. Returns the keys in it."""
+    path = f"{folder}/{FOLDER}/{uuid.uuid4().hex}.json"
+    places: list[tuple[int, int]] = []
+
+    def write_rows(stream: Any) -> None:
+        at = 0
+        with pq.ParquetWriter(stream, group[0][1].schema, compression="zstd", write_page_checksum=True) as writer:
+            for _, table in group:
+                if table.num_rows:
+                    writer.write_table(table, row_group_size=table.num_rows)
+                places.append((at, at + bool(table.num_rows)))
+                at = places[-1][1]
+
+    write_file(filesystem, _rows_of(path), write_rows)
+    with filesystem.open_input_stream(_rows_of(path)) as stream:
+        content = stream.read()
+    name = f"../{FOLDER}/{_rows_of(path).rpartition('/')[2]}"
+    shared = {"files": {name: len(content)}, "checksums": {name: f"{zlib.crc32(content):08x}"}}
+    members = tuple(
+        manifest.model_copy(update=shared | {"groups": place})
+        for (manifest, _), place in zip(group, places, strict=True)
+    )
+    write_file(filesystem, path, sealed(Bundle(members=members)))
+    return {manifest.refresh for manifest, _ in group}
+
+
+def _delete_folder(filesystem: fs.FileSystem, folder: str) -> None:
+    """Without its marker it is no finished refresh, so the bundle's record counts from then on."""
+    for name in (MARKER, MANIFEST):
+        filesystem.delete_file(f"{folder}/{name}")
+    filesystem.delete_dir(folder)
+
+
+def _has_dead_rows(filesystem: fs.FileSystem, path: str, members: Sequence[Manifest]) -> bool:
+    groups: int = pq.read_metadata(_rows_of(path), filesystem=filesystem).num_row_groups
+    return groups > sum(one.groups[1] - one.groups[0] for one in members if one.groups)
+
+
+def _forget_doubles(filesystem: fs.FileSystem, asset: str, folder: str, known: set[str]) -> None:
+    """Leave one record of a refresh, where a killed process left two: its own folder's, else the last bundle's."""
+    for path in reversed(_listed(filesystem, folder, ".json")):
+        members = _read(filesystem, asset, path).members
+        kept = tuple(member for member in members if member.refresh not in known)
+        if len(kept) < len(members):
+            write_file(filesystem, path, sealed(Bundle(members=kept)))
+            _READ.pop(path, None)
+        known |= {str(member.refresh) for member in kept}
+
+
+def _delete_orphans(filesystem: fs.FileSystem, folder: str, held: dict[str, Any]) -> None:
+    """Rows whose manifests were never written."""
+    for rows in _listed(filesystem, folder, ".parquet"):
+        if f"{rows.removesuffix('.parquet')}.json" not in held:
+            filesystem.delete_file(rows)
+
+
+def _rows_of(path: str) -> str:
+    return f"{path.removesuffix('.json')}.parquet"
+
+
+def _listed(filesystem: fs.FileSystem, folder: str, ending: str) -> list[str]:
+    found = filesystem.get_file_info(fs.FileSelector(f"{folder}/{FOLDER}", allow_not_found=True))
+    return sorted(one.path for one in found if one.base_name.endswith(ending) and one.base_name[0] != ".")
+
+
+def _read(filesystem: fs.FileSystem, asset: str, path: str) -> Bundle:
+    info = filesystem.get_file_info(path)
+    written, known = (info.mtime_ns, info.size), _READ.get(path)
+    if known is None or known[0] != written:
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                text = stream.read()
+            require_seal(text)
+            known = written, Bundle.model_validate(json.loads(text))
+        except (OSError, ValueError):
+            raise StorageError(f"{asset}: {path} cannot be read; restore it from a backup") from None
+        _READ[path] = known
+    return known[1]
