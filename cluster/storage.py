@@ -110,12 +110,10 @@ class AssetStore:
 
     def _bundled(self, asset: str) -> dict[str, Manifest]:
         """The refreshes that have no folder of their own any more."""
-        folder = self.folder(asset, None)
-        if self._look is None:
-            return bundled(self._filesystem, asset, folder)
-        if ("bundled", asset) not in self._look:
-            self._look["bundled", asset] = bundled(self._filesystem, asset, folder)
-        known: dict[str, Manifest] = self._look["bundled", asset]
+        look = {} if self._look is None else self._look
+        if ("bundled", asset) not in look:
+            look["bundled", asset] = bundled(self._filesystem, asset, self.folder(asset, None))
+        known: dict[str, Manifest] = look["bundled", asset]
         return known
 
     def tidy(self, asset: str) -> None:
@@ -194,7 +192,7 @@ class AssetStore:
         with PeakMemory() as memory:
             made = recipe.build()
             if isinstance(made, Dataset):
-                held = self._write_rows(folder, aside, made)
+                held = self._write_rows(asset, folder, aside, made)
                 made = open_rows(self._filesystem, [Part(f"{folder}/{name}") for name in held["files"]])
             else:
                 held = {"value": made.model_dump(mode="json") if isinstance(made, BaseModel) else dict(made)}
@@ -254,16 +252,16 @@ class AssetStore:
         others = (self.manifest(asset, key) for key in self.refreshes(asset))
         return 1 + max((other.order for other in others if other), default=0)
 
-    def _write_rows(self, folder: str, aside: str, rows: Dataset) -> dict[str, Any]:
+    def _write_rows(self, asset: str, folder: str, aside: str, rows: Dataset) -> dict[str, Any]:
         """Write below `folder/aside`; returns the manifest's fields about files, with names relative to `folder`."""
         rows.write_parquet(f"{folder}/{aside}", filesystem=self._filesystem)
         listed = self._filesystem.get_file_info(fs.FileSelector(f"{folder}/{aside}", allow_not_found=True))
         files = {f"{aside}/{info.base_name}": info.size for info in listed if info.base_name.endswith(".parquet")}
         if not files:  # Ray writes no file if there are no rows; a reader still needs the columns
-            schema = rows.schema()
-            empty = (schema.base_schema if schema is not None else pa.schema([])).empty_table()
+            schema = rows.schema()  # Ray Data may have lost the columns of no rows; other refreshes have the same
+            columns = schema.base_schema if schema is not None and schema.names else self._columns(asset)
             name = f"{aside}/empty-{uuid.uuid4().hex}.parquet"
-            pq.write_table(empty, f"{folder}/{name}", filesystem=self._filesystem)
+            pq.write_table(columns.empty_table(), f"{folder}/{name}", filesystem=self._filesystem)
             files = {name: self._filesystem.get_file_info(f"{folder}/{name}").size}
         paths = [f"{folder}/{name}" for name in files]
         found = checksums(self._filesystem, paths, sum(files.values()))
@@ -272,6 +270,11 @@ class AssetStore:
             "checksums": dict(zip(files, found, strict=True)),
             **count_rows(self._filesystem, paths),
         }
+
+    def _columns(self, asset: str) -> pa.Schema:
+        made = [(self.folder(asset, key), self.manifest(asset, key)) for key in self.refreshes(asset)]
+        paths = [path for folder, one in made if one is not None and one.rows for path in one.paths(folder)]
+        return pq.read_schema(paths[0], filesystem=self._filesystem) if paths else pa.schema([])
 
     def _swap(self, folder: str, aside: str, manifest: Manifest) -> None:
         """Put the new files in their place, then write the manifest that names them, then delete the old ones."""

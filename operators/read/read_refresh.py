@@ -1,5 +1,7 @@
 """Read the records of one refresh, and mark those that it or an earlier refresh already has."""
 
+from typing import cast
+
 import ray.data
 from ray.data import Dataset
 
@@ -39,7 +41,7 @@ def read_refresh(
     rows = rows.materialize()
     rows = rows if archived is None else with_archive(rows, archived, source, special_tokens).materialize()
     if not rows.count():  # all of its files were retracted; a shuffle of no rows would lose the columns
-        return rows
+        return cast(Dataset, rows)
     rows = rows if earlier is None else drop_seen(rows, earlier).materialize()
     marked: Dataset = drop_near_duplicates(rows, earlier, deduplicate).materialize()
     return marked
