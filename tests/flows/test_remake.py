@@ -66,6 +66,7 @@ def test_only_a_retraction_takes_stored_rows_out(flow: Callable[..., tuple[int, 
     assert "stale: refresh base: raw_instructions, held_out, " in printed
 
 
+@pytest.mark.slow
 def test_rows_that_are_taken_out_leave_the_file_that_refreshes_share(
     flow: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
