@@ -149,12 +149,10 @@ def _object_of_python(reply: str) -> list[_Pairs]:
 
 def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
     members = _members(pairs, DEEPEST)
-    texts = {
-        name: _values(name, [(section_named(key, sections), value) for key, value in members]) for name in sections
-    }
-    critique = {
-        name: _values(name, [(criterion_named(key, criteria), value) for key, value in members]) for name in criteria
-    }
+    as_sections = [(section_named(key, sections), value) for key, value in members]
+    as_criteria = [(criterion_named(key, criteria), value) for key, value in members]
+    texts = {name: _values(name, as_sections) for name in sections}
+    critique = {name: _values(name, as_criteria) for name in criteria}
     if any(len({json.dumps(value) for value in values}) > 1 for values in texts.values()):
         return Rejected("repeated_heading")
     if any(not values or not isinstance(values[0], str) for values in (*texts.values(), *critique.values())):

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
+_KEPT_CHARS = 100
 _PLURAL = 3  # letters; a shorter word keeps its s
 # Words that a teacher may add to the name of a criterion without changing its meaning.
 _FILLER = re.compile(
@@ -45,7 +47,7 @@ def criterion_named(name: str, criteria: Iterable[str]) -> tuple[str, bool] | No
         if found == wanted:
             return criterion, True
         shorter, longer = sorted((found, wanted), key=len)
-        added = found[len(wanted) :] if longer is found else []
+        added = found[len(wanted) :] if longer is found else ()
         if longer[: len(shorter)] == shorter and all(_FILLER.fullmatch(word) for word in added):
             near.append(criterion)
     return (near[0], False) if len(near) == 1 else None
@@ -67,8 +69,14 @@ def section_named(name: str, sections: dict[str, str]) -> tuple[str, bool] | Non
     return None
 
 
-def _words(name: str) -> list[str]:
-    words = [_stem(word) for word in _WORD.findall(_CAMEL.sub(" ", name).casefold())]
+def _words(name: str) -> tuple[str, ...]:
+    """All replies of a stage have the same few names; a whole paragraph in the place of a name is not kept."""
+    return _words_of_name(name) if len(name) <= _KEPT_CHARS else _words_of_name.__wrapped__(name)
+
+
+@lru_cache(maxsize=4096)
+def _words_of_name(name: str) -> tuple[str, ...]:
+    words = tuple(_stem(word) for word in _WORD.findall(_CAMEL.sub(" ", name).casefold()))
     return words[1:] if words and words[0].isdigit() else words
 
 
