@@ -39,6 +39,7 @@ from operators.teacher.engine_pool import make_room
 from operators.teacher.ledger import Ledger
 from operators.teacher.variants import every_teacher, resolved
 
+HELD_ROWS = 100_000  # of earlier refreshes, 2 KB each, that are held in Ray's object store while one is made
 MOST_NAMED = 5  # files in a message
 PROMPTS = "prompts"  # folder next to the ledger, with the prompts by key of the call
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
@@ -181,7 +182,12 @@ class Run:
     def earlier(self, refresh: str) -> Dataset | None:
         """The raw instructions of all refreshes that were first made before this one; None if this is the first."""
         earlier = self.staleness.earlier(refresh)
-        return self.store.rows(RAW_INSTRUCTIONS, earlier) if earlier else None
+        if not earlier:
+            return None
+        rows = self.store.rows(RAW_INSTRUCTIONS, earlier)
+        made = [self.store.manifest(RAW_INSTRUCTIONS, key) for key in earlier]
+        # Duplicates, near-duplicates and contamination read them six times.
+        return rows.materialize() if sum(one.rows or 0 for one in made if one) <= HELD_ROWS else rows
 
     def evaluation_index(self, rows: Dataset, refresh: str) -> EvaluationIndex:
         """The index of a refresh; it is built from `rows`, its raw instructions, if this run has none yet."""
