@@ -49,10 +49,9 @@ def test_with_reparse_both_reflections_are_made_again_from_the_ledger_alone(
     config = load_config(Path(SMOKE), [f"storage={tmp_path}", f"student.model={tiny_model}"])
     for reparse in (False, True):
         run = open_run(config, GRAPH.specs, reparse=reparse)
-        run.reflection()
-        run.judge()
+        run.asking()
         assert run.asset_io()._made_again == (REFLECTIONS if reparse else frozenset())
-    assert opened == [False, False, True, True]
+    assert opened == [False, True]
 
 
 def test_control_tokens_of_every_model_that_reads_texts_are_known(tmp_path: Path, tiny_model: str) -> None:
