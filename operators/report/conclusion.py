@@ -12,8 +12,8 @@ SURE = 0.9  # a change is reported if this share of the resamples has its sign
 ENOUGH_ROWS = 10  # fewer rows say little about the spread
 SIGNIFICANT = 0.05
 NOT_SHOWN = (
-    "One training cannot say how much of this the rewrites did and how much tuning on any such rows would have done: "
-    "that takes a second training on the original rows, with the same configuration."
+    "One training cannot show how much of this is due to the rewrites and how much to tuning on any such rows. "
+    "That would need a second training on the original rows with the same configuration."
 )
 
 
@@ -72,7 +72,7 @@ def _loss_sentence(loss: HeldOutLoss) -> tuple[str, bool | None]:
         f"On {loss.num_rows} held-out rows the loss went from {loss.base:.3f} to {loss.student:.3f} nats per token"
     )
     if loss.num_rows < ENOUGH_ROWS or low is None or high is None:
-        return f"{measured}; fewer than {ENOUGH_ROWS} rows are too few to say whether that is more than chance.", None
+        return f"{measured}; fewer than {ENOUGH_ROWS} rows are too few to show whether this is more than chance.", None
     spread = f"in 90 % of the resampled row sets the change lies between {signed(low)} and {signed(high)}"
     if (change.at(SURE) or 0.0) < 0:
         return f"{measured}: tuning helped ({spread}).", True
@@ -94,8 +94,8 @@ def _judge_sentence(judge: Judgement | None) -> str:
 def _by_what(recycled: Mapping[str, int], num_steps: int | None, num_packed: int) -> str:
     total = sum(recycled.values())
     rewritten = total - recycled.get(ORIGINAL, 0)
-    rows = f"{rewritten} of {total} recycled rows hold a rewrite in place of the original"
+    rows = f"{rewritten} of {total} recycled rows have a rewrite in place of the original"
     if num_steps is None:
         return f"The student was not trained; {rows}."
     steps = "step" if num_steps == 1 else "steps"
-    return f"It was trained for {num_steps} {steps} on {num_packed} rows; {rows}, the others are as they came."
+    return f"It was trained for {num_steps} {steps} on {num_packed} rows; {rows}, and the others are unchanged."

@@ -23,8 +23,8 @@ def an_evaluation(student: float, spread: float, num_rows: int = 12, judge: Judg
         (2.01, 0.1, 12, "no gain is shown", False),
         (2.0, 0.0, 12, "no gain is shown", False),
         (2.2, 0.1, 12, "the student got worse", False),
-        (1.0, 0.1, 1, "fewer than 10 rows are too few to say", None),
-        (1.0, 0.1, 9, "fewer than 10 rows are too few to say", None),
+        (1.0, 0.1, 1, "fewer than 10 rows are too few to show", None),
+        (1.0, 0.1, 9, "fewer than 10 rows are too few to show", None),
     ],
 )
 def test_a_gain_is_claimed_only_where_resampling_the_rows_shows_it(
@@ -40,8 +40,8 @@ def test_a_gain_is_claimed_only_where_resampling_the_rows_shows_it(
 def test_the_training_data_of_the_student_is_stated() -> None:
     conclusion = conclude(an_evaluation(1.8, 0.1), RECYCLED, 1, 20)
     assert conclusion.by_what == (
-        "It was trained for 1 step on 20 rows; 12 of 22 recycled rows hold a rewrite in place of the original, "
-        "the others are as they came."
+        "It was trained for 1 step on 20 rows; 12 of 22 recycled rows have a rewrite in place of the original, "
+        "and the others are unchanged."
     )
 
 

@@ -98,7 +98,7 @@ def test_numbers_that_are_not_finite_become_null(local_ray: None) -> None:
         ({}, "There is no recycled row to show."),
         ({}, "No stage reported its time."),
         ({"evaluation": Evaluation()}, "The judge did not run."),
-        ({}, "The ledger holds no call."),
+        ({}, "The ledger has no calls."),
         ({}, "The student was not evaluated, so this run shows no gain."),
         ({"student": {"steps": 1, "losses": [2.0]}}, "Fewer than two losses were recorded."),
         (
@@ -119,10 +119,10 @@ def test_a_partial_run_says_what_is_missing(parts: dict[str, Any], said: str) ->
 def test_the_report_states_its_caveats(sample: Report) -> None:
     text = " ".join(Page(sample.html).text.split())
     assert (
-        "On 4 held-out rows the loss went from 2.314 to 2.188 nats per token; fewer than 10 rows are too few to say"
+        "On 4 held-out rows the loss went from 2.314 to 2.188 nats per token; fewer than 10 rows are too few to show"
         in text
     )
-    assert "The source has columns that nothing here reads: context (7 rows)" in text
+    assert "The source has columns that are not used: context (7 rows)" in text
     assert "HyperAttention in 4 layers, exact attention by varlen" in text
     assert "1 × 429 slow down" in text
     assert "released v006" in text
