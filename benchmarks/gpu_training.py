@@ -122,10 +122,10 @@ def gate(sizes: Sizes) -> None:
     expected = plain_losses(plain, sizes.device)
     variants: dict[str, dict[str, Any]] = {
         "fp32": {"precision": "fp32"},
-        "fp32, 4 packs a pass": {"precision": "fp32", "packs_per_pass": 4},
+        "fp32, 4 packs per pass": {"precision": "fp32", "packs_per_pass": 4},
         "fp32, compiled": {"precision": "fp32", "packs_per_pass": 4, "compile": True},
         "bf16": {},
-        "bf16, 4 packs a pass": {"packs_per_pass": 4},
+        "bf16, 4 packs per pass": {"packs_per_pass": 4},
         "bf16, recomputed": {"packs_per_pass": 4, "activation_checkpointing": True},
     }
     wrong = []
@@ -170,7 +170,7 @@ def measure(sizes: Sizes, phase: str, name: str, job: TrainJob, engine: Any, noi
     norm = found[-1].neft_l2
     say(
         phase,
-        f"{name:32} {seconds * 1e3:8.1f} ms a step, {tokens / seconds:8.0f} tokens/s, {shares}, peak "
+        f"{name:32} {seconds * 1e3:8.1f} ms per step, {tokens / seconds:8.0f} tokens/s, {shares}, peak "
         f"{memory}, loss {found[-1].loss:.3f}, noise {'off' if norm is None else f'{norm:.5f}'}"
         f"{', '.join(['', *trainer.notes])}",
     )
@@ -178,14 +178,14 @@ def measure(sizes: Sizes, phase: str, name: str, job: TrainJob, engine: Any, noi
 
 
 def short(sizes: Sizes) -> None:
-    """Packs of 4,096 tokens: one and eight documents, one and several packs a pass."""
+    """Packs of 4,096 tokens: one and eight documents, one and several packs per pass."""
     files = {documents: _short_packs(sizes, documents) for documents in (1, 8)}
     with loaded(job_of(sizes, files[1])) as (engine, noise):
         say("short", f"attention: {attention_in_use(engine.module)}")
         for documents, at_once in ((1, 1), (8, 1), (8, 4), (8, 8)):
             job = job_of(sizes, files[documents], packs_per_pass=at_once)
-            measure(sizes, "short", f"{documents} documents, {at_once} packs a pass", job, engine, noise)
-        print_profile(sizes, job_of(sizes, files[8], packs_per_pass=1), engine, noise, "8 documents, 1 pack a pass")
+            measure(sizes, "short", f"{documents} documents, {at_once} packs per pass", job, engine, noise)
+        print_profile(sizes, job_of(sizes, files[8], packs_per_pass=1), engine, noise, "8 documents, 1 pack per pass")
 
 
 def compiled(sizes: Sizes) -> None:
@@ -195,15 +195,15 @@ def compiled(sizes: Sizes) -> None:
     for alpha in (5.0, 0.0):
         job = job_of(sizes, file, packs_per_pass=4, compile=True, neftune_alpha=alpha)
         with loaded(job) as (engine, noise):
-            name = f"compiled, 4 packs a pass, alpha {alpha:.0f}"
+            name = f"compiled, 4 packs per pass, alpha {alpha:.0f}"
             seconds[alpha] = measure(sizes, "compiled", name, job, engine, noise)
             if alpha:
                 for at_once in (1, 8):
                     other = job_of(sizes, file, packs_per_pass=at_once, compile=True)
-                    measure(sizes, "compiled", f"compiled, {at_once} packs a pass", other, engine, noise)
+                    measure(sizes, "compiled", f"compiled, {at_once} packs per pass", other, engine, noise)
                 one = job_of(sizes, _short_packs(sizes, 1), packs_per_pass=4, compile=True)
                 measure(sizes, "compiled", "compiled, 1 document, 4 packs", one, engine, noise)
-                print_profile(sizes, job, engine, noise, "compiled, 8 documents, 4 packs a pass")
+                print_profile(sizes, job, engine, noise, "compiled, 8 documents, 4 packs per pass")
     say("compiled", f"NEFTune costs {seconds[5.0] / seconds[0.0] - 1:.2%} of a step")
 
 

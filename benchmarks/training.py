@@ -234,7 +234,7 @@ def _print(found: dict[str, list[Measured]], tokens: float) -> None:
         apart = max(abs(one - other) / other for run in runs for one, other in zip(run.losses, expected, strict=True))
         if name in (OURS, PLAIN) and apart > LIMIT:
             sys.exit(f"{name}: losses differ by {apart:.1e} from the plain loop's; times mean nothing")
-    heads = {"first loss": 12, "last loss": 12, "s a step": 10, "CPU s": 8, "tokens/s": 10, "ratio": 8, "by CPU": 8}
+    heads = {"first loss": 12, "last loss": 12, "s/step": 10, "CPU s": 8, "tokens/s": 10, "ratio": 8, "by CPU": 8}
     print(" " * 14 + "".join(f"{head:>{width}}" for head, width in heads.items()))
     base = [_median(found[PLAIN], kind) for kind in ("seconds", "cpu_seconds")]
     for name, runs in found.items():

@@ -66,8 +66,8 @@ def require_refresh_key(key: str) -> str:
     """
     if not REFRESH_KEY.fullmatch(key):
         raise ValueError(
-            f"refresh: {key!r} is no key; give a letter or digit and up to 99 more letters, digits, '.', '_' and '-', "
-            "such as 2026-11-26"
+            f"refresh: {key!r} is not a key; give a letter or digit and up to 99 more letters, digits, '.', '_' and "
+            "'-', such as 2026-11-26"
         )
     return key
 

@@ -61,7 +61,7 @@ def _training_memory(run: Run) -> str:
         return "memory unknown, because the student is not in a folder"
     trained = f"{size.adapters:,} of adapters" if size.adapters else "all of them"
     held = bytes_per_worker(size, train) / GIB
-    return f"{size.parameters:,} weights, trains {trained}: {held:.2f} GiB a worker without activations"
+    return f"{size.parameters:,} weights, trains {trained}: {held:.2f} GiB per worker without activations"
 
 
 def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:

@@ -93,7 +93,7 @@ def _patterns(special_tokens: frozenset[str]) -> tuple[re.Pattern[str], re.Patte
     for token in special_tokens:
         if not is_marker(token):
             raise ValueError(
-                f"escape: special token {token!r} is no name between brackets; leave it out of special_tokens"
+                f"escape: special token {token!r} is not a name in brackets; leave it out of special_tokens"
             )
     exact = sorted(
         (token for token in special_tokens if not _GENERIC_PATTERN.fullmatch(token)),

@@ -87,7 +87,7 @@ RECYCLED = _extend(
     final_response=_TEXT,
 )
 
-# packed_sequences: one row a pack; all documents of a pack lie one after the other. `labels` is -100 where there is
+# packed_sequences: one row per pack; all documents of a pack lie one after the other. `labels` is -100 where there is
 # no loss; `position_ids` restarts at 0 with each document. A row that could not be packed is a row of its own with
 # empty lists, its id in `row_ids` and its reason in `outcome`; packs have outcome "packed".
 # `cut_rows` of a pack's rows were longer than a pack; `lost_tokens` supervised tokens of theirs are in no pack.

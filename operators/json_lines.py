@@ -25,7 +25,7 @@ def json_is_asked_for() -> bool:
     """
     asked = os.environ.get(FORMAT_VARIABLE, "")
     if asked not in ("", "text", "json"):
-        raise ValueError(f"${FORMAT_VARIABLE}: {asked!r} is no format; give text or json")
+        raise ValueError(f"${FORMAT_VARIABLE}: {asked!r} is not a format; give text or json")
     return asked == "json"
 
 

@@ -88,7 +88,7 @@ def _require_on_hub(model: str, key: str) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFoundError(
-            f"{key}: {model!r} is no folder and cannot be loaded from the hub ({reason}); "
+            f"{key}: {model!r} is not a folder and cannot be loaded from the hub ({reason}); "
             "check the name, HF_HOME and HF_TOKEN, or give a model folder"
         ) from None
 

@@ -24,7 +24,7 @@ def read_refresh(
     """Read the files; give rows that were seen or resemble another their outcome.
 
     Each step reads its rows more than once, and so does what comes behind, so they are materialised in Ray's object
-    store, which spills to disk: about 2 KB a row.
+    store, which spills to disk: about 2 KB per row.
 
     Args:
         files: of the refresh, in order; none if all its rows are archived.

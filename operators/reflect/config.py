@@ -50,7 +50,7 @@ class PromptConfig(StageConfig):
         else:
             path = Path(template).expanduser()
             if not path.is_file():
-                raise ValueError(f"there is no file {template}; give a jinja2 template")
+                raise ValueError(f"{template} does not exist; give a jinja2 template")
             text = path.read_text(encoding="utf-8")
         if text:
             render_frame(text, {"criterion": "question"}, "request", "reply form")

@@ -29,6 +29,6 @@ def reflect_responses(rows: Dataset, reflection: Reflection) -> Dataset:
         columns.RESPONSE_REFLECTED: adds better_response: str, null if not parsed; response_critique: JSON object,
         criterion -> sentence; response_reflection: "parsed" | "rejected:<reason>".
     Source:
-        arXiv 2310.11716, "Reflection on Response"; arXiv 2402.10110, section 3 (sequential form, two calls a row).
+        arXiv 2310.11716, "Reflection on Response"; arXiv 2402.10110, section 3 (sequential form, two calls per row).
     """
     return reflect(rows, ABOUT, reflection)

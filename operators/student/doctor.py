@@ -156,7 +156,7 @@ def _generation_config(student: str, tokenizer: "PreTrainedTokenizerBase") -> It
         return
     exported, changed = exportable(settings, tokenizer)
     if changed:
-        text = "generation_config.json has sampling values beside do_sample: false, or others that cannot be saved"
+        text = "generation_config.json has sampling values with do_sample: false, or others that cannot be saved"
         yield Finding(KEY, f"{text}; the student is exported with {changed}", fatal=False)
     stops, before = exported.eos_token_id, settings.eos_token_id
     end = chat_format(tokenizer).end_token

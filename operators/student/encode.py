@@ -186,8 +186,8 @@ def _pieces(tokenizer: "PreTrainedTokenizerBase", form: ChatFormat, text: str, s
         if whole[: len(prefix)] != prefix:
             raise EncodingError(
                 "chat_template",
-                f"encode: the {len(prefix)} tokens of a prompt are no prefix of the {len(whole)} of its dialogue with "
-                f"the tokenizer of {name_of(tokenizer)}",
+                f"encode: the {len(prefix)} tokens of a prompt are not a prefix of the {len(whole)} of its dialogue "
+                f"with the tokenizer of {name_of(tokenizer)}",
             )
         cuts.append(len(prefix))
     return [whole[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(whole)], strict=True)]

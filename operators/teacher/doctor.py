@@ -102,7 +102,9 @@ def _check_endpoint(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
         text = f"the variable {teacher.api_key_env} is empty here; {host} will want a key on every node"
         yield Finding(f"{key}.api_key_env", text, fatal=False)
     if teacher.base_url and urlsplit(teacher.base_url).scheme not in ("http", "https"):
-        yield Finding(f"{key}.base_url", f"{teacher.base_url!r} is no address; write it as http://127.0.0.1:8000/v1")
+        yield Finding(
+            f"{key}.base_url", f"{teacher.base_url!r} is not an address; write it as http://127.0.0.1:8000/v1"
+        )
         return
     client = OpenAI(
         api_key=secret or "none", base_url=teacher.base_url or None, timeout=ENDPOINT_TIMEOUT_S, max_retries=1

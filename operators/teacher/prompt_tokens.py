@@ -12,7 +12,7 @@ TEMPLATE_TOKENS = 64  # upper bound for an unknown chat template around a call's
 
 @lru_cache(maxsize=8)
 def chat_tokenizer(model: str) -> Any:
-    """The model's tokenizer, with its chat template; loaded once a process."""
+    """The model's tokenizer, with its chat template; loaded once per process."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model, trust_remote_code=False)

@@ -37,7 +37,7 @@ def check_variants(teacher: TeacherConfig) -> None:
     for number, changes in enumerate(teacher.mix):
         weight = changes.get(WEIGHT, 1)
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
-            raise ValueError(f"mix.{number}.weight: {weight!r} is no number above 0")
+            raise ValueError(f"mix.{number}.weight: {weight!r} is not a number above 0")
         _changed(teacher, _without_weight(changes), f"mix.{number}")
 
 

@@ -148,7 +148,9 @@ def named_checkpoint(folder: str, zero_stage: int) -> Checkpoint:
     wanted = Path(folder).resolve()
     found = next((one for one in complete_checkpoints(wanted.parent) if one.folder == wanted), None)
     if found is None:
-        raise ValueError(f"train: train.resume_from: {wanted} is no complete checkpoint; give a folder step-<number>")
+        raise ValueError(
+            f"train: train.resume_from: {wanted} is not a complete checkpoint; give a folder step-<number>"
+        )
     if found.spec.zero_stage != zero_stage:
         raise ValueError(
             f"train: train.resume_from: {wanted} was written with zero_stage={found.spec.zero_stage}, this run has "

@@ -21,8 +21,8 @@ class TrainConfig(StageConfig):
     """Supervised fine-tuning with NEFTune.
 
     NEFTune's authors (arXiv:2310.05914) train 7B models with AdamW, learning rate 5e-5 in the paper and 2e-5 in
-    their script, 3 epochs, 128 examples a step, bf16, cosine schedule, warm-up 3 %, no weight decay, gradients
-    clipped to 1, and alpha 5, 10 or 15; 70B: weight decay 0.1, 64 examples a step, 2e-5, alpha 15.
+    their script, 3 epochs, 128 examples per step, bf16, cosine schedule, warm-up 3 %, no weight decay, gradients
+    clipped to 1, and alpha 5, 10 or 15; 70B: weight decay 0.1, 64 examples per step, 2e-5, alpha 15.
     """
 
     num_workers: Operational[int] = Field(
@@ -140,7 +140,8 @@ class TrainConfig(StageConfig):
     def _one_size_of_a_step(self) -> Self:
         if self.examples_per_step and self.tokens_per_step:
             raise ValueError(
-                f"examples_per_step: {self.examples_per_step} beside tokens_per_step: {self.tokens_per_step}; set one"
+                f"examples_per_step: {self.examples_per_step} together with tokens_per_step: "
+                f"{self.tokens_per_step}; set one"
             )
         return self
 

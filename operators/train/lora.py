@@ -39,9 +39,7 @@ class LoraConfig(StageConfig):
         fields = type(self).model_fields
         unused = [name for name, field in fields.items() if getattr(self, name) != field.default]
         if not self.r and unused:
-            raise ValueError(
-                f"lora: {', '.join(unused)} beside r: 0, where nothing uses them; set lora.r, or leave them out"
-            )
+            raise ValueError(f"lora: {', '.join(unused)} have no effect with r: 0; set lora.r, or leave them out")
         return self
 
     @property

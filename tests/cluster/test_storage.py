@@ -160,9 +160,9 @@ def test_a_manifest_of_an_older_version_is_read(store: AssetStore) -> None:
 
 @pytest.mark.parametrize("key", ["", ".", "..", "../../x", "2026/11/26", "/tmp/x", "a b", ".hidden", "a\n", "a" * 101])
 def test_a_refresh_key_that_could_leave_the_storage_is_refused(store: AssetStore, key: str) -> None:
-    with pytest.raises(ValueError, match=r"refresh: .* is no key; give a letter or digit"):
+    with pytest.raises(ValueError, match=r"refresh: .* is not a key; give a letter or digit"):
         require_refresh_key(key)
-    with pytest.raises(ValueError, match="is no key"):
+    with pytest.raises(ValueError, match="is not a key"):
         store.make("source", key, Recipe(lambda: rows_of("a")), MADE_FROM)
 
 

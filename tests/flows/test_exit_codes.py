@@ -63,7 +63,7 @@ def test_an_invalid_refresh_key_is_two_and_touches_nothing(
     flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:
     assert flow("--refresh", key)[0] == 2
-    assert f"--refresh: {key!r} is no key; give a letter or digit" in last_line(capsys)
+    assert f"--refresh: {key!r} is not a key; give a letter or digit" in last_line(capsys)
     assert not (tmp_path / "storage").exists()
 
 

@@ -52,7 +52,7 @@ def test_a_selection_is_checked_against_the_graph() -> None:
 
 @pytest.mark.parametrize("key", ["", "..", "../../x", "2026/11/26"])
 def test_a_key_that_names_no_refresh_is_refused(key: str) -> None:
-    with pytest.raises(ConfigError, match=r"--refresh: .* is no key"):
+    with pytest.raises(ConfigError, match=r"--refresh: .* is not a key"):
         select("--refresh", key)
 
 

@@ -66,7 +66,7 @@ def test_a_checkpoint_that_is_not_there_is_found_before_the_teacher_is_paid(tmp_
         run = look(tmp_path, f"train.resume_from={tmp_path / 'step-00000002'}")
         [found] = _resume_findings(run.config)
         assert found.fatal
-        assert "step-00000002 is no complete checkpoint" in str(found)
+        assert "step-00000002 is not a complete checkpoint" in str(found)
     assert _resume_findings(look(tmp_path).config) == []
 
 

@@ -23,7 +23,7 @@ def test_a_refresh_that_was_not_given_up_is_not_retried(tmp_path: Path) -> None:
 def test_a_key_that_could_leave_the_storage_is_not_looked_for(tmp_path: Path) -> None:
     err = io.StringIO()
     assert retry_refresh([str(tmp_path), "../given_up"], err=err) == 2
-    assert err.getvalue().startswith("refresh: '../given_up' is no key; give a letter or digit")
+    assert err.getvalue().startswith("refresh: '../given_up' is not a key; give a letter or digit")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_a_delimiter_of_a_prompt_can_be_given() -> None:
 @pytest.mark.parametrize("token", ["", " ", "word", "!", "<>", "\n"])
 def test_a_token_without_brackets_is_refused(token: str) -> None:
     assert not is_marker(token)
-    with pytest.raises(ValueError, match="no name between brackets"):
+    with pytest.raises(ValueError, match="not a name in brackets"):
         escape("<", frozenset({token}))
 
 

@@ -50,5 +50,5 @@ def test_the_environment_asks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(FORMAT_VARIABLE, value)
         assert (dressed_as_asked(run="r")(out, err) != (out, err)) is wrapped
     monkeypatch.setenv(FORMAT_VARIABLE, "yaml")
-    with pytest.raises(ValueError, match=r"\$RECYCLE_LOG_FORMAT: 'yaml' is no format; give text or json"):
+    with pytest.raises(ValueError, match=r"\$RECYCLE_LOG_FORMAT: 'yaml' is not a format; give text or json"):
         dressed_as_asked()

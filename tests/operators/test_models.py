@@ -25,7 +25,7 @@ def test_the_packaged_model_is_a_folder_that_answers(demo_model: str) -> None:
         ("package:json", "teacher.model: package 'json' holds 0 .gguf files"),
         ("/nowhere", "teacher.model: no folder '/nowhere'"),
         ("a b", "teacher.model: no folder 'a b'"),
-        ("someone/no-such-model", "teacher.model: 'someone/no-such-model' is no folder and cannot be loaded"),
+        ("someone/no-such-model", "teacher.model: 'someone/no-such-model' is not a folder and cannot be loaded"),
     ],
 )
 def test_a_model_that_does_not_exist_is_one_line(model: str, message: str) -> None:

@@ -21,7 +21,7 @@ def test_a_template_is_known_by_its_text_and_not_by_its_path(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"template": "/no/such/file.j2"}, "there is no file"),
+        ({"template": "/no/such/file.j2"}, "file.j2 does not exist"),
         ({"template": "{{ texts }}"}, "reply_form"),
         ({"criteria": {"Bad Name": "x"}}, "small letters"),
         ({"criteria": {"better_response": "x"}}, "none of"),

@@ -40,7 +40,7 @@ def test_a_stage_has_its_own_values_and_a_repair_has_those_of_both() -> None:
         ({"stages": {"reflecting": {}}}, "stages.reflecting: no such stage"),
         ({"stages": {"judge": {"temprature": 1}}}, r"stages.judge.temprature"),
         ({"stages": {"judge": {"temperature": 9}}}, r"stages.judge.temperature: 9"),
-        ({"mix": [{"weight": 0}]}, r"mix.0.weight: 0 is no number above 0"),
+        ({"mix": [{"weight": 0}]}, r"mix.0.weight: 0 is not a number above 0"),
         ({"mix": [{"weight": 1, "mix": []}]}, r"mix.0.mix: cannot be set there"),
         ({"engine_kwargs": {"trust_remote_code": True}}, r"engine_kwargs.trust_remote_code: cannot be set"),
     ],

@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_number_of_workers_is_continued(tmp_path):
 def test_a_given_checkpoint_may_be_of_any_run_but_is_complete_and_undamaged(tmp_path):
     folder = write_checkpoint(tmp_path, 10, CheckpointSpec("of another run", 2, 2))
     assert given_checkpoint(str(folder), SPEC).step == 10
-    with pytest.raises(ValueError, match="is no complete checkpoint"):
+    with pytest.raises(ValueError, match="is not a complete checkpoint"):
         given_checkpoint(str(tmp_path / "step-00000011"), SPEC)
     with pytest.raises(ValueError, match="written with zero_stage=2, this run has 3"):
         given_checkpoint(str(folder), replace(SPEC, zero_stage=3))

@@ -25,7 +25,7 @@ LORA = LoraConfig(r=4, dropout=0.1)
 def test_keys_that_would_have_no_effect_are_refused():
     with pytest.raises(ValidationError, match=r"set lora\.r"):
         LoraConfig(alpha=8)
-    with pytest.raises(ValidationError, match="lora: target_modules, merge beside r: 0"):
+    with pytest.raises(ValidationError, match="lora: target_modules, merge have no effect with r: 0"):
         LoraConfig(target_modules=["q_proj"], merge=False)
     assert LoraConfig(r=8).scaled_by == 16
     assert LoraConfig(r=8, alpha=4).scaled_by == 4

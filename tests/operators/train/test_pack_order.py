@@ -136,7 +136,7 @@ def test_a_row_in_two_packs_is_refused(tmp_path):
 
 
 def test_only_one_size_of_a_step_may_be_set():
-    with pytest.raises(ValidationError, match="examples_per_step: 1 beside tokens_per_step: 2"):
+    with pytest.raises(ValidationError, match="examples_per_step: 1 together with tokens_per_step: 2"):
         TrainConfig(examples_per_step=1, tokens_per_step=2)
 
 

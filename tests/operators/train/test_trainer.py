@@ -30,7 +30,7 @@ def test_several_packs_per_pass_give_the_same_curve(job):
     losses, noise, passes = curve(job, zero_stage=2)
     together, same_noise, fewer = curve(job, zero_stage=2, packs_per_pass=2)
     assert passes == 9
-    assert fewer == 6, "three packs a step are two passes"
+    assert fewer == 6, "three packs per step are two passes"
     assert together == pytest.approx(losses, rel=1e-6)
     assert same_noise == pytest.approx(noise, rel=1e-6)
 
