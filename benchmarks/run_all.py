@@ -42,9 +42,10 @@ BENCHMARKS = (
     ),
     Benchmark(
         "training",
-        ("--tokens", "256", "--packs", "1", "--steps", "3", "--rounds", "1"),
+        ("--tokens", "256", "--packs", "1", "--steps", "3"),
         "a training step against a plain torch loop",
     ),
+    Benchmark("training_start", ("--rounds", "1"), "what comes before the first step of a training"),
     Benchmark(
         "same_curve", ("--stages", "2", "--paths", "1-2-1", "--steps", "3"), "losses after a resize of the workers"
     ),
@@ -67,6 +68,7 @@ NOT_RUN = {
     "run_all": "this file",
     "language_model": "imported by others",
     "packs": "imported by others",
+    "training_steps": "imported by training.py",
     "chaos": "runs as long as it is told: see its head",
     "chaos_checks": "imported by chaos.py",
     "chaos_endpoint": "imported by chaos.py",

@@ -1,15 +1,18 @@
 """One training step of ours against a plain torch loop and TRL: same packs, one process, loss parity first, then time.
 
-    benchmarks/training.py [--layers 6] [--tokens 512] [--packs 2] [--steps 4] [--rounds 2] [--threads 2] [--trl]
+    benchmarks/training.py [--layers 6] [--tokens 512] [--packs 2] [--steps 6] [--threads 2] [--data FILE] [--trl]
 
 The plain loop is what a careful person writes by hand: transformers' sdpa with the same packs (its dense mask keeps the
 documents apart), labels outside the answers ignored, torch's fused AdamW, clipping. It has no sharding, no
-checkpoints, no noise; ours runs with its defaults, NEFTune off for the comparison and on for a last figure. `--trl`
-adds TRL's SFTTrainer (`pip install trl==1.16.0`) on the same documents, padded, as it is by default.
+checkpoints, no noise; ours runs with its defaults, NEFTune off for parity and on for a last figure. "plain, ours
+inside" is the same loop with our attention and our loss, so that only the engine and the metrics are missing. `--trl`
+adds TRL's SFTTrainer on the same documents, padded, as it is by default, and packed: `pip install --target DIR
+--no-deps trl==1.16.0`, and DIR in PYTHONPATH.
 
-The student is SmolLM2-135M cut to its first layers, so that the default sizes take minutes on two cores. Runs take
-turns; the figures are medians. Seconds are the wall clock's; CPU seconds, of all threads, stay comparable where other
-programs use the same cores.
+The student is SmolLM2-135M cut to its first layers, so that the default sizes take minutes on two cores. Each
+contestant has a process of its own, set up as its users' are, and they take turns step by step, so that a change of the
+machine's load meets all of them. A ratio is the median over the turns of the plain loop's time by the contestant's,
+beside it the quartiles. CPU seconds are of all threads, and comparable where other programs use the same cores.
 """
 
 import argparse
@@ -19,56 +22,35 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("LOCAL_RANK", "0")
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.packs import write_packs
+from benchmarks.packs import write_alpaca_packs, write_packs
+from benchmarks.training_steps import Contestant, ours, plain, trl
 from operators.models import resolve_model
 from operators.student.encode import load_tokenizer
 from operators.train.config import TrainConfig
-from operators.train.engine import loaded, prepare_process
 from operators.train.job import TrainJob
 from operators.train.pack_order import PackStore, pack_order, read_index
-from operators.train.trainer import Trainer
 
 LIMIT = 1e-4  # relative difference of losses
-OURS, PLAIN, NOISY, TRL = "ours", "plain torch", "ours, NEFTune", "TRL, padded"
+PLAIN, INSIDE, OURS, NOISY = "plain torch", "plain, ours inside", "ours", "ours, NEFTune"
+PADDED, PACKED = "TRL, padded", "TRL, packed"
 
 
 @dataclass
 class Measured:
-    """Losses of a run's steps, and what each took; the first step of a run is not timed."""
+    """Losses of a contestant's steps, and what each took; its first two steps are not timed."""
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
-
-
-class Clock:
-    """Times steps by the wall and by the CPUs."""
-
-    def __init__(self, measured: Measured) -> None:
-        self._measured = measured
-        self._wall, self._cpu = time.monotonic(), time.process_time()
-
-    def step(self, loss: float) -> None:
-        wall, cpu = time.monotonic(), time.process_time()
-        if self._measured.losses:
-            self._measured.seconds.append(wall - self._wall)
-            self._measured.cpu_seconds.append(cpu - self._cpu)
-        self._measured.losses.append(loss)
-        self._wall, self._cpu = time.monotonic(), time.process_time()
 
 
 def main() -> None:
@@ -78,37 +60,22 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         model = _cut(resolve_model(arguments.model, "model"), arguments.layers, f"{folder}/student")
-        file = write_packs(
-            load_tokenizer(model), f"{folder}/packs.parquet",
-            count=arguments.packs * 2, tokens=arguments.tokens, document=arguments.document,
-        )  # fmt: skip
+        file = _packs(arguments, model, f"{folder}/packs.parquet")
         config = TrainConfig(
-            num_workers=1, max_steps=arguments.steps, packs_per_step=arguments.packs, precision=arguments.precision,
-            zero_stage=arguments.zero_stage, neftune_alpha=0, threads_per_worker=arguments.threads,
+            num_workers=1, max_steps=arguments.steps + 2, packs_per_step=arguments.packs,
+            precision=arguments.precision, zero_stage=arguments.zero_stage, neftune_alpha=0,
+            schedule="constant", warmup_fraction=0, threads_per_worker=arguments.threads,
         )  # fmt: skip
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-        prepare_process(config)
-        job = TrainJob(config, model, folder, [file], read_index([file]).digest, "benchmark")
-        noisy = TrainJob(
-            config.model_copy(update={"neftune_alpha": 5.0}), model, folder, [file], job.digest, "benchmark"
-        )
-        runs: dict[str, Callable[[], Measured]] = {
-            PLAIN: lambda: _plain(model, config, file),
-            OURS: lambda: _ours(job),
-            NOISY: lambda: _ours(noisy),
-        }
-        if arguments.trl:
-            runs[TRL] = lambda: _trl(model, config, file, folder)
-        found: dict[str, list[Measured]] = {name: [] for name in runs}
-        for _ in range(arguments.rounds):
-            for name, run in runs.items():
-                found[name].append(run())
+        found = _measure(_contestants(arguments, config, model, file, folder), config.max_steps)
         store = PackStore([file])
-        tokens = statistics.mean(
-            store.tokens(pack_order(store.document_lengths, config).packs_of(step)) for step in range(config.max_steps)
-        )
+        order = pack_order(store.document_lengths, config)
+        tokens = statistics.mean(store.tokens(order.packs_of(step)) for step in range(2, config.max_steps))
+        lengths = [length for lengths in store.document_lengths for length in lengths]
     _print(found, tokens)
-    print(f"{time.monotonic() - started:.0f} s in all, {arguments.threads} threads, torch {torch.__version__}")
+    print(
+        f"{time.monotonic() - started:.0f} s in all, {arguments.threads} threads, torch {torch.__version__}; "
+        f"{len(lengths)} documents of {min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):.0f}"
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -117,9 +84,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=6, help="of the model; 0 leaves all")
     parser.add_argument("--tokens", type=int, default=512, help="of a pack")
     parser.add_argument("--document", type=int, default=120, help="tokens of a typical document")
+    parser.add_argument("--data", default="", help="Alpaca records whose lengths the documents have instead")
     parser.add_argument("--packs", type=int, default=2, help="of a step")
-    parser.add_argument("--steps", type=int, default=4, help="of a run; the first is not timed")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each")
+    parser.add_argument("--steps", type=int, default=6, help="that are timed, after two that are not")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--zero-stage", type=int, default=2)
@@ -138,116 +105,69 @@ def _cut(model: str, layers: int, folder: str) -> str:
     return folder
 
 
-def _plain(model: str, config: TrainConfig, file: str) -> Measured:
-    store = PackStore([file])
-    order = pack_order(store.document_lengths, config)
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    student = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa").train()
-    optimizer = torch.optim.AdamW(student.parameters(), config.learning_rate, weight_decay=0.0, fused=True)
-    measured = Measured()
-    clock = Clock(measured)
-    for step in range(config.max_steps):
-        packs, total = order.packs_of(step), 0.0
-        supervised = store.supervised_tokens(packs)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(step, config.max_steps)
-        for index in packs:
-            pack = store.pack(index)
-            positions = torch.cat([torch.arange(length) for length in pack.document_lengths])[None]
-            inputs, labels = torch.tensor([pack.input_ids]), torch.tensor(pack.labels[1:])
-            kept = (labels != -100).nonzero()[:, 0]
-            logits = student(input_ids=inputs, position_ids=positions, use_cache=False, logits_to_keep=kept).logits[0]
-            loss = cross_entropy(logits.float(), labels[kept], reduction="sum") / supervised
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        clock.step(total)
-    return measured
+def _packs(arguments: argparse.Namespace, model: str, path: str) -> str:
+    tokenizer, count = load_tokenizer(model), arguments.packs * arguments.steps
+    if arguments.data:
+        return write_alpaca_packs(tokenizer, path, count=count, tokens=arguments.tokens, file=arguments.data)
+    return write_packs(tokenizer, path, count=count, tokens=arguments.tokens, document=arguments.document)
 
 
-def _ours(job: TrainJob) -> Measured:
-    measured = Measured()
-    with loaded(job) as (engine, noise):
-        trainer = Trainer(job, engine, noise, PackStore(job.files))
-        clock = Clock(measured)
-        for step in range(job.config.max_steps):
-            clock.step(trainer.step(step).loss)
-    return measured
+def _contestants(
+    arguments: argparse.Namespace, config: TrainConfig, model: str, file: str, folder: str
+) -> dict[str, Contestant]:
+    job = TrainJob(config, model, folder, [file], read_index([file]).digest, "benchmark")
+    noisy = replace(job, config=config.model_copy(update={"neftune_alpha": 5.0}))
+    found = {
+        PLAIN: Contestant(arguments.threads, plain, model, config, file, False),
+        INSIDE: Contestant(arguments.threads, plain, model, config, file, True),
+        OURS: Contestant(arguments.threads, ours, job),
+        NOISY: Contestant(arguments.threads, ours, noisy),
+    }
+    if arguments.trl:
+        for name in (PADDED, PACKED):
+            found[name] = Contestant(arguments.threads, trl, model, config, file, folder, name == PACKED)
+    return found
 
 
-def _trl(model: str, config: TrainConfig, file: str, folder: str) -> Measured:
-    """TRL with the documents of our steps as its batches, padded to the longest, in our order."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    store = PackStore([file])
-    order = pack_order(store.document_lengths, config)
-    rows, sizes = [], []
-    for step in range(config.max_steps):
-        documents = [row for index in order.packs_of(step) for row in _documents(store, index)]
-        rows, sizes = [*rows, *documents], [*sizes, len(documents)]
-    measured = Measured()
-
-    class Timed(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.clock = Clock(measured)
-
-        def on_log(self, _: Any, __: Any, ___: Any, logs: dict[str, Any], **____: Any) -> None:
-            if "loss" in logs:
-                self.clock.step(float(logs["loss"]))
-
-    settings = SFTConfig(
-        output_dir=f"{folder}/trl", per_device_train_batch_size=max(sizes), max_steps=config.max_steps, max_length=None,
-        learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_ratio=config.warmup_fraction,
-        max_grad_norm=config.max_grad_norm, weight_decay=0.0, optim="adamw_torch_fused", logging_steps=1,
-        save_strategy="no", report_to=[], use_cpu=True, bf16=config.precision == "bf16", disable_tqdm=True,
-        gradient_checkpointing=False, model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
-    )  # fmt: skip
-    trainer = SFTTrainer(
-        model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=load_tokenizer(model),
-        callbacks=[Timed()],
-    )  # fmt: skip
-    ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
-    batches = [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
-    trainer._get_train_sampler = lambda *_: None
-    loader = torch.utils.data.DataLoader(trainer.train_dataset, batch_sampler=batches, collate_fn=trainer.data_collator)
-    trainer.get_train_dataloader = lambda: loader
-    trainer.train()
-    return measured
+def _measure(contestants: dict[str, Contestant], steps: int) -> dict[str, Measured]:
+    """Each in turn takes one step; whoever began a turn ends the next."""
+    found, names = {name: Measured() for name in contestants}, list(contestants)
+    for step in range(steps):
+        for name in names[step % len(names) :] + names[: step % len(names)]:
+            loss, seconds, cpu_seconds = contestants[name].step()
+            found[name].losses.append(loss)
+            if step >= 2:
+                found[name].seconds.append(seconds)
+                found[name].cpu_seconds.append(cpu_seconds)
+    for contestant in contestants.values():
+        contestant.end()
+    return found
 
 
-def _documents(store: PackStore, index: int) -> list[dict[str, list[int]]]:
-    pack, rows, begin = store.pack(index), [], 0
-    for length in pack.document_lengths:
-        tokens, labels = (part[begin : begin + length] for part in (pack.input_ids, pack.labels))
-        rows.append({"input_ids": tokens, "labels": labels})
-        begin += length
-    return rows
-
-
-def _print(found: dict[str, list[Measured]], tokens: float) -> None:
-    expected = found[PLAIN][0].losses
-    for name, runs in found.items():
-        apart = max(abs(one - other) / other for run in runs for one, other in zip(run.losses, expected, strict=True))
-        if name in (OURS, PLAIN) and apart > LIMIT:
+def _print(found: dict[str, Measured], tokens: float) -> None:
+    expected = found[PLAIN]
+    for name, measured in found.items():
+        apart = max(abs(one - other) / other for one, other in zip(measured.losses, expected.losses, strict=True))
+        if name != NOISY and apart > LIMIT:
             sys.exit(f"{name}: losses differ by {apart:.1e} from the plain loop's; times mean nothing")
-    heads = {"first loss": 12, "last loss": 12, "s/step": 10, "CPU s": 8, "tokens/s": 10, "ratio": 8, "by CPU": 8}
-    print(" " * 14 + "".join(f"{head:>{width}}" for head, width in heads.items()))
-    base = [_median(found[PLAIN], kind) for kind in ("seconds", "cpu_seconds")]
-    for name, runs in found.items():
-        wall, cpu = (_median(runs, kind) for kind in ("seconds", "cpu_seconds"))
-        losses = runs[0].losses
+    heads = {"first loss": 12, "last loss": 12, "s a step": 10, "tokens/s": 10, "CPU s": 8}
+    print(
+        " " * 19
+        + "".join(f"{head:>{width}}" for head, width in heads.items())
+        + "   ratio (quartiles)  by CPU (quartiles)"
+    )
+    for name, measured in found.items():
+        wall, cpu = statistics.median(measured.seconds), statistics.median(measured.cpu_seconds)
         print(
-            f"{name:14}{losses[0]:12.5f}{losses[-1]:12.5f}{wall:10.3f}{cpu:8.2f}{tokens / wall:10.1f}"
-            f"{base[0] / wall:8.3f}{base[1] / cpu:8.3f}"
+            f"{name:19}{measured.losses[0]:12.5f}{measured.losses[-1]:12.5f}{wall:10.3f}{tokens / wall:10.1f}{cpu:8.2f}"
+            f"{_ratio(expected.seconds, measured.seconds):>20}{_ratio(expected.cpu_seconds, measured.cpu_seconds):>20}"
         )
 
 
-def _median(runs: list[Measured], kind: str) -> float:
-    return statistics.median(value for run in runs for value in getattr(run, kind))
+def _ratio(base: list[float], other: list[float]) -> str:
+    ratios = [one / two for one, two in zip(base, other, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return f"{middle:.3f} ({low:.2f}-{high:.2f})"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Loads a student for training, and computes its loss on one pack of documents."""
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,34 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from operators.student.chunked_loss import return_loss
 from operators.student.encode import IGNORED
 from operators.student.packed_attention import on_device, set_documents, use_packed_attention
-
-
-@dataclass(frozen=True)
-class Pack:
-    """One pack, or a dummy without documents, which a worker reads when it has no pack left and others still have one.
-
-    Attributes:
-        input_ids: of all documents, one after the other.
-        labels: as many; -100 for tokens without loss and for the first token of each document.
-        document_lengths: tokens of each document.
-        document_uids: signed 64-bit identity of each.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    document_lengths: list[int]
-    document_uids: list[int]
-
-
-def joined(packs: Sequence[Pack]) -> Pack:
-    """One pack with the documents of several; dummies are left out unless all are dummies."""
-    parts = [pack for pack in packs if pack.document_lengths] or list(packs[:1])
-    return Pack(
-        [token for pack in parts for token in pack.input_ids],
-        [label for pack in parts for label in pack.labels],
-        [length for pack in parts for length in pack.document_lengths],
-        [uid for pack in parts for uid in pack.document_uids],
-    )
+from operators.student.packed_documents import Pack
 
 
 def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | None = None) -> Any:

@@ -13,7 +13,8 @@ import torch
 
 from operators.student.encode import IGNORED
 from operators.student.packed_attention import attention_in_use
-from operators.student.packed_loss import Pack, load_trainable, summed_loss
+from operators.student.packed_documents import Pack
+from operators.student.packed_loss import load_trainable, summed_loss
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

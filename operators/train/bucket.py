@@ -22,12 +22,11 @@ from operators.files.atomic import put_file
 from operators.files.copies import delete, files_below, pull, push
 from operators.models import cache_folder
 from operators.redact import without_credentials
-from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, TrainJob
+from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, RAY_TRAIN, TrainJob
 from operators.train.loop import train_worker
 from operators.train.metrics import METRICS
 from operators.train.stopping import STOP, stop_is_asked
 
-PACKS, RAY_TRAIN = "packs", "ray_train"  # below CHECKPOINTS
 MARKER = "COMPLETE"
 _LOG = logging.getLogger(__name__)
 LOOK_S = 2.0  # seconds between two looks for a complete checkpoint

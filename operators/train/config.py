@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 
 from operators.stage import Operational, StageConfig
 from operators.train.lora import LoraConfig
+from operators.train.optimizer import OptimizerName, deepspeed_settings, refusal
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from kernels.hyper_attention import HyperAttentionConfig
 
 _BUCKET_ELEMENTS, _BUCKET_ELEMENTS_ON_CPUS = 50_000_000, 10_000_000
+_LATER = ("start", "optimizer", "muon_rate_factor")  # keys that students of earlier releases were made without
 _WSD_DECAY = 0.2  # share of the steps after the warm-up in which a warm-up-stable-decay schedule falls to zero
 
 
@@ -49,15 +51,26 @@ class TrainConfig(StageConfig):
         ge=0,
         description="Tokens of one optimizer step over all workers, as nearly as whole packs allow; 0 counts packs.",
     )
+    optimizer: OptimizerName = Field(
+        default="adamw",
+        description="The optimizer; adamw_8bit needs bitsandbytes, adafactor ZeRO stage 0 in fp32, and muon trains the "
+        "matrices of the layers, adamw the rest.",
+    )
+    muon_rate_factor: float = Field(
+        default=10, gt=0, description="Learning rate of Muon's matrices, as a multiple of `learning_rate`."
+    )
     learning_rate: float = Field(default=2e-5, gt=0, description="The learning rate at the end of the warm-up.")
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         default="cosine",
         description="How the rate falls after the warm-up; wsd stays constant and falls linearly over the last fifth.",
     )
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="Fraction of the steps with linear warm-up.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(
-        default=1.0, gt=0, description="Largest 2-norm of the gradient; a larger gradient is scaled down."
+        default=1.0,
+        gt=0,
+        description="Largest 2-norm of the gradient; a larger one is scaled down. Unused by muon, whose "
+        "updates have a fixed size.",
     )
     precision: Literal["fp32", "bf16"] = Field(
         default="bf16", description="Number format of the training; bf16 keeps fp32 master weights."
@@ -155,6 +168,12 @@ class TrainConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_fits(self) -> Self:
+        if problem := refusal(self):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
     def _patience_needs_evaluations(self) -> Self:
         if self.patience and not self.evaluate_every_steps:
             raise ValueError(f"patience: {self.patience} without evaluations; set evaluate_every_steps")
@@ -210,11 +229,8 @@ class TrainConfig(StageConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Leave out `start`, which is a newer key, unless it is set, so that older work stays valid."""
-        chosen = super().identity()
-        if self.start == "base":
-            del chosen["start"]
-        return chosen
+        """Leave out newer keys unless they are set, so that older work stays valid."""
+        return {key: chosen for key, chosen in super().identity().items() if key not in self._unset()}
 
     def run_identity(self, digest: str, student: str) -> str:
         """Hash of everything that determines the trained weights, up to rounding.
@@ -223,9 +239,11 @@ class TrainConfig(StageConfig):
             digest: of the packs.
             student: the model that is trained.
         """
-        later = {"start"} if self.start == "base" else set[str]()
-        chosen = self.model_dump_json(exclude={*self.operational(), *later})
+        chosen = self.model_dump_json(exclude={*self.operational(), *self._unset()})
         return hashlib.blake2b(f"{digest} {student} {chosen}".encode(), digest_size=16).hexdigest()
+
+    def _unset(self) -> set[str]:
+        return {key for key in _LATER if getattr(self, key) == type(self).model_fields[key].default}
 
     @property
     def sharding(self) -> int:
@@ -237,22 +255,17 @@ class TrainConfig(StageConfig):
 
         The loop itself marks the micro-step that ends an optimizer step, because steps have different numbers of packs.
         """
-        adamw = {
-            "lr": self.learning_rate,
-            "betas": [0.9, 0.999],
-            "eps": 1e-8,
-            "weight_decay": self.weight_decay,
-            "fused": True,  # one pass over the parameters, no copies of their size
-            "torch_adam": True,  # DeepSpeed's own Adam is a C++ extension that is compiled on first use
-        }
         bucket = _BUCKET_ELEMENTS if self.gpus_per_worker else _BUCKET_ELEMENTS_ON_CPUS
+        # One worker on CPUs has nothing to shard; stage 1, of the same checkpoints, copies gradients once a step only.
+        alone = self.num_workers == 1 and self.sharding == 2 and not self.gpus_per_worker
         config: dict[str, object] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": self.max_grad_norm,
-            "optimizer": {"type": "AdamW", "params": adamw},
+            **deepspeed_settings(self),
             "zero_optimization": {
-                "stage": self.sharding,
+                "stage": 1 if alone else self.sharding,
+                # DeepSpeed reduces whole buckets either way; off, it does so in place and not in copies.
+                "reduce_scatter": self.gpus_per_worker > 0,
                 # DeepSpeed's default of 5e8 elements is a buffer of two gigabytes per worker, more than a small model.
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,

@@ -19,9 +19,11 @@ from operators.train.compiled import compile_layers
 from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.lora import with_adapters
+from operators.train.optimizer import own_optimizer
 from operators.train.resize import converted, needs_conversion, remove_converted
 
-_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES = -3, 1 << 20  # of glibc's malloc.h; bytes
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES, _MAPPED_FROM_BYTES = 1 << 30, 32 << 20
 
 
 def load_student(student: str, config: TrainConfig) -> Any:
@@ -58,7 +60,9 @@ def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tupl
         if config.compile:
             compile_layers(model)
         parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-        engine, *_ = deepspeed.initialize(model=trained, model_parameters=parameters, config=settings)
+        engine, *_ = deepspeed.initialize(
+            model=trained, model_parameters=parameters, optimizer=own_optimizer(parameters, config), config=settings
+        )
         if checkpoint is not None and resized:
             folder, tag = converted(checkpoint)
             load_checkpoint(engine, folder, tag)
@@ -74,7 +78,7 @@ def prepare_process(config: TrainConfig) -> None:
     """Prepare the process before DeepSpeed's first import: choose the device, prevent compilation and log output."""
     if not config.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        _return_memory_when_freed()
+        _keep_freed_memory()
     if config.threads_per_worker:
         torch.set_num_threads(config.threads_per_worker)
     import deepspeed
@@ -83,11 +87,19 @@ def prepare_process(config: TrainConfig) -> None:
     disable_progress_bar()
     # DeepSpeed would compile a shared-memory all-reduce wherever it finds a compiler; gloo needs none.
     deepspeed.ops.__compatible_ops__ = {}
+    if not config.gpus_per_worker:
+        # ZeRO imports Muon, whose decorators would import torch's whole compiler: a second of CPU in each worker.
+        compiler = deepspeed.runtime.compiler
+        compiler.compile = lambda: compiler.dummy_decorator
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
 
 
-def _return_memory_when_freed() -> None:
-    """Let glibc map each block of a MiB or more: in its heap, tensors leave holes, and workers grow with every step."""
+def _keep_freed_memory() -> None:
+    """Keep what a step frees for the next one: a page that is given back costs a fault and zeroes when it is needed.
+
+    Larger blocks, such as logits, are mapped by themselves as ever, so that no holes of their size are left.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from operators import columns
 from operators.student.encode import IGNORED
-from operators.student.packed_loss import Pack
+from operators.student.packed_documents import Pack
 from operators.train.config import TrainConfig
 from operators.train.validation import validation_packs
 

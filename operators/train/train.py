@@ -21,11 +21,9 @@ from operators.files.copies import delete, files_below, read_text
 from operators.files.places import in_bucket
 from operators.progress import report_progress
 from operators.stage import require_columns
-from operators.train.bucket import PACKS, RAY_TRAIN, train_from_bucket
 from operators.train.checkpoint import require_continuable
 from operators.train.config import TrainConfig
-from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, TrainJob
-from operators.train.loop import train_worker
+from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, PACKS, RAY_TRAIN, TrainJob, run_worker
 from operators.train.metrics import METRICS, lines_of
 from operators.train.pack_order import PackIndex, index_of, read_index
 from operators.train.result import MANIFEST, TrainResult
@@ -127,7 +125,7 @@ def _fit(job: TrainJob, index: PackIndex) -> None:
     filesystem, inside = open_filesystem(f"{home}/{CHECKPOINTS}/{RAY_TRAIN}")
     report_progress("train", total=config.total_steps(index.order(config).steps_per_epoch), note="loading")
     trainer = TorchTrainer(
-        train_from_bucket if in_bucket(home) else train_worker,
+        run_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=scaling_of(config),

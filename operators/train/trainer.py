@@ -14,10 +14,12 @@ from torch import nn
 from kernels.neftune import EmbeddingNoise, batch_of_pack
 from operators.student.encode import IGNORED
 from operators.student.packed_attention import BY_DOCUMENT, attention_in_use
-from operators.student.packed_loss import joined, summed_loss
+from operators.student.packed_documents import joined
+from operators.student.packed_loss import summed_loss
 from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.metrics import StepMetrics
+from operators.train.optimizer import set_rate
 from operators.train.pack_order import PackStore, dummy_pack, pack_order
 from operators.train.stopping import stop_is_asked
 from operators.train.throughput import model_cost, peak_flops
@@ -60,8 +62,7 @@ class Trainer:
         config, packs = self._job.config, self._order.packs_of(step)
         supervised = self._store.supervised_tokens(packs)
         rate = config.learning_rate_at(step, self.total_steps)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._engine.optimizer.param_groups, rate, config)
         loss_sum, l2_sum, documents = self._accumulate(step, supervised)
         if not math.isfinite(loss_sum):
             raise NotFiniteError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from operators.student.encode import IGNORED
-from operators.student.packed_loss import Pack
+from operators.student.packed_documents import Pack
 from operators.train.config import TrainConfig
 from operators.train.overlong import row_of
 

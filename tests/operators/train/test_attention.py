@@ -5,7 +5,8 @@ import ray
 import torch
 from pydantic import ValidationError
 
-from operators.student.packed_loss import Pack, summed_loss
+from operators.student.packed_documents import Pack
+from operators.student.packed_loss import summed_loss
 from operators.train.attention import configured_attention, hyper_attention_routes
 from operators.train.engine import load_student
 from operators.train.train import TrainConfig, train

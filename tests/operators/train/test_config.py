@@ -46,7 +46,14 @@ def test_an_absurd_configuration_is_refused():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_gradients_are_accumulated_in_fp32_whatever_the_stage(precision, stage):
-    config = TrainConfig(precision=precision, zero_stage=stage)
+    config = TrainConfig(precision=precision, zero_stage=stage, num_workers=2)
     used = config.deepspeed()["zero_optimization"]["stage"]
     assert used == config.sharding
     assert used == (max(stage, 1) if precision == "bf16" else stage)  # DeepSpeed refuses the rest
+
+
+def test_a_worker_alone_on_cpus_copies_gradients_once_a_step_and_its_checkpoints_stay_those_of_the_stage():
+    config = TrainConfig(precision="fp32", num_workers=1)
+    assert config.deepspeed()["zero_optimization"]["stage"] == 1
+    assert config.sharding == 2
+    assert TrainConfig(num_workers=1, gpus_per_worker=1).deepspeed()["zero_optimization"]["stage"] == 2

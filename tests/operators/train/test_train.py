@@ -126,6 +126,15 @@ def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, two, p
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
+def test_muon_gives_the_same_curve_on_two_workers(here, two, packs, tiny_model, tmp_path):
+    muon = {"optimizer": "muon", "max_steps": 3}
+    one = run(packs, tiny_model, tmp_path / "one", here, **muon)
+    assert run(packs, tiny_model, tmp_path / "two", two, num_workers=2, **muon).losses == pytest.approx(
+        one.losses, rel=1e-5
+    )
+
+
 @contextmanager
 def killed_after(folder, *steps):
     """SIGKILL rank 0 from outside as soon as its metrics show each step; yield the list of killed pids."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from operators.student.packed_loss import Pack
+from operators.student.packed_documents import Pack
 from operators.train.config import TrainConfig
 from operators.train.pack_order import pack_order
 from operators.train.validation import (
