@@ -196,14 +196,16 @@ def main() -> int:
         faults = [FAULTS[name.strip()] for name in arguments.faults.split(",")]
         print(f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.0f}", flush=True)
         chaos = Chaos(arguments.seed, Path(tempfile.mkdtemp(prefix="chaos-")), arguments.out, arguments.trained)
-        if arguments.life is not None:
-            chaos.live(arguments.life, faults)
-        number, end = arguments.first, time.monotonic() + 60 * arguments.minutes
-        while arguments.life is None and time.monotonic() < end:
-            chaos.live(number, faults)
-            number += 1
-        chaos.shared.stop()
-        shutil.rmtree(f"/tmp/c{os.getpid()}", ignore_errors=True)  # noqa: S108 - see chaos_life.py
+        try:
+            if arguments.life is not None:
+                chaos.live(arguments.life, faults)
+            number, end = arguments.first, time.monotonic() + 60 * arguments.minutes
+            while arguments.life is None and time.monotonic() < end:
+                chaos.live(number, faults)
+                number += 1
+        finally:
+            chaos.shared.stop()
+            shutil.rmtree(f"/tmp/c{os.getpid()}", ignore_errors=True)  # noqa: S108 - see chaos_life.py
     lives = [json.loads(line) for line in record.read_text().splitlines()]
     print(table(lives))
     return int(any(life["wrong"] for life in lives))

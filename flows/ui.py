@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ from operators.redact import without_credentials
 
 MODULE = "flows.recycle_and_train"
 RAY_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+LOCATIONS = "{workspaceOrError {... on Workspace {locationEntries {locationOrLoadError {__typename}}}}}"
+LOOK_S, MOST_WITHOUT_CODE = 15.0, 3  # time between looks at the code's process, and failed looks in a row
 EARLY_S, MOST_EARLY = 120.0, 3  # a server that ends within this time, this often in a row, is not started again
 
 
@@ -67,11 +70,38 @@ def _serve(run: Run, arguments: argparse.Namespace, out: TextIO) -> NoReturn:
         while True:
             started = time.monotonic()
             with _server_of(run, environment, arguments.port, out) as server:
-                server.wait()
+                why = _end_of(server, f"http://127.0.0.1:{arguments.port}")
             early = early + 1 if time.monotonic() - started < EARLY_S else 0
             if early > MOST_EARLY:
-                raise RuntimeError(f"Dagster ended with {server.returncode}, again and again; its log is named above")
-            out.write(f"Dagster ended with {server.returncode}; it is started again\n")
+                raise RuntimeError(f"{why}, again and again; its log is named above")
+            out.write(f"{why}; it is started again\n")
+            out.flush()
+
+
+def _end_of(server: subprocess.Popen[bytes], url: str) -> str:
+    """Wait until Dagster must be started again; returns why.
+
+    If the process that holds our code is killed, `dagster dev` goes on for ever, and its sensor never looks again.
+    """
+    without_code = 0
+    while without_code < MOST_WITHOUT_CODE:
+        with suppress(subprocess.TimeoutExpired):
+            return f"Dagster ended with {server.wait(LOOK_S)}"
+        without_code = without_code + 1 if lost_code(url) else 0
+    return "Dagster lost the process that holds the code"
+
+
+def lost_code(url: str) -> bool:
+    """Whether the web server at `url` says that it cannot load the code; False if it does not answer."""
+    request = urllib.request.Request(  # noqa: S310 - http on this machine
+        f"{url}/graphql", json.dumps({"query": LOCATIONS}).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=LOOK_S) as answer:  # noqa: S310
+            entries = json.loads(answer.read())["data"]["workspaceOrError"].get("locationEntries", [])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return any((entry["locationOrLoadError"] or {}).get("__typename") == "PythonError" for entry in entries)
 
 
 @contextmanager

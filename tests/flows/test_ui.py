@@ -1,13 +1,16 @@
 """The web server shows the whole graph with what was made, in a real browser; `make ui` stops what it started."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +28,7 @@ from cluster.local import child, free_port, wait_for
 from flows.config import load_config
 from flows.recycle_and_train import GRAPH
 from flows.run import open_run
-from flows.ui import server_environment
+from flows.ui import _end_of, lost_code, server_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "configs/smoke.yaml"
@@ -152,3 +155,37 @@ def processes_of(storage: str) -> list[psutil.Process]:
             if process.environ().get("DAGSTER_HOME", "").startswith(storage):
                 found.append(process)
     return found
+
+
+@pytest.mark.parametrize(
+    ("answer", "lost"),
+    [
+        ({"locationOrLoadError": {"__typename": "PythonError"}}, True),
+        ({"locationOrLoadError": {"__typename": "RepositoryLocation"}}, False),
+        ({"locationOrLoadError": None}, False),  # it is loading
+    ],
+)
+def test_a_dagster_that_lost_its_code_is_started_again(
+    answer: dict[str, object], lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps({"data": {"workspaceOrError": {"locationEntries": [answer]}}}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("flows.ui.LOOK_S", 0.2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert lost_code(url) == lost
+        dagster = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"])
+        said = _end_of(dagster, url)
+        assert said == ("Dagster lost the process that holds the code" if lost else "Dagster ended with 0")
+        dagster.kill()
+        dagster.wait()
+        server.shutdown()
+    assert not lost_code(url), "nobody answers any more"
