@@ -33,7 +33,7 @@ def learnt(tokenizer, *texts):
         (TURN + OPEN + BARE_GENERATION + ELSE + PROMPT, "no_end_of_turn", "inside its generation marks"),
         ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% for c in m.content %}{{ c.text }}{% endfor %}"
          "{{ '<|im_end|>\n' }}{% endfor %}" + PROMPT, "no_loss", "writes no response"),
-        ("{{ messages | length }}" + CHATML + PROMPT, "chat_template", "no prefix"),
+        ("{{ messages | length }}" + CHATML + PROMPT, "chat_template", "not a prefix"),
         ("{{ raise_exception('this template needs tools') }}", "chat_template", "this template needs tools"),
         ("{% for m in messages %", "chat_template", "refuses"),
     ],
