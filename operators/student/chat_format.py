@@ -184,6 +184,6 @@ def require_prefix(tokenizer: "PreTrainedTokenizerBase", text: str, prompt: str)
     if not text.startswith(prompt):
         raise EncodingError(
             "chat_template",
-            f"encode: with the chat template of {name_of(tokenizer)} the prompt ({prompt[-40:]!r} at its end) is no "
-            "prefix of the whole dialogue; use a template with {% generation %} marks",
+            f"encode: with the chat template of {name_of(tokenizer)} the prompt ({prompt[-40:]!r} at its end) is "
+            "not a prefix of the whole dialogue; use a template with {% generation %} marks",
         )
