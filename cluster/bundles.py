@@ -168,7 +168,10 @@ def _delete_folder(filesystem: fs.FileSystem, folder: str) -> None:
 
 
 def _has_dead_rows(filesystem: fs.FileSystem, path: str, members: Sequence[Manifest]) -> bool:
-    groups: int = pq.read_metadata(_rows_of(path), filesystem=filesystem).num_row_groups
+    try:
+        groups: int = pq.read_metadata(_rows_of(path), filesystem=filesystem).num_row_groups
+    except (OSError, pa.ArrowException):  # damaged or gone, which is for a reader to say
+        return False
     return groups > sum(one.groups[1] - one.groups[0] for one in members if one.groups)
 
 

@@ -147,6 +147,8 @@ def test_damage_is_named_with_its_cure_and_a_damaged_refresh_is_not_moved(root: 
     shared.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
     with pytest.raises(StorageError, match=rf"{shared} is damaged.*{shared.stem}\.json and make again"):
         texts(AssetStore(str(root)))
+    shared.write_bytes(content[:-9])
+    assert bundle(root) == 0
     [record] = root.rglob("bundles/*.json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"members": []}))
     with pytest.raises(StorageError, match="cannot be read; restore it"):
