@@ -31,7 +31,7 @@ def kill_node(stage: str) -> Callable[[Life], tuple[str, Ended]]:
 
         os.environ.update(PATIENCE | LOOPBACK_ONLY)
         ray_constants.ENABLE_RAY_CLUSTER = False  # the nodes listen on 127.0.0.1 alone, see cluster/runtime.py
-        os.environ.setdefault("RAY_TMPDIR", f"/tmp/c{os.getpid()}")  # noqa: S108 - no one else's default cluster
+        os.environ["RAY_TMPDIR"] = f"/tmp/c{os.getpid()}"  # noqa: S108 - no one else is to join by default
         cluster: Any = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY_BYTES}
         )
