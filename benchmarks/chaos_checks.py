@@ -145,7 +145,10 @@ def _published(storage: str, rows: int) -> list[str]:
             if name.startswith(f"{kind}/"):
                 filesystem, path = open_filesystem(f"{storage}/published/{version}{name}")
                 form = "parquet" if kind == "parquet" else "json"
-                count += pads.dataset(path, filesystem=filesystem, format=form).to_table().num_rows
+                try:
+                    count += pads.dataset(path, filesystem=filesystem, format=form).to_table().num_rows
+                except (OSError, pa.ArrowException) as error:
+                    wrong.append(f"published/{name} cannot be read: {error}")
         if count != rows:
             wrong.append(f"published/{kind} holds {count} rows, {rows} were recycled")
     json.loads(read_text(f"{storage}/published/{version}lineage.json") or "")
