@@ -38,6 +38,8 @@ from operators.teacher.doctor import check_teacher
 from operators.teacher.variants import every_teacher
 from operators.train.memory import StudentSize, measure
 from operators.train.mixture import MixtureConfig
+from operators.train.optimizer import missing_package
+from operators.train.trackers import missing_trackers
 
 NEED_REWARD = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS)
 NEED_STUDENT = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES, STUDENT, EVALUATION)
@@ -73,7 +75,11 @@ def preflight(
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
     if thorough or _is_needed(run, refresh, (STUDENT,), selected):
-        found += _resume_findings(run.config) + _general_findings(run.config.pack.mixture)
+        found += [
+            *_resume_findings(run.config),
+            *_package_findings(run.config),
+            *_general_findings(run.config.pack.mixture),
+        ]
     if not models and run.reward_model and (thorough or _is_needed(run, refresh, NEED_REWARD, selected)):
         found += examine_reward_model(run.reward_model)
     if not models and (thorough or _is_needed(run, refresh, _that_ask(run.config), selected)):
@@ -134,6 +140,12 @@ def _hub_findings(config: RunConfig) -> list[Finding]:
         return []
     text = f"{config.publish.hub_repo} cannot be pushed to: the environment has no {TOKEN_VARIABLE}"
     return [Finding("publish.hub_repo", f"{text}; set it to a token that may write, or empty publish.hub_repo")]
+
+
+def _package_findings(config: RunConfig) -> list[Finding]:
+    missing = (missing_package(config.train), missing_trackers(config.train.trackers))
+    found = (text.partition(": ") for text in missing if text)
+    return [Finding(key, text) for key, _, text in found]
 
 
 def _resume_findings(config: RunConfig) -> list[Finding]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from operators.stage import Operational, StageConfig
 from operators.train.lora import LoraConfig
 from operators.train.optimizer import OptimizerName, deepspeed_settings, refusal
+from operators.train.trackers import TrackerName
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from kernels.hyper_attention import HyperAttentionConfig
@@ -137,6 +138,11 @@ class TrainConfig(StageConfig):
         default="",
         description="Folder `step-<number>` of another run's checkpoint, from which this run takes weights, optimizer "
         "and step, such as one before a divergence; empty begins with the student.",
+    )
+    trackers: Operational[list[TrackerName]] = Field(
+        default=[],
+        description="Experiment trackers beside TensorBoard: wandb, mlflow; each has to be installed, and is set up by "
+        "its own environment variables.",
     )
     max_failures: Operational[int] = Field(
         default=3, ge=0, description="Number of restarts of the workers before the run fails."

@@ -113,7 +113,7 @@ def _steps(job: TrainJob, engine: Any, trainer: Trainer, start: int) -> tuple[in
     evaluate_every, save_every = config.evaluate_every_steps, config.checkpoint_every_steps
     saved = finished = start
     dist.barrier()  # every worker has read the metrics before rank 0 shortens them
-    with metrics_file(folder, start, job.began) as metrics:
+    with metrics_file(folder, start, job.began, config.trackers) as metrics:
         while finished < total and not history.is_over:
             measured = trainer.step(finished)
             finished += 1

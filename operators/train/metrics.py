@@ -2,13 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch.distributed as dist
+
+from operators.train.trackers import Tracker, TrackerName, open_trackers
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 _CURVES = ("loss", "grad_norm", "learning_rate", "neft_l2", "mfu", "validation_loss", "quiet_loss", "goodput")
@@ -48,14 +50,23 @@ class StepMetrics:
 class Metrics:
     """Writes rank 0's files; writes nothing on other ranks."""
 
-    def __init__(self, file: TextIO | None, curves: Any, began: float = 0.0, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        file: TextIO | None,
+        curves: Any,
+        began: float = 0.0,
+        seconds: float = 0.0,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         """
         Args:
             file, curves: where to write.
             began: Unix time at which the first attempt of this run began.
             seconds: time of the steps that earlier attempts finished.
+            trackers: further places for the same figures.
         """
         self._file, self._curves, self._began, self._seconds = file, curves, began, seconds
+        self._trackers = trackers
 
     def record(self, measured: StepMetrics, total_steps: int) -> None:
         """Write one step at once, so that a killed worker loses no finished line."""
@@ -68,9 +79,11 @@ class Metrics:
         line["goodput"] = min(1.0, self._seconds / max(time.time() - self._began, 1e-9))
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name in (*_CURVES, *_RATES.values()):
-            if line[name] is not None:
-                self._curves.add_scalar(f"train/{name}", line[name], measured.step)
+        figures = {f"train/{name}": line[name] for name in (*_CURVES, *_RATES.values()) if line[name] is not None}
+        for name, figure in figures.items():
+            self._curves.add_scalar(name, figure, measured.step)
+        for tracker in self._trackers:
+            tracker.log(figures, measured.step)
         from operators.progress import report_progress  # imports Ray, which a worker of Ray Train has loaded anyway
 
         report_progress("train", rows=1, tokens=measured.tokens, total=total_steps, note=f"loss {measured.loss:.3f}")
@@ -81,11 +94,14 @@ def _amounts(measured: StepMetrics) -> list[tuple[str, float]]:
 
 
 @contextmanager
-def metrics_file(folder: Path, start: int, began: float) -> Iterator[Metrics]:
+def metrics_file(folder: Path, start: int, began: float, trackers: Sequence[TrackerName] = ()) -> Iterator[Metrics]:
     """Rank 0's metrics, without lines of the steps from `start` on, which are trained again.
 
     `began` is the Unix time at which the run's first attempt began. TensorBoard hides the points that an earlier
     attempt wrote for steps from `start` on.
+
+    Raises:
+        ValueError: on rank 0, a tracker is not installed.
     """
     if dist.get_rank() != 0:
         yield Metrics(None, None)
@@ -97,12 +113,15 @@ def metrics_file(folder: Path, start: int, began: float) -> Iterator[Metrics]:
     shortened = path.with_name(f".{path.name}")
     shortened.write_text("".join(json.dumps(line) + "\n" for line in kept))
     shortened.replace(path)
+    further = open_trackers(list(trackers), folder)
     curves = SummaryWriter(str(folder / TENSORBOARD), purge_step=start or None)
     try:
         with path.open("a") as file:
-            yield Metrics(file, curves, began, sum(line["seconds"] for line in kept))
+            yield Metrics(file, curves, began, sum(line["seconds"] for line in kept), further)
     finally:
         curves.close()
+        for tracker in further:
+            tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from flows.placement import GIB
 from flows.preflight import (
     PreflightError,
     _hub_findings,
+    _package_findings,
     _resume_findings,
     _source_findings,
     _storage_findings,
@@ -68,6 +69,17 @@ def test_a_checkpoint_that_is_not_there_is_found_before_the_teacher_is_paid(tmp_
         assert found.fatal
         assert "step-00000002 is not a complete checkpoint" in str(found)
     assert _resume_findings(look(tmp_path).config) == []
+
+
+def test_a_package_that_training_needs_is_missed_before_the_teacher_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = look(tmp_path, "train.optimizer=adamw_8bit", "train.trackers=[wandb]")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    found = _package_findings(run.config)
+    assert [finding.key for finding in found] == ["train.optimizer", "train.trackers"]
+    assert all(finding.fatal and "pip install" in finding.text for finding in found)
+    assert _package_findings(look(tmp_path).config) == []
 
 
 def test_a_hub_without_a_token_is_refused_before_anything_is_paid(
