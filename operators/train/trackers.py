@@ -5,7 +5,7 @@ Where they write is theirs to know: `WANDB_MODE=offline`, `WANDB_PROJECT`, `WAND
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -45,7 +45,7 @@ def open_trackers(names: list[TrackerName], folder: Path) -> list[Tracker]:
     """
     if missing := missing_trackers(names):
         raise ValueError(missing)
-    makers = {"wandb": _Wandb, "mlflow": _MLflow}
+    makers: dict[TrackerName, Callable[[Path], Tracker]] = {"wandb": _Wandb, "mlflow": _MLflow}
     return [makers[name](folder) for name in names]
 
 
