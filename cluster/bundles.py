@@ -1,11 +1,11 @@
-"""Bundles: many small refreshes of an asset share a file of rows and a file of manifests, so that a year stays small.
+"""Bundles: many small refreshes of an asset share a file of rows and a file of manifests, so that there are few files.
 
-A refresh that was just made has a folder of its own, `refresh=<key>/`. More than MOST_LOOSE small ones of an asset are
-moved into `bundles/<name>.parquet`, one row group each, and `bundles/<name>.json`, which holds their manifests. A
-finished folder of its own comes before a bundle's record, so that a refresh can be made again at any time; the old rows
-leave the bundle when it is next written.
+A new refresh has its own folder, `refresh=<key>/`. If an asset has more than MOST_LOOSE small ones, they are moved to
+`bundles/<name>.parquet`, with one row group per refresh, and `bundles/<name>.json`, with their manifests. A finished
+folder has priority over the record in a bundle, so a refresh can be made again at any time; its old rows are removed
+when the bundle is next written.
 
-Only the holder of the storage's lease writes bundles, and only while nobody in its process reads rows lazily.
+Only the holder of the storage's lease writes bundles, and only while nothing in its process reads rows lazily.
 """
 
 import json
@@ -24,8 +24,8 @@ from cluster.manifest import MANIFEST, MARKER, Manifest, current_manifest, requi
 from operators.files.atomic import write_file
 
 FOLDER, REFRESH = "bundles", "refresh="
-MOST_LOOSE = 32  # refreshes of an asset in folders of their own
-SMALL_BYTES, BUNDLE_BYTES = 1 << 20, 64 << 20  # of a refresh that is bundled, and of a bundle at most
+MOST_LOOSE = 32  # refreshes of an asset with their own folders
+SMALL_BYTES, BUNDLE_BYTES = 1 << 20, 64 << 20  # largest sizes of a bundled refresh and of a bundle
 
 
 class Bundle(BaseModel):
@@ -51,7 +51,7 @@ def bundled(filesystem: fs.FileSystem, asset: str, folder: str) -> dict[str, Man
 
 
 def leave_bundle(filesystem: fs.FileSystem, asset: str, folder: str, refresh: str) -> None:
-    """Forget the record that a bundle has of a refresh."""
+    """Remove the record of a refresh from its bundle."""
     for path in _listed(filesystem, folder, ".json"):
         members = _read(filesystem, asset, path).members
         if any(member.refresh == refresh for member in members):
@@ -61,13 +61,13 @@ def leave_bundle(filesystem: fs.FileSystem, asset: str, folder: str, refresh: st
 
 
 def tidy(filesystem: fs.FileSystem, asset: str, folder: str, most_loose: int) -> int:
-    """Bundle the small refreshes if there are many, and write again the bundles that hold rows of no refresh.
+    """Bundle the small refreshes if there are many, and rewrite bundles with rows that belong to no refresh.
 
-    A file that is not what its manifest says stays where it is: whoever reads it says so. Killed at any point, each
-    refresh still has its rows, and the next call goes on.
+    A file that does not match its manifest is not moved; an error is raised when it is read. If the process is killed
+    at any point, each refresh still has its rows, and the next call continues.
 
     Returns:
-        How many refreshes were moved.
+        The number of refreshes that were moved.
     """
     loose = _loose(filesystem, asset, folder)
     _forget_doubles(filesystem, asset, folder, set(loose))
@@ -91,7 +91,7 @@ def tidy(filesystem: fs.FileSystem, asset: str, folder: str, most_loose: int) ->
 
 
 def table_of(filesystem: fs.FileSystem, folder: str, manifest: Manifest) -> pa.Table | None:
-    """The rows of a refresh, read by this process; None if a file is not what the manifest says."""
+    """The rows of a refresh, read by this process; None if a file does not match the manifest."""
     tables = []
     for name, path in zip(manifest.files, manifest.paths(f"{folder}/{REFRESH}{manifest.refresh}"), strict=True):
         try:
@@ -109,7 +109,7 @@ def table_of(filesystem: fs.FileSystem, folder: str, manifest: Manifest) -> pa.T
 
 
 def _loose(filesystem: fs.FileSystem, asset: str, folder: str) -> dict[str, Manifest]:
-    """The finished refreshes in folders of their own."""
+    """The finished refreshes with their own folders."""
     found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     manifests = [current_manifest(filesystem, asset, one.path) for one in found if one.base_name.startswith(REFRESH)]
     return {str(one.refresh): one for one in manifests if one is not None and one.files}
@@ -118,7 +118,7 @@ def _loose(filesystem: fs.FileSystem, asset: str, folder: str) -> dict[str, Mani
 def _groups(
     filesystem: fs.FileSystem, folder: str, manifests: Sequence[Manifest]
 ) -> Iterator[list[tuple[Manifest, pa.Table]]]:
-    """Refreshes of one schema, of at most BUNDLE_BYTES in memory together."""
+    """Group refreshes by schema, with at most BUNDLE_BYTES in memory per group."""
     open_groups: dict[str, list[tuple[Manifest, pa.Table]]] = {}
     for manifest in manifests:
         table = table_of(filesystem, folder, manifest)
@@ -161,7 +161,7 @@ def _write(filesystem: fs.FileSystem, folder: str, group: list[tuple[Manifest, p
 
 
 def _delete_folder(filesystem: fs.FileSystem, folder: str) -> None:
-    """Without its marker it is no finished refresh, so the bundle's record counts from then on."""
+    """Delete the folder, its marker first: without the marker, the bundle's record is the valid one."""
     for name in (MARKER, MANIFEST):
         filesystem.delete_file(f"{folder}/{name}")
     filesystem.delete_dir(folder)
@@ -176,7 +176,7 @@ def _has_dead_rows(filesystem: fs.FileSystem, path: str, members: Sequence[Manif
 
 
 def _forget_doubles(filesystem: fs.FileSystem, asset: str, folder: str, known: set[str]) -> None:
-    """Leave one record of a refresh, where a killed process left two: its own folder's, else the last bundle's."""
+    """Keep one record of a refresh if a killed process left two: that of its own folder, or else of the last bundle."""
     for path in reversed(_listed(filesystem, folder, ".json")):
         members = _read(filesystem, asset, path).members
         kept = tuple(member for member in members if member.refresh not in known)
@@ -187,7 +187,7 @@ def _forget_doubles(filesystem: fs.FileSystem, asset: str, folder: str, known: s
 
 
 def _delete_orphans(filesystem: fs.FileSystem, folder: str, held: dict[str, Any]) -> None:
-    """Rows whose manifests were never written."""
+    """Delete files of rows whose manifests were never written."""
     for rows in _listed(filesystem, folder, ".parquet"):
         if f"{rows.removesuffix('.parquet')}.json" not in held:
             filesystem.delete_file(rows)

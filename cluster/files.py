@@ -28,7 +28,7 @@ class StorageError(RuntimeError):
 
 
 class Part(NamedTuple):
-    """A Parquet file, or the row groups of it from the first to the one after the last."""
+    """A Parquet file, or a range of its row groups: the first, and the one after the last."""
 
     path: str
     groups: tuple[int, int] | None = None
@@ -58,7 +58,7 @@ def open_rows(filesystem: fs.FileSystem, parts: Sequence[Part]) -> Dataset:
 
 
 def _tasks(parts: Sequence[Part], sizes: Mapping[str, int]) -> list[pa.Table]:
-    """What each task reads: about GROUP_BYTES, of a file all its row groups that are wanted."""
+    """Divide parts among tasks of about GROUP_BYTES; all wanted row groups of a file go to one task."""
     wanted: dict[str, list[int] | None] = {}
     for part in parts:
         of_file = wanted.setdefault(part.path, None if part.groups is None else [])

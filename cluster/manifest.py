@@ -58,7 +58,7 @@ class Manifest(BaseModel):
     )
 
     def paths(self, folder: str) -> list[str]:
-        """Paths of its files; names are relative to its folder, which need not exist if others share its file."""
+        """Paths of its files, whose names are relative to its folder. In a bundle, the folder need not exist."""
         return [posixpath.normpath(f"{folder}/{name}") for name in self.files]
 
 

@@ -109,7 +109,7 @@ class AssetStore:
         return found
 
     def _bundled(self, asset: str) -> dict[str, Manifest]:
-        """The refreshes that have no folder of their own any more."""
+        """The refreshes that are in bundles and have no folder."""
         look = {} if self._look is None else self._look
         if ("bundled", asset) not in look:
             look["bundled", asset] = bundled(self._filesystem, asset, self.folder(asset, None))
@@ -117,7 +117,7 @@ class AssetStore:
         return known
 
     def tidy(self, asset: str) -> None:
-        """Bundle the asset's small refreshes if they are many; nobody in this process may be reading them lazily."""
+        """Bundle the asset's small refreshes if there are many; nothing in this process may be reading them lazily."""
         tidy(self._filesystem, asset, self.folder(asset, None), MOST_LOOSE)
 
     @contextmanager

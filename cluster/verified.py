@@ -1,4 +1,4 @@
-"""Files of assets are compared with their manifests before anything of them is read: size, and once the checksum."""
+"""Compares files of assets with their manifests before they are read: the size each time, the checksum once."""
 
 from collections.abc import Iterable
 
@@ -9,17 +9,17 @@ from cluster.manifest import MARKER, Manifest
 
 
 class Verified:
-    """The files that a process has found to be what was written."""
+    """The files that this process has found to match their manifests."""
 
     def __init__(self, filesystem: fs.FileSystem) -> None:
         self._filesystem = filesystem
         self._right: set[str] = set()
 
     def parts(self, asset: str, finished: Iterable[tuple[str, Manifest]]) -> list[Part]:
-        """What holds the rows of finished refreshes, each given by its folder and its manifest.
+        """The files and row groups of finished refreshes, each given by its folder and its manifest.
 
         Raises:
-            StorageError: a file is missing or is not what was written; the message says what to do.
+            StorageError: a file is missing or does not match its manifest; the message says what to do.
         """
         parts, sizes, wanted, cures = list[Part](), dict[str, int](), dict[str, str](), dict[str, str]()
         for folder, manifest in finished:

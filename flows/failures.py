@@ -27,7 +27,7 @@ def root_cause(error: object) -> str:
 
 
 def words_of(error: object) -> str:
-    """The last line of an error, without the name of the class where the message is ours."""
+    """The last line of an error, without the name of the class if the message is ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last: str = without_credentials(lines[-1]) if lines else "failed without words"
     # Our own messages are understandable without the name of the class, so it is left out.

@@ -39,7 +39,7 @@ from operators.teacher.engine_pool import make_room
 from operators.teacher.ledger import Ledger
 from operators.teacher.variants import every_teacher, resolved
 
-HELD_ROWS = 100_000  # of earlier refreshes, 2 KB each, that are held in Ray's object store while one is made
+HELD_ROWS = 100_000  # of earlier refreshes, 2 KB each, that are kept in Ray's object store while a refresh is made
 MOST_NAMED = 5  # files in a message
 PROMPTS = "prompts"  # folder next to the ledger, with the prompts by key of the call
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
@@ -83,9 +83,9 @@ class Run:
         return AssetIO(self.store, self.staleness, self.specs, made_again, self.make_room_for)
 
     def tidy(self) -> None:
-        """Bundle the small refreshes of each asset if they are many, and purge what bundles hold of remade ones.
+        """Bundle the small refreshes of each asset if there are many, and remove old rows of remade ones from bundles.
 
-        The caller holds the storage's lease, and no data set of this process is still to be read.
+        The caller holds the storage's lease, and this process has no data set that it will still read.
         """
         for asset, spec in self.specs.items():
             if spec.partitions_def is not None:

@@ -73,15 +73,15 @@ def _serve(run: Run, arguments: argparse.Namespace, out: TextIO) -> NoReturn:
                 why = _end_of(server, f"http://127.0.0.1:{arguments.port}")
             early = early + 1 if time.monotonic() - started < EARLY_S else 0
             if early > MOST_EARLY:
-                raise RuntimeError(f"{why}, again and again; its log is named above")
+                raise RuntimeError(f"{why}, several times in a row; its log is named above")
             out.write(f"{why}; it is started again\n")
             out.flush()
 
 
 def _end_of(server: subprocess.Popen[bytes], url: str) -> str:
-    """Wait until Dagster must be started again; returns why.
+    """Wait until Dagster must be started again; return the reason.
 
-    If the process that holds our code is killed, `dagster dev` goes on for ever, and its sensor never looks again.
+    If the process with our code is killed, `dagster dev` keeps running, but its sensor never runs again.
     """
     without_code = 0
     while without_code < MOST_WITHOUT_CODE:
@@ -92,7 +92,7 @@ def _end_of(server: subprocess.Popen[bytes], url: str) -> str:
 
 
 def lost_code(url: str) -> bool:
-    """Whether the web server at `url` says that it cannot load the code; False if it does not answer."""
+    """Whether the web server at `url` reports that it cannot load the code; False if it does not answer."""
     request = urllib.request.Request(  # noqa: S310 - http on this machine
         f"{url}/graphql", json.dumps({"query": LOCATIONS}).encode(), {"Content-Type": "application/json"}
     )

@@ -145,7 +145,7 @@ def evaluation_index(rows: Dataset, others: Dataset | None, config: Decontaminat
 
 
 def examine_files(config: DecontaminateConfig) -> Iterator[Finding]:
-    """Evaluation files that are not there, or whose format nobody knows: they would end the run while it reads."""
+    """Findings about evaluation files that are missing or of unknown format, which would end the run later."""
     for path in config.files:
         try:
             list_source_files(path)

@@ -70,7 +70,7 @@ def section_named(name: str, sections: dict[str, str]) -> tuple[str, bool] | Non
 
 
 def _words(name: str) -> tuple[str, ...]:
-    """All replies of a stage have the same few names; a whole paragraph in the place of a name is not kept."""
+    """Cached, because all replies of a stage have the same few names; a paragraph in place of a name is not cached."""
     return _words_of_name(name) if len(name) <= _KEPT_CHARS else _words_of_name.__wrapped__(name)
 
 

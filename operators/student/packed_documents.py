@@ -1,4 +1,4 @@
-"""Documents one after the other in one row, as training and its probes read them; torch is not imported."""
+"""Packs: documents one after the other in one row, for training and its probes. Does not import torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pack:
-    """One pack, or a dummy without documents, which a worker reads when it has no pack left and others still have one.
+    """One pack, or a dummy without documents, which a worker reads if it has no pack left but other workers do.
 
     Attributes:
         input_ids: of all documents, one after the other.
@@ -22,7 +22,7 @@ class Pack:
 
 
 def joined(packs: Sequence[Pack]) -> Pack:
-    """One pack with the documents of several; dummies are left out unless all are dummies."""
+    """Join several packs into one; dummies are left out unless all are dummies."""
     parts = [pack for pack in packs if pack.document_lengths] or list(packs[:1])
     return Pack(
         [token for pack in parts for token in pack.input_ids],

@@ -95,9 +95,9 @@ def prepare_process(config: TrainConfig) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Keep what a step frees for the next one: a page that is given back costs a fault and zeroes when it is needed.
+    """Keep memory that a step frees for the next one: a returned page costs a page fault and zeroing when needed again.
 
-    Larger blocks, such as logits, are mapped by themselves as ever, so that no holes of their size are left.
+    Larger blocks, such as logits, are still mapped separately, so that they leave no large holes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

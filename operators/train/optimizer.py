@@ -1,4 +1,4 @@
-"""Optimizers by name: AdamW and Muon as DeepSpeed makes them, Adafactor and 8-bit AdamW as objects that it wraps."""
+"""Optimizers by name: AdamW and Muon are created by DeepSpeed, Adafactor and 8-bit AdamW here, and it wraps them."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _BETAS, _EPSILON, _MOMENTUM = (0.9, 0.999), 1e-8, 0.95
 
 
 def refusal(config: "TrainConfig") -> str:
-    """Why this optimizer cannot be used under this configuration; "" if it can."""
+    """The reason why this optimizer cannot be used with this configuration; "" if it can."""
     if config.optimizer == "adafactor" and config.sharding:
         return (
             f"optimizer: adafactor with zero_stage: {config.zero_stage} and precision: {config.precision}; ZeRO's "
@@ -26,14 +26,14 @@ def refusal(config: "TrainConfig") -> str:
 
 
 def missing_package(config: "TrainConfig") -> str:
-    """What has to be installed first; "" if nothing."""
+    """An error about a package that must be installed first; "" if there is none."""
     if config.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         return "train.optimizer: adamw_8bit needs bitsandbytes, which is not installed; `pip install bitsandbytes`"
     return ""
 
 
 def deepspeed_settings(config: "TrainConfig") -> dict[str, Any]:
-    """The part of DeepSpeed's configuration that is about the optimizer and the gradient that it gets."""
+    """The part of DeepSpeed's configuration for the optimizer and the gradient that it gets."""
     adam = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": list(_BETAS), "eps": _EPSILON}
     adam["torch_adam"] = True  # DeepSpeed's own Adam is a C++ extension that is compiled on first use
     clipping = {"gradient_clipping": config.max_grad_norm}
@@ -48,7 +48,7 @@ def deepspeed_settings(config: "TrainConfig") -> dict[str, Any]:
 
 
 def own_optimizer(parameters: Iterable[Any], config: "TrainConfig") -> Any:
-    """The optimizer that DeepSpeed is given; None if it makes its own.
+    """The optimizer to pass to DeepSpeed; None if it creates its own.
 
     Raises:
         ValueError: a package is missing.
@@ -77,6 +77,6 @@ def own_optimizer(parameters: Iterable[Any], config: "TrainConfig") -> Any:
 
 
 def set_rate(groups: Iterable[dict[str, Any]], rate: float, config: "TrainConfig") -> None:
-    """Give each group of parameters its learning rate of this step."""
+    """Set the learning rate of this step in each group of parameters."""
     for group in groups:
         group["lr"] = rate * config.muon_rate_factor if group.get("use_muon") else rate
