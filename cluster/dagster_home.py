@@ -1,10 +1,13 @@
 """Dagster's own state under the storage: SQLite run history, and the launcher of scheduled runs as Ray jobs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 import yaml
+from sqlalchemy.exc import DBAPIError
 
 from cluster.files import StorageError
 from cluster.lease import is_leased
@@ -43,6 +46,24 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
     return instance
 
 
+@contextmanager
+def history(folder: Path) -> Iterator[dg.DagsterInstance]:
+    """The instance of `open_instance` while a run goes on, which writes to it all the time.
+
+    Raises:
+        StorageError: as there; or the history could not be written, on a full disk for example.
+    """
+    with open_instance(folder) as instance:
+        try:
+            yield instance
+        except DBAPIError as error:
+            if "disk is full" not in str(error.orig):
+                raise StorageError(_unusable(folder, folder / "dagster.yaml", error)) from None
+            raise StorageError(
+                f"storage: the disk of {folder} is full; free space, then run the same command again"
+            ) from None
+
+
 def _unusable(folder: Path, settings: Path, error: Exception) -> str:
     """One line with the cure; the text of a PostgreSQL error may contain the address, so it is left out."""
     if isinstance(error, dg.DagsterInvalidConfigError | yaml.YAMLError | UnicodeError):
@@ -51,6 +72,8 @@ def _unusable(folder: Path, settings: Path, error: Exception) -> str:
     if "postgres:" in settings.read_text():
         return f"the database of ${POSTGRES_VARIABLE} does not answer as it should ({type(error).__name__}); look at it"
     why = " ".join(str(error).split())[:MOST_CHARS]
+    if "is locked" in why:
+        return f"the history of runs in {folder} is locked by another process; run the same command again"
     return f"the history of runs cannot be read ({why}); delete {folder} and run again: nothing else is in it"
 
 

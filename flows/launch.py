@@ -17,7 +17,7 @@ from typing import TextIO
 
 import dagster as dg
 
-from cluster.dagster_home import driver_tags, open_instance, reap
+from cluster.dagster_home import driver_tags, history, reap
 from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
 from cluster.runtime import ClusterError, connected
@@ -235,7 +235,7 @@ def _materialise(
 ) -> int:
     """Make the refreshes in this order; with `stale` only stale assets, and assets over all refreshes last."""
     of_refresh, over_all = assets_by_refresh(run)
-    with open_instance(Path(run.dagster_home)) as instance:
+    with history(Path(run.dagster_home)) as instance:
         reap(instance, run.config.storage)
         run.tidy()
         instance.add_dynamic_partitions(str(graph.refreshes.name), list(refreshes))

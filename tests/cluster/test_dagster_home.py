@@ -2,14 +2,16 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from cluster.dagster_home import DRIVER, POSTGRES_VARIABLE, driver_tags, open_instance, reap
+from cluster.dagster_home import DRIVER, POSTGRES_VARIABLE, driver_tags, history, open_instance, reap
 from cluster.files import StorageError
 from cluster.lease import lease
 from cluster.local import free_port
@@ -131,3 +133,16 @@ def test_several_hosts_share_the_history_in_a_real_server(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix == ".db"], "nothing is kept in SQLite"
     assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("database or disk is full", "the disk of .* is full; free space, then run the same command again"),
+        ("database is locked", "is locked by another process; run the same command again"),
+        ("database disk image is malformed", "the history of runs cannot be read .*delete .* and run again"),
+    ],
+)
+def test_a_history_that_fails_during_a_run_is_one_line(tmp_path: Path, said: str, told: str) -> None:
+    with pytest.raises(StorageError, match=told), history(tmp_path):
+        raise OperationalError("COMMIT", {}, sqlite3.OperationalError(said))
