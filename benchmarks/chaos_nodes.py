@@ -33,7 +33,8 @@ def kill_node(stage: str) -> Callable[[Life], tuple[str, Ended]]:
         ray_constants.ENABLE_RAY_CLUSTER = False  # the nodes listen on 127.0.0.1 alone, see cluster/runtime.py
         os.environ["RAY_TMPDIR"] = f"/tmp/c{os.getpid()}"  # noqa: S108 - no one else is to join by default
         cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY_BYTES}
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "object_store_memory": MEMORY_BYTES, "include_dashboard": False},
         )
         life.nodes = cluster
         nodes = [cluster.add_node(num_cpus=CPUS, object_store_memory=MEMORY_BYTES) for _ in range(NODES)]

@@ -57,7 +57,10 @@ def main(folder: str) -> int:
 
     os.environ.update(PATIENCE | LOOPBACK_ONLY, RAY_TRAIN_V2_ENABLED="1")
     ray_constants.ENABLE_RAY_CLUSTER = False
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False},
+    )
     try:
         for _ in range(NODES):
             cluster.add_node(num_cpus=CPUS, object_store_memory=80_000_000)
