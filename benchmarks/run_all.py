@@ -65,6 +65,7 @@ BENCHMARKS = (
 )
 # Not run: modules that the others import, and scripts that need another environment.
 NOT_RUN = {
+    "styles": "needs a file of rows and a real teacher, for minutes",
     "run_all": "this file",
     "language_model": "imported by others",
     "packs": "imported by others",
