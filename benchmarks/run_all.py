@@ -65,7 +65,6 @@ BENCHMARKS = (
 )
 # Not run: modules that the others import, and scripts that need another environment.
 NOT_RUN = {
-    "styles": "needs a file of rows and a real teacher, for minutes",
     "run_all": "this file",
     "language_model": "imported by others",
     "packs": "imported by others",
@@ -75,6 +74,8 @@ NOT_RUN = {
     "chaos_endpoint": "imported by chaos.py",
     "chaos_faults": "imported by chaos.py",
     "chaos_life": "imported by chaos.py",
+    "chaos_ray": "imported by chaos.py",
+    "chaos_daemon": "imported by chaos.py",
     "chaos_nodes": "imported by chaos.py",
     "gpu": "needs a GPU",
     "gpu_cases": "imported by gpu.py",
@@ -82,6 +83,7 @@ NOT_RUN = {
     "gpu_training": "needs a GPU",
     "gpu_training_parts": "imported by gpu_training.py",
     "teacher_distilabel": "needs a Python with distilabel; set DISTILABEL_PYTHON and run teacher.py",
+    "styles": "needs a file of rows and a real teacher, for minutes",
 }
 
 

@@ -37,6 +37,14 @@ from operators.student.encode import dialogue
 
 CARD, LINEAGE, VERSIONS = "README.md", "lineage.json", "versions"
 TEMPLATE = "dataset_card.md.j2"
+DECIDED = {  # by the policy of the section select: what the card says
+    "ifd_rifd": "The student's own IFD and r-IFD scores\ndecided which of them replaced the original.",
+    "ifd": "The student's own IFD scores decided which\ninstructions replaced the original; every response that could be read did.",
+    "perplexity": "The student's own perplexity decided which of\nthem replaced the original.",
+    "reward": "A reward model decided which of them\nreplaced the original.",
+    "judge": "The teacher's own scores, from 1 to 10, decided\nwhich of them replaced the original.",
+    "none": "Each of them that could be read and\npassed the filters replaced the original.",
+}
 RENAMED = {
     "row_id": "row_id",
     "final_instruction": "instruction",
@@ -148,6 +156,8 @@ def dataset_card(
 
     `below` is the path from the card to the data, empty or with a slash at its end.
     """
+    select = lineage.get("configuration", {}).get("select", {})
+    policy = select.get("policy", "ifd_rifd")
     environment = Environment(  # noqa: S701 - this is Markdown, and every text from outside is quoted
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -159,7 +169,19 @@ def dataset_card(
         alpaca_rows=alpaca_rows,
         passed_through=list(kinds),
         below=below,
+        teachers=_teachers(lineage["teacher"]),
+        decided=DECIDED[policy],
+        scored_by={"none": "", "judge": "", "reward": select.get("reward_model", "")}.get(
+            policy, lineage["student"]["model"]
+        ),
     )
+
+
+def _teachers(teacher: Mapping[str, Any]) -> list[str]:
+    """All that answered, of `mix` and `stages` too, each once."""
+    others = [*teacher.get("mix", ()), *teacher.get("stages", {}).values()]
+    named = [dict(teacher) | other for other in ([*others] if teacher.get("mix") else [{}, *others])]
+    return list(dict.fromkeys(f"`{one['model']}` ({one['backend']})" for one in named))
 
 
 class _Lines(FilenameProvider):

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import pandas as pd
@@ -15,6 +15,7 @@ from operators.columns import RECYCLED, RECYCLED_OUTCOMES
 from operators.files.atomic import open_filesystem
 from operators.files.copies import files_below, read_text
 from operators.publish.publish import (
+    DECIDED,
     PublishConfig,
     alpaca_table,
     dataset_card,
@@ -22,6 +23,7 @@ from operators.publish.publish import (
     publish,
     published_table,
 )
+from operators.select.config import Policy
 
 ROWS: list[dict[str, Any]] = json.loads(
     (Path(__file__).resolve().parents[2] / "data" / "report_sample.json").read_text()
@@ -148,6 +150,29 @@ def test_the_card_says_licence_counts_and_models_and_keeps_its_form() -> None:
     assert "`big` (vllm)" in text
     assert "`alpaca/` has 23 of the 24 rows" in text
     assert '"to\\npic"' in text
+
+
+@pytest.mark.parametrize(
+    ("select", "decided", "scored"),
+    [
+        ({"policy": "ifd_rifd"}, "student's own IFD and r-IFD scores", "`small`"),
+        ({"policy": "reward", "reward_model": "critic"}, "A reward model decided", "`critic`"),
+        ({"policy": "judge"}, "The teacher's own scores, from 1 to 10", ""),
+        ({"policy": "none"}, "passed the filters replaced the original", ""),
+    ],
+)
+def test_the_card_says_who_wrote_and_what_decided(select: dict[str, str], decided: str, scored: str) -> None:
+    teacher = {"model": "big", "backend": "vllm", "mix": [{"weight": 3}, {"model": "other", "backend": "openai"}]}
+    teacher["stages"] = {"judge": {"model": "third"}}
+    lineage = LINEAGE | {"configuration": {"select": select}, "teacher": teacher}
+    card = dataset_card(lineage, 24, 23, {}, CONFIG)
+    assert decided in card
+    assert f"| model that scored | {scored} |" in card if scored else "model that scored" not in card
+    assert "| teachers | `big` (vllm), `other` (openai), `third` (vllm) |" in card
+
+
+def test_the_policies_of_the_card_are_those_of_the_configuration() -> None:
+    assert set(DECIDED) == set(get_args(Policy))
 
 
 def test_the_lineage_is_published_beside_the_data(published: Path) -> None:
