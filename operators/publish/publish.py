@@ -39,7 +39,7 @@ CARD, LINEAGE, VERSIONS = "README.md", "lineage.json", "versions"
 TEMPLATE = "dataset_card.md.j2"
 DECIDED = {  # by the policy of the section select: what the card says
     "ifd_rifd": "The student's own IFD and r-IFD scores\ndecided which of them replaced the original.",
-    "ifd": "The student's own IFD scores decided which\ninstructions replaced the original, and every readable response did.",
+    "ifd": "The student's own IFD scores decided which\ninstructions were replaced; every readable response was.",
     "perplexity": "The student's own perplexity decided which of\nthem replaced the original.",
     "reward": "A reward model decided which of them\nreplaced the original.",
     "judge": "The teacher's own scores, from 1 to 10, decided\nwhich of them replaced the original.",
