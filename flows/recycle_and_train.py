@@ -33,6 +33,7 @@ from flows.run import Run, rows_where
 from flows.schedules import definitions
 from flows.training_start import rows_to_pack, starting_student
 from operators.columns import HELD_OUT
+from operators.evaluate.alpaca_eval import alpaca_eval_files
 from operators.evaluate.evaluate import evaluate
 from operators.evaluate.release import release as decide_release
 from operators.evaluate.release_history import ReleaseHistory
@@ -194,7 +195,10 @@ def evaluation(held_out: Dataset, student: TrainResult, run: RunResource) -> Rec
 
     def build() -> Evaluation:
         models = models_of(run, student.version, student.folder)
-        return evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger, run.special_tokens)
+        made = evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger, run.special_tokens)
+        for name, text in alpaca_eval_files(made.samples, run.config.student.model, student.version).items():
+            put_file(run.path("evaluations", f"{student.version}.{name}"), text)
+        return made
 
     return Recipe(build, metrics=lambda _: ledger.metrics())
 

@@ -91,7 +91,13 @@ def test_the_whole_flow_lies_in_the_bucket_goes_on_after_a_kill_and_then_has_not
     names = set(files_below(storage))
     student = json.loads(read_text(f"{storage}/released.json") or "")["version"]
     assert {f"students/{student}/{name}" for name in ("manifest.json", "config.json", "model.safetensors")} <= names
-    assert {f"evaluations/{student}.parquet", "reports/smoke.html", "published/README.md", LEASE} <= names
+    assert {
+        f"evaluations/{student}.parquet",
+        f"evaluations/{student}.base.json",
+        "reports/smoke.html",
+        "published/README.md",
+        LEASE,
+    } <= names
     assert not [name for name in names if re.search(r"/checkpoints/|unfinished", name)]
     assert not list(REPOSITORY.glob("s3:*"))
 
