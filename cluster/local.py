@@ -100,8 +100,6 @@ def local_cluster(
     ports = [f"--{name}={free_port()}" for name in ("port", "dashboard-agent-listen-port", "ray-client-server-port")]
     dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     # Not --block: it ends the cluster if Ray's client server, which is not used here, times out on a slow start.
-    # Ray's own range begins at 10002 on every cluster, and two on one machine give a port to two workers.
-    ports += ["--min-worker-port=0", "--max-worker-port=0"]  # any that are free
     command = ["ray", "start", "--head", "--disable-usage-stats", *dashboard, *ports, *options]
     address = f"http://127.0.0.1:{dashboard_port}"
     patient = {**PATIENCE, **(os.environ if environment is None else environment), **LOOPBACK_ONLY}
