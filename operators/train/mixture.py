@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 from ray.data import Dataset
+from ray.data.expressions import col
 
 from operators.columns import ACTIVE, ORIGINAL, RECYCLED_OUTCOMES
 from operators.stage import StageConfig
@@ -68,7 +69,7 @@ def general_rows(raw: Dataset, config: MixtureConfig, num_recycled: int, draw: s
         num_recycled: number of recycled rows that are trained on.
         draw: see `replayed`.
     """
-    active = raw.filter(expr=f"outcome == '{ACTIVE}'")
+    active = raw.filter(expr=col("outcome") == ACTIVE)
     wanted = num_recycled * config.general_share / (1 - config.general_share)
     share = min(1.0, wanted / max(1, active.count()))
     return active.map_batches(

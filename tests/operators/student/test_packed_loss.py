@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from operators.student.packed_loss import Pack, joined, load_trainable, summed_loss
+from operators.student.packed_documents import Pack, joined
+from operators.student.packed_loss import load_trainable, summed_loss
 
 
 def pack_of(*lengths, seed=0, supervised=True):
