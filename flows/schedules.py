@@ -145,8 +145,7 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
     def launched_run(context: dg.InitResourceContext) -> Iterator[Run]:
         """Holds the storage and the connection to Ray during the run."""
         run = _look(config_of_environment(), specs)
-        refresh = (context.run.tags if context.run else {}).get(PARTITION_TAG)
-        about = {"run": context.run_id, "refresh": refresh}
+        about = {"run": context.run.run_id, "refresh": context.run.tags.get(PARTITION_TAG)} if context.run else {}
         lines: Any = JsonLines(sys.stderr, "info", **about) if json_is_asked_for() else sys.stderr
         with _lease_of(context, run), connected(), ProgressLines(lines):
             require_sound(preflight(run, *_wanted_of(context), holds_lease=True))
