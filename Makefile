@@ -30,8 +30,8 @@ test: test-fast ## all tests: 25 minutes on two cores
 	@echo "the slow tests: about 20 minutes on two cores"
 	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
 
-test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: 4 to 5 minutes on two cores
-	@echo "the fast tests: 4 to 5 minutes on two cores"
+test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: about 3 minutes on two cores
+	@echo "the fast tests: about 3 minutes on two cores"
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types, import contracts: about 2 minutes
