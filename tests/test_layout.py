@@ -23,7 +23,6 @@ TOP_LEVEL = {
 # Modules with logic, by file or folder, whose tests have another name. Most are parts of one computation, and only its
 # final result can be compared with the reference.
 TESTED_BY = {
-    "flows/plan_report.py": "tests/flows/test_recycle_and_train.py",
     "kernels/hyper_attention/cpu/": "tests/kernels/hyper_attention/test_api.py",
     "kernels/hyper_attention/gpu/kept_sizes.py": "tests/kernels/hyper_attention/gpu/test_local.py",
     "kernels/hyper_attention/gpu/local/": "tests/kernels/hyper_attention/gpu/test_local.py",
