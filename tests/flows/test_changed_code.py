@@ -84,7 +84,8 @@ def test_each_change_costs_what_depends_on_it(tmp_path: Path, tiny_model: str) -
     assert "made instruction_reflections" not in printed
     assert copy.paid("response_reflections") == (ROWS, 0)
 
-    copy.replace("operators/reflect/parse_replies.py", "What has exactly one reading", "What has only one reading")
+    written, rewritten = "limit is None or len(text) <= limit else", "limit is None or limit >= len(text) else"
+    copy.replace("operators/reflect/parse_replies.py", written, rewritten)
     copy.write_rows(ROWS + 1)
     plan = copy.run("--plan")
     assert "parser" in line_of(plan, "instruction_reflections")
