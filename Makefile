@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml .ci/install .ci/constraints-cpu.txt
 	.ci/install $(PYTHON) $(VENV) $(EXTRA)
 	@touch $@
 
-demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 7 minutes on two cores
+demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 5 minutes on two cores
 	$(BIN)/python flows/recycle_and_train.py --config configs/demo.yaml
 
 # Each test process uses one thread; with more, the threads would wait for each other.
