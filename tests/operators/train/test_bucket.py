@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,8 @@ def home(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def one_worker(tmp_path: Path, local_ray: None) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+def one_worker(process_group: None, local_ray: None) -> None:
+    """This process as the only worker: in the one process group that it can have."""
 
 
 def job_of(home: str) -> TrainJob:
