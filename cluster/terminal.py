@@ -19,18 +19,18 @@ def tell(text: str) -> None:
 
 @contextmanager
 def quiet_terminal(
-    log: Path, dressed: Callable[[TextIO, TextIO], tuple[TextIO, TextIO]] = lambda out, err: (out, err)
+    log: Path, wrap: Callable[[TextIO, TextIO], tuple[TextIO, TextIO]] = lambda out, err: (out, err)
 ) -> Iterator[tuple[TextIO, TextIO]]:
     """Send file descriptors 1 and 2 of this process and of its children to `log`.
 
-    Yields the terminal's own streams. `dressed` may wrap them in streams that write lines in another format.
+    Yields the terminal's own streams. `wrap` may wrap them in streams that write lines in another format.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
     with log.open("ab") as file, os.fdopen(kept[0], "w") as plain_out, os.fdopen(kept[1], "w") as plain_err:
-        out, err = dressed(plain_out, plain_err)
+        out, err = wrap(plain_out, plain_err)
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         _errors.append(err)

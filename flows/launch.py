@@ -35,7 +35,7 @@ from flows.remake import assets_by_refresh, retract, stale_assets, tell_stale
 from flows.run import Run, open_run
 from flows.steps import print_step
 from operators.files.damage import DamagedFileError
-from operators.json_lines import Dressed, JsonLines, dressed_as_asked
+from operators.json_lines import JsonLines, Wrapper, wrapper_as_asked
 from operators.models import ModelNotFoundError
 from operators.progress import ProgressLines
 from operators.redact import without_credentials
@@ -58,13 +58,13 @@ def run_flow(graph: Graph, argv: Sequence[str], terminal: Terminal | None = None
     """
     arguments, plain = _parse(argv), terminal or (sys.stdout, sys.stderr)
     try:
-        dressed = dressed_as_asked(run=uuid.uuid4().hex[:12], refresh=arguments.refresh)
+        wrap = wrapper_as_asked(run=uuid.uuid4().hex[:12], refresh=arguments.refresh)
     except ValueError as error:
         plain[1].write(f"{error}\n")
         return UNUSABLE
     with ExitStack() as stack:
-        code = _run_or_tell(graph, arguments, terminal, dressed, stack)
-    out, _ = dressed(*plain)
+        code = _run_or_tell(graph, arguments, terminal, wrap, stack)
+    out, _ = wrap(*plain)
     if isinstance(out, JsonLines):
         out.record("ended", "error" if code else "info", exit_code=code)
     return code
@@ -74,12 +74,12 @@ def _run_or_tell(
     graph: Graph,
     arguments: argparse.Namespace,
     terminal: Terminal | None,
-    dressed: Dressed,
+    wrap: Wrapper,
     stack: ExitStack,
 ) -> int:
     """Run, and tell in one line each error that a person can do something about; returns the exit code."""
     storage = "the storage"
-    out, err = dressed(*(terminal or (sys.stdout, sys.stderr)))
+    out, err = wrap(*(terminal or (sys.stdout, sys.stderr)))
     try:
         selected = _selection(graph, arguments)
         _require_sense(arguments, selected)
@@ -87,7 +87,7 @@ def _run_or_tell(
         storage = run.config.storage
         if terminal is None:
             log = _log_file(run, arguments)
-            out, err = stack.enter_context(quiet_terminal(log, dressed))
+            out, err = stack.enter_context(quiet_terminal(log, wrap))
             out.write(f"storage: {run.config.storage}\nlog: {log}\n")
             out.flush()
         with ExitStack() as held:  # inside the try: errors while it releases things are reported like others

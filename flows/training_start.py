@@ -41,7 +41,8 @@ def rows_to_pack(run: Run, recycled: Dataset) -> Dataset:
         return rows
     source = run.config.source.model_copy(update={"path": config.general, "limit": None, "held_out_fraction": 0.0})
     files = [file.path for file in list_source_files(config.general)]
-    raw = read_instructions(source, files, run.special_tokens).materialize()
+    raw = read_instructions(source, files, run.special_tokens, stage="general_data")
+    raw = raw.materialize()  # counted, then read: reading shuffles all rows, and the object store spills to disk
     num_recycled = _num_recycled(run, newest) + round(config.earlier * _num_recycled(run, earlier))
     return rows.union(general_rows(raw, config, num_recycled, newest[-1]))
 

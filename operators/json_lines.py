@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 FORMAT_VARIABLE = "RECYCLE_LOG_FORMAT"
-Dressed = Callable[[TextIO, TextIO], tuple[TextIO, TextIO]]  # wraps the streams for results and errors
+Wrapper = Callable[[TextIO, TextIO], tuple[TextIO, TextIO]]  # wraps the streams for results and errors
 # Matches the stage at the beginning of a line; some lines begin with another word.
 _STAGE = re.compile(r"(?:made )?(?!storage|log|warning|refused)([a-z]+(?:_[a-z]+)*): ")
 
@@ -61,7 +61,7 @@ class JsonLines(io.TextIOBase):
         """Do nothing: complete lines are written already, and an incomplete one waits for its end."""
 
 
-def dressed_as_asked(**about: Any) -> Dressed:
+def wrapper_as_asked(**about: Any) -> Wrapper:
     """Return a function that wraps a pair of streams, so that they write the format of `$RECYCLE_LOG_FORMAT`.
 
     Args:

@@ -42,7 +42,9 @@ MAX_SHUFFLED_BLOCKS = 4_096
 _LOCATED = pa.schema([*columns.RAW, pa.field("file", pa.int32()), pa.field("position", pa.int64())])
 
 
-def read_instructions(config: ReadConfig, files: list[str], special_tokens: frozenset[str]) -> Dataset:
+def read_instructions(
+    config: ReadConfig, files: list[str], special_tokens: frozenset[str], stage: str = STAGE
+) -> Dataset:
     """One row per record of `files`; bad records are rows with an outcome, so records in = rows out.
 
     `record_fields` says which columns are read, `dialogues` which forms of dialogues. With `turns: every` a dialogue of
@@ -61,6 +63,7 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
         config: how records are read.
         files: paths or URIs, as from `list_source_files`; their order decides which copy is the first.
         special_tokens: of teacher and student; they are broken up in the texts, which sets `escaped`.
+        stage: name under which progress is reported.
 
     Raises:
         ValueError: `files` is empty.
@@ -71,7 +74,7 @@ def read_instructions(config: ReadConfig, files: list[str], special_tokens: froz
     if config.limit is not None:
         tasks = [list(itertools.chain.from_iterable(tasks))]
     located = ray.data.from_arrow([_piece_table(task) for task in tasks]).map_batches(
-        functools.partial(_read_task, config=config, special_tokens=special_tokens),
+        functools.partial(_read_task, config=config, special_tokens=special_tokens, stage=stage),
         batch_size=None,
         batch_format="pyarrow",
     )
@@ -93,14 +96,14 @@ def count_ignored_columns(rows: Dataset) -> dict[str, dict[str, int]]:
     return {"ignored_columns": dict(counts.most_common())}
 
 
-def _read_task(task: pa.Table, config: ReadConfig, special_tokens: frozenset[str]) -> Iterator[pa.Table]:
+def _read_task(task: pa.Table, config: ReadConfig, special_tokens: frozenset[str], stage: str) -> Iterator[pa.Table]:
     wanted = functools.partial(is_wanted, columns=config.columns, pass_through=config.pass_through)
     pieces = [Piece(**fields) for fields in task.to_pylist()]
     records = ((piece, record) for piece in pieces for record in read_records(piece, wanted))
     some = itertools.islice(records, config.limit)
     rows = (row for piece, record in some for row in _rows(piece, record, config, special_tokens))
     for chunk in _chunks(rows, ROWS_PER_TABLE):
-        report_progress(STAGE, rows=len(chunk))
+        report_progress(stage, rows=len(chunk))
         table = pa.table(list(map(list, zip(*chunk, strict=True))), schema=_LOCATED)
         yield _mark_copies(table)  # also before the shuffle: a text that occurs a million times must not fill one block
     yield _LOCATED.empty_table()  # a task may find no record, and its block still needs the columns

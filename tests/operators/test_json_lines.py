@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from operators.json_lines import FORMAT_VARIABLE, JsonLines, dressed_as_asked
+from operators.json_lines import FORMAT_VARIABLE, JsonLines, wrapper_as_asked
 from operators.progress import Records, StageProgress
 
 
@@ -48,7 +48,7 @@ def test_the_environment_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = io.StringIO(), io.StringIO()
     for value, wrapped in (("", False), ("text", False), ("json", True)):
         monkeypatch.setenv(FORMAT_VARIABLE, value)
-        assert (dressed_as_asked(run="r")(out, err) != (out, err)) is wrapped
+        assert (wrapper_as_asked(run="r")(out, err) != (out, err)) is wrapped
     monkeypatch.setenv(FORMAT_VARIABLE, "yaml")
     with pytest.raises(ValueError, match=r"\$RECYCLE_LOG_FORMAT: 'yaml' is not a format; give text or json"):
-        dressed_as_asked()
+        wrapper_as_asked()
