@@ -1,7 +1,7 @@
-"""Experiment trackers by name, beside metrics.jsonl and TensorBoard: W&B and MLflow, set up by their own environment.
+"""Sends the metrics of training to W&B and MLflow, beside metrics.jsonl and TensorBoard.
 
-Where they write is theirs to know: `WANDB_MODE=offline`, `WANDB_PROJECT`, `WANDB_API_KEY`; `MLFLOW_TRACKING_URI`,
-`MLFLOW_EXPERIMENT_NAME`. A run goes on under the name of its student's folder after a restart.
+Each tracker is configured by its own environment variables: `WANDB_MODE=offline`, `WANDB_PROJECT`, `WANDB_API_KEY`;
+`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`. After a restart the tracker's run of the same student continues.
 """
 
 import importlib.util
@@ -15,17 +15,17 @@ PACKAGES: dict[TrackerName, str] = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 class Tracker(Protocol):
-    """What takes the figures of each step."""
+    """Records the metrics of each step."""
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Record named figures of a step, which counts from 0."""
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record named metrics of a step; steps count from 0."""
 
     def close(self) -> None:
-        """Hand over what is left."""
+        """Write everything that is still buffered, and end the tracker's run."""
 
 
 def missing_trackers(names: list[TrackerName]) -> str:
-    """What has to be installed first; "" if nothing."""
+    """An error that names trackers that are not installed; "" if there are none."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if not missing:
         return ""
@@ -34,14 +34,14 @@ def missing_trackers(names: list[TrackerName]) -> str:
 
 
 def open_trackers(names: list[TrackerName], folder: Path) -> list[Tracker]:
-    """Begin or continue a run of each tracker.
+    """Start a run of each tracker, or continue the run of the same student.
 
     Args:
-        names: of the trackers.
-        folder: the student's; its name is the run's, and W&B's offline files lie in it.
+        names: trackers to open.
+        folder: of the student; its name becomes the name of the run, and W&B writes its offline files there.
 
     Raises:
-        ValueError: one is not installed.
+        ValueError: a tracker is not installed.
     """
     if missing := missing_trackers(names):
         raise ValueError(missing)
@@ -63,8 +63,8 @@ class _Wandb:
             dir=str(folder), name=folder.name, id=_run_id(folder), resume="allow", settings=settings
         )
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(figures), step=step)
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -82,8 +82,8 @@ class _MLflow:
         known = found[0].info.run_id if found else None
         mlflow.start_run(run_id=known, run_name=None if known else folder.name, tags={"student": _run_id(folder)})
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        self._mlflow.log_metrics(dict(figures), step=step)
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._mlflow.log_metrics(dict(metrics), step=step)
 
     def close(self) -> None:
         self._mlflow.end_run()
