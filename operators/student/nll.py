@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from operators.student.encode import IGNORED, Encoded
+from operators.student.exact_attention import exact_attention
 from operators.student.pool import StudentPoolConfig
 
 WORTH_A_PASS = 256  # tokens; with 512, padding costs more than additional passes on a CPU
 
 
 def load_causal_lm(model: str, pool: StudentPoolConfig) -> PreTrainedModel:
-    """Load a model for inference: SDPA attention, no dropout, and the same number format on CPUs and GPUs.
+    """Load a model for inference: exact attention, no dropout, and the same number format on CPUs and GPUs.
 
     Args:
         model: folder or hub id, as `resolve_model` returns it.
@@ -31,7 +32,7 @@ def load_causal_lm(model: str, pool: StudentPoolConfig) -> PreTrainedModel:
     loaded = AutoModelForCausalLM.from_pretrained(
         model,
         dtype=torch.bfloat16 if pool.precision == "bf16" else torch.float32,
-        attn_implementation="sdpa",
+        attn_implementation=exact_attention(model),
         trust_remote_code=False,
         use_safetensors=True,
     )

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from operators.student.chunked_loss import return_loss
 from operators.student.encode import IGNORED
+from operators.student.exact_attention import exact_attention
 from operators.student.packed_attention import on_device, set_documents, use_packed_attention
 from operators.student.packed_documents import Pack
 
@@ -31,7 +32,7 @@ def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | 
         student,
         config=config,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=exact_attention(student),
         trust_remote_code=False,
         use_safetensors=True,
     )
