@@ -7,14 +7,16 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 from ray._private import ray_constants, services
+from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port  # type: ignore[attr-defined]
 
-from cluster.local import LOOPBACK_ONLY, PATIENCE, POLL_S, START_S
+from cluster.local import LOOPBACK_ONLY, PATIENCE, POLL_S, START_S, free_port
 from operators.files.places import BUCKETS, in_bucket, require_place, store_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -23,6 +25,7 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UPLOADED_PACKAGE = "_ray_pkg_"
 HOME_VARIABLE = "RECYCLE_HOME"
 NO_ADDRESS = (None, "", "local")  # values of the address that mean to start a cluster instead of joining one
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
 EXCLUDED_FROM_UPLOAD = [".git", ".venv", "runs", "docs", "tests", "benchmarks", "**/__pycache__"]
 
 
@@ -80,8 +83,13 @@ def _start_or_join(address: str | None) -> None:
 
 @contextmanager
 def patient_start() -> Iterator[None]:
-    """Give a node that this process starts more time than Ray's fixed 30 s, because a busy machine needs it."""
-    ask, deadline = services.get_node, time.monotonic() + START_S
+    """Give a node that this process starts more time than Ray's fixed limits, because a busy machine needs it.
+
+    The limits are 30 s for the node, and 15 s for each port of an agent that the raylet has to learn: it kills itself
+    if the agent has not written the file with the port by then (ray-project/ray#65983). So the ports are given, and the
+    file of the agent's job API, a port that the raylet always reads, is written with what an agent without one writes.
+    """
+    ask, start, deadline = services.get_node, services.start_raylet, time.monotonic() + START_S
 
     def ask_patiently(gcs_address: str, node_id: str) -> Any:
         while True:
@@ -92,11 +100,18 @@ def patient_start() -> Iterator[None]:
                     raise
             time.sleep(POLL_S)
 
-    services.get_node = ask_patiently
+    def start_with_ports(*arguments: Any, **options: Any) -> Any:
+        call = signature(start).bind(*arguments, **options)
+        call.arguments |= {name: call.arguments.get(name) or free_port() for name in AGENT_PORTS}
+        told = call.arguments["session_dir"], call.arguments["node_id"], DASHBOARD_AGENT_LISTEN_PORT_NAME, -1
+        persist_port(*told)
+        return start(*call.args, **call.kwargs)
+
+    services.get_node, services.start_raylet = ask_patiently, start_with_ports
     try:
         yield
     finally:
-        services.get_node = ask
+        services.get_node, services.start_raylet = ask, start
 
 
 def anchor(path: str) -> str:

@@ -1,6 +1,9 @@
 """Relative paths never end up in a copy of the code that Ray deletes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,13 @@ def test_a_cluster_that_does_not_answer_is_named_and_not_waited_for(monkeypatch:
     monkeypatch.setattr(runtime.ray, "init", refused)
     with pytest.raises(runtime.ClusterError, match=r"^ray: no cluster answers at head:6379 \(ray client .*timeout\)"):
         runtime._start_or_join("head:6379")
+
+
+@pytest.mark.slow
+def test_a_node_whose_agent_is_slow_starts(tmp_path: Path) -> None:
+    slow = "import sys, time\nif any('dashboard/agent.py' in part for part in sys.orig_argv): time.sleep(17)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    script = "import ray\nfrom cluster.runtime import connected\nwith connected(): print(len(ray.nodes()), 'node')"
+    told = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{runtime.REPOSITORY}"}
+    done = subprocess.run([sys.executable, "-c", script], env=told, capture_output=True, text=True, timeout=240)
+    assert "1 node" in done.stdout, done.stderr[-2000:]
