@@ -11,6 +11,7 @@ SHOWN_CHARS = 500  # of an error on the terminal; the log has all of it
 OURS = ("flows.", "operators.", "cluster.", "kernels.")  # errors that this project raises
 # The same where Ray leaves the module out.
 SENTENCES = (TeacherStoppedError.__name__, StorageError.__name__, DamagedFileError.__name__)
+INTERRUPTED = "interrupted by Ctrl-C or SIGTERM; run the same command to continue"
 LAST_EVENTS = 200  # of a run, which are searched for the failure
 
 
@@ -30,6 +31,8 @@ def words_of(error: object) -> str:
     """The last line of an error, without the name of the class if the message is ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last: str = without_credentials(lines[-1]) if lines else "failed without words"
+    if last.partition(":")[0].endswith(dg.DagsterExecutionInterruptedError.__name__):
+        return INTERRUPTED
     # Our own messages are understandable without the name of the class, so it is left out.
     head, _, words = last.partition(": ")
     shown = words if head.startswith(OURS) or head in SENTENCES else last

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import dagster as dg
 import pytest
 
-from flows.failures import SHOWN_CHARS, failure_of, root_cause
+from flows.failures import INTERRUPTED, SHOWN_CHARS, failure_of, root_cause
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Error:
         (Error("TeacherStoppedError", "operators.TeacherStoppedError: reflect: 3 of 3 calls failed"), None),
         (Error("StorageError", "StorageError: a: b is damaged"), "a: b is damaged"),
         (Error("RayTaskError", "ray::f()\n  File 'a.py'\nValueError: the cause\n\n"), "ValueError: the cause"),
+        (Error("D", "dagster._core.errors.DagsterExecutionInterruptedError\n"), INTERRUPTED),
         (Error("E", ""), "failed without words"),
         (None, "failed without an error"),
     ],
