@@ -5,7 +5,6 @@ original. The report counts every reason, and every test has a switch.
 """
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -111,31 +110,23 @@ def filter_rewrites(
 
 def reason_against(original: str, rewrite: str, config: FilterConfig, *, is_answer: bool) -> str:
     """The reason why this rewrite cannot help; "" if it may help."""
-    return next(_reasons_against(original, rewrite, config, is_answer), "")
-
-
-def _reasons_against(original: str, rewrite: str, config: FilterConfig, is_answer: bool) -> Iterator[str]:
-    """All reasons, each tested only when it is asked for: the last one takes most of the time."""
-    if config.unchanged and says_the_same(original, rewrite):
-        yield "unchanged"
-    if config.prompt_words and is_prompts_words(rewrite) and not is_prompts_words(original):
-        yield "prompt_words"
-    if config.prompt_words and not is_answer and is_about_itself(rewrite) and not is_about_itself(original):
-        yield "about_itself"
-    if len(rewrite.strip()) < config.min_chars:
-        yield "too_short"
-    if len(rewrite) > config.max_chars:
-        yield "too_long"
-    if repetition(rewrite) > config.max_repetition:
-        yield "repetitive"
-    if config.leaked_markup and _LEAKED.search(rewrite) and not _LEAKED.search(original):
-        yield "leaked_markup"
-    if config.refusal and is_answer and REFUSAL.match(rewrite) and not REFUSAL.match(original):
-        yield "refusal"
-    if config.unfinished and _is_unfinished(original, rewrite, is_answer=is_answer):
-        yield "unfinished"
-    if config.language_drift and _drifts(original, rewrite):
-        yield "language_drift"
+    checks = {
+        "unchanged": config.unchanged and says_the_same(original, rewrite),
+        "prompt_words": config.prompt_words and is_prompts_words(rewrite) and not is_prompts_words(original),
+        "about_itself": config.prompt_words
+        and not is_answer
+        and is_about_itself(rewrite)
+        and not is_about_itself(original),
+        "too_short": len(rewrite.strip()) < config.min_chars,
+        "too_long": len(rewrite) > config.max_chars,
+        "repetitive": repetition(rewrite) > config.max_repetition,
+        "leaked_markup": config.leaked_markup and bool(_LEAKED.search(rewrite)) and not _LEAKED.search(original),
+        "refusal": config.refusal and is_answer and bool(REFUSAL.match(rewrite)) and not REFUSAL.match(original),
+        "unfinished": config.unfinished and _is_unfinished(original, rewrite, is_answer=is_answer),
+    }
+    # The language takes most of the time, so it is identified only if nothing else speaks against the rewrite.
+    found = next((reason for reason, holds in checks.items() if holds), "")
+    return found or ("language_drift" if config.language_drift and _drifts(original, rewrite) else "")
 
 
 def _is_unfinished(original: str, rewrite: str, *, is_answer: bool) -> bool:
