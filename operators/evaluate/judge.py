@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 
 from operators.chat_markup import escape
+from operators.evaluate.length_control import length_controlled_win_rate
 from operators.evaluate.results import LOSS, TIE, UNPARSED, WIN, Judgement, Sample, Verdicts
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
@@ -25,6 +26,7 @@ STAGE = "judge"
 BASE_FIRST, STUDENT_FIRST = "base_first", "student_first"
 ORDERS = (BASE_FIRST, STUDENT_FIRST)
 LOWEST, HIGHEST = 1, 10
+_WON = {WIN: 1.0, TIE: 0.5, LOSS: 0.0}
 LENGTH_TOLERANCE = 0.2  # of the longer answer
 
 Scores = tuple[float, float]
@@ -181,15 +183,21 @@ def tally(samples: Sequence[Sample]) -> Judgement:
 
 def verdicts(samples: Sequence[Sample]) -> Verdicts:
     """Wins, ties and losses of the student over judged samples."""
-    counts = Counter(sample.verdict for sample in samples)
+    decided = [sample for sample in samples if sample.verdict in _WON]
+    counts = Counter(sample.verdict for sample in decided)
     wins, ties, losses = counts[WIN], counts[TIE], counts[LOSS]
-    pairs = wins + ties + losses
+    pairs = len(decided)
     return Verdicts(
         num_pairs=pairs,
         wins=wins,
         ties=ties,
         losses=losses,
         win_margin=(wins - losses) / pairs if pairs else None,
+        win_rate=(wins + ties / 2) / pairs if pairs else None,
+        length_controlled_win_rate=length_controlled_win_rate(
+            [_WON[sample.verdict or ""] for sample in decided],
+            [(sample.base_tokens, sample.student_tokens) for sample in decided],
+        ),
         sign_test_p=sign_test_p(wins, losses) if pairs else None,
     )
 

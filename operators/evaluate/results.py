@@ -95,6 +95,8 @@ class Verdicts(Result):
         ties: pairs with equal scores, or where the two orders disagree.
         losses: of the student.
         win_margin: (wins - losses) / num_pairs.
+        win_rate: (wins + ties / 2) / num_pairs.
+        length_controlled_win_rate: what `win_rate` would be with answers of equal length; see `length_control`.
         sign_test_p: probability of so uneven a split of wins and losses between equal models, two-sided.
     """
 
@@ -103,6 +105,8 @@ class Verdicts(Result):
     ties: int = 0
     losses: int = 0
     win_margin: float | None = None
+    win_rate: float | None = None
+    length_controlled_win_rate: float | None = None
     sign_test_p: float | None = None
 
 

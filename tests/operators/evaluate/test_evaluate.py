@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from operators.evaluate.alpaca_eval import alpaca_eval_files
 from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.evaluate import Models, Rival, evaluate
 from operators.evaluate.model_actor import prompt_of
@@ -21,6 +22,7 @@ from tests.operators.evaluate.held_out_rows import Text, held_out, measure_here
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent")
 POOL = {"cpus_per_actor": 0.5, "batch_rows": 3, "max_new_tokens": 8, "num_samples": 3}
+ALPACA_EVAL = {"instruction", "output", "generator", "dataset"}  # of example/outputs.json there, but for its datasplit
 TEXTS: list[Text] = [
     ("a", "Name a colour.", "", "Blue is a colour."),
     ("b", "Translate to French.", "Good morning", "Bonjour"),
@@ -94,6 +96,10 @@ def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, lo
     assert rows is not None
     assert rows["row_id"].to_pylist() == [text[0] for text in TEXTS]
     assert rows["student_answer"].null_count == 2
+    files = {name: json.loads(text) for name, text in alpaca_eval_files(result.samples, "base", "new").items()}
+    for role, records in ((role, files[f"{role}.json"]) for role in ("base", "student")):
+        assert [record["output"] for record in records] == [getattr(sample, role) for sample in result.samples]
+        assert all(set(record) == ALPACA_EVAL for record in records)
 
 
 @pytest.mark.slow

@@ -149,10 +149,13 @@ def test_the_tally_counts_all_pairs_and_those_of_like_length() -> None:
         a_sample(verdict="unparsed", unparsed={BASE_FIRST: "no_json", STUDENT_FIRST: "cut_off"}),
     ]
     counts = tally(judged)
-    assert (counts.num_pairs, counts.wins, counts.ties, counts.losses, counts.unparsed) == (4, 2, 1, 1, 1)
-    assert counts.win_margin == 0.25
-    assert counts.unparsed_reasons == {"no_json": 1, "cut_off": 1}
     matched = counts.length_matched
+    assert (counts.num_pairs, counts.wins, counts.ties, counts.losses, counts.unparsed) == (4, 2, 1, 1, 1)
+    assert (counts.win_margin, counts.win_rate) == (0.25, 0.625)
+    assert counts.length_controlled_win_rate is not None
+    assert 0.5 < counts.length_controlled_win_rate < 0.625, "one win had a longer answer"
+    assert matched.length_controlled_win_rate == matched.win_rate == 0.5
+    assert counts.unparsed_reasons == {"no_json": 1, "cut_off": 1}
     assert (matched.num_pairs, matched.wins, matched.ties, matched.losses) == (3, 1, 1, 1)
     assert counts.mean_tokens == {"base": 10, "student": 14}
     assert Judgement.model_validate_json(counts.model_dump_json()) == counts
@@ -161,6 +164,7 @@ def test_the_tally_counts_all_pairs_and_those_of_like_length() -> None:
 def test_a_tally_of_nothing_has_no_rate() -> None:
     counts = tally([a_sample(verdict="unparsed", unparsed={BASE_FIRST: "no_json"})])
     assert (counts.num_pairs, counts.win_margin, counts.sign_test_p) == (0, None, None)
+    assert (counts.win_rate, counts.length_controlled_win_rate) == (None, None)
 
 
 class ReplyingLedger(Ledger):
