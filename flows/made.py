@@ -1,10 +1,10 @@
 """Prints at the end of a run what was made, and which records, calls and replies failed or were not read."""
 
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from cluster.manifest import Manifest
-from flows.graph import RAW_INSTRUCTIONS
+from flows.graph import EVALUATION, RAW_INSTRUCTIONS
 from flows.results import UNUSED_COLUMNS
 from flows.retention import DELETED_STUDENTS
 from flows.run import Run
@@ -26,7 +26,21 @@ def tell_what_was_made(run: Run, terminal: Terminal) -> None:
         rows = "" if manifest.rows is None else f"{manifest.rows} rows in "
         peak = f"{manifest.peak_memory_mib} MiB at its peak"
         out.write(f"made {asset}: {rows}{manifest.seconds} s, {peak}\n")
+        out.writelines(f"{asset}: {line}\n" for line in _scores(asset, manifest))
         err.writelines(f"{asset}: {line}\n" for line in _to_look_at(asset, manifest, run.config.storage))
+
+
+def _harness(asset: str, manifest: Manifest) -> Mapping[str, Any]:
+    """What an evaluation found on the tasks of lm-evaluation-harness; empty if there was none."""
+    value = manifest.value if asset == EVALUATION else None
+    return (value or {}).get("harness") or {}
+
+
+def _scores(asset: str, manifest: Manifest) -> list[str]:
+    return [
+        f"{one['task']} {one['metric']}: {', '.join(f'{role} {score:.4f}' for role, score in one['scores'].items())}"
+        for one in _harness(asset, manifest).get("scores", ())
+    ]
 
 
 def _to_look_at(asset: str, manifest: Manifest, storage: str) -> list[str]:
@@ -43,6 +57,10 @@ def _to_look_at(asset: str, manifest: Manifest, storage: str) -> list[str]:
     bad = {name.removeprefix(QUARANTINED): n for name, n in manifest.outcomes.items() if name.startswith(QUARANTINED)}
     if asset == RAW_INSTRUCTIONS and bad:
         lines.append(f"{sum(bad.values())} of {manifest.rows} records cannot be used: {told(bad)}")
+    lines += [
+        f"task {failed['task']} failed for {failed['role']}: {failed['reason']}"
+        for failed in _harness(asset, manifest).get("failed", ())
+    ]
     if deleted := _counts(manifest, DELETED_STUDENTS):
         named = ", ".join(deleted)
         lines.append(f"the folders of {len(deleted)} old students were deleted (release.keep_students): {named}")

@@ -7,6 +7,7 @@ recycle-and-train rollback STORAGE VERSION
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TextIO
 
 from pyarrow import fs
@@ -17,7 +18,7 @@ from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS
-from flows.retention import has_weights
+from flows.retention import STUDENTS, has_weights
 from flows.run import Run
 from operators.columns import ACTIVE, HELD_OUT, RECYCLED_OUTCOMES
 from operators.evaluate.config import TrainedAttention
@@ -30,13 +31,18 @@ from operators.report.history import RefreshLine, build_history
 
 def models_of(run: Run, version: str, folder: str) -> Models:
     """The models to compare: the student, its base model, the released student, and the best one so far."""
-    train = run.config.train
+    train, storage = run.config.train, run.config.storage
+    earlier = rivals(ReleaseHistory(storage), version)
     return Models(
         base=run.student,
         student=folder,
         rows=run.path("evaluations", f"{version}.parquet"),
         attention=TrainedAttention(train.attention, dict(train.hyper_attention), train.hyper_attention_layers),
-        rivals=rivals(ReleaseHistory(run.config.storage), version),
+        rivals=[
+            replace(rival, folder=run.path(STUDENTS, rival.version)) if has_weights(storage, rival.version) else rival
+            for rival in earlier
+        ],
+        tasks=run.path("evaluations", "tasks"),
     )
 
 

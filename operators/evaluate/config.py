@@ -1,17 +1,89 @@
 """Configuration of the evaluation: what is compared, where the two models run, and why a row may have no loss."""
 
+import hashlib
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from operators.stage import Operational
+from operators.stage import Operational, StageConfig
 from operators.student.encode import LossOn
 from operators.student.pool import StudentPoolConfig
 
 MAX_SAMPLES = 5000  # samples are held by the driver and shown in the report
 OVER_LONG, NOT_FINITE = "over_max_tokens", "not_finite"
+
+
+class HarnessConfig(StageConfig):
+    """Tasks of lm-evaluation-harness on which base model, student and released student are measured."""
+
+    tasks: tuple[str, ...] = Field(
+        (),
+        description="Names of tasks, groups or tags of lm-evaluation-harness (the package lm_eval), such as "
+        "arc_easy; empty runs none.",
+    )
+    include_path: str = Field(
+        "",
+        description="Folder with further task files, on every node; the functions and templates in them are run as "
+        "code, so name only a folder that you trust.",
+    )
+    num_fewshot: int | None = Field(
+        None, ge=0, description="Number of examples in a prompt; null takes that of each task."
+    )
+    limit: int = Field(0, ge=0, description="Number of questions of a task that are asked; 0 asks all.")
+    chat_template: bool = Field(False, description="Whether a prompt is written as a turn of the student's chat.")
+    download: Operational[bool] = Field(
+        False, description="Whether tasks may load data sets from the hub; else they must be files or in its cache."
+    )
+    batch_rows: Operational[int] = Field(
+        8, ge=1, description="Number of questions that a model reads at once; limits the memory of the logits."
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(r"[\w.+-]+", name) or name.endswith(".yaml"):
+                raise ValueError(
+                    f"{name!r} is not the name of a task; put its file into include_path and name the task"
+                )
+        return names
+
+    @field_validator("include_path")
+    @classmethod
+    def _is_absolute(cls, folder: str) -> str:
+        return str(Path(folder).expanduser().absolute()) if folder else ""
+
+    @model_validator(mode="after")
+    def _other_keys_need_tasks(self) -> Self:
+        unused = sorted(name for name in self.model_fields_set if getattr(self, name) != _default(self, name))
+        if not self.tasks and unused:
+            raise ValueError(f"{', '.join(unused)} have no effect without tasks; name tasks, or leave them out")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the scores; the folder counts by its files, not by its place."""
+        kept = super().identity()
+        return kept | {"include_path": digest_of_folder(self.include_path) if self.include_path else ""}
+
+
+def _default(config: StageConfig, name: str) -> Any:
+    return type(config).model_fields[name].default
+
+
+def digest_of_folder(folder: str) -> str:
+    """A hash of the names and bytes of a folder's files, without hidden ones; that of no file if it cannot be read."""
+    digest = hashlib.sha256()
+    with suppress(OSError):
+        for file in sorted(Path(folder).rglob("*")):
+            inside = file.relative_to(folder)
+            if file.is_file() and not any(part.startswith((".", "__pycache__")) for part in inside.parts):
+                digest.update(f"{inside} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class EvaluateConfig(StudentPoolConfig):
@@ -45,6 +117,15 @@ class EvaluateConfig(StudentPoolConfig):
     loss_on: LossOn = Field(
         "last", description="Turns of a dialogue whose loss is measured; as pack.loss_on unless it is set."
     )
+    harness: HarnessConfig = Field(
+        HarnessConfig(), description="Tasks of lm-evaluation-harness that the models are measured on."
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Leave out the harness unless it is configured, so that older evaluations stay valid."""
+        kept = {key: chosen for key, chosen in super().identity().items() if key != "harness"}
+        harness = self.harness.identity()
+        return kept | ({"harness": harness} if harness != HarnessConfig().identity() else {})
 
     def following(self, *, gpus_per_worker: float, precision: str, longest_pack: int, loss_on: LossOn) -> Self:
         """Fill in what is not configured from the training: GPUs, number format, loss, and the length of its packs.

@@ -17,8 +17,9 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from operators.evaluate.config import EvaluateConfig, TrainedAttention
+from operators.evaluate.harness import measure_tasks
 from operators.evaluate.judge import judge_samples, tally, verdicts
-from operators.evaluate.results import Comparison, Evaluation, Sample
+from operators.evaluate.results import RELEASED, Comparison, Evaluation, Harness, Sample
 from operators.evaluate.rows import (
     ROWS,
     answers_of,
@@ -38,11 +39,15 @@ TEXTS = ("row_id", "instruction", "input", "response", "turns_before", "turns_af
 
 @dataclass(frozen=True)
 class Rival:
-    """An earlier student: its version, its role ("released" or "best"), and the file with its measured rows."""
+    """An earlier student: its version, its role ("released" or "best"), and the file with its measured rows.
+
+    `folder` has its weights; "" if they are gone or nobody needs them.
+    """
 
     version: str
     role: str
     rows: str
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Models:
         rows: path or URI of the Parquet file that keeps the measurements of every row.
         attention: with which the student was trained.
         rivals: earlier students.
+        tasks: folder that keeps the scores of models on tasks; path or URI.
     """
 
     base: str
@@ -62,6 +68,7 @@ class Models:
     rows: str
     attention: TrainedAttention = field(default_factory=TrainedAttention)
     rivals: Sequence[Rival] = ()
+    tasks: str = ""
 
 
 def evaluate(
@@ -87,7 +94,7 @@ def evaluate(
     """
     num_rows = held_out.count()
     if not num_rows:
-        return Evaluation(attention=models.attention.name)
+        return Evaluation(attention=models.attention.name, harness=_on_tasks(models, config))
     require_columns("evaluate", TEXTS, held_out.columns() or [])
     sample_ids = _lowest_ids(held_out, config.num_samples)
     report_progress("evaluate", total=2 * num_rows)
@@ -114,8 +121,20 @@ def evaluate(
         judge=tally(samples) if config.judge and samples else None,
         attention=models.attention.name,
         rivals=tuple(_compare(rows, samples, rival, judged if config.judge else None) for rival in models.rivals),
+        harness=_on_tasks(models, config),
         rows=models.rows,
     )
+
+
+def _on_tasks(models: Models, config: EvaluateConfig) -> Harness | None:
+    """The scores of base model, student and released student on tasks of lm-evaluation-harness, if there are any."""
+    measured = {"base": (models.base, TrainedAttention()), "student": (models.student, models.attention)}
+    measured |= {
+        rival.role: (rival.folder, models.attention)
+        for rival in models.rivals
+        if rival.role == RELEASED and rival.folder
+    }
+    return measure_tasks(measured, config, models.tasks)
 
 
 def _compare(rows: pa.Table, samples: Sequence[Sample], rival: Rival, judged: Any) -> Comparison:

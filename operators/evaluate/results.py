@@ -142,6 +142,46 @@ class Comparison(Result):
     judge: Verdicts | None = None
 
 
+class TaskScore(Result):
+    """One metric of one task of lm-evaluation-harness, for each model.
+
+    Attributes:
+        task: its name, or that of a group.
+        metric: as the harness names it, with the filter of the answers: `acc`, `exact_match (strict-match)`.
+        higher_is_better: None if the task does not say so.
+        scores: role of a model (base, student, released) -> value.
+        errors: role of a model -> standard error, where the harness gives one.
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
+    errors: dict[str, float] = Field(default_factory=dict)
+
+
+class TaskFailure(Result):
+    """Why a model has no score on a task; `task` is as configured."""
+
+    role: str
+    task: str
+    reason: str
+
+
+class Harness(Result):
+    """The tasks of lm-evaluation-harness.
+
+    Attributes:
+        version: of the package.
+        scores: in the order of the configuration.
+        failed: tasks that ended with an error; they do not end the run.
+    """
+
+    version: str = ""
+    scores: tuple[TaskScore, ...] = ()
+    failed: tuple[TaskFailure, ...] = ()
+
+
 class Evaluation(Result):
     """Everything that was measured of one student.
 
@@ -152,6 +192,7 @@ class Evaluation(Result):
         judge: the verdicts on the samples; None if nothing was judged.
         attention: used to measure the student.
         rivals: comparisons with the released student and the best one so far.
+        harness: scores on tasks; None if none were configured.
         rows: path of the Parquet file with loss and answer of every held-out row.
     """
 
@@ -161,6 +202,7 @@ class Evaluation(Result):
     judge: Judgement | None = None
     attention: str = "sdpa"
     rivals: tuple[Comparison, ...] = ()
+    harness: Harness | None = None
     rows: str = ""
 
 

@@ -14,6 +14,12 @@ SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 
 
 def told(storage: Path, asset: str, **kept: Any) -> list[str]:
+    """The lines about problems."""
+    return printed(storage, asset, **kept)[1]
+
+
+def printed(storage: Path, asset: str, **kept: Any) -> tuple[list[str], list[str]]:
+    """The lines of results and those about problems."""
     run = open_run(load_config(SMOKE, [f"storage={storage}"]), GRAPH.specs)
     folder = storage / "assets" / asset / "refresh=a"
     folder.mkdir(parents=True)
@@ -24,7 +30,7 @@ def told(storage: Path, asset: str, **kept: Any) -> list[str]:
     out, err = io.StringIO(), io.StringIO()
     tell_what_was_made(run, (out, err))
     assert out.getvalue().startswith(f"made {asset}: 48 rows in ")
-    return err.getvalue().splitlines()
+    return out.getvalue().splitlines(), err.getvalue().splitlines()
 
 
 def test_unused_columns_of_the_source_are_named_with_their_cure(tmp_path: Path) -> None:
@@ -46,3 +52,12 @@ def test_replies_that_could_not_be_read_and_failed_calls_are_named(tmp_path: Pat
 
 def test_a_run_without_problems_has_no_line(tmp_path: Path) -> None:
     assert told(tmp_path, "raw_instructions", outcomes={"": 48}, metrics={"ignored_columns": {}}) == []
+
+
+def test_scores_on_tasks_are_printed_and_failed_tasks_are_named(tmp_path: Path) -> None:
+    score: Any = {"task": "arc_easy", "metric": "acc", "scores": {"base": 0.25, "student": 0.5}}
+    failed = {"role": "student", "task": "own", "reason": "KeyError: 'answer'"}
+    value: Any = {"harness": {"scores": [score], "failed": [failed]}}
+    (_, line), problems = printed(tmp_path, "evaluation", value=value)
+    assert line == "evaluation: arc_easy acc: base 0.2500, student 0.5000"
+    assert problems == ["evaluation: task own failed for student: KeyError: 'answer'"]

@@ -1,6 +1,7 @@
 """`releases` and `rollback` on a storage, and the students that a new one is compared with."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from cluster.lease import lease
 from cluster.manifest import Manifest
 from flows.config import evaluate_config, load_config
-from flows.releases import rivals, roll_back, show_releases
+from flows.recycle_and_train import GRAPH
+from flows.releases import models_of, rivals, roll_back, show_releases
+from flows.run import open_run
 from operators.columns import HELD_OUT
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
@@ -109,6 +112,15 @@ def test_a_student_is_compared_with_the_released_and_the_best_one_but_not_with_i
     history = ReleaseHistory(storage)
     assert [(rival.version, rival.role) for rival in rivals(history, "v4")] == [("v2", RELEASED), ("v1", BEST)]
     assert [(rival.version, rival.role) for rival in rivals(history, "v2")] == [("v1", BEST)]
+
+
+def test_the_released_student_is_measured_on_tasks_if_its_weights_are_there(storage: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    run = open_run(load_config(SMOKE, [f"storage={storage}", f"student.model={tmp_path}"]), GRAPH.specs)
+    found = {rival.role: rival.folder for rival in models_of(run, "v4", "new").rivals}
+    assert found == {RELEASED: f"{storage}/students/v2", BEST: f"{storage}/students/v1"}
+    shutil.rmtree(f"{storage}/students/v2")
+    assert {rival.role: rival.folder for rival in models_of(run, "v4", "new").rivals}[RELEASED] == ""
 
 
 def test_evaluation_follows_the_students_resources(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from operators.evaluate.config import EvaluateConfig
+from operators.evaluate.config import EvaluateConfig, HarnessConfig
+from tests.operators.evaluate.task_folder import write_tasks
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,33 @@ def test_short_packs_do_not_shorten_what_is_scored() -> None:
         EvaluateConfig().following(gpus_per_worker=0, precision="fp32", longest_pack=512, loss_on="last").max_tokens
         == 2048
     )
+
+
+def test_without_tasks_an_evaluation_has_the_identity_of_earlier_releases() -> None:
+    assert "harness" not in EvaluateConfig().identity()
+    named = EvaluateConfig(harness=HarnessConfig(tasks=("arc_easy",)))
+    assert named.identity()["harness"]["tasks"] == ["arc_easy"]
+    faster = EvaluateConfig(harness=HarnessConfig(tasks=("arc_easy",), batch_rows=2, download=True))
+    assert faster.identity() == named.identity()
+
+
+def test_tasks_become_stale_with_their_files_and_not_with_their_place(tmp_path: Path) -> None:
+    one, other = (
+        HarnessConfig(tasks=("capitals",), include_path=write_tasks(tmp_path / name)) for name in ("one", "other")
+    )
+    assert one.identity() == other.identity()
+    (tmp_path / "other" / "answers.py").write_text("# changed")
+    assert one.identity() != other.identity()
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"limit": 5}, "limit have no effect without tasks"),
+        ({"tasks": ["/tmp/task.yaml"]}, "is not the name of a task"),
+        ({"tasks": ["task.yaml"]}, "is not the name of a task"),
+    ],
+)
+def test_keys_of_tasks_that_cannot_be_meant_are_refused(named: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        HarnessConfig.model_validate(named)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from operators.evaluate.results import Evaluation, Release
+from operators.evaluate.results import Evaluation, Harness, Release, TaskFailure, TaskScore
 from operators.report.report import Report, ReportConfig, Results, build_report
 from operators.report.stages import StageSummary
 from tests.operators.report.report_samples import (
@@ -129,6 +129,20 @@ def test_the_report_states_its_caveats(sample: Report) -> None:
     assert "concise" in text
     assert sample.figures["styles"][1]["recycled"] == 24, "this run's own line, not the earlier one's"
     assert 'aria-label="History of releases"' in sample.html
+
+
+def test_scores_on_tasks_stand_side_by_side_and_failures_are_told() -> None:
+    score = TaskScore(task="arc_easy", metric="acc", scores={"base": 0.25, "student": 0.5}, errors={"base": 0.01})
+    failure = TaskFailure(role="student", task="own", reason=HOSTILE)
+    harness = Harness(version="0.4.13", scores=(score,), failed=(failure,))
+    page = Page(partial_report(evaluation=Evaluation(harness=harness)).html)
+    text = " ".join(page.text.split())
+    assert "arc_easy acc" in text.replace("arc_easyacc", "arc_easy acc")
+    assert "0.250 ± 0.010" in text
+    assert "+0.250" in text
+    assert "Task own failed for student: <script>alert(1)</script>" in text
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "Tasks" not in Page(partial_report(evaluation=Evaluation()).html).text
 
 
 def test_hostile_text_stays_text(hostile: Report) -> None:
