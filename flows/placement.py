@@ -11,7 +11,7 @@ from operators.student.pool import StudentPoolConfig
 from operators.teacher.config import TeacherConfig
 from operators.teacher.variants import every_teacher
 from operators.train.config import TrainConfig
-from operators.train.memory import StudentSize, bytes_per_worker
+from operators.train.memory import StudentSize, bytes_per_worker, host_bytes_per_worker
 
 GIB = 1 << 30
 BYTES_PER_PARAMETER = 4  # of a float32 file
@@ -36,6 +36,7 @@ class Demand:
         unit: name of the units, plural.
         each: resources of one unit.
         key: configuration key that sets the count; to lower it is the cure.
+        least: number of units without which the stage waits; None means all.
     """
 
     stage: str
@@ -43,6 +44,7 @@ class Demand:
     unit: str
     each: Mapping[str, float]
     key: str
+    least: int | None = None
 
     def __str__(self) -> str:
         asked = ", ".join(f"{self.count * amount:g} {name}" for name, amount in self.each.items() if amount)
@@ -65,7 +67,8 @@ def demands(config: RunConfig) -> list[Demand]:
     tokenizers = {"CPU": pack.cpus_per_tokenizer}
     found.append(Demand("pack", pack.tokenizers, "tokenizers", tokenizers, "pack.tokenizers"))
     workers = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
-    found.append(Demand("train", train.num_workers, "workers", workers, "train.num_workers"))
+    least = train.min_workers or None
+    found.append(Demand("train", train.num_workers, "workers", workers, "train.num_workers", least))
     return [*found, _pool("evaluate", evaluate_config(config))]
 
 
@@ -95,11 +98,11 @@ def weigh(
     """
     findings = []
     for demand in demands(config):
-        placeable = demand.placeable(nodes)
-        if placeable < demand.count:
+        placeable, needed = demand.placeable(nodes), demand.least or demand.count
+        if placeable < needed:
             each = " and ".join(f"{amount:g} {name}" for name, amount in demand.each.items() if amount)
             text = (
-                f"{demand.stage} needs {demand.count} {demand.unit} of {each} at once, the cluster can place "
+                f"{demand.stage} needs {needed} {demand.unit} of {each} at once, the cluster can place "
                 f"{placeable}; lower {demand.key}, ask less for each, or add nodes"
             )
             findings.append(Finding(demand.key, text))
@@ -147,11 +150,14 @@ def _memory(
         if teacher.backend == "vllm" and teacher.device == "cpu" and need > max(memory):
             findings.append(_too_big(f"{key}.model", need, max(memory), f"lower {key}.cpu_kv_cache_gib"))
     if train.gpus_per_worker == 0:
-        need = train.num_workers * bytes_per_worker(size, train)
+        need = (train.min_workers or train.num_workers) * bytes_per_worker(size, train)
         if need > max(memory) * len(memory):
             findings.append(
                 _too_big("student.model", need, max(memory), "lower train.num_workers, or set train.lora.r")
             )
+    offloaded = (train.min_workers or train.num_workers) * host_bytes_per_worker(size, train)
+    if offloaded > max(memory) * len(memory):
+        findings.append(_too_big("train.offload", offloaded, max(memory), "set train.offload: none"))
     pools = {"score": config.score} if config.select.policy in MEASURED else {}
     for stage, pool in {**pools, "evaluate": evaluate_config(config)}.items():
         if pool.gpus_per_actor == 0 and student_bytes > max(memory):

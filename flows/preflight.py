@@ -24,6 +24,7 @@ from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
 from flows.retries import describe
 from flows.run import MOST_NAMED, Run
 from flows.source_versions import RefreshFile
+from operators.evaluate.harness import examine_harness
 from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
 from operators.publish.hub import TOKEN_VARIABLE
@@ -39,6 +40,7 @@ from operators.teacher.variants import every_teacher
 from operators.train.memory import StudentSize, measure
 from operators.train.mixture import MixtureConfig
 from operators.train.optimizer import missing_package
+from operators.train.quantise import missing_package as missing_quantisation
 from operators.train.trackers import missing_trackers
 
 NEED_REWARD = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS)
@@ -74,6 +76,8 @@ def preflight(
         found += _hub_findings(run.config)
     if not models and (thorough or _is_needed(run, refresh, NEED_STUDENT, selected)):
         found += examine_student(run.student, student_needs(run.config))
+    if run.config.evaluate.harness.tasks and (thorough or _is_needed(run, refresh, (EVALUATION,), selected)):
+        found += examine_harness(run.config.evaluate.harness)
     if thorough or _is_needed(run, refresh, (STUDENT,), selected):
         found += [
             *_resume_findings(run.config),
@@ -143,7 +147,8 @@ def _hub_findings(config: RunConfig) -> list[Finding]:
 
 
 def _package_findings(config: RunConfig) -> list[Finding]:
-    missing = (missing_package(config.train), missing_trackers(config.train.trackers))
+    train = config.train
+    missing = (missing_package(train), missing_quantisation(train), missing_trackers(train.trackers))
     found = (text.partition(": ") for text in missing if text)
     return [Finding(key, text) for key, _, text in found]
 

@@ -14,13 +14,14 @@ from operators.student.packed_attention import on_device, set_documents, use_pac
 from operators.student.packed_documents import Pack
 
 
-def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | None = None) -> Any:
+def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | None = None, **options: Any) -> Any:
     """Load a student for training, with exact attention that keeps the documents of a pack apart.
 
     Args:
         student: folder or hub id.
         dtype: of the weights.
         config: used instead of the student's own, for example with fewer layers.
+        options: more arguments of `from_pretrained`, for example to quantise the weights.
 
     Returns:
         The model, in training mode.
@@ -35,6 +36,7 @@ def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | 
         attn_implementation=exact_attention(student),
         trust_remote_code=False,
         use_safetensors=True,
+        **options,
     )
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise ValueError(f"train: {type(model).__name__} of student {student} takes no logits_to_keep; use another")

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from operators.stage import Operational, StageConfig
+from operators.train import quantise, zero
 from operators.train.lora import LoraConfig
 from operators.train.optimizer import OptimizerName, deepspeed_settings, refusal
+from operators.train.schedule import Schedule, remaining
 from operators.train.trackers import TrackerName
+from operators.train.zero import Offload, zero_settings
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from kernels.hyper_attention import HyperAttentionConfig
 
-_BUCKET_ELEMENTS, _BUCKET_ELEMENTS_ON_CPUS = 50_000_000, 10_000_000
-_LATER = ("start", "optimizer", "muon_rate_factor")  # keys that students of earlier releases were made without
-_WSD_DECAY = 0.2  # share of the steps after the warm-up in which a warm-up-stable-decay schedule falls to zero
+# Keys that students of earlier releases were made without.
+_LATER = ("start", "optimizer", "muon_rate_factor", "quantize")
 
 
 class TrainConfig(StageConfig):
@@ -31,9 +33,20 @@ class TrainConfig(StageConfig):
     num_workers: Operational[int] = Field(
         default=1, ge=1, description="Number of training processes; the loss curve does not depend on it."
     )
+    min_workers: Operational[int] = Field(
+        default=0,
+        ge=0,
+        description="Smallest number of training processes with which a training starts, and goes on after nodes were "
+        "lost; 0 always waits for `num_workers`.",
+    )
     zero_stage: Operational[Literal[0, 1, 2, 3]] = Field(
         default=2,
         description="What DeepSpeed ZeRO shards over the workers; with bf16, 0 runs as 1, with the same result.",
+    )
+    offload: Operational[Offload] = Field(
+        default="none",
+        description="What is kept in the memory of the host instead of the GPU's, which is slower: the optimizer with "
+        "its step, or with ZeRO stage 3 also the weights.",
     )
     max_steps: int = Field(default=0, ge=0, description="Number of optimizer steps; 0 means as many as `epochs` takes.")
     epochs: int = Field(default=3, ge=1, description="Number of passes over the packs if `max_steps` is 0.")
@@ -61,7 +74,7 @@ class TrainConfig(StageConfig):
         default=10, gt=0, description="Learning rate of Muon's matrices, as a multiple of `learning_rate`."
     )
     learning_rate: float = Field(default=2e-5, gt=0, description="The learning rate at the end of the warm-up.")
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+    schedule: Schedule = Field(
         default="cosine",
         description="How the rate falls after the warm-up; wsd stays constant and falls linearly over the last fifth.",
     )
@@ -111,6 +124,11 @@ class TrainConfig(StageConfig):
         "base model. With released, pack.mixture chooses the earlier data that is trained on again.",
     )
     lora: LoraConfig = Field(default=LoraConfig(), description="Low-rank adapters instead of all weights.")
+    quantize: Literal["none", "4bit"] = Field(
+        default="none",
+        description="Number format of the frozen weights under adapters: 4bit (QLoRA, needs bitsandbytes) takes a "
+        "quarter of the memory of bf16.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order of the packs, of noise, dropout and adapters.")
     evaluate_every_steps: int = Field(
         default=0,
@@ -175,8 +193,14 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> Self:
-        if problem := refusal(self):
+        if problem := refusal(self) or quantise.refusal(self) or zero.refusal(self):
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_workers_are_fewer(self) -> Self:
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers: {self.min_workers} is more than num_workers: {self.num_workers}")
         return self
 
     @model_validator(mode="after")
@@ -217,16 +241,7 @@ class TrainConfig(StageConfig):
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, total_steps - warmup)
-        match self.schedule:
-            case "cosine":
-                share = 0.5 * (1 + math.cos(math.pi * progress))
-            case "linear":
-                share = 1 - progress
-            case "wsd":
-                share = min(1.0, (1 - progress) / _WSD_DECAY)
-            case "constant":
-                share = 1.0
-        return self.learning_rate * share
+        return self.learning_rate * remaining(self.schedule, progress)
 
     @model_validator(mode="after")
     def _a_released_student_has_all_weights(self) -> Self:
@@ -261,21 +276,11 @@ class TrainConfig(StageConfig):
 
         The loop itself marks the micro-step that ends an optimizer step, because steps have different numbers of packs.
         """
-        bucket = _BUCKET_ELEMENTS if self.gpus_per_worker else _BUCKET_ELEMENTS_ON_CPUS
-        # One worker on CPUs has nothing to shard; stage 1, of the same checkpoints, copies gradients once a step only.
-        alone = self.num_workers == 1 and self.sharding == 2 and not self.gpus_per_worker
         config: dict[str, object] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             **deepspeed_settings(self),
-            "zero_optimization": {
-                "stage": 1 if alone else self.sharding,
-                # DeepSpeed reduces whole buckets either way; off, it does so in place and not in copies.
-                "reduce_scatter": self.gpus_per_worker > 0,
-                # DeepSpeed's default of 5e8 elements is a buffer of two gigabytes per worker, more than a small model.
-                "reduce_bucket_size": bucket,
-                "allgather_bucket_size": bucket,
-            },
+            "zero_optimization": zero_settings(self),
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
         }

@@ -20,6 +20,7 @@ from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.lora import with_adapters
 from operators.train.optimizer import own_optimizer
+from operators.train.quantise import loading_options
 from operators.train.resize import converted, needs_conversion, remove_converted
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -30,9 +31,10 @@ def load_student(student: str, config: TrainConfig) -> Any:
     """The student ready for training, in fp32 or bf16, with exact attention.
 
     Raises:
-        ValueError: its forward pass cannot leave out logits that no loss needs.
+        ValueError: its forward pass cannot leave out logits that no loss needs, or a package is missing.
     """
-    model = load_trainable(student, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = load_trainable(student, dtype, **loading_options(config, dtype))
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers.pytorch_utils import Conv1D
 
 from operators.student.encode import load_tokenizer
 from operators.student.generation import exportable
 from operators.train.lora import ADAPTER_FOLDER, LoraConfig, adapted_layers, base_of, merged, own_parameters, plain_name
+from operators.train.quantise import is_quantised, plain_model
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -27,8 +29,8 @@ def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | N
         student: where tokenizer and chat template come from.
         folder: gets safetensors of at most 5 GB, config, generation config (stopping at the learnt end of turn),
             tokenizer and chat template.
-        lora: if it has a rank, the adapters are merged into the weights and also written by themselves, or only the
-            adapters are written.
+        lora: if it has a rank, the adapters are merged into the weights (those before quantisation) and also written by
+            themselves, or only the adapters are written.
 
     Returns:
         What was changed in the generation config so that it can be saved; "" if nothing, and on other ranks.
@@ -36,16 +38,20 @@ def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | N
     Raises:
         ExportError: the folder cannot be written.
     """
-    lora = lora or LoraConfig()
+    lora, base = lora or LoraConfig(), base_of(engine.module)
     adapters = gathered_adapters(engine.module) if lora.r else {}
-    weights = gathered_weights(engine.module) if lora.merge or not lora.r else {}
+    quantised = any(map(is_quantised, base.parameters()))
+    whole = (lora.merge or not lora.r) and not quantised
+    weights = gathered_weights(engine.module) if whole else {}
     problem, changed = [""], ""
     if dist.get_rank() == 0:
         try:
             if lora.r:
                 place = folder / ADAPTER_FOLDER if lora.merge else folder
                 engine.module.save_pretrained(place, state_dict=adapters, save_embedding_layers=False)
-            changed = _write(base_of(engine.module), weights, student, folder)
+            if quantised:
+                base, weights = _unquantised(engine.module, student, merge=lora.merge)
+            changed = _write(base, weights, student, folder)
         except Exception as error:  # noqa: BLE001 - sent to all workers, who would wait for this one
             problem[0] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     dist.broadcast_object_list(problem, src=0)
@@ -75,6 +81,19 @@ def gathered_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         state = {plain_name(name): value for name, value in base.state_dict().items()}
         weights |= {name: buffer.cpu() for name, buffer in state.items() if name and name not in parameters}
     return weights
+
+
+def _unquantised(module: torch.nn.Module, student: str, *, merge: bool) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The student as it was before quantisation, and its weights with merged adapters; {} without `merge`."""
+    plain = plain_model(student, base_of(module).dtype)
+    if not merge:
+        return plain, {}
+    for name, layer in adapted_layers(module).items():
+        found = plain.get_submodule(name)
+        weight = found.weight.data
+        # bitsandbytes stores the weights of GPT-2's layers as those of linear ones.
+        found.weight.data = merged(weight.T, layer).T.contiguous() if type(found) is Conv1D else merged(weight, layer)
+    return plain, plain.state_dict()
 
 
 def gathered_adapters(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -62,7 +62,8 @@ def read_failure(folder: Path) -> str:
 
 def _train(job: TrainJob) -> None:
     prepare_process(job.config)
-    job = replace(job, student=on_this_disk(job.student))
+    there = job.config.model_copy(update={"num_workers": dist.get_world_size()})  # if it is elastic, there may be fewer
+    job = replace(job, student=on_this_disk(job.student), config=there)
     store = PackStore(job.files)
     if store.digest != job.digest:
         raise ValueError(f"train: packs have digest {store.digest}, the driver read {job.digest}; pack again")

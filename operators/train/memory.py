@@ -13,6 +13,7 @@ from pathlib import Path
 
 from operators.train.config import TrainConfig
 from operators.train.lora import ALL_LINEAR, LoraConfig
+from operators.train.quantise import BYTES_PER_WEIGHT
 
 _FP32 = 4
 _MOMENTS = 2 * _FP32  # Adam's two moments
@@ -27,10 +28,12 @@ class StudentSize:
     Attributes:
         parameters: weights of the student.
         adapters: weights of low-rank adapters, if only these are trained; 0 if all weights are.
+        linear: weights of the layers' matrices, which `train.quantize` changes.
     """
 
     parameters: int = 0
     adapters: int = 0
+    linear: int = 0
 
 
 def measure(student: str, lora: LoraConfig) -> StudentSize:
@@ -38,7 +41,8 @@ def measure(student: str, lora: LoraConfig) -> StudentSize:
     shapes: dict[str, list[int]] = {}
     for file in Path(student).glob("*.safetensors"):
         shapes |= _shapes(file)
-    return StudentSize(sum(map(math.prod, shapes.values())), count_adapters(shapes, lora))
+    linear = sum(math.prod(shape) for name, shape in shapes.items() if _is_linear(name, shape))
+    return StudentSize(sum(map(math.prod, shapes.values())), count_adapters(shapes, lora), linear)
 
 
 def count_adapters(shapes: Mapping[str, list[int]], lora: LoraConfig) -> int:
@@ -47,21 +51,42 @@ def count_adapters(shapes: Mapping[str, list[int]], lora: LoraConfig) -> int:
 
 
 def bytes_per_worker(size: StudentSize, config: TrainConfig) -> int:
-    """Bytes that one worker holds during training.
+    """Bytes that one worker holds during training, without those that are offloaded from a GPU.
+
+    If the training is elastic, those of its smallest group.
 
     Args:
         size: of the student; if it has adapters, only they have gradients and optimizer state.
-        config: workers, ZeRO stage and precision.
+        config: workers, ZeRO stage, precision and quantisation.
     """
-    stage, workers = config.sharding, config.num_workers
+    on_device, on_host = _bytes(size, config)
+    return on_device if config.gpus_per_worker else on_device + on_host
+
+
+def host_bytes_per_worker(size: StudentSize, config: TrainConfig) -> int:
+    """Bytes that one worker on a GPU holds in the memory of the host, because they are offloaded."""
+    return _bytes(size, config)[1] if config.gpus_per_worker else 0
+
+
+def _bytes(size: StudentSize, config: TrainConfig) -> tuple[int, int]:
+    """Bytes of a worker on its device, and offloaded ones on the host."""
+    stage, workers = config.sharding, config.min_workers or config.num_workers
     half = config.precision == "bf16"
     weights, gradients = 2 if half else _FP32, _FP32 + (2 if half else 0)  # bf16 gradients are added to fp32 ones
     master = _FP32 if half or stage else 0  # ZeRO updates a flat fp32 copy of its part
-    whole = (0 if stage >= 2 else gradients) + (0 if stage else master + _MOMENTS)
-    shared = (gradients if stage >= 2 else 0) + (master + _MOMENTS if stage else 0)
     trained, held = size.adapters or size.parameters, size.parameters + size.adapters
-    of_weights = -(-held * weights // workers) if stage == 3 else held * weights
-    return of_weights + trained * whole + -(-trained * shared // workers)
+    of_gradients = trained * gradients if stage < 2 else -(-trained * gradients // workers)
+    of_optimizer = -(-trained * (master + _MOMENTS) // workers) if stage else trained * (master + _MOMENTS)
+    quantised = size.linear if config.quantize == "4bit" else 0
+    of_weights = (held - quantised) * weights + math.ceil(quantised * BYTES_PER_WEIGHT)
+    of_weights = -(-of_weights // workers) if stage == 3 else of_weights
+    match config.offload:
+        case "none":
+            return of_weights + of_gradients + of_optimizer, 0
+        case "optimizer":  # with the gradients of its part
+            return of_weights, of_gradients + of_optimizer
+        case "optimizer_and_weights":
+            return 0, of_weights + of_gradients + of_optimizer
 
 
 def _is_adapted(name: str, shape: list[int], lora: LoraConfig) -> bool:
@@ -72,7 +97,12 @@ def _is_adapted(name: str, shape: list[int], lora: LoraConfig) -> bool:
         return any(module == wanted or module.endswith(f".{wanted}") for wanted in lora.target_modules)
     if lora.target_modules != ALL_LINEAR:
         return re.fullmatch(lora.target_modules, module) is not None
-    return _IN_A_LAYER.search(module) is not None
+    return _is_linear(name, shape)
+
+
+def _is_linear(name: str, shape: list[int]) -> bool:
+    """Whether a tensor is the matrix of a linear layer; embeddings and the head are not inside a layer."""
+    return name.endswith(".weight") and len(shape) == 2 and _IN_A_LAYER.search(name) is not None
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:

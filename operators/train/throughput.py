@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from operators.train.quantise import num_weights
+
 # Dense bfloat16 FLOP/s from the manufacturers' data sheets; the longest matching name counts.
 _PEAKS = {
     "V100": 125e12,  # float16
@@ -56,7 +58,7 @@ def model_cost(model: Any) -> ModelCost:
     tied = getattr(text, "tie_word_embeddings", False)
     skipped = set() if tied else {id(parameter) for parameter in looked_up.parameters()}
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in skipped]
-    sizes = [(int(getattr(each, "ds_numel", each.numel())), each.requires_grad) for each in parameters]
+    sizes = [(num_weights(each), each.requires_grad) for each in parameters]
     per_token = sum(size * (6 if trained else 4) for size, trained in sizes)
     heads = getattr(text, "num_attention_heads", None)
     if not isinstance(heads, int) or not heads:

@@ -32,6 +32,7 @@ from operators.train.stopping import stop_is_asked, stopping_cleanly
 __all__ = ["MANIFEST", "TrainConfig", "TrainResult", "TrainingStoppedError", "train"]
 
 _BEGAN = "began.json"
+RESIZE_EVERY_S = 600.0  # a node that came is used after at most this time; the steps since the last checkpoint are lost
 
 
 class TrainingStoppedError(RuntimeError):
@@ -151,12 +152,21 @@ def _fit(job: TrainJob, index: PackIndex) -> None:
 
 
 def scaling_of(config: TrainConfig) -> ScalingConfig:
-    """The workers as one placement group: Ray places all of them or none, so that no two runs wait for each other."""
+    """The workers as one placement group: Ray places all of them or none, so that no two runs wait for each other.
+
+    An elastic training has the largest group that the nodes allow, and begins anew at its last checkpoint when a node
+    was lost or came.
+    """
     resources = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
-    return ScalingConfig(
-        num_workers=config.num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
+    elastic = 0 < config.min_workers < config.num_workers
+    workers: Any = (config.min_workers, config.num_workers) if elastic else config.num_workers
+    return ScalingConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train v1
+        num_workers=workers,
+        use_gpu=config.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
     )
 
 
@@ -193,7 +203,7 @@ def _result(job: TrainJob, index: PackIndex, wall_seconds: float) -> TrainResult
         neftune_alpha=config.neftune_alpha,
         attention=config.attention,
         zero_stage=config.sharding,
-        num_workers=config.num_workers,
+        num_workers=len(exported["peak_rss_bytes"]),  # an elastic training may end with fewer
         precision=config.precision,
         config=config.model_dump(mode="json"),
     )

@@ -7,6 +7,7 @@ import pytest
 
 from flows.config import load_config
 from flows.placement import GIB, Demand, demands, training_disk_bytes, weigh
+from operators.train.memory import StudentSize
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
@@ -44,6 +45,23 @@ def test_a_stage_that_cannot_be_placed_is_refused_by_its_key(override: str, key:
     assert finding.fatal
     assert finding.key == key
     assert re.search(text, finding.text), finding.text
+
+
+def test_an_elastic_training_waits_for_its_fewest_workers() -> None:
+    elastic = ["train.num_workers=64", "train.min_workers=2"]
+    assert weigh(load_config(SMOKE, elastic), [LAPTOP]) == []
+    [finding] = weigh(load_config(SMOKE, [elastic[0], "train.min_workers=3"]), [LAPTOP])
+    assert "train needs 3 workers of 1 CPU at once" in finding.text
+
+
+def test_what_is_offloaded_has_to_fit_into_the_memory_of_the_hosts() -> None:
+    gpus = ["train.gpus_per_worker=1", "train.offload=optimizer", "train.precision=bf16"]
+    config = load_config(SMOKE, [*gpus, "train.num_workers=1", "evaluate.gpus_per_actor=0"])
+    node = {**LAPTOP, "GPU": 1.0}
+    assert weigh(config, [node], size=StudentSize(10**8)) == []
+    [finding] = weigh(config, [node], size=StudentSize(10**9))
+    assert finding.key == "train.offload"
+    assert "GiB, a node has 16.0 GiB" in finding.text
 
 
 def test_a_stage_that_does_not_run_asks_for_nothing() -> None:

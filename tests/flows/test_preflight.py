@@ -74,10 +74,12 @@ def test_a_checkpoint_that_is_not_there_is_found_before_the_teacher_is_paid(tmp_
 def test_a_package_that_training_needs_is_missed_before_the_teacher_is_paid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = look(tmp_path, "train.optimizer=adamw_8bit", "train.trackers=[wandb]")
+    run = look(
+        tmp_path, "train.optimizer=adamw_8bit", "train.trackers=[wandb]", "train.quantize=4bit", "train.lora.r=4"
+    )
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     found = _package_findings(run.config)
-    assert [finding.key for finding in found] == ["train.optimizer", "train.trackers"]
+    assert [finding.key for finding in found] == ["train.optimizer", "train.quantize", "train.trackers"]
     assert all(finding.fatal and "pip install" in finding.text for finding in found)
     assert _package_findings(look(tmp_path).config) == []
 

@@ -6,7 +6,7 @@ import torch
 from operators.student.packed_loss import load_trainable
 from operators.train.config import TrainConfig
 from operators.train.lora import LoraConfig, with_adapters
-from operators.train.memory import StudentSize, bytes_per_worker, count_adapters, measure
+from operators.train.memory import StudentSize, bytes_per_worker, count_adapters, host_bytes_per_worker, measure
 
 BILLION = 10**9
 
@@ -52,3 +52,33 @@ def test_a_student_with_adapters_needs_its_weights_and_little_more():
     assert size.adapters == 16 * 8192
     one_gpu = bytes_per_worker(size, TrainConfig(num_workers=1, lora=LoraConfig(r=16)))
     assert 15.2 * BILLION < one_gpu < 15.3 * BILLION
+
+
+def test_quantised_weights_take_little_more_than_four_bits(tiny_model):
+    lora = LoraConfig(r=16)
+    found = measure(tiny_model, lora)
+    assert found.linear == 2 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 128 * 3)
+    size = StudentSize(7_620 * 10**6, 40 * 10**6, 6_500 * 10**6)
+    config = TrainConfig(num_workers=1, lora=lora, quantize="4bit")
+    whole = bytes_per_worker(size, config.model_copy(update={"quantize": "none"}))
+    assert whole - bytes_per_worker(size, config) == pytest.approx(6.5 * BILLION * (2 - 0.516), rel=1e-3)
+
+
+def test_what_is_offloaded_from_a_gpu_is_in_the_memory_of_the_host():
+    size, gpus = StudentSize(BILLION), {"num_workers": 8, "gpus_per_worker": 1, "zero_stage": 3}
+    plain, optimizer, all_of_it = (
+        TrainConfig(**gpus, offload=offload) for offload in ("none", "optimizer", "optimizer_and_weights")
+    )
+    whole = bytes_per_worker(size, plain)
+    assert host_bytes_per_worker(size, plain) == 0
+    assert bytes_per_worker(size, optimizer) == 2 * BILLION / 8
+    assert host_bytes_per_worker(size, optimizer) == whole - 2 * BILLION / 8
+    assert (bytes_per_worker(size, all_of_it), host_bytes_per_worker(size, all_of_it)) == (0, whole)
+    on_cpus = all_of_it.model_copy(update={"gpus_per_worker": 0})
+    assert (bytes_per_worker(size, on_cpus), host_bytes_per_worker(size, on_cpus)) == (whole, 0)
+
+
+def test_an_elastic_training_is_weighed_with_its_fewest_workers():
+    size = StudentSize(BILLION)
+    elastic = bytes_per_worker(size, TrainConfig(num_workers=8, min_workers=2, zero_stage=3))
+    assert elastic == bytes_per_worker(size, TrainConfig(num_workers=2, zero_stage=3))

@@ -231,14 +231,30 @@ def test_the_demo_model_learns_on_two_workers(two, packs, demo_model, tmp_path):
     assert exported.config.tie_word_embeddings
 
 
-@pytest.mark.slow
-def test_two_runs_that_want_two_of_three_nodes_each_both_end_and_none_holds_half_of_its_workers(tmp_path):
-    gangs = Path(__file__).with_name("gangs.py")
+def run_script(name, *arguments):
+    """Run a script of this folder that starts a cluster of its own."""
     with tempfile.TemporaryDirectory(prefix="r-", dir="/tmp") as short:  # sockets lie there
         home = {"RAY_TMPDIR": short, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | home
-        ended = subprocess.run([sys.executable, gangs, tmp_path], env=environment, capture_output=True, timeout=400)
+        command = [sys.executable, Path(__file__).with_name(name), *arguments]
+        ended = subprocess.run(command, env=environment, capture_output=True, timeout=400)
     assert ended.returncode == 0, ended.stderr.decode()[-2000:]
+
+
+@pytest.mark.slow
+def test_an_elastic_training_goes_on_with_fewer_workers_after_a_node_was_lost(alone, packs_file, tiny_model, tmp_path):
+    run_script("elastic.py", tmp_path, packs_file, tiny_model)
+    result = TrainResult.model_validate_json((tmp_path / "result.json").read_text())
+    assert result.num_workers == 1
+    assert any("with 1 workers, after 2 before" in note for note in result.notes)
+    assert result.losses == pytest.approx(alone[1].losses, rel=1e-5)
+    pids = [line["pid"] for line in read_metrics(tmp_path / "student" / "metrics.jsonl")]
+    assert pids[0] != pids[-1], "the node was lost only after the training"
+
+
+@pytest.mark.slow
+def test_two_runs_that_want_two_of_three_nodes_each_both_end_and_none_holds_half_of_its_workers(tmp_path):
+    run_script("gangs.py", tmp_path)
     a, b = ([json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)] for name in "ab")
     assert all(len({worker["node"] for worker in run}) == 2 for run in (a, b))
     first, second = sorted((a, b), key=lambda run: run[0]["began"])
