@@ -6,19 +6,24 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from operators.student.encode import encode_example
+from operators.student.encode import Encoded, encode_example
 from operators.train.pack import Document, _to_table, best_fit_decreasing
 
 WORDS = Path(__file__).with_name("training.py").read_text().split()[:200]
 
 
-def write_packs(tokenizer: Any, path: str, *, count: int, tokens: int, document: int) -> str:
-    """Write `count` packs of at most `tokens` tokens, of documents of about `document` tokens; returns `path`."""
+def write_packs(tokenizer: Any, path: str, *, count: int, tokens: int, document: int, vocabulary: int = 1 << 31) -> str:
+    """Write `count` packs of at most `tokens` tokens, of documents of about `document` tokens; returns `path`.
+
+    Token ids are taken modulo `vocabulary`, for a random model with a smaller one.
+    """
     documents = []
     for number in range(count * tokens // document):
         words = max(8, document - 40 + number * 13 % 40)
         answer = " ".join(WORDS[(number + at) % len(WORDS)] for at in range(words))
-        documents.append(Document(f"r{number}", encode_example(tokenizer, f"Tell story {number}.", "", answer)))
+        encoded = encode_example(tokenizer, f"Tell story {number}.", "", answer)
+        small = ([one % vocabulary if one >= 0 else one for one in ids] for ids in (encoded.input_ids, encoded.labels))
+        documents.append(Document(f"r{number}", Encoded(*small)))
     return _write(documents, path, count, tokens)
 
 

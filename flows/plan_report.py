@@ -15,7 +15,7 @@ from operators.models import ModelNotFoundError
 from operators.redact import without_credentials
 from operators.stage import Finding
 from operators.teacher.budget import Tokens
-from operators.train.memory import bytes_per_worker, host_bytes_per_worker, measure
+from operators.train.memory import activation_bytes, bytes_per_worker, host_bytes_per_worker, measure
 
 UNREADABLE = ("source.path", "source.split", "decontaminate.files")  # findings after which nothing can be read
 
@@ -63,7 +63,9 @@ def _training_memory(run: Run) -> str:
     held = bytes_per_worker(size, train) / GIB
     host = host_bytes_per_worker(size, train) / GIB
     offloaded = f" and {host:.2f} GiB of the host's" if host else ""
-    return f"{size.parameters:,} weights, trains {trained}: {held:.2f} GiB per worker{offloaded} without activations"
+    kept = activation_bytes(run.student, train, run.config.pack.max_tokens) / GIB
+    weights = f"{size.parameters:,} weights, trains {trained}: {held:.2f} GiB per worker{offloaded}"
+    return f"{weights}, and about {kept:.2f} GiB of activations"
 
 
 def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:

@@ -260,7 +260,7 @@ def student_needs(config: RunConfig) -> StudentNeeds:
     """The configuration's requirements for the student."""
     train = config.train
     layers = train.hyper_attention_layers if train.attention == "hyper_attention" else None
-    return StudentNeeds(config.pack.max_tokens, config.pack.packed, layers)
+    return StudentNeeds(config.pack.max_tokens, config.pack.packed, layers, train.sequence_parallel)
 
 
 def _is_needed(run: Run, refresh: str, assets: Sequence[str], selected: Sequence[str]) -> bool:

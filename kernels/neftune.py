@@ -8,9 +8,9 @@ Shape letters: B rows, T tokens, D embedding size, N documents.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -79,6 +79,12 @@ def batch_of_pack(lengths: list[int], uids: list[int], num_tokens: int, epoch: i
     )
 
 
+def slice_of_batch(batch: NoiseBatch, tokens: slice) -> NoiseBatch:
+    """The batch for a worker that reads only these tokens of each row; documents keep their lengths and positions."""
+    parts = {name: getattr(batch, name)[:, tokens] for name in ("documents", "positions", "padding")}
+    return replace(batch, **parts)
+
+
 def _on_device(values: list[int], device: str) -> Tensor:
     """The numbers as int64 on the device, copied from pinned memory: the host does not wait for a GPU's queued work."""
     tensor = torch.tensor(values, dtype=torch.int64)
@@ -91,28 +97,35 @@ class EmbeddingNoise:
     def __init__(self, alpha: float, seed: int, kind: Kind = "uniform") -> None:
         self._alpha, self._seed, self._kind = alpha, seed, kind
         self._batch: NoiseBatch | None = None
-        self._l2_N: Tensor | None = None
+        self._squares_N: Tensor | None = None
 
     def set_batch(self, batch: NoiseBatch) -> None:
         """Say which documents the next forward pass sees."""
         self._batch = batch
-        self._l2_N = None
+        self._squares_N = None
 
     def l2_per_document(self) -> Tensor:
         """L2 norm of the noise that the last training forward pass added to each document; empty if it added none.
 
         Expected: alpha / sqrt(3) for each document, whatever its length. fp32, [documents of length > 0].
         """
-        if self._l2_N is None or self._batch is None:
+        if self._squares_N is None or self._batch is None:
             return torch.zeros(0)
-        return self._l2_N[self._batch.lengths > 0]
+        return self._squares_N[self._batch.lengths > 0].sqrt()
 
-    def l2_sum(self) -> tuple[Tensor, int]:
-        """Sum of `l2_per_document`, a scalar on the device, and the number of documents; the host does not wait."""
-        if self._l2_N is None or self._batch is None:
+    def l2_sum(self, add_others: Callable[[Tensor], None] | None = None) -> tuple[Tensor, int]:
+        """Sum of `l2_per_document`, a scalar on the device, and the number of documents; the host does not wait.
+
+        Args:
+            add_others: adds in place, for each document, the sum of squares of the workers that read its other tokens.
+        """
+        if self._squares_N is None or self._batch is None:
             device = "cpu" if self._batch is None else self._batch.lengths.device
             return torch.zeros((), device=device), 0
-        return self._l2_N.sum(), self._batch.num_documents
+        squares_N = self._squares_N.clone()
+        if add_others is not None:
+            add_others(squares_N)
+        return squares_N.sqrt().sum(), self._batch.num_documents
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output_BTD: Tensor) -> Tensor:
         """The hook: the embedding's output plus noise, in the output's dtype; the output itself outside training."""
@@ -127,7 +140,7 @@ class EmbeddingNoise:
         noise_BTD = scaled_noise(self._batch, output_BTD.shape[-1], self._alpha, self._seed, self._kind)
         squares = noise_BTD.square().sum(-1).flatten()
         sums_N = torch.zeros(len(self._batch.lengths), device=squares.device)
-        self._l2_N = sums_N.index_add_(0, self._batch.documents.flatten(), squares).sqrt()
+        self._squares_N = sums_N.index_add_(0, self._batch.documents.flatten(), squares)
         return (output_BTD.float() + noise_BTD).to(output_BTD.dtype)
 
 

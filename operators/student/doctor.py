@@ -17,6 +17,8 @@ from operators.student.chat_format import chat_format
 from operators.student.encode import encode_example, load_tokenizer, require_template
 from operators.student.generation import exportable
 from operators.student.hyper_layers import hyper_attention_layers
+from operators.student.sliced_pack import KEY as SHARED
+from operators.student.sliced_pack import unfit_heads, unfit_window
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -32,11 +34,13 @@ class StudentNeeds:
         max_tokens: of a pack.
         packed: several documents share a pack.
         hyper_attention_layers: the layers that should use HyperAttention; None if none.
+        sequence_parallel: workers that share a pack in training.
     """
 
     max_tokens: int
     packed: bool = True
     hyper_attention_layers: str | Sequence[int] | None = None
+    sequence_parallel: int = 1
 
 
 def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
@@ -60,6 +64,7 @@ def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
     if tokenizer is not None:
         found += _generation_config(student, tokenizer)
     found += _hyper_attention(config, needs)
+    found += _slices(config, needs)
     return found if any(finding.fatal for finding in found) else [*found, *_packing(student, config, needs)]
 
 
@@ -187,20 +192,32 @@ def _hyper_attention(config: "PretrainedConfig", needs: StudentNeeds) -> Iterato
         )
 
 
+def _slices(config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding]:
+    if needs.sequence_parallel > 1:
+        heads = unfit_heads(config, needs.sequence_parallel)
+        window = unfit_window(config, needs.max_tokens, needs.hyper_attention_layers is not None)
+        yield from (Finding(SHARED, problem) for problem in (heads, window) if problem)
+
+
 def _packing(student: str, config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding]:
-    from operators.student.packing_probe import probe_packing
+    from operators.student.packing_probe import load_probed, probe_packing
+    from operators.student.slice_probe import unfit_model
 
     log = logging.getLogger("transformers.modeling_utils")
     level = log.level
     log.setLevel(logging.ERROR)  # otherwise it lists every layer that is left out
+    unfit: list[str] = []
     try:
-        probe = probe_packing(student, config, packed=needs.packed)
+        model = load_probed(student, config)
+        probe = probe_packing(model, packed=needs.packed)
+        unfit += unfit_model(model) if needs.sequence_parallel > 1 else ()
     except Exception as error:  # noqa: BLE001 - code of any model runs here, and a run would fail the same way
         text = f"the student cannot be trained: {type(error).__name__}: {_line(error)}; take another student"
         yield Finding(KEY, text)
         return
     finally:
         log.setLevel(level)
+    yield from (Finding(SHARED, problem) for problem in unfit)
     if probe.leaks:
         yield Finding(
             "pack.packed",

@@ -10,8 +10,8 @@ Importing this module registers `attn_implementation="packed_documents"`.
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from typing import Any
 
@@ -44,6 +44,25 @@ def attention_in_use(model: Any) -> str:
 def set_documents(lengths: Sequence[int]) -> None:
     """Set the lengths of the documents of the next forward pass, in their order; they fill its one row."""
     _documents[:] = lengths
+
+
+def documents_in_use() -> tuple[int, ...]:
+    """The lengths that `set_documents` got last."""
+    return tuple(_documents)
+
+
+@contextmanager
+def replaced_attention(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> Iterator[None]:
+    """Inside the context, all models of this process with `attn_implementation=name` use these two functions."""
+    interfaces = (AttentionInterface(), attention), (AttentionMaskInterface(), mask)
+    before = [interface[name] for interface, _ in interfaces]
+    try:
+        for interface, function in interfaces:
+            interface.register(name, function)
+        yield
+    finally:
+        for (interface, _), function in zip(interfaces, before, strict=True):
+            interface.register(name, function)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # each pack has another number of documents

@@ -11,7 +11,7 @@ from operators.student.chunked_loss import return_loss
 from operators.student.encode import IGNORED
 from operators.student.exact_attention import exact_attention
 from operators.student.packed_attention import on_device, set_documents, use_packed_attention
-from operators.student.packed_documents import Pack
+from operators.student.packed_documents import Pack, slice_of
 
 
 def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | None = None, **options: Any) -> Any:
@@ -45,24 +45,35 @@ def load_trainable(student: str, dtype: torch.dtype, config: PretrainedConfig | 
     return model.train()
 
 
-def summed_loss(model: Any, pack: Pack, device: str = "cpu") -> Tensor:
+def summed_loss(model: Any, pack: Pack, device: str = "cpu", place: int = 0, count: int = 1) -> Tensor:
     """Sum of the cross entropy over the supervised tokens of a pack, in nats; fp32 scalar, 0 for a dummy.
 
     Only positions that predict a supervised token pass through the head. There is no attention mask: lengths separate
     the documents, or position ids, which restart at 0.
+
+    Args:
+        model: the student, or its engine.
+        pack: the whole pack.
+        device: of the model.
+        place: of the slice that this worker reads, if `count` workers share the pack. The sum is then over the tokens
+            that this slice predicts; the last of them is the first of the next slice.
+        count: of slices of one length; it must divide the number of tokens, and above 1 the attention must exchange
+            what the slices need of each other (`operators.train.sequence_parallel`).
     """
-    lengths = pack.document_lengths or [len(pack.input_ids)]
+    padding = len(pack.input_ids) - sum(pack.document_lengths)
+    lengths = [*pack.document_lengths, *([padding] if padding else [])]
     set_documents(lengths)
+    span = slice_of(len(pack.input_ids), place, count)
     # Everything is decided on the host, because reading a result from a GPU would wait for all its queued work.
-    targets = torch.tensor(pack.labels[1:])
+    targets = torch.tensor([*pack.labels[1:], IGNORED][span])
     predicting = (targets != IGNORED).nonzero()[:, 0]
     nothing = not len(predicting)
     if nothing:  # use one position, so that the forward and backward passes run, with a loss of zero
         predicting, targets = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None, span]
     input_ids, positions, kept, wanted = (
         on_device(tensor, device)
-        for tensor in (torch.tensor([pack.input_ids]), positions, predicting, targets[predicting])
+        for tensor in (torch.tensor([pack.input_ids[span]]), positions, predicting, targets[predicting])
     )
     options = {"position_ids": positions, "use_cache": False, "logits_to_keep": kept}
     loss: Tensor = model(input_ids=input_ids, targets=wanted, **options)

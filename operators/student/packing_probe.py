@@ -47,19 +47,22 @@ class PackingProbe:
         return self.change > limit or self.moved > limit / 10
 
 
-def probe_packing(student: str, config: "PretrainedConfig", packed: bool = True) -> PackingProbe:
-    """Load the student's first layers as training does, and compare its losses.
-
-    Args:
-        student: folder or hub id.
-        config: its configuration.
-        packed: compare; otherwise read one document, to check that the student can be trained at all.
-    """
+def load_probed(student: str, config: "PretrainedConfig") -> Any:
+    """Load the student's first layers as training does, from a folder or a hub id."""
     small = first_layers(config)
     width = getattr(config.get_text_config(), "hidden_size", 1024)
     dtype = torch.float32 if config.get_text_config().vocab_size * width * 4 < _SMALL else torch.bfloat16
-    model = load_trainable(student, dtype, small)
-    attention = attention_in_use(model)
+    return load_trainable(student, dtype, small)
+
+
+def probe_packing(model: Any, packed: bool = True) -> PackingProbe:
+    """Compare the losses of a loaded student.
+
+    Args:
+        model: from `load_probed`; it is left in evaluation mode.
+        packed: compare; otherwise read one document, to check that the student can be trained at all.
+    """
+    attention, dtype = attention_in_use(model), next(model.parameters()).dtype
     model.eval()  # dropout would make two equal documents differ
     with torch.no_grad():
         if not packed:

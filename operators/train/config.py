@@ -11,6 +11,7 @@ from operators.stage import Operational, StageConfig
 from operators.train import quantise, zero
 from operators.train.lora import LoraConfig
 from operators.train.optimizer import OptimizerName, deepspeed_settings, refusal
+from operators.train.refusals import impossible
 from operators.train.schedule import Schedule, remaining
 from operators.train.trackers import TrackerName
 from operators.train.zero import Offload, zero_settings
@@ -38,6 +39,12 @@ class TrainConfig(StageConfig):
         ge=0,
         description="Smallest number of training processes with which a training starts, and goes on after nodes were "
         "lost; 0 always waits for `num_workers`.",
+    )
+    sequence_parallel: Operational[int] = Field(
+        default=1,
+        ge=1,
+        description="Number of workers that share a pack, each with a slice of its tokens, so that its activations are "
+        "divided (DeepSpeed Ulysses); it divides `num_workers` and the student's heads of attention.",
     )
     zero_stage: Operational[Literal[0, 1, 2, 3]] = Field(
         default=2,
@@ -183,15 +190,6 @@ class TrainConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
-    def _whole_weights_to_compile(self) -> Self:
-        if self.compile and self.zero_stage == 3:
-            raise ValueError(
-                "compile: true with zero_stage: 3, whose weights come and go inside a layer; use zero_stage 2 or less, "
-                "or compile: false"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _optimizer_fits(self) -> Self:
         if problem := refusal(self) or quantise.refusal(self) or zero.refusal(self):
             raise ValueError(problem)
@@ -222,6 +220,12 @@ class TrainConfig(StageConfig):
             raise ValueError(
                 f"hyper_attention: {str(error).rpartition(' ')[2]}: no such key; there are {known}"
             ) from None
+        return self
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if problem := impossible(self):
+            raise ValueError(problem)
         return self
 
     def hyper_attention_config(self) -> "HyperAttentionConfig":

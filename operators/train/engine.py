@@ -22,6 +22,7 @@ from operators.train.lora import with_adapters
 from operators.train.optimizer import own_optimizer
 from operators.train.quantise import loading_options
 from operators.train.resize import converted, needs_conversion, remove_converted
+from operators.train.sequence_parallel import shared_packs
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES, _MAPPED_FROM_BYTES = 1 << 30, 32 << 20
@@ -57,7 +58,7 @@ def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tupl
     sharding = HfDeepSpeedConfig(settings) if config.sharding == 3 else None
     model = load_student(job.student, config)
     noise_on = neftune(model.get_input_embeddings(), config.neftune_alpha, config.seed, config.neftune_noise)
-    with configured_attention(model, config), noise_on as noise:
+    with configured_attention(model, config), shared_packs(model, config.sequence_parallel), noise_on as noise:
         trained = with_adapters(model, config.lora, config.seed)
         if config.compile:
             compile_layers(model)

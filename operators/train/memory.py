@@ -1,7 +1,7 @@
-"""Estimates the memory of a training worker for weights, gradients and optimizer, by ZeRO stage.
+"""Estimates the memory of a training worker: weights, gradients and optimizer by ZeRO stage, and activations.
 
-Activations are not included: with recomputation, about 2 bytes x layers x hidden size x tokens of a pack, and at most
-1 GiB of logits. Source: ZeRO (arXiv:1910.02054), section 3, but with gradients accumulated in fp32.
+Not included are logits, of at most 1 GiB. Sources: ZeRO (arXiv:1910.02054), section 3, but with gradients accumulated
+in fp32; the tensors that a layer keeps as in arXiv:2205.05198, section 4.1, without scores of attention.
 """
 
 import json
@@ -17,6 +17,7 @@ from operators.train.quantise import BYTES_PER_WEIGHT
 
 _FP32 = 4
 _MOMENTS = 2 * _FP32  # Adam's two moments
+_KEPT_HIDDEN, _KEPT_INNER = 8, 4  # tensors of a layer that its backward pass needs, of the hidden and the MLP's size
 _MOST_HEADER = 100 << 20  # bytes; the limit of the safetensors format
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 
@@ -87,6 +88,25 @@ def _bytes(size: StudentSize, config: TrainConfig) -> tuple[int, int]:
             return of_weights, of_gradients + of_optimizer
         case "optimizer_and_weights":
             return 0, of_weights + of_gradients + of_optimizer
+
+
+def activation_bytes(student: str, config: TrainConfig, tokens: int) -> int:
+    """Bytes of activations that one worker keeps for the backward pass, roughly; 0 for a model not in a folder.
+
+    Args:
+        student: a folder with config.json.
+        config: precision, recomputation, packs of a pass and workers that share them.
+        tokens: of a pack.
+    """
+    file = Path(student) / "config.json"
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    settings = settings.get("text_config", settings)
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size")
+    layers, hidden, inner = (int(settings.get(name) or 0) for name in names)
+    one = _KEPT_HIDDEN * hidden + _KEPT_INNER * inner
+    kept = layers * hidden + one if config.activation_checkpointing else layers * one
+    slice_tokens = -(-tokens * config.packs_per_pass // config.sequence_parallel)
+    return slice_tokens * kept * (2 if config.precision == "bf16" else _FP32)
 
 
 def _is_adapted(name: str, shape: list[int], lora: LoraConfig) -> bool:

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
-from kernels.neftune import EmbeddingNoise, batch_of_pack
+from kernels.neftune import EmbeddingNoise, batch_of_pack, slice_of_batch
 from operators.student.encode import IGNORED
 from operators.student.packed_attention import BY_DOCUMENT, attention_in_use
-from operators.student.packed_documents import joined
+from operators.student.packed_documents import Pack, joined, padded, slice_of
 from operators.student.packed_loss import summed_loss
+from operators.student.slice_probe import has_dropout
 from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.metrics import StepMetrics
 from operators.train.optimizer import set_rate
 from operators.train.pack_order import PackStore, dummy_pack, pack_order
+from operators.train.sequence_parallel import sequence_group
 from operators.train.stopping import stop_is_asked
 from operators.train.throughput import model_cost, peak_flops
 from operators.train.validation import shared_documents, validation_packs, without_loss
@@ -36,6 +38,7 @@ class Trainer:
     def __init__(self, job: TrainJob, engine: Any, noise: EmbeddingNoise, store: PackStore) -> None:
         self._job, self._engine, self._noise, self._store = job, engine, noise, store
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._sequence = sequence_group(job.config.sequence_parallel)
         self._order = pack_order(store.document_lengths, job.config)
         self._dummy = dummy_pack(0)  # any token will do, because it has no loss; so no tokenizer is needed
         self._packs_per_pass, note = packs_at_once(engine.module, job.config)
@@ -47,7 +50,8 @@ class Trainer:
         self._shared = shared_documents(store.row_ids, kept_out)
         shared = sum(map(len, self._shared.values()))
         text = f"{shared} documents do not count for the validation loss: other parts of their rows are trained on"
-        self.notes = [*([note] if note else []), *([text] if shared else [])]
+        sharing = f"sequence parallel over {self._sequence.size} workers" if self._sequence.size > 1 else ""
+        self.notes = [*filter(None, (sharing, note)), *([text] if shared else [])]
         self.stop_asked = False  # the same on every worker
         self.total_steps = job.config.total_steps(self._order.steps_per_epoch)
 
@@ -78,7 +82,6 @@ class Trainer:
             )
         seconds, tokens = time.monotonic() - started, self._store.tokens(packs)
         flops = sum(self._cost.flops(self._store.document_lengths[index]) for index in packs)
-        dummies = sum(not indices for rank in range(self._world_size) for indices in self._passes(step, rank))
         return StepMetrics(
             step=step,
             epoch=self._order.epoch(step),
@@ -91,7 +94,7 @@ class Trainer:
             neft_l2=l2_sum / documents if documents else None,
             seconds=seconds,
             pid=os.getpid(),
-            padded_tokens=tokens + dummies * len(self._dummy.input_ids),
+            padded_tokens=self._padded_tokens(step),
             model_flops=flops,
             mfu=flops / seconds / (self._peak * self._world_size) if self._peak else None,
         )
@@ -117,20 +120,30 @@ class Trainer:
         device = str(self._engine.device)
         total, supervised = torch.zeros(2, dtype=torch.float64, device=device), 0
         self._engine.eval()
-        for place in range(self._rank, -(-len(indices) // self._world_size) * self._world_size, self._world_size):
+        number, count = self._sequence.number, self._sequence.count
+        for place in range(number, -(-len(indices) // count) * count, count):
             pack = self._dummy
             if place < len(indices):
                 pack = without_loss(self._store.pack(indices[place]), self._shared.get(indices[place], ()))
-            supervised += sum(label != IGNORED for label in pack.labels)
-            total[0] += summed_loss(self._engine, pack, device).double()
+            supervised += sum(label != IGNORED for label in pack.labels) if self._sequence.place == 0 else 0
+            total[0] += self._loss_of_slice(padded(pack, self._sequence.size), device).double()
         self._engine.train()
         total[1] += supervised
         dist.all_reduce(total)
-        loss, count = total.tolist()
-        return float(loss / count)
+        loss, tokens = total.tolist()
+        return float(loss / tokens)
 
-    def _passes(self, step: int, rank: int) -> list[list[int]]:
-        return self._order.passes(step, rank, self._world_size, self._packs_per_pass)
+    def _passes(self, step: int, group: int) -> list[list[int]]:
+        return self._order.passes(step, group, self._sequence.count, self._packs_per_pass)
+
+    def _padded_tokens(self, step: int) -> int:
+        """Tokens that all workers read in a step, with those of dummies and those that make slices equally long."""
+        passes = (indices for group in range(self._sequence.count) for indices in self._passes(step, group))
+        counts = (self._store.tokens(indices) or len(self._dummy.input_ids) for indices in passes)
+        return sum(-(-count // self._sequence.size) * self._sequence.size for count in counts)
+
+    def _loss_of_slice(self, pack: Pack, device: str) -> Tensor:
+        return summed_loss(self._engine, pack, device, self._sequence.place, self._sequence.size)
 
     def _accumulate(self, step: int, supervised: int) -> tuple[float, float, float]:
         """Run the forward and backward passes of a step.
@@ -140,23 +153,23 @@ class Trainer:
         """
         device = str(self._engine.device)
         totals = torch.zeros(4, dtype=torch.float64, device=device)
-        passes = self._passes(step, self._rank)
+        passes = self._passes(step, self._sequence.number)
         for place, indices in enumerate(passes):
-            pack = joined([self._store.pack(index) for index in indices] or [self._dummy])
+            pack = padded(joined([self._store.pack(index) for index in indices] or [self._dummy]), self._sequence.size)
             last = place == len(passes) - 1
             self._engine.set_gradient_accumulation_boundary(last)
             # Dropout, of adapters or the student, depends only on the pack, so it is the same on any number of workers.
             torch.manual_seed(_seed_of(self._job.config.seed, step, indices[0] if indices else None))
-            self._noise.set_batch(
-                batch_of_pack(
-                    pack.document_lengths, pack.document_uids, len(pack.input_ids), self._order.epoch(step), device
-                )
-            )
-            loss_sum = summed_loss(self._engine, pack, device)
+            tokens = len(pack.input_ids)
+            batch = batch_of_pack(pack.document_lengths, pack.document_uids, tokens, self._order.epoch(step), device)
+            self._noise.set_batch(slice_of_batch(batch, slice_of(tokens, self._sequence.place, self._sequence.size)))
+            loss_sum = self._loss_of_slice(pack, device)
             # DeepSpeed averages gradients over the workers; the factor world size turns the mean into the sum.
             self._engine.backward(loss_sum * (self._world_size / supervised), scale_wrt_gas=False)
-            l2, count = self._noise.l2_sum()
-            totals[:3] += torch.stack([loss_sum.detach().double(), l2.double(), torch.full_like(l2, count).double()])
+            l2, count = self._noise.l2_sum(self._sequence.add_others)
+            totals[0] += loss_sum.detach().double()
+            if self._sequence.place == 0:  # the norms and documents are those of the whole pack
+                totals[1:3] += torch.stack([l2.double(), torch.full_like(l2, count).double()])
             if not last:
                 self._engine.step()  # counts the micro-step
         if self._rank == 0 and stop_is_asked(Path(self._job.folder)):
@@ -177,13 +190,6 @@ def packs_at_once(model: Any, config: TrainConfig) -> tuple[int, str]:
     if attention not in (*BY_DOCUMENT, "hyper_attention"):
         return 1, f"train.packs_per_pass: packs were read one at a time, as attention {attention} masks a whole pass"
     return config.packs_per_pass, ""
-
-
-def has_dropout(model: Any) -> bool:
-    """Whether a training pass drops anything at random."""
-    modules = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    named = vars(model.config.get_text_config())
-    return modules or any("dropout" in name and isinstance(value, float) and value > 0 for name, value in named.items())
 
 
 def _seed_of(seed: int, step: int, pack: int | None) -> int:

@@ -36,7 +36,7 @@ def test_a_plan_that_is_refused_says_why_after_the_assets_and_what_they_need(run
     assert lines[0].startswith("plan of smoke, refresh base, storage ")
     assert [line.split() for line in lines[1 : 1 + len(GRAPH.specs)]] == [[asset, "new"] for asset in GRAPH.specs]
     assert "train                     asks for 2 CPU (2 workers) of 4 CPU, 0 GPU" in lines
-    assert any(line.endswith("GiB per worker without activations") for line in lines)
+    assert any(line.endswith("GiB of activations") for line in lines)
     assert lines[-2:] == ["refused: source.path: is empty", "warning: cluster: is slow"]
 
 

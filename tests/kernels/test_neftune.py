@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.integrations.neftune import neftune_post_forward_hook
 
-from kernels.neftune import NoiseBatch, batch_of_pack, neftune, scaled_noise
+from kernels.neftune import NoiseBatch, batch_of_pack, neftune, scaled_noise, slice_of_batch
 
 ALPHA, D = 5.0, 576
 LENGTHS, UIDS = [3, 130, 500, 64], [11, -(2**63), 2**62 + 5, 7]
@@ -51,6 +51,34 @@ def test_packed_is_alone_bit_for_bit():
     packed = noise_of(LENGTHS, UIDS, tokens=700).split([*LENGTHS, 3])
     for part, length, uid in zip(packed, LENGTHS, UIDS, strict=False):
         assert torch.equal(part, noise_of([length], [uid]))
+
+
+def test_workers_with_slices_of_a_pack_add_its_noise_bit_for_bit():
+    whole = batch_of_pack(LENGTHS, UIDS, 700, epoch=1)
+    slices = [slice_of_batch(whole, slice(begin, begin + 175)) for begin in range(0, 700, 175)]
+    parts = [scaled_noise(batch, D, ALPHA, 0) for batch in slices]
+    assert torch.equal(torch.cat(parts, 1), scaled_noise(whole, D, ALPHA, 0))
+
+
+def test_the_norm_of_a_document_is_summed_over_the_workers_that_read_it(embedding):
+    whole = batch_of_pack(LENGTHS, UIDS, 700, epoch=0)
+    with neftune(embedding, ALPHA, seed=0) as noise:
+        squares, norms = [], []
+
+        def others(found):
+            squares.append(found.clone())
+            found.copy_(sum(squares))
+
+        for begin in (0, 350):
+            noise.set_batch(slice_of_batch(whole, slice(begin, begin + 350)))
+            embedding(torch.zeros(1, 350, dtype=torch.long))
+            norms.append(noise.l2_sum(others))
+        noise.set_batch(whole)
+        embedding(torch.zeros(1, 700, dtype=torch.long))
+        expected, count = noise.l2_sum()
+    assert [documents for _, documents in norms] == [count, count] == [4, 4]
+    torch.testing.assert_close(norms[1][0], expected)
+    assert norms[0][0] < expected
 
 
 def test_padding_and_dummies_get_no_noise():

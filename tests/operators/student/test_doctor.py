@@ -143,6 +143,16 @@ def test_hyper_attention_layers_that_do_not_exist_are_refused(tiny_model):
     assert "has 2 layers" in finding.text
 
 
+def test_a_student_whose_packs_cannot_be_shared_is_refused(tiny_model, demo_model, student):
+    shared = StudentNeeds(max_tokens=256, sequence_parallel=2)
+    assert examine_student(tiny_model, shared) == []
+    finding = only(examine_student(demo_model, shared))
+    assert finding.fatal
+    assert str(finding).startswith("train.sequence_parallel: 2 workers cannot divide the 9 heads")
+    edit(student / "config.json", attention_dropout=0.1)
+    assert "the student has dropout" in only(examine_student(str(student), shared)).text
+
+
 def test_no_configuration_is_one_line(tmp_path):
     finding = only(examine_student(str(tmp_path), NEEDS))
     assert finding.fatal

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from operators.student import packed_attention as module
 from operators.student.packed_attention import _mask, packed_attention, set_documents
@@ -58,3 +59,13 @@ def test_a_cpu_has_no_kernel_for_many_documents():
     module._has_varlen.cache_clear()
     assert not module._has_varlen("cpu", torch.bfloat16)
     assert not module._has_varlen("cuda", torch.float32)
+
+
+def test_a_replaced_attention_is_back_after_the_context():
+    def other(*_, **__):
+        return None
+
+    with module.replaced_attention(module.NAME, other, other):
+        assert AttentionInterface()[module.NAME] is AttentionMaskInterface()[module.NAME] is other
+    assert AttentionInterface()[module.NAME] is packed_attention
+    assert AttentionMaskInterface()[module.NAME] is _mask

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from operators.student.packed_documents import Pack, joined
+from operators.student.packed_attention import replaced_attention
+from operators.student.packed_documents import Pack, joined, padded
 from operators.student.packed_loss import load_trainable, summed_loss
 
 
@@ -61,3 +62,19 @@ def test_a_student_whose_forward_pass_makes_every_logit_is_refused(tiny_model, m
     monkeypatch.setattr(LlamaForCausalLM, "forward", lambda self, input_ids: None)
     with pytest.raises(ValueError, match=r"LlamaForCausalLM of student .* takes no logits_to_keep; use another"):
         load_trainable(tiny_model, torch.float32)
+
+
+def test_slices_of_a_pack_cost_what_the_pack_costs_if_attention_connects_nothing(student):
+    def nothing(module, query, key, value, *_, **__):
+        return torch.zeros_like(query).transpose(1, 2), None
+
+    pack = padded(pack_of(30, 50, 1, 20), 4)
+    with replaced_attention("packed_documents", nothing, lambda *_, **__: None):
+        slices = [summed_loss(student, pack, place=place, count=4) for place in range(4)]
+        torch.testing.assert_close(sum(slices), summed_loss(student, pack), rtol=1e-5, atol=1e-4)
+    assert slices[0] != slices[1]
+
+
+def test_padding_costs_nothing_and_is_read_by_no_document(student):
+    pack = pack_of(30, 20)
+    torch.testing.assert_close(summed_loss(student, padded(pack, 64)), summed_loss(student, pack), rtol=1e-5, atol=1e-4)

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from operators.train.compiled import compile_layers
-from operators.train.config import TrainConfig
 from operators.train.engine import loaded
 from operators.train.pack_order import PackStore
 from operators.train.trainer import Trainer
@@ -38,8 +36,3 @@ def test_compiled_layers_give_the_same_curve(job, monkeypatch):
 def test_a_model_that_does_not_name_its_layers_is_refused():
     with pytest.raises(ValueError, match=r"train\.compile: Linear does not name its layers"):
         compile_layers(nn.Linear(2, 2))
-
-
-def test_sharded_weights_are_not_compiled():
-    with pytest.raises(ValidationError, match="compile: true with zero_stage: 3"):
-        TrainConfig(compile=True, zero_stage=3)

@@ -6,7 +6,14 @@ import torch
 from operators.student.packed_loss import load_trainable
 from operators.train.config import TrainConfig
 from operators.train.lora import LoraConfig, with_adapters
-from operators.train.memory import StudentSize, bytes_per_worker, count_adapters, host_bytes_per_worker, measure
+from operators.train.memory import (
+    StudentSize,
+    activation_bytes,
+    bytes_per_worker,
+    count_adapters,
+    host_bytes_per_worker,
+    measure,
+)
 
 BILLION = 10**9
 
@@ -82,3 +89,14 @@ def test_an_elastic_training_is_weighed_with_its_fewest_workers():
     size = StudentSize(BILLION)
     elastic = bytes_per_worker(size, TrainConfig(num_workers=8, min_workers=2, zero_stage=3))
     assert elastic == bytes_per_worker(size, TrainConfig(num_workers=2, zero_stage=3))
+
+
+def test_activations_are_divided_over_the_workers_that_share_a_pack(tiny_model):
+    def kept(**changes):
+        return activation_bytes(tiny_model, TrainConfig(num_workers=4, **changes), 4096)
+
+    assert kept() == 2 * 4096 * 2 * (8 * 64 + 4 * 128)  # bytes x tokens x layers x (hidden and inner size)
+    assert kept(precision="fp32") == kept(packs_per_pass=2) == 2 * kept()
+    assert kept(sequence_parallel=4) == kept() / 4
+    assert kept(activation_checkpointing=True) == 2 * 4096 * (2 * 64 + 8 * 64 + 4 * 128)
+    assert activation_bytes("no/such/folder", TrainConfig(), 4096) == 0
