@@ -1,7 +1,7 @@
 """Estimates the memory of a training worker: weights, gradients and optimizer by ZeRO stage, and activations.
 
-Not included are logits, of at most 1 GiB. Sources: ZeRO (arXiv:1910.02054), section 3, but with gradients accumulated
-in fp32; the tensors that a layer keeps as in arXiv:2205.05198, section 4.1, without scores of attention.
+Not included are logits, of at most 1 GiB. Source of the first part: ZeRO (arXiv:1910.02054), section 3, but with
+gradients accumulated in fp32. What a layer keeps for its backward pass was counted on transformers' Llama.
 """
 
 import json
@@ -17,7 +17,10 @@ from operators.train.quantise import BYTES_PER_WEIGHT
 
 _FP32 = 4
 _MOMENTS = 2 * _FP32  # Adam's two moments
-_KEPT_HIDDEN, _KEPT_INNER = 8, 4  # tensors of a layer that its backward pass needs, of the hidden and the MLP's size
+_KEPT_HIDDEN, _KEPT_INNER = (
+    {"fp32": 10, "bf16": 12},
+    4,
+)  # tensors of the hidden and of the MLP's size that a layer keeps
 _MOST_HEADER = 100 << 20  # bytes; the limit of the safetensors format
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 
@@ -103,7 +106,7 @@ def activation_bytes(student: str, config: TrainConfig, tokens: int) -> int:
     settings = settings.get("text_config", settings)
     names = ("num_hidden_layers", "hidden_size", "intermediate_size")
     layers, hidden, inner = (int(settings.get(name) or 0) for name in names)
-    one = _KEPT_HIDDEN * hidden + _KEPT_INNER * inner
+    one = _KEPT_HIDDEN[config.precision] * hidden + _KEPT_INNER * inner
     kept = layers * hidden + one if config.activation_checkpointing else layers * one
     slice_tokens = -(-tokens * config.packs_per_pass // config.sequence_parallel)
     return slice_tokens * kept * (2 if config.precision == "bf16" else _FP32)
