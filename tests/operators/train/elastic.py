@@ -42,6 +42,7 @@ def main(folder: str, packs: str, model: str) -> int:
     # A group of two is tried until Ray's coordinator has noticed, within 20 s, that a node is gone.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "2"
     from cluster.local import LOOPBACK_ONLY, PATIENCE
+    from cluster.runtime import patient_start
 
     os.environ.update(PATIENCE | LOOPBACK_ONLY, RAY_TRAIN_V2_ENABLED="1")
     import ray
@@ -53,9 +54,10 @@ def main(folder: str, packs: str, model: str) -> int:
 
     ray_constants.ENABLE_RAY_CLUSTER = False
     small = {"object_store_memory": 80_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
-    try:
+    with patient_start():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
         nodes = [cluster.add_node(num_cpus=CPUS, **small) for _ in range(2)]
+    try:
         ray.init(cluster.address, log_to_driver=False)
         changes = {"num_workers": 2, "min_workers": 1, "cpus_per_worker": CPUS, "max_failures": 2}
         config = CONFIG.model_copy(update={**changes, "checkpoint_every_steps": 2})
