@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.evaluate.alpaca_eval import alpaca_eval_files
-from operators.evaluate.config import EvaluateConfig
-from operators.evaluate.evaluate import Models, Rival, evaluate
+from operators.evaluate.config import EvaluateConfig, TrainedAttention
+from operators.evaluate.evaluate import Models, Rival, _on_tasks, evaluate
 from operators.evaluate.model_actor import prompt_of
-from operators.evaluate.results import RELEASED, Evaluation, HeldOutLoss
+from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
 from operators.evaluate.rows import read_rows
 from operators.student.encode import encode_example, load_tokenizer
 from operators.student.greedy_answers import greedy_answers
@@ -100,6 +100,20 @@ def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, lo
     for role, records in ((role, files[f"{role}.json"]) for role in ("base", "student")):
         assert [record["output"] for record in records] == [getattr(sample, role) for sample in result.samples]
         assert all(set(record) == ALPACA_EVAL for record in records)
+
+
+def test_tasks_are_asked_of_base_student_and_released_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("operators.evaluate.evaluate.measure_tasks", lambda models, *_: asked.update(models))
+    rivals = [Rival("v1", RELEASED, "v1.parquet", "students/v1"), Rival("v0", BEST, "v0.parquet", "students/v0")]
+    hyper = TrainedAttention("hyper_attention")
+    _on_tasks(Models("base", "new", "rows", hyper, rivals), EvaluateConfig())
+    assert {role: folder for role, (folder, _) in asked.items()} == {
+        "base": "base",
+        "student": "new",
+        RELEASED: "students/v1",
+    }
+    assert (asked["base"][1], asked["student"][1]) == (TrainedAttention(), hyper)
 
 
 @pytest.mark.slow
