@@ -45,6 +45,11 @@ BENCHMARKS = (
         ("--tokens", "256", "--packs", "1", "--steps", "3"),
         "a training step against a plain torch loop",
     ),
+    Benchmark(
+        "checkpoints",
+        ("--layers", "4", "--tokens", "256", "--steps", "2", "--saves", "2"),
+        "how long training waits for a checkpoint",
+    ),
     Benchmark("training_start", ("--rounds", "1"), "what comes before the first step of a training"),
     Benchmark(
         "same_curve", ("--stages", "2", "--paths", "1-2-1", "--steps", "3"), "losses after a resize of the workers"

@@ -32,13 +32,14 @@ import torch.distributed as dist
 from benchmarks.packs import write_packs
 from operators.models import resolve_model
 from operators.student.encode import load_tokenizer
-from operators.train.checkpoint import newest_good, save_checkpoint
+from operators.train.checkpoint import newest_good
 from operators.train.config import TrainConfig
 from operators.train.engine import loaded, prepare_process
 from operators.train.export import gathered_weights
 from operators.train.job import TrainJob
 from operators.train.lora import LoraConfig
 from operators.train.pack_order import PackStore, read_index
+from operators.train.saving import save_checkpoint
 from operators.train.trainer import Trainer
 
 LIMIT = 1e-4  # relative difference of losses and of the noise's norms

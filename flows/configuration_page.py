@@ -33,6 +33,7 @@ UNITS = {
     "chars": "characters",
     "rows": "rows",
     "steps": "steps",
+    "minutes": "minutes",
     "fraction": "fraction",
     "share": "fraction",
     "price": "currency per million tokens",

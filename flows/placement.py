@@ -11,7 +11,7 @@ from operators.student.pool import StudentPoolConfig
 from operators.teacher.config import TeacherConfig
 from operators.teacher.variants import every_teacher
 from operators.train.config import TrainConfig
-from operators.train.memory import StudentSize, bytes_per_worker, host_bytes_per_worker
+from operators.train.memory import StudentSize, bytes_per_worker, copied_bytes, host_bytes_per_worker, saves_checkpoints
 
 GIB = 1 << 30
 BYTES_PER_PARAMETER = 4  # of a float32 file
@@ -120,9 +120,9 @@ def training_disk_bytes(train: TrainConfig, student_bytes: int, size: StudentSiz
 
     Checkpoints hold only what is trained: with adapters, only the adapters.
     """
-    few_steps = 0 < train.max_steps <= train.checkpoint_every_steps
-    checkpoints = 0 if few_steps or not train.checkpoint_every_steps else train.keep_checkpoints
+    checkpoints = train.keep_checkpoints if saves_checkpoints(train) else 0
     checkpoints += 1 if train.evaluate_every_steps else 0  # the best weights
+    checkpoints += 1 if checkpoints else 0  # the one that is being written
     trained = BYTES_PER_PARAMETER * size.adapters if size and size.adapters else student_bytes
     return student_bytes + checkpoints * 3 * trained
 
@@ -149,15 +149,16 @@ def _memory(
         need = teacher_bytes.get(key, 0) + teacher.cpu_kv_cache_gib * GIB
         if teacher.backend == "vllm" and teacher.device == "cpu" and need > max(memory):
             findings.append(_too_big(f"{key}.model", need, max(memory), f"lower {key}.cpu_kv_cache_gib"))
-    if train.gpus_per_worker == 0:
-        need = (train.min_workers or train.num_workers) * bytes_per_worker(size, train)
-        if need > max(memory) * len(memory):
-            findings.append(
-                _too_big("student.model", need, max(memory), "lower train.num_workers, or set train.lora.r")
-            )
-    offloaded = (train.min_workers or train.num_workers) * host_bytes_per_worker(size, train)
+    workers, copied = train.min_workers or train.num_workers, copied_bytes(size, train)
+    offloaded = workers * host_bytes_per_worker(size, train)
+    need = copied + offloaded + (0 if train.gpus_per_worker else workers * bytes_per_worker(size, train))
     if offloaded > max(memory) * len(memory):
         findings.append(_too_big("train.offload", offloaded, max(memory), "set train.offload: none"))
+    elif need > max(memory) * len(memory):
+        cure = ", or train.checkpoint_in_background: false" if copied else ""
+        findings.append(
+            _too_big("student.model", need, max(memory), f"lower train.num_workers, or set train.lora.r{cure}")
+        )
     pools = {"score": config.score} if config.select.policy in MEASURED else {}
     for stage, pool in {**pools, "evaluate": evaluate_config(config)}.items():
         if pool.gpus_per_actor == 0 and student_bytes > max(memory):

@@ -15,7 +15,7 @@ from operators.models import ModelNotFoundError
 from operators.redact import without_credentials
 from operators.stage import Finding
 from operators.teacher.budget import Tokens
-from operators.train.memory import activation_bytes, bytes_per_worker, host_bytes_per_worker, measure
+from operators.train.memory import activation_bytes, bytes_per_worker, copied_bytes, host_bytes_per_worker, measure
 
 UNREADABLE = ("source.path", "source.split", "decontaminate.files")  # findings after which nothing can be read
 
@@ -65,7 +65,9 @@ def _training_memory(run: Run) -> str:
     offloaded = f" and {host:.2f} GiB of the host's" if host else ""
     kept = activation_bytes(run.student, train, run.config.pack.max_tokens) / GIB
     weights = f"{size.parameters:,} weights, trains {trained}: {held:.2f} GiB per worker{offloaded}"
-    return f"{weights}, and about {kept:.2f} GiB of activations"
+    copied = copied_bytes(size, train) / GIB
+    copies = f", {copied:.2f} GiB in all for copies of checkpoints" if copied else ""
+    return f"{weights}, and about {kept:.2f} GiB of activations{copies}"
 
 
 def _state(run: Run, asset: str, partition: str | None, planned: str) -> str:

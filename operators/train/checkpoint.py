@@ -1,4 +1,4 @@
-"""Training state on disk: sharded checkpoints that count only when they are complete.
+"""Training state on disk: sharded checkpoints that count only when they are complete. `saving` writes them.
 
 A checkpoint is DeepSpeed's own folder, with one shard per worker, and a COMPLETE marker that is written last and holds
 the digest of each file. Shards are pickles, so they are read only if this user wrote them and nobody changed them:
@@ -8,9 +8,8 @@ digest and owner are checked first, and if they differ, an older checkpoint is u
 import hashlib
 import json
 import os
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,32 +44,17 @@ class Checkpoint:
     spec: CheckpointSpec
 
 
-def save_checkpoint(engine: Any, checkpoints: Path, step: int, spec: CheckpointSpec, keep: int = 2) -> None:
-    """Write the engine's state after `step` finished steps; every worker must call it.
+def write_marker(folder: Path, step: int, spec: CheckpointSpec, files: Mapping[str, tuple[int, str]]) -> None:
+    """Mark a checkpoint as complete, after all else is written.
 
     Args:
-        engine: the DeepSpeed engine.
-        checkpoints: a folder that all workers share.
+        folder: of the checkpoint.
         step: optimizer steps finished.
         spec: what the checkpoint belongs to.
-        keep: number of complete checkpoints to keep; older ones are removed.
+        files: name below the folder -> bytes and SHA-256.
     """
-    folder = checkpoints / f"step-{step:08d}"
-    if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # left by a killed attempt
-        folder.mkdir(parents=True)
-    dist.barrier()
-    # Weights that are not trained, such as the student's under adapters, are loaded from the student itself.
-    engine.save_checkpoint(str(folder), tag=STATE, save_latest=False, exclude_frozen_parameters=True)
-    dist.barrier()
-    digests = _gathered(_digests(folder))
-    if dist.get_rank() == 0:
-        sizes = {name: (folder / name).stat().st_size for name in digests}
-        content = {"step": step, "spec": asdict(spec), "files": sizes, "digests": digests}
-        write_json(folder / _MARKER, content)
-        for old in complete_checkpoints(checkpoints)[:-keep]:
-            shutil.rmtree(old.folder)
-    dist.barrier()
+    sizes, digests = ({name: found[part] for name, found in sorted(files.items())} for part in (0, 1))
+    write_json(folder / _MARKER, {"step": step, "spec": asdict(spec), "files": sizes, "digests": digests})
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:

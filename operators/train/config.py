@@ -154,7 +154,13 @@ class TrainConfig(StageConfig):
     checkpoint_every_steps: Operational[int] = Field(
         default=100,
         ge=0,
-        description="Number of steps between two checkpoints; 0 means none, so that a restart begins at step 0.",
+        description="Number of steps between two checkpoints; 0 saves none. A restart without one begins at step 0.",
+    )
+    checkpoint_every_minutes: Operational[float] = Field(
+        default=0, ge=0, description="Minutes after which a checkpoint is saved in any case; 0 counts only steps."
+    )
+    checkpoint_in_background: Operational[bool] = Field(
+        default=True, description="Write checkpoints while training goes on, from a copy in the host's memory."
     )
     keep_checkpoints: Operational[int] = Field(
         default=2, ge=1, description="Number of checkpoints that are kept during training; all are deleted at its end."

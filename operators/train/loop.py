@@ -16,12 +16,13 @@ import torch.distributed as dist
 from operators.model_copy import on_this_disk
 from operators.student.packed_attention import attention_in_use
 from operators.train.attention import count_hyper_layers, hyper_attention_routes
-from operators.train.checkpoint import Checkpoint, given_checkpoint, newest_good, save_checkpoint, write_json
+from operators.train.checkpoint import Checkpoint, given_checkpoint, newest_good, write_json
 from operators.train.engine import loaded, prepare_process
 from operators.train.export import ExportError, export_student
 from operators.train.job import BEST, CHECKPOINTS, EXPORTED, FAILED, TrainJob
 from operators.train.metrics import METRICS, metrics_file, read_metrics
 from operators.train.pack_order import PackStore, pack_order
+from operators.train.saving import Saver, save_checkpoint
 from operators.train.trainer import NotFiniteError, Trainer
 from operators.train.validation import History, history_of
 
@@ -114,18 +115,22 @@ def _steps(job: TrainJob, engine: Any, trainer: Trainer, start: int) -> tuple[in
     evaluate_every, save_every = config.evaluate_every_steps, config.checkpoint_every_steps
     saved = finished = start
     dist.barrier()  # every worker has read the metrics before rank 0 shortens them
-    with metrics_file(folder, start, job.began, config.trackers) as metrics:
+    saver = Saver(
+        engine, job.spec, background=config.checkpoint_in_background, every_minutes=config.checkpoint_every_minutes
+    )
+    with metrics_file(folder, start, job.began, config.trackers) as metrics, saver:
         while finished < total and not history.is_over:
-            measured = trainer.step(finished)
+            measured = replace(trainer.step(finished, saver.say), checkpoint_seconds=saver.waited())
+            saver.hear(trainer.heard)
             finished += 1
             if evaluate_every and (finished % evaluate_every == 0 or finished == total):
                 losses = trainer.evaluate()
                 measured = replace(measured, **losses)
                 if history.add(finished, losses["validation_loss"]):
-                    save_checkpoint(engine, folder / CHECKPOINTS / BEST, finished, job.spec, keep=1)
+                    saver.save(folder / CHECKPOINTS / BEST, finished, keep=1)
             metrics.record(measured, total)
-            if (save_every and finished % save_every == 0) or trainer.stop_asked:
-                save_checkpoint(engine, folder / CHECKPOINTS, finished, job.spec, config.keep_checkpoints)
+            if (save_every and finished % save_every == 0) or saver.due or trainer.stop_asked:
+                saver.save(folder / CHECKPOINTS, finished, config.keep_checkpoints)
                 saved = finished
             if trainer.stop_asked:
                 break

@@ -112,6 +112,23 @@ def activation_bytes(student: str, config: TrainConfig, tokens: int) -> int:
     return slice_tokens * kept * (2 if config.precision == "bf16" else _FP32)
 
 
+def saves_checkpoints(config: TrainConfig) -> bool:
+    """Whether a training of at least two of its steps saves a checkpoint before its end."""
+    every = config.checkpoint_every_steps
+    counted = every > 0 and not 0 < config.max_steps <= every
+    return counted or config.checkpoint_every_minutes > 0
+
+
+def copied_bytes(size: StudentSize, config: TrainConfig) -> int:
+    """Bytes of host memory, over all workers, for the copies from which checkpoints are written in the background."""
+    saves = saves_checkpoints(config) or config.evaluate_every_steps > 0
+    if not (saves and config.checkpoint_in_background):
+        return 0
+    half, stage = config.precision == "bf16", config.sharding
+    weights = 0 if stage == 3 else 2 if half else _FP32  # one worker writes them
+    return (size.adapters or size.parameters) * (weights + (_FP32 if half or stage else 0) + _MOMENTS)
+
+
 def _is_adapted(name: str, shape: list[int], lora: LoraConfig) -> bool:
     module = name.removesuffix(".weight")
     if module == name or len(shape) != 2 or not lora.r:

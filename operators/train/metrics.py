@@ -13,7 +13,8 @@ import torch.distributed as dist
 from operators.train.trackers import Tracker, TrackerName, open_trackers
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
-_CURVES = ("loss", "grad_norm", "learning_rate", "neft_l2", "mfu", "validation_loss", "quiet_loss", "goodput")
+_LOSSES = ("loss", "validation_loss", "quiet_loss")
+_CURVES = (*_LOSSES, "grad_norm", "learning_rate", "neft_l2", "mfu", "goodput", "checkpoint_seconds")
 _RATES = {"tokens": "tokens_per_second", "supervised_tokens": "supervised_tokens_per_second"}
 _RATES |= {"padded_tokens": "padded_tokens_per_second", "model_flops": "model_flops_per_second"}
 
@@ -27,6 +28,7 @@ class StepMetrics:
     clips but does not report it. `padded_tokens` are `tokens` plus those of dummies. `mfu` is the model's FLOPs as a
     share of the devices' peak, null if the peak is unknown. `validation_loss` and `quiet_loss` are measured after the
     step, without noise, on packs that are kept out and on as many packs that are trained on; null between evaluations.
+    `checkpoint_seconds` is how long training waited for checkpoints between the step before and this one.
     """
 
     step: int
@@ -45,6 +47,7 @@ class StepMetrics:
     mfu: float | None = None
     validation_loss: float | None = None
     quiet_loss: float | None = None
+    checkpoint_seconds: float = 0.0
 
 
 class Metrics:

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,16 @@ class Trainer:
         sharing = f"sequence parallel over {self._sequence.size} workers" if self._sequence.size > 1 else ""
         self.notes = [*filter(None, (sharing, note)), *([text] if shared else [])]
         self.stop_asked = False  # the same on every worker
+        self.heard: list[float] = []  # sums of what the workers had to say at the last step, the same on each
         self.total_steps = job.config.total_steps(self._order.steps_per_epoch)
 
-    def step(self, step: int) -> StepMetrics:
+    def step(self, step: int, say: Callable[[], Sequence[float]] = tuple) -> StepMetrics:
         """Do one optimizer step of all workers together.
+
+        Args:
+            step: its number, from 0.
+            say: asked once, after the backward passes, for numbers of this worker; `heard` then has their sums over all
+                workers. They travel with the sums of the loss, so that they cost no further exchange.
 
         Raises:
             NotFiniteError: the loss is not a finite number, and nothing was updated; or the gradient is not, and the
@@ -67,7 +74,7 @@ class Trainer:
         supervised = self._store.supervised_tokens(packs)
         rate = config.learning_rate_at(step, self.total_steps)
         set_rate(self._engine.optimizer.param_groups, rate, config)
-        loss_sum, l2_sum, documents = self._accumulate(step, supervised)
+        loss_sum, l2_sum, documents = self._accumulate(step, supervised, say)
         if not math.isfinite(loss_sum):
             raise NotFiniteError(
                 f"train: loss at step {step} is {loss_sum}, and nothing was updated; lower train.learning_rate "
@@ -145,14 +152,14 @@ class Trainer:
     def _loss_of_slice(self, pack: Pack, device: str) -> Tensor:
         return summed_loss(self._engine, pack, device, self._sequence.place, self._sequence.size)
 
-    def _accumulate(self, step: int, supervised: int) -> tuple[float, float, float]:
+    def _accumulate(self, step: int, supervised: int, say: Callable[[], Sequence[float]]) -> tuple[float, float, float]:
         """Run the forward and backward passes of a step.
 
         Returns the sums of loss and of noise norms, and the number of documents, over all workers. The host waits for
         the device only here, once, so that nothing is updated before the loss is known to be finite.
         """
         device = str(self._engine.device)
-        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
         passes = self._passes(step, self._sequence.number)
         for place, indices in enumerate(passes):
             pack = padded(joined([self._store.pack(index) for index in indices] or [self._dummy]), self._sequence.size)
@@ -172,10 +179,10 @@ class Trainer:
                 totals[1:3] += torch.stack([l2.double(), torch.full_like(l2, count).double()])
             if not last:
                 self._engine.step()  # counts the micro-step
-        if self._rank == 0 and stop_is_asked(Path(self._job.folder)):
-            totals[3] = 1
+        stop = self._rank == 0 and stop_is_asked(Path(self._job.folder))
+        totals = torch.cat([totals, torch.tensor([float(stop), *say()], dtype=totals.dtype, device=device)])
         dist.all_reduce(totals)
-        loss_sum, l2_sum, documents, stops = totals.tolist()
+        loss_sum, l2_sum, documents, stops, *self.heard = totals.tolist()
         self.stop_asked = stops > 0
         return loss_sum, l2_sum, documents
 

@@ -107,4 +107,15 @@ def test_a_model_that_does_not_fit_into_memory_is_refused(teacher: int, student:
 def test_checkpoints_count_for_the_disk_only_if_there_are_any() -> None:
     short, long = (load_config(SMOKE, [f"train.max_steps={steps}"]).train for steps in (100, 101))
     assert training_disk_bytes(short, GIB) == GIB
-    assert training_disk_bytes(long, GIB) == 7 * GIB
+    assert training_disk_bytes(long, GIB) == 10 * GIB
+    timed = short.model_copy(update={"checkpoint_every_minutes": 5})
+    assert training_disk_bytes(timed, GIB) == 10 * GIB
+
+
+def test_copies_of_the_state_for_checkpoints_count_on_nodes_with_gpus_too() -> None:
+    large = [{"CPU": 64, "GPU": 8, "memory": 64 * GIB}]
+    config = load_config(REPOSITORY / "configs" / "alpaca_7b.yaml", [])
+    [finding] = [found for found in weigh(config, large, student_bytes=28 * GIB) if found.key == "student.model"]
+    assert "train.checkpoint_in_background: false" in finding.text
+    blocking = load_config(REPOSITORY / "configs" / "alpaca_7b.yaml", ["train.checkpoint_in_background=false"])
+    assert not [found for found in weigh(blocking, large, student_bytes=28 * GIB) if found.key == "student.model"]

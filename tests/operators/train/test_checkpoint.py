@@ -17,7 +17,6 @@ from operators.train.checkpoint import (
     given_checkpoint,
     newest_good,
     require_continuable,
-    save_checkpoint,
     write_json,
 )
 from operators.train.config import TrainConfig
@@ -26,6 +25,7 @@ from operators.train.export import gathered_weights
 from operators.train.job import TrainJob
 from operators.train.metrics import read_metrics
 from operators.train.pack_order import PackStore
+from operators.train.saving import save_checkpoint
 from operators.train.trainer import Trainer
 
 SPEC = CheckpointSpec("identity", world_size=2, zero_stage=2)

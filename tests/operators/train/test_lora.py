@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from operators.student.packed_loss import load_trainable, summed_loss
-from operators.train.checkpoint import newest_good, save_checkpoint
+from operators.train.checkpoint import newest_good
 from operators.train.config import TrainConfig
 from operators.train.engine import loaded, prepare_process
 from operators.train.export import export_student
 from operators.train.job import TrainJob
 from operators.train.lora import LoraConfig, adapted_layers, with_adapters
 from operators.train.pack_order import PackStore, read_index
+from operators.train.saving import save_checkpoint
 from operators.train.trainer import Trainer
 
 LORA = LoraConfig(r=4, dropout=0.1)

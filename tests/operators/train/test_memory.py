@@ -10,6 +10,7 @@ from operators.train.memory import (
     StudentSize,
     activation_bytes,
     bytes_per_worker,
+    copied_bytes,
     count_adapters,
     host_bytes_per_worker,
     measure,
@@ -83,6 +84,23 @@ def test_what_is_offloaded_from_a_gpu_is_in_the_memory_of_the_host():
     assert (bytes_per_worker(size, all_of_it), host_bytes_per_worker(size, all_of_it)) == (0, whole)
     on_cpus = all_of_it.model_copy(update={"gpus_per_worker": 0})
     assert (bytes_per_worker(size, on_cpus), host_bytes_per_worker(size, on_cpus)) == (whole, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "per_parameter"),
+    [
+        ({"precision": "fp32", "zero_stage": 2, "num_workers": 2}, 4 + 4 + 8),
+        ({"precision": "fp32", "zero_stage": 0}, 4 + 8),
+        ({"precision": "bf16", "zero_stage": 3}, 4 + 8),
+        ({"checkpoint_in_background": False}, 0),
+        ({"checkpoint_every_steps": 0}, 0),
+        ({"max_steps": 100}, 0),
+        ({"max_steps": 100, "checkpoint_every_minutes": 10}, 2 + 4 + 8),
+        ({"max_steps": 100, "evaluate_every_steps": 10}, 2 + 4 + 8),
+    ],
+)
+def test_copies_for_checkpoints_are_one_state_over_all_workers(changes, per_parameter):
+    assert copied_bytes(StudentSize(BILLION), TrainConfig(**changes)) == per_parameter * BILLION
 
 
 def test_an_elastic_training_is_weighed_with_its_fewest_workers():

@@ -1,0 +1,240 @@
+"""Checkpoints that are written while training goes on: what is in them, when they count, and what errors do.
+
+python test_saving.py FOLDER    a process that is killed while it writes its second checkpoint
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from operators.train import saving
+from operators.train.checkpoint import CheckpointSpec, complete_checkpoints, newest_good
+from operators.train.engine import loaded
+from operators.train.job import TrainJob
+from operators.train.pack_order import PackStore
+from operators.train.saving import Saver, save_checkpoint
+from operators.train.trainer import NotFiniteError, Trainer
+
+SPEC = CheckpointSpec("identity", world_size=1, zero_stage=2)
+LIMIT_S = 60.0
+
+
+class Engine:
+    """In place of DeepSpeed's engine where only the order of events is tested: one shard, and a script beside it."""
+
+    def __init__(self) -> None:
+        self.device, self.weight = "cpu", torch.zeros(4)
+        self.checkpoint_engine: Any = SimpleNamespace(save=torch.save)
+
+    def save_checkpoint(self, folder: str, tag: str, **_: Any) -> None:
+        Path(folder, tag).mkdir(exist_ok=True)
+        self.checkpoint_engine.save({"weight": self.weight}, f"{folder}/{tag}/shard.pt")
+        Path(folder, "script.py").write_text("")
+
+
+def steps(folder: Path) -> list[int]:
+    return [found.step for found in complete_checkpoints(folder)]
+
+
+def heard(saver: Saver) -> tuple[float, float, float]:
+    """What the only worker says once its part is written."""
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        if saver.say()[1]:
+            return saver.say()
+        time.sleep(0.01)
+    raise TimeoutError
+
+
+@pytest.fixture
+def held(process_group: None, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Holds every thread back before it writes, until it is set."""
+    event, write = threading.Event(), saving._Copies.write
+
+    def later(copies: Any, *arguments: Any) -> saving.Written:
+        assert event.wait(LIMIT_S)
+        return write(copies, *arguments)
+
+    monkeypatch.setattr(saving._Copies, "write", later)
+    return event
+
+
+def test_a_checkpoint_holds_the_state_of_its_moment_and_counts_when_all_is_written(
+    held: threading.Event, tmp_path: Path
+) -> None:
+    engine = Engine()
+    with Saver(engine, SPEC) as saver:
+        saver.save(tmp_path, 1)
+        engine.weight += 1
+        assert saver.say() == (0, 0, 0)
+        saver.hear(saver.say())
+        assert steps(tmp_path) == []
+        held.set()
+        saver.hear(heard(saver))
+        assert steps(tmp_path) == [1]
+    found, problems = newest_good(tmp_path, SPEC)
+    assert found is not None
+    assert problems == []
+    assert torch.load(found.folder / "state" / "shard.pt")["weight"].tolist() == [0, 0, 0, 0]
+    assert set(json.loads((found.folder / "COMPLETE").read_text())["digests"]) == {"script.py", "state/shard.pt"}
+
+
+def test_a_second_save_waits_for_the_first_and_the_end_for_both(held: threading.Event, tmp_path: Path) -> None:
+    engine = Engine()
+    with Saver(engine, SPEC) as saver:
+        saver.save(tmp_path, 1)
+        threading.Timer(0.3, held.set).start()
+        saver.waited()
+        saver.save(tmp_path, 2)
+        assert saver.waited() > 0.2
+        assert steps(tmp_path) == [1]
+    assert steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.usefixtures("process_group")
+def test_old_checkpoints_are_removed_and_an_unfinished_one_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "step-00000003").mkdir()
+    (tmp_path / "step-00000003" / "half").write_text("")
+    with Saver(Engine(), SPEC) as saver:
+        for step in (1, 2, 3):
+            saver.save(tmp_path, step, keep=2)
+    assert steps(tmp_path) == [2, 3]
+    assert not (tmp_path / "step-00000003" / "half").exists()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("at", ["hear", "save", "end"])
+def test_a_part_that_cannot_be_written_is_an_error_of_one_line(at: str, tmp_path: Path) -> None:
+    engine = Engine()
+    with Saver(engine, SPEC) as saver:
+        saver.save(tmp_path, 1)
+    engine.checkpoint_engine = SimpleNamespace(save=lambda *_: (_ for _ in ()).throw(OSError(28, "No space\nleft")))
+    saver = Saver(engine, SPEC)
+    saver.save(tmp_path, 2)
+    failing = {
+        "hear": lambda: saver.hear(heard(saver)),
+        "save": lambda: saver.save(tmp_path, 3),
+        "end": saver.finish,
+    }
+    with pytest.raises(
+        RuntimeError, match=r"step-00000002 could not be written: OSError: \[Errno 28\] No space left; "
+    ):
+        failing[at]()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"], "the rest of the failed one takes no disk"
+
+
+@pytest.mark.usefixtures("process_group")
+def test_time_asks_for_a_checkpoint_and_each_one_starts_it_anew(tmp_path: Path) -> None:
+    with Saver(Engine(), SPEC, every_minutes=0.2 / 60) as saver:
+        saver.hear(saver.say())
+        assert not saver.due
+        time.sleep(0.25)
+        saver.hear(saver.say())
+        assert saver.due
+        saver.save(tmp_path, 1)
+        saver.hear(saver.say())
+        assert not saver.due
+    with Saver(Engine(), SPEC) as never:
+        assert never.say()[0] == 0
+
+
+@pytest.mark.parametrize(("error", "completed"), [(NotFiniteError, [1]), (ValueError, [])])
+def test_only_an_error_that_all_workers_have_waits_for_the_checkpoint(
+    error: type[Exception], completed: list[int], held: threading.Event, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        with Saver(Engine(), SPEC) as saver:
+            saver.save(tmp_path, 1)
+            raise error
+
+    threading.Timer(0.3, held.set).start()
+    with pytest.raises(error):
+        fail()
+    assert steps(tmp_path) == completed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("process_group")
+def test_a_process_killed_while_it_writes_leaves_the_older_checkpoint_in_use(tmp_path: Path) -> None:
+    paths = {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    ended = subprocess.run([sys.executable, __file__, tmp_path], env={**os.environ, **paths}, timeout=240)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "step-00000002" / "state" / "shard.pt").stat().st_size > 0
+    found, problems = newest_good(tmp_path, SPEC)
+    assert found is not None
+    assert (found.step, problems) == (1, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (2, "fp32"), (2, "bf16"), (3, "fp32")])
+def test_steps_that_follow_do_not_change_what_is_written(
+    stage: int, precision: str, job: TrainJob, held: threading.Event, tmp_path: Path
+) -> None:
+    one = replace(job, config=job.config.model_copy(update={"zero_stage": stage, "precision": precision}))
+    with loaded(one) as (engine, noise):
+        trainer = Trainer(one, engine, noise, PackStore(job.files))
+        trainer.step(0)
+        held.set()
+        save_checkpoint(engine, tmp_path / "blocking", 1, one.spec)
+        held.clear()
+        with Saver(engine, one.spec) as saver:
+            saver.save(tmp_path / "background", 1)
+            trainer.step(1)
+            held.set()
+            saver.finish()
+            trainer.step(2)
+            saver.save(tmp_path / "background", 3)  # into the same copies
+    states = [sorted((tmp_path / name / "step-00000001").glob("state/*.pt")) for name in ("blocking", "background")]
+    assert len(states[0]) == (1 if stage == 0 and precision == "fp32" else 2)
+    for blocking, background in zip(*states, strict=True):
+        assert blocking.name == background.name
+        apart = differences(torch.load(blocking, weights_only=False), torch.load(background, weights_only=False))
+        assert apart == []
+
+
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """Where two states differ in a bit, a shape or a type."""
+    if isinstance(one, torch.Tensor):
+        same = one.dtype == other.dtype and torch.equal(one, other)
+        return [] if same else [place]
+    if isinstance(one, dict):
+        found = [] if one.keys() == other.keys() else [place]
+        return found + [at for key in one for at in differences(one[key], other.get(key), f"{place}/{key}")]
+    if isinstance(one, list | tuple):
+        found = [] if len(one) == len(other) else [place]
+        return found + [
+            at for n, pair in enumerate(zip(one, other, strict=False)) for at in differences(*pair, f"{place}/{n}")
+        ]
+    if hasattr(one, "__dict__") and not isinstance(one, type):
+        return [] if type(one) is type(other) else [place]
+    return [] if one == other else [place]
+
+
+def killed_while_writing(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    engine = Engine()
+
+    def half(_: Any, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with Saver(engine, SPEC) as saver:
+        saver.save(folder, 1)
+        saver.finish()
+        engine.checkpoint_engine = SimpleNamespace(save=half)
+        saver.save(folder, 2)
+
+
+if __name__ == "__main__":
+    killed_while_writing(Path(sys.argv[1]))
