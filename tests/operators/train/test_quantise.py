@@ -11,12 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from operators.student.packed_loss import load_trainable
 from operators.train import quantise
-from operators.train.checkpoint import newest_good, save_checkpoint
+from operators.train.checkpoint import newest_good
 from operators.train.config import TrainConfig
 from operators.train.engine import load_student, loaded
 from operators.train.export import export_student
 from operators.train.lora import LoraConfig, adapted_layers
 from operators.train.pack_order import PackStore
+from operators.train.saving import save_checkpoint
 from operators.train.throughput import model_cost
 from operators.train.trainer import Trainer
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from operators.train.checkpoint import newest_good, save_checkpoint
+from operators.train.checkpoint import newest_good
 from operators.train.config import TrainConfig
 from operators.train.engine import loaded
 from operators.train.pack_order import PackStore
+from operators.train.saving import save_checkpoint
 from operators.train.trainer import Trainer
 from operators.train.zero import zero_settings
 
