@@ -109,7 +109,7 @@ def test_two_and_four_workers_that_share_packs_give_losses_noise_and_weights_of_
         "2",
         "--evaluate",
     ]
-    sizes = ["--attention", "sdpa,hyper_attention", "--tokens", "1023", "--document", "400", "--limit", "1e-5"]
+    sizes = ["--attention", "sdpa,hyper_attention", "--tokens", "1000", "--document", "250", "--limit", "1e-5"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path)}
     ended = subprocess.run(
         [*curve, *sizes], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
