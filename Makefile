@@ -9,7 +9,7 @@ CONFIG ?= configs/demo.yaml
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check format docs bench ui wheel clean clean-runs
+.PHONY: help install demo test test-fast test-long check format docs bench ui wheel clean clean-runs
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s  %s\n", $$1, $$2}'
@@ -26,9 +26,13 @@ demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 5 min
 # Each test process uses one thread; with more, the threads would wait for each other.
 test test-fast: export OMP_NUM_THREADS = 1
 
-test: test-fast ## all tests: 25 minutes on two cores
+test: test-fast ## all tests but the long ones: 25 minutes on two cores
 	@echo "the slow tests: about 20 minutes on two cores"
-	$(BIN)/python -m pytest -m slow --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
+	$(BIN)/python -m pytest -m "slow and not long" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
+
+test-long: export OMP_NUM_THREADS = 1
+test-long: $(INSTALLED) ## the long tests, before a release
+	$(BIN)/python -m pytest -m long --durations 15
 
 test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: about 3 minutes on two cores
 	@echo "the fast tests: about 3 minutes on two cores"

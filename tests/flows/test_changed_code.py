@@ -69,6 +69,7 @@ def line_of(printed: str, start: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_each_change_costs_what_depends_on_it(tmp_path: Path, tiny_model: str) -> None:
     copy = Copy(tmp_path / "copy", tiny_model)
     copy.run("--select", UP_TO)

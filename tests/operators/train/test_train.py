@@ -245,6 +245,7 @@ def run_script(name, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_elastic_training_goes_on_with_fewer_workers_after_a_node_was_lost(alone, packs_file, tiny_model, tmp_path):
     run_script("elastic.py", tmp_path, packs_file, tiny_model)
     result = TrainResult.model_validate_json((tmp_path / "result.json").read_text())
