@@ -17,10 +17,8 @@ from operators.train.quantise import BYTES_PER_WEIGHT
 
 _FP32 = 4
 _MOMENTS = 2 * _FP32  # Adam's two moments
-_KEPT_HIDDEN, _KEPT_INNER = (
-    {"fp32": 10, "bf16": 12},
-    4,
-)  # tensors of the hidden and of the MLP's size that a layer keeps
+_KEPT_HIDDEN = {"fp32": 10, "bf16": 12}  # tensors of the hidden size that a layer keeps for its backward pass
+_KEPT_INNER = 4  # and of the size of its MLP
 _MOST_HEADER = 100 << 20  # bytes; the limit of the safetensors format
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 
