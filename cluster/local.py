@@ -19,6 +19,8 @@ import psutil
 POLL_S = 0.5
 GRACE_S = 10.0  # between asking a process to end and killing it
 START_S = 180.0
+PORTS_OF_CLUSTER = 500  # one worker needs one
+ALL_PORTS = range(20_000, 32_000, PORTS_OF_CLUSTER)  # above Ray's own range, below those that Linux gives to clients
 PATIENCE = {  # Ray's 30 s and 60 s are too short on a busy machine
     "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": f"{START_S:g}",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_S:g}",
@@ -106,7 +108,8 @@ def local_cluster(
     # Ray's sockets lie in that folder, and the path of a socket has at most 107 characters.
     with (
         TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
-        child([*command, f"--temp-dir={folder}"], log, cwd=cwd, environment=patient) as process,
+        own_ports() as workers,
+        child([*command, *workers, f"--temp-dir={folder}"], log, cwd=cwd, environment=patient) as process,
     ):
         wait_for(f"{address}/api/version", log, process)
         if process.wait(2 * START_S) != 0:
@@ -145,6 +148,31 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@contextmanager
+def own_ports() -> Iterator[list[str]]:
+    """Options of `ray start` for ports of workers that no other cluster started here has while inside.
+
+    Each raylet gives its workers the first ports of its range, without a look at what other raylets of the machine
+    gave. A block belongs to the process that has bound its first port, so it is free again when its owner ends, in whatever way.
+
+    Raises:
+        RuntimeError: all blocks are taken.
+    """
+    with socket.socket() as owner:
+        first = next((port for port in ALL_PORTS if _bound(owner, port)), None)
+        if first is None:
+            taken = f"all {len(ALL_PORTS)} blocks of {PORTS_OF_CLUSTER} ports from {ALL_PORTS.start} on"
+            raise RuntimeError(f"cluster: {taken} belong to other clusters of this machine; stop one of them")
+        yield [f"--min-worker-port={first + 1}", f"--max-worker-port={first + PORTS_OF_CLUSTER - 1}"]
+
+
+def _bound(owner: socket.socket, port: int) -> bool:
+    with suppress(OSError):
+        owner.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def _family(leader: int) -> set[psutil.Process]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.local import answers, free_port, local_cluster
+from cluster.local import ALL_PORTS, PORTS_OF_CLUSTER, answers, free_port, local_cluster, own_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = """
@@ -87,6 +87,26 @@ def test_a_local_cluster_takes_no_job_from_another_address(tmp_path: Path) -> No
                 with pytest.raises(ConnectionRefusedError):
                     order(host, open_port, path)
         assert answers(f"{address}/api/version")
+
+
+def test_clusters_on_one_machine_have_ports_of_their_own() -> None:
+    with own_ports() as ours, own_ports() as others:
+        taken = [_ports(options) for options in (ours, others)]
+        assert [len(ports) for ports in taken] == [PORTS_OF_CLUSTER - 1] * 2
+        assert not set(taken[0]) & set(taken[1])
+    with own_ports() as again:
+        assert _ports(again) == taken[0], "a block is free again when its cluster has ended"
+
+
+def test_no_block_of_ports_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.local.ALL_PORTS", ALL_PORTS[:0])
+    with pytest.raises(RuntimeError, match="belong to other clusters"), own_ports():
+        pass
+
+
+def _ports(options: list[str]) -> range:
+    first, last = (int(option.rpartition("=")[2]) for option in options)
+    return range(first, last + 1)
 
 
 def order(host: str, port: int, path: str) -> None:
