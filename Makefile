@@ -7,6 +7,8 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 CONFIG ?= configs/demo.yaml
 # Processes for the tests; each starts its own Ray. Most slow tests wait more than they compute.
 WORKERS ?= 2
+# Many images set this. Each of a run's dozens of processes would compile the project's modules anew, for a second each.
+export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-long check format docs bench ui wheel clean clean-runs
