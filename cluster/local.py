@@ -155,7 +155,7 @@ def own_ports() -> Iterator[list[str]]:
     """Options of `ray start` for ports of workers that no other cluster started here has while inside.
 
     Each raylet gives its workers the first ports of its range, without a look at what other raylets of the machine
-    gave. A block belongs to the process that has bound its first port, so it is free again when its owner ends, in whatever way.
+    gave. A block belongs to the process that has bound its first port, and is free again when that process ends.
 
     Raises:
         RuntimeError: all blocks are taken.
