@@ -1,5 +1,6 @@
 """The `--plan` report: the assets that a run would make and why, its teacher calls, and the resources it needs."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
@@ -10,7 +11,7 @@ from flows.graph import RAW_INSTRUCTIONS
 from flows.placement import GIB, demands
 from flows.run import Run
 from flows.staleness import differences
-from flows.teacher_work import Work, teacher_work
+from flows.teacher_work import ABOUT, AT_MOST, Work, teacher_work
 from operators.models import ModelNotFoundError
 from operators.redact import without_credentials
 from operators.stage import Finding
@@ -91,9 +92,22 @@ def _work_lines(run: Run, refresh: str, canary: int) -> list[str]:
         total += work.tokens
         exceeded = budget.exceeded_by(spent + total)
         lines.append(f"{_work_line(work)}{_cost(run, work.tokens)}{f'; will stop at {exceeded}' if exceeded else ''}")
-    new, most = sum(work.new for work in works), any(work.reach for work in works)
-    told = f"{total.prompt} prompt and {total.generated} reply tokens{_cost(run, total)}"
-    return [*lines, f"{'all teacher calls':<26}{'at most ' if most else ''}{new} new calls; about {told}"]
+    return [*lines, *total_lines(works, _cost(run, total))]
+
+
+def total_lines(works: Sequence[Work], cost: str) -> list[str]:
+    """The line of all calls, and one that says why their number is not exact, if it is not."""
+    reaches = {work.reach for work in works if work.new}
+    reach = ABOUT if ABOUT in reaches else AT_MOST if AT_MOST in reaches else ""
+    new, total = sum(work.new for work in works), sum((work.tokens for work in works), Tokens())
+    replies = ABOUT if any(work.lengths_known for work in works) else AT_MOST
+    told = f"about {total.prompt} prompt and {replies}{total.generated} reply tokens"
+    line = f"{'all teacher calls':<26}{reach}{new} new calls; {told}{cost}"
+    causes = {
+        AT_MOST: "at most: whether these calls are needed depends on replies that do not exist yet",
+        ABOUT: "about: estimated from the earlier replies of the same stage",
+    }
+    return [line, *(f"{'':<26}{cause}" for key, cause in causes.items() if key in reaches)]
 
 
 def _work_line(work: Work) -> str:

@@ -37,6 +37,7 @@ _HEADER = re.compile(
     re.IGNORECASE,
 )
 _SCHEMED = re.compile(rf"({_SCHEMES})\s+\S.*", re.IGNORECASE | re.DOTALL)
+SHORTEST_SECRET = 8  # characters; a shorter one may be a part of ordinary words
 LONGEST_PASSWORD = 6  # words; a longer text is a question or a prompt that happens to have such a name
 
 
@@ -52,6 +53,15 @@ def without_credentials(value: Any) -> Any:
 def without_certain_credentials(value: Any) -> Any:
     """As `without_credentials`, but hides only certain credentials: for hashes, which must tell other values apart."""
     return _hidden(value, only_certain=True)
+
+
+def without_secret(text: str, secret: str) -> str:
+    """`text` with `<key>` in place of one secret; a short one (`x` for a local server) counts as a word only."""
+    if not secret:
+        return text
+    if len(secret) >= SHORTEST_SECRET:
+        return text.replace(secret, "<key>")
+    return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "<key>", text)
 
 
 def _hidden(value: Any, *, only_certain: bool) -> Any:

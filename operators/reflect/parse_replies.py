@@ -8,12 +8,13 @@ counted. The raw reply stays in the ledger, so that a better parser costs no cal
 import re
 
 from operators.outside_text import control_character, replace_surrogates
+from operators.reflect.placeholders import is_placeholder
 from operators.reflect.prompts import ReplyFormat
 from operators.reflect.refusals import REFUSAL
 from operators.reflect.reply_headings import read_headings
 from operators.reflect.reply_json import read_json
 from operators.reflect.reply_parts import Parsed, Rejected, section_named
-from operators.reflect.rewrite_text import clean_reply, clean_rewrite, is_placeholder
+from operators.reflect.rewrite_text import clean_reply, clean_rewrite
 
 __all__ = ["Parsed", "Rejected", "parse_reply"]
 
@@ -84,7 +85,8 @@ def _parse(
 def _shown(said: str, limit: int | None) -> str:
     """The critique by one criterion, for people to read: storable, without control characters, and not too long."""
     text = replace_surrogates(said).strip()
-    if is_placeholder(text) and text.casefold().rstrip(".") not in ("none", "n/a", "na"):
+    is_type = text == "string"  # of the schema
+    if is_type or (is_placeholder(text) and text.casefold().rstrip(".") not in ("none", "n/a", "na")):
         return ""
     while control_character(text):
         text = "".join(letter for letter in text if not control_character(letter))

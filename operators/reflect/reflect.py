@@ -20,7 +20,17 @@ from ray.data import Dataset
 
 from operators.chat_markup import escape
 from operators.columns import ACTIVE, CALL_FAILED, REJECTED, conform
-from operators.reflect import parse_replies, refusals, reply_headings, reply_json, reply_parts, rewrite_text
+from operators.reflect import (
+    parse_replies,
+    placeholders,
+    refusals,
+    remarks,
+    reply_headings,
+    reply_json,
+    reply_parts,
+    rewrite_text,
+    thoughts,
+)
 from operators.reflect.config import ReflectConfig
 from operators.reflect.parse_replies import Rejected, parse_reply
 from operators.reflect.prompts import REPAIRABLE, Prompter, ReplyFormat, Style, Task
@@ -28,7 +38,17 @@ from operators.stage import require_columns
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import REPLY_COLUMNS, Ledger
 
-PARSER = (parse_replies, reply_headings, reply_json, reply_parts, rewrite_text, refusals)
+PARSER = (
+    parse_replies,
+    reply_headings,
+    reply_json,
+    reply_parts,
+    rewrite_text,
+    placeholders,
+    remarks,
+    thoughts,
+    refusals,
+)
 SHOWN = ("input", "turns_before")  # columns that a prompt shows in addition to the pair, if the rows have them
 UNREAD_REPLIES = "unread_replies"  # a metric: reason why replies could not be read -> how many
 REPAIR = "_repair"  # added to the stage's name for its second turns in the ledger

@@ -8,33 +8,48 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from operators.reflect.reply_parts import Parsed, Rejected, criterion_named, section_named
-from operators.reflect.rewrite_text import is_placeholder
+from operators.reflect.placeholders import is_placeholder
+from operators.reflect.reply_parts import OF_WHAT, SYMBOL, Parsed, Rejected, criterion_named, noun_named, section_named
 
 LONGEST_LINE = 200  # characters of a line in which a name is searched
+PLAIN = 3  # rank from which a label has text behind it or no marks
 LAST_CHARS = 80  # of a reply, in which to look for an end without brackets
 
-_LEAD = re.compile(r"(?:[\s>#*_`\"“”•+\-–]|\(?\d{1,2}[.):]\)?\s*|step \d{1,2}[.:]?\s*)*", re.IGNORECASE)
-_CLOSING = r"(?:[*_`\"”]+(?!\w))"
+_LEAD = re.compile(
+    rf"(?:[\s>#*_`\"“”•+\-–—=~|]|{SYMBOL}|</?(?:b|strong|em|i|u|p|h[1-6])>|\(?\d{{1,2}}[.):]\)?\s*|"
+    r"(?:step|part|section) (?:\d{1,2}|[ivx]{1,4})\b[.:]?\s*|(?:[ivx]{1,4}|[a-e])[.)]\s+)*",
+    re.IGNORECASE,
+)
+_CLOSING = r"(?:[*_`\"”]+(?!\w)|</(?:b|strong|em|i|u|p|h[1-6])>)"
+_OPEN, _CLOSE = r"<\[【［{(「《", r">\]】］})」》"
 _BRACKETED = re.compile(
-    rf"\\?[<\[【［]\s*(?P<name>[^<>\[\]【】［］]{{1,60}}?)\s*\\?[>\]】］]{_CLOSING}?\s*(?P<mark>[:：]?){_CLOSING}?"
+    rf"\\?[{_OPEN}]{{1,2}}\s*(?P<name>[^{_OPEN}{_CLOSE}]{{1,60}}?)\s*\\?[{_CLOSE}]{{1,2}}{_CLOSING}?\s*"
+    rf"(?P<mark>[:：]?){_CLOSING}?"
 )
 _PLAIN = re.compile(
-    rf"(?P<name>[^\W\d_][\w /&'’,-]{{0,80}}?)(?P<bold>{_CLOSING}?)\s*(?:\([^()]{{0,60}}\)\s*)?{_CLOSING}?"
-    rf"(?:(?P<mark>[:：]|\s?[-–—](?=\s)){_CLOSING}?|(?<=[*_`\"”])(?=\s)|$)"
+    rf"(?P<name>[^\W\d_][\w /&'’,\u00a0-]{{0,80}}?)(?P<bold>{_CLOSING}?)\s*(?:\([^()]{{0,60}}\)\s*)?{_CLOSING}?"
+    rf"(?:(?P<mark>[:：]{{1,2}}|\s?[-–—](?=\s)|\s?[|=→](?=\s|$)){_CLOSING}?|(?<=[*_`\"”>])(?=\s)|"
+    r"\s*[=~#*_–—-]+\s*$|$)"
 )
 # Other words after "End of" are text: "[End of scene]" is a line of a play.
 _END_NAME = (
-    r"\\?[<\[【［]\s*/?\s*end(?: of (?:the )?(?:\w+ )?"
-    r"(?:answer|response|reply|instruction|critique|form|text|document|output|message))?\s*\\?[>\]】］]"
+    r"\\?[<\[【［「《]\s*/?\s*end(?: of (?:the )?(?:\w+ )?"
+    r"(?:answer|response|reply|instruction|critique|form|text|document|output|message))?\s*\\?[>\]】］」》]"
 )
 _END = re.compile(rf"{_END_NAME}[*_`.:]*[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _END_LINE = re.compile(rf"^[ \t>#*_`]*{_END.pattern}", re.IGNORECASE | re.MULTILINE)
 _ENDED = re.compile(rf"[ \t>#*_`]*{_END_NAME}[*_`.:]*\s*\Z", re.IGNORECASE)
 # An END in capitals must follow a finished sentence, and `end` needs marks: code in Ruby or SQL has neither.
-_PLAIN_END = re.compile(r"\n[ \t]*(?:[*_#]+[ \t]*(?i:end)[*_.]*|End[*_.]*|(?<=[.!?…。！？\n]\n)END\.?)\s*\Z")
+_PLAIN_END = re.compile(
+    r"\n[ \t]*(?:[*_#]+[ \t]*(?i:end)[*_.]*|End[*_.]*|(?<=[.!?…。！？\n]\n)END\.?|"
+    # other words in brackets, or half of the brackets
+    r"[*_]*\\?[<\[【［({「《][ /]*(?i:ende?|fin|fim|done|eof|stop|finished|结束|結束|終わり|конец)[!.]?"
+    rf"(?i:{OF_WHAT})? *\\?[>\]】］)}}」》]?[*_.!]*|(?i:ende?)[>\]】］][*_.!]*|"
+    rf"[-=~*_# ]*(?i:end{OF_WHAT})[-=~*_# .!]*|[-=~]{{2,}} *(?i:end) *[-=~]{{2,}})\s*\Z"
+)
+_CLOSING_TAG = re.compile(r"\s*</[\w -]{1,60}>\s*\Z")
 _FINISHED = re.compile(r"[.!?:…。！？।؟)\]}>|`\"'”’»*;]\s*\Z")
-_CRITIQUE = frozenset({"critique", "critiques", "criticism"})
+CRITIQUE = frozenset({"critique", "critiques", "criticism"})
 
 
 @dataclass(frozen=True)
@@ -56,15 +71,18 @@ def read_headings(
     labels = [label for label in every if not label.name.startswith("/")]
     tags = ((label.name.strip("/ "), label.start) for label in every if label.name.startswith("/"))
     # Other closing tags are part of a text, as in HTML.
-    closed = {name: start for name, start in tags if name.casefold() in _CRITIQUE or section_named(name, sections)}
-    critique = _only([label for label in labels if label.name.casefold() in _CRITIQUE])
+    closed = {name: start for name, start in tags if name.casefold() in CRITIQUE or section_named(name, sections)}
+    critique = _only([label for label in labels if label.name.casefold() in CRITIQUE])
     if critique == Rejected("missing_section"):  # without a heading, the text before the first section is the critique
         critique = _Label("", 0, 0, 0, is_bare=False)
     order = [critique]
     for name in sections:
         named = [(label, section_named(label.name, sections)) for label in labels]
         exact = [label for label, found in named if found == (name, True)]
-        order.append(_only(exact or [label for label, found in named if found == (name, False)]))
+        near = [label for label, found in named if found == (name, False)]
+        # A noun alone, such as [Answer], may be an ordinary heading of the text unless it has marks.
+        alone = [label for label in labels if label.rank < PLAIN and noun_named(label.name, sections) == (name, False)]
+        order.append(_only(exact or near or alone))
     refused = next((place for place in order if isinstance(place, Rejected)), None)
     if refused:
         return refused
@@ -87,7 +105,7 @@ def read_headings(
     ]
     stops = [min([*tags, stop]) for tags, stop in zip(inner, ends, strict=True)]
     bodies = [_without_end(reply[place.end : stop]) for place, stop in zip(places, stops, strict=True)]
-    critique_of = _critique(bodies[0], criteria)
+    critique_of = critique_by_criterion(bodies[0], criteria)
     if not all(critique_of.values()):
         return Rejected("missing_criterion")
     return Parsed(critique_of, dict(zip(sections, bodies[1:], strict=True)))
@@ -151,8 +169,8 @@ def _end(reply: str, start: int, finish_reason: str | None) -> int | Rejected:
     return len(reply) if is_whole else Rejected("missing_section")
 
 
-def _critique(body: str, criteria: dict[str, str]) -> dict[str, str]:
-    """Criterion -> the text about it; "" if there is none."""
+def critique_by_criterion(body: str, criteria: dict[str, str]) -> dict[str, str]:
+    """The text about each criterion in the lines of a critique; "" if there is none."""
     labels = [label for label in _labels(body) if not label.is_bare]
     named = [(label, criterion_named(label.name, criteria)) for label in labels]
     exact = {found[0] for _, found in named if found and found[1]}
@@ -169,12 +187,14 @@ def _critique(body: str, criteria: dict[str, str]) -> dict[str, str]:
 def _said(text: str) -> str:
     """The text after a label; "" if another label follows directly."""
     first, _, others = text.partition("\n")
-    text = text.strip(" \t\n*_`-•#>")
+    whole = _CLOSING_TAG.sub("", text).strip()
+    text = whole.strip(" \t\n*_`-•#>|")
     if not first.strip(" \t*_`") and others.strip():
         label = _label(others.strip().partition("\n")[0], 0)
         if label and not label.is_bare and len(label.name.split()) < 5:
             return ""
-    return "" if is_placeholder(text) and text.casefold() not in ("none", "n/a", "na") else text
+    is_empty = is_placeholder(whole) or is_placeholder(text)
+    return "" if is_empty and text.casefold() not in ("none", "n/a", "na") else text
 
 
 def _in_one_line(body: str, criteria: dict[str, str]) -> dict[str, str]:

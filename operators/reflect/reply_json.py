@@ -13,8 +13,9 @@ import warnings
 from itertools import chain
 from typing import Any
 
+from operators.reflect.placeholders import is_placeholder
+from operators.reflect.reply_headings import CRITIQUE, critique_by_criterion
 from operators.reflect.reply_parts import Parsed, Rejected, criterion_named, section_named
-from operators.reflect.rewrite_text import is_placeholder
 
 MOST_OBJECTS = 50  # opening braces that are tried in one reply
 LONGEST_ODD_REPLY = 100_000  # characters; in a longer one only valid JSON is looked for
@@ -151,8 +152,10 @@ def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, st
     members = _members(pairs, DEEPEST)
     as_sections = [(section_named(key, sections), value) for key, value in members]
     as_criteria = [(criterion_named(key, criteria), value) for key, value in members]
-    texts = {name: _values(name, as_sections) for name in sections}
-    critique = {name: _values(name, as_criteria) for name in criteria}
+    texts = {name: [_only_text(value) for value in _values(name, as_sections)] for name in sections}
+    critique = {name: [_said(value) for value in _values(name, as_criteria)] for name in criteria}
+    if not any(critique.values()):
+        critique |= {name: [said] for name, said in _critique_in_words(members, criteria).items()}
     if any(len({json.dumps(value) for value in values}) > 1 for values in texts.values()):
         return Rejected("repeated_heading")
     if any(not values or not isinstance(values[0], str) for values in (*texts.values(), *critique.values())):
@@ -163,10 +166,30 @@ def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, st
     )
 
 
+def _critique_in_words(members: list[tuple[str, Any]], criteria: dict[str, str]) -> dict[str, str | None]:
+    """The critique by criterion if one member holds it as lines such as "helpfulness: fine"."""
+    said = [_said(value) for key, value in members if key.casefold() in CRITIQUE]
+    return critique_by_criterion(said[0], criteria) if len(said) == 1 and isinstance(said[0], str) else {}
+
+
 def _values(name: str, named: list[tuple[tuple[str, bool] | None, Any]]) -> list[Any]:
     """Values of the members with this name; another spelling of it counts only if no member has the exact name."""
     exact = [value for found, value in named if found == (name, True)]
     return exact or [value for found, value in named if found == (name, False)]
+
+
+def _only_text(value: Any) -> Any:
+    """A text; a list of one counts as what it holds."""
+    return value[0] if isinstance(value, list) and not isinstance(value, _Pairs) and len(value) == 1 else value
+
+
+def _said(value: Any) -> Any:
+    """What is said about a criterion, also as `{"score": 4, "comment": "fine"}` or as a list of remarks."""
+    values = [each for _, each in value] if isinstance(value, _Pairs) else value
+    if not isinstance(values, list):
+        return values
+    texts = [each for each in values if isinstance(each, str) and each.strip()]
+    return "\n".join(texts) if texts else None
 
 
 def _members(pairs: _Pairs, depth: int) -> list[tuple[str, Any]]:
@@ -174,6 +197,8 @@ def _members(pairs: _Pairs, depth: int) -> list[tuple[str, Any]]:
     members = list(pairs)
     if depth > 1:
         for _, value in pairs:
-            if isinstance(value, _Pairs):
-                members += _members(value, depth - 1)
+            within = value if isinstance(value, list) and not isinstance(value, _Pairs) else [value]
+            for each in within:
+                if isinstance(each, _Pairs):
+                    members += _members(each, depth - 1)
     return members

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+SYMBOL = "[\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\ufe0f\U0001f300-\U0001faff]"  # arrows, ticks, emojis
+OF_WHAT = r"(?:[ _](?:of )?(?:the |your )?(?:\w+ )?(?:answer|response|reply|instruction|text|document|output))"
+
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
 _KEPT_CHARS = 100
@@ -13,8 +16,13 @@ _PLURAL = 3  # letters; a shorter word keeps its s
 _FILLER = re.compile(
     "a|an|and|any|for|in|instruction|involved|is|its|of|or|overall|required|response|answer|task|the|to|topic"
 )
-_FRESH = frozenset({"better", "new", "improved", "revised", "rewritten", "updated", "refined"})
+_FRESH = frozenset(
+    ["better", "new", "improved", "revised", "rewritten", "updated", "refined", "enhanced", "optimized", "optimised",
+     "corrected", "polished"]
+)  # fmt: skip
 _NOUNS = {"response": frozenset({"response", "answer"}), "instruction": frozenset({"instruction"})}
+_ARTICLES = frozenset({"a", "an", "the", "my", "your"})
+_TO_WHAT = [("to", "the", "instruction"), ("to", "the", "question"), ("to", "the", "prompt")]
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,23 @@ def section_named(name: str, sections: dict[str, str]) -> tuple[str, bool] | Non
     for key, heading in sections.items():
         if found in (_words(key), _words(heading)):
             return key, True
-    if len(found) == 2 and found[0] in _FRESH:
-        for key in sections:
-            if found[1] in _singular(_NOUNS.get(key.rpartition("_")[2], frozenset())):
-                return key, False
+    if found[:1] and found[0] in _ARTICLES:
+        found = found[1:]
+    if found[-3:] in _TO_WHAT:
+        found = found[:-3]
+    return _by_noun(found[1], sections) if len(found) == 2 and found[0] in _FRESH else None
+
+
+def noun_named(name: str, sections: dict[str, str]) -> tuple[str, bool] | None:
+    """The same for a section's noun alone: "Answer" may mean `better_response`."""
+    found = _words(name)
+    return _by_noun(found[0], sections) if len(found) == 1 else None
+
+
+def _by_noun(word: str, sections: dict[str, str]) -> tuple[str, bool] | None:
+    for key in sections:
+        if word in _singular(_NOUNS.get(key.rpartition("_")[2], frozenset())):
+            return key, False
     return None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from operators.redact import without_secret
 from operators.stage import Finding
 from operators.teacher.config import TeacherConfig
 from operators.teacher.prompt_tokens import prompt_token_ids
@@ -111,7 +112,7 @@ def _check_endpoint(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
     )
 
     def struck(error: Exception) -> str:
-        return " ".join(str(error).split()).replace(secret or "\0", "<key>")
+        return without_secret(" ".join(str(error).split()), secret)
 
     try:
         names = _model_names(client.models.list)

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from aiolimiter import AsyncLimiter
 
+from operators.redact import without_secret
 from operators.teacher.calls import Call, Reply, failed
 from operators.teacher.chat_completions import (
     COMPLAINTS,
@@ -99,7 +100,7 @@ class OpenAIEndpoint:
             return read_completion(completion, call, self._teacher)
         except Exception as error:  # noqa: BLE001 - an endpoint may answer anything, and this must not end the run
             text = f"{failure_kind(error)}{type(error).__name__}: {words_of(error)}"
-            text = text.replace(self._key, "<key>") if self._key else text
+            text = without_secret(text, self._key)
             if text.startswith(REFUSED):
                 self._refused = text
             return failed(call, text)

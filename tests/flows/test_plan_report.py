@@ -9,10 +9,12 @@ from cluster.manifest import Manifest, fingerprint_of
 from flows import plan_report
 from flows.config import load_config
 from flows.graph import RAW_INSTRUCTIONS
-from flows.plan_report import print_plan
+from flows.plan_report import print_plan, total_lines
 from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
+from flows.teacher_work import ABOUT, AT_MOST, Reach, Work
 from operators.stage import Finding
+from operators.teacher.budget import Tokens
 from tests.flows.flow_runs import SMOKE
 
 
@@ -53,3 +55,18 @@ def test_a_finished_asset_is_cached_or_stale_for_a_reason(run: Run, tmp_path: Pa
         [state] = [line.split(maxsplit=1)[1] for line in plan_of(run)[1] if line.startswith(RAW_INSTRUCTIONS)]
         assert state.startswith("stale: code" if changes else "cached")
         assert state.endswith("7 rows")
+
+
+@pytest.mark.parametrize(
+    ("reaches", "said"),
+    [(("", ""), "12 new calls"), (("", AT_MOST), "at most 12 new calls"), ((ABOUT, AT_MOST), "about 12 new calls")],
+)
+def test_the_number_of_all_calls_is_as_exact_as_the_least_exact_of_them(
+    reaches: tuple[Reach, Reach], said: str
+) -> None:
+    works = [Work("a", 4, tokens=Tokens(40, 8), reach=reaches[0]), Work("b", 8, tokens=Tokens(2, 1), reach=reaches[1])]
+    line, *causes = total_lines(works, ", cost 1.00")
+    assert line.split(maxsplit=3)[3] == f"{said}; about 42 prompt and at most 9 reply tokens, cost 1.00"
+    assert [cause.split(":")[0].strip() for cause in causes] == [
+        reach.strip() for reach in (AT_MOST, ABOUT) if reach in reaches
+    ]

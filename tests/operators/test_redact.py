@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from operators.redact import without_certain_credentials, without_credentials
+from operators.redact import without_certain_credentials, without_credentials, without_secret
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,20 @@ def test_a_certain_credential_is_hidden_from_hashes_too() -> None:
         "headers": {"Authorization": "Bearer …"},
         "url": "https://…@h/?api_key=…&page_token=2",
     }
+
+
+@pytest.mark.parametrize(
+    ("secret", "shown"),
+    [
+        ("sk-12345678", "key <key>x, max_tokens"),
+        ("x", "key sk-12345678x, max_tokens"),
+        ("max_tokens", "key sk-12345678x, <key>"),
+    ],
+)
+def test_a_secret_is_hidden_and_a_short_one_does_not_cut_words(secret: str, shown: str) -> None:
+    assert without_secret("key sk-12345678x, max_tokens", secret) == shown
+
+
+def test_a_short_secret_is_hidden_as_a_word() -> None:
+    assert without_secret("Incorrect key: 'x'.", "x") == "Incorrect key: '<key>'."
+    assert without_secret("text", "") == "text"

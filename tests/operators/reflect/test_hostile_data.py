@@ -111,7 +111,7 @@ def test_no_payload_leaves_its_fence(rows: list[dict[str, Any]], form: ReplyForm
 
 @pytest.mark.parametrize("about", [RESPONSES], ids=["responses"])
 def test_a_teacher_that_repeats_a_payload_plants_nothing(about: Reflecting, demo_model: str) -> None:
-    """The payload is the rewrite itself, in which control tokens are broken up too."""
+    """The payload is the rewrite itself: refused if it goes on as a chat, and data in every other case."""
     special = special_tokens_of(demo_model)
     replies = [
         json.dumps({**dict.fromkeys(about.task.criteria, "Fine."), "better_response": text})
@@ -120,8 +120,12 @@ def test_a_teacher_that_repeats_a_payload_plants_nothing(about: Reflecting, demo
     table = pa.table({"outcome": [""] * len(replies), "reply": replies, "finish_reason": ["stop"] * len(replies)})
     found = read_replies(table, about, ReflectConfig(), special).to_pylist()
     statuses = Counter(row["response_reflection"] for row in found)
-    assert set(statuses) == {"parsed", "rejected:thoughts_in_text", "rejected:form_in_text"}
-    assert statuses["parsed"] >= len(replies) - 2
+    assert statuses == {
+        "parsed": 5,
+        "rejected:turn_in_text": 10,
+        "rejected:form_in_text": 3,
+        "rejected:thoughts_in_text": 1,
+    }
     tokenizer = load_tokenizer(demo_model)
     for row in (row for row in found if row["response_reflection"] == "parsed"):
         encode_example(tokenizer, "Say hello.", "", row["better_response"])  # refuses control tokens

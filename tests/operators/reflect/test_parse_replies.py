@@ -26,7 +26,8 @@ PIECES = st.sampled_from([
     "[Critique]", "[Better Answer]", "[New Instruction]", "[New Answer]", "[End]", "**", "## ", "helpfulness: ", "\n",
     "\r\n", "\\n", "```", "```json\n", "{", "}", '{"', '": "', '", "', '"}', '"', "\\", "\\frac", "\\u",
     "$", "<think>", "</think>", "...", "Here is a better answer: ", "(Note: I changed it.)",
-    "better_response", "\ufeff",
+    "better_response", "\ufeff", "<answer>", "</answer>", "No changes needed.", "[The rest is the same.]", "I. ", "| ",
+    "<|im_end|>", "I changed the answer.", "Key improvements:", "Answer", "→", "</b>",
     "\0", "\ud83d", "\x0c", " ", "\t", "Paris.", "accuracy", "level of detail", "9" * 5000, "[", "]", "1. ", "巴黎",
 ])  # fmt: skip
 ANY_TEXT = st.one_of(st.text(), st.text(st.characters(codec=None)), st.lists(PIECES, max_size=40).map("".join))
@@ -98,7 +99,7 @@ NASTY = [
     '"', '\\"', "\\", "\n", " ", "*", "_", "#", "- ", "[", "[]", "[a]", "[!]", "{", '{"a":', '{"a', "```", "\n```\n",
     "`", "<think>", "</think>", "$", ",", ", ]", "\\n", "\\n ", "a: ", "a:\n", "[End]", "[End]\n", "[End] x\n",
     "\n---",    "---\n", "(Note: ", "Here is a better ", "better ", "\u200b", "''", "('", "{'",
-    "1. ", ".", "\n\n", "\n \n", "<|x|>",
+    "1. ", ".", "\n\n", "\n \n", "<|x|>", "<answer>", "</answer>", "(", "| ", "= ", "Part 1 ", "# ... ", "<think a>",
 ]  # fmt: skip
 
 

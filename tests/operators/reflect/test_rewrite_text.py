@@ -7,7 +7,7 @@ import pytest
 
 from operators.reflect.prompts import RESPONSE_CRITERIA, RESPONSE_SECTIONS
 from operators.reflect.reply_parts import Rejected
-from operators.reflect.rewrite_text import clean_reply, clean_rewrite, is_placeholder
+from operators.reflect.rewrite_text import clean_reply, clean_rewrite
 
 
 def clean(text: str) -> str | Rejected:
@@ -19,19 +19,6 @@ def test_real_texts_come_back_as_they_are(alpaca: Path) -> None:
     texts = [record[name] for record in records for name in ("instruction", "output")]
     changed = [text for text in texts if clean(text) not in (text.strip(), text.rstrip(), text.strip("\n"))]
     assert len(changed) <= 1, changed  # one answer of 1,500 is a row of dots
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["...", "…", "<better answer>", "[Your answer here]", "N/A", "TODO", "Better Response", "better instruction."],
-)
-def test_placeholders(text: str) -> None:
-    assert is_placeholder(text)
-
-
-@pytest.mark.parametrize("text", ["[1, 2, 3]", "(42)", "{a}", "No", "String theory", "Nothing"])
-def test_short_answers_are_no_placeholders(text: str) -> None:
-    assert not is_placeholder(text)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +48,33 @@ def test_short_answers_are_no_placeholders(text: str) -> None:
         (r"const lines = text.split(/\r?\n/)", r"const lines = text.split(/\r?\n/)"),
         ("Let me rewrite the stars: they fall.", "Let me rewrite the stars: they fall."),
         ("Paris.\n\n**Note:** I corrected the answer.", "Paris."),
+        ("<answer>\nParis.\n</answer>", "Paris."),
+        ("<answer 1a2b3c4d>\nParis.\n</answer 1a2b3c4d>", "Paris."),
+        ("<better_response>Paris.</better_response>", "Paris."),
+        ("Paris.\n</better_answer>", "Paris."),
+        ("<response>\nParis.", "Paris."),
+        ("<response><city>Paris</city></response>", "<response><city>Paris</city></response>"),
+        ("<answer><answer>Paris.</answer></answer>", "Paris."),
+        ("<p>Paris.</p>", "<p>Paris.</p>"),
+        (r"He said \"hi\" to us.", 'He said "hi" to us.'),
+        (r'print("a \"b\" c")', r'print("a \"b\" c")'),
+        (r"M\"uller and J\"ager", r"M\"uller and J\"ager"),
+        ("Response: Paris.", "Paris."),
+        ("**Answer:**\n\nParis.", "Paris."),
+        ("Answer: B", "Answer: B"),
+        ("Revised Answer\n--------------\nParis.", "Paris."),
+        ("✅ Better answer: Paris.", "Paris."),
+        ("Better answer (concise):\nParis.", "Paris."),
+        ("Paris.\n\n[End of Answer]", "Paris."),
+        ("Paris.\n\n[END BETTER ANSWER]", "Paris."),
+        ("Paris.\n\n**End of Response**", "Paris."),
+        ("Paris.\n\n[/Better Answer]", "Paris."),
+        ("1. Better Answer: Paris.", "Paris."),
+        (r"Use:\n\n```python\nprint(1)\n```", "Use:\n\n```python\nprint(1)\n```"),
+        ("They kissed.\n\nThe End.", "They kissed.\n\nThe End."),
+        ("Paris. [/INST]", "Paris."),
+        ("A turn ends with `<|im_end|>` in ChatML.", "A turn ends with `<|im_end|>` in ChatML."),
+        ("let f = x |> g <| y", "let f = x |> g <| y"),
         ("Dear Sir,\n\nI have made the changes.\n\nYours, Ann", "Dear Sir,\n\nI have made the changes.\n\nYours, Ann"),
     ],
 )  # fmt: skip
@@ -74,6 +88,20 @@ def test_wrapping_around_a_text_is_removed(text: str, cleaned: str) -> None:
         (r"^(\w+)\n(\d+)$", "literal_line_ends"),
         (r"Use \r\n|\n to match both.", "literal_line_ends"),
         (r"path\name", "literal_line_ends"),
+        (r"A caf\u00e9 is a place.", "literal_line_ends"),
+        ("Paris.<|im_end|>\n<|im_start|>user\nAnd of Spain?", "turn_in_text"),
+        ("<|channel|>final<|message|>Paris.", "turn_in_text"),
+        ("Paris.</s> <s> And of Spain?", "turn_in_text"),
+        ("Paris.\n\n### Instruction:\nName another.", "form_in_text"),
+        (
+            '{"helpfulness": "fine", "relevance": "fine", "level_of_detail": "fine", "better_response": "Paris."}',
+            "form_in_text",
+        ),
+        ("As in <instruction 1a2b3c4d>, it is Paris.", "form_in_text"),
+        ("Paris.\n\n[Explanation]\nI made it short.", "form_in_text"),
+        ("Critique: It is short.\n\nBetter answer: Paris.", "form_in_text"),
+        ("No changes needed.", "placeholder"),
+        ("First, mix the flour.\n\n[The rest of the recipe is unchanged.]", "left_out"),
         ("Here is a better answer: " * 4, "form_in_text"),
         ("A better answer to stress is sleep.\n\nThis answer is more accurate.", "remark_in_text"),
         ("B\n\nExplanation: I changed the answer to B.", "remark_in_text"),
@@ -84,7 +112,6 @@ def test_ambiguous_wrapping_is_refused(text: str, reason: str) -> None:
     assert clean(text) == Rejected(reason)
 
 
-def test_thoughts_before_a_reply_are_removed_and_endless_ones_refused() -> None:
-    assert clean_reply("<think>a</think>\n<thinking>b</thinking> c") == "c"
+def test_a_whole_reply_loses_its_thoughts_and_its_control_tokens() -> None:
+    assert clean_reply("<think>a</think>\n<thinking>b</thinking> c<|im_end|>\n<|endoftext|>") == "c"
     assert clean_reply("<think>a") == Rejected("unfinished_thoughts")
-    assert clean_reply("one</think>two") == "two"
