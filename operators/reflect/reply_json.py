@@ -166,7 +166,7 @@ def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, st
     )
 
 
-def _critique_in_words(members: list[tuple[str, Any]], criteria: dict[str, str]) -> dict[str, str | None]:
+def _critique_in_words(members: list[tuple[str, Any]], criteria: dict[str, str]) -> dict[str, str]:
     """The critique by criterion if one member holds it as lines such as "helpfulness: fine"."""
     said = [_said(value) for key, value in members if key.casefold() in CRITIQUE]
     return critique_by_criterion(said[0], criteria) if len(said) == 1 and isinstance(said[0], str) else {}
