@@ -157,7 +157,8 @@ def _is_label(label: re.Match[str], sections: dict[str, str]) -> bool:
 
 def _is_section(line: str, sections: dict[str, str]) -> bool:
     """Whether a line begins with "New Answer:", as if another section followed."""
-    label = _LABEL.match(line[:LONGEST_LABEL])
+    line = line[:LONGEST_LABEL]
+    label = _LABEL.match(line) if ":" in line or "：" in line else None
     return label is not None and label["mark"] in (":", "：") and section_named(label["name"], sections) is not None
 
 
@@ -240,7 +241,7 @@ def _dirt(text: str, sections: dict[str, str], criteria: dict[str, str]) -> str:
         or any(_is_section(line, sections) for line in lines)
     ):
         return "form_in_text"
-    if _TURN.search(_SHOWN.sub("", text)):  # a text about chat templates quotes them
+    if _TURN.search(text) and _TURN.search(_SHOWN.sub("", text)):  # a text about chat templates quotes them
         return "turn_in_text"
     if len(_FENCE.findall(text)) % 2:
         return "open_fence"
