@@ -21,11 +21,13 @@ from operators.evaluate.length_control import length_controlled_win_rate
 from operators.evaluate.results import LOSS, TIE, UNPARSED, WIN, Judgement, Sample, Verdicts
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
+from operators.verdict import number_of, verdict_in
 
 STAGE = "judge"
 BASE_FIRST, STUDENT_FIRST = "base_first", "student_first"
 ORDERS = (BASE_FIRST, STUDENT_FIRST)
 LOWEST, HIGHEST = 1, 10
+SCORE_NAMES = ("score_a", "score_b")
 _WON = {WIN: 1.0, TIE: 0.5, LOSS: 0.0}
 LENGTH_TOLERANCE = 0.2  # of the longer answer
 
@@ -137,20 +139,15 @@ def parse_verdict(reply: str | None, finish_reason: str | None) -> Scores | str:
     """
     if reply is None:
         return "call_failed"
-    start, end = reply.find("{"), reply.rfind("}")
-    try:
-        verdict = json.loads(reply[start : end + 1]) if 0 <= start < end else None
-    except (json.JSONDecodeError, RecursionError):
-        verdict = None
-    if not isinstance(verdict, dict):
+    verdict = verdict_in(reply, SCORE_NAMES)
+    if verdict is None:
         return "cut_off" if finish_reason == "length" else "no_json"
-    scores = [verdict.get(name) for name in ("score_a", "score_b")]
-    numbers = [float(score) for score in scores if isinstance(score, int | float) and not isinstance(score, bool)]
-    if len(numbers) != len(scores):
+    one, other = (number_of(verdict.get(name)) for name in SCORE_NAMES)
+    if one is None or other is None:
         return "no_scores"
-    if not all(LOWEST <= score <= HIGHEST for score in numbers):
+    if not (LOWEST <= one <= HIGHEST and LOWEST <= other <= HIGHEST):
         return "out_of_range"
-    return numbers[0], numbers[1]
+    return one, other
 
 
 def pair_verdict(base_first: Scores | None, student_first: Scores | None) -> str:

@@ -18,6 +18,7 @@ from typing import Literal
 import pyarrow as pa
 from ray.data import Dataset
 
+from operators import thoughts
 from operators.chat_markup import escape
 from operators.columns import ACTIVE, CALL_FAILED, REJECTED, conform
 from operators.reflect import (
@@ -29,7 +30,6 @@ from operators.reflect import (
     reply_json,
     reply_parts,
     rewrite_text,
-    thoughts,
 )
 from operators.reflect.config import ReflectConfig
 from operators.reflect.parse_replies import Rejected, parse_reply

@@ -79,10 +79,8 @@ def read_headings(
     for name in sections:
         named = [(label, section_named(label.name, sections)) for label in labels]
         exact = [label for label, found in named if found == (name, True)]
-        near = [label for label, found in named if found == (name, False)]
-        # A noun alone, such as [Answer], may be an ordinary heading of the text unless it has marks.
-        alone = [label for label in labels if label.rank < PLAIN and noun_named(label.name, sections) == (name, False)]
-        order.append(_only(exact or near or alone))
+        found = exact or [label for label, meant in named if meant == (name, False)]
+        order.append(_only(found or _by_noun(labels, name, sections)))
     refused = next((place for place in order if isinstance(place, Rejected)), None)
     if refused:
         return refused
@@ -109,6 +107,11 @@ def read_headings(
     if not all(critique_of.values()):
         return Rejected("missing_criterion")
     return Parsed(critique_of, dict(zip(sections, bodies[1:], strict=True)))
+
+
+def _by_noun(labels: list[_Label], name: str, sections: dict[str, str]) -> list[_Label]:
+    """Headings with a noun alone, such as [Answer]; without marks such a line may belong to the text."""
+    return [label for label in labels if label.rank < PLAIN and noun_named(label.name, sections) == (name, False)]
 
 
 def _without_end(body: str) -> str:

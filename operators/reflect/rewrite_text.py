@@ -17,7 +17,7 @@ from operators.reflect.remarks import (
     without_opening,
 )
 from operators.reflect.reply_parts import OF_WHAT, SYMBOL, Rejected, section_named
-from operators.reflect.thoughts import (
+from operators.thoughts import (
     INVISIBLE,
     begins_with_thoughts,
     holds_thoughts,

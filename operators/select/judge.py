@@ -20,6 +20,7 @@ from operators.columns import ACTIVE, CALL_FAILED
 from operators.select.ifd import Pair, Score, Turn, ifd_turn
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import REPLY_COLUMNS, Ledger
+from operators.verdict import number_of, verdict_in
 
 STAGE = "judge"  # of the ledger, and of `teacher.stages`
 LOWEST, HIGHEST = 1, 10
@@ -115,17 +116,13 @@ def read_score(reply: str | None, finish_reason: str | None) -> Score:
     """The score in a verdict, or the reason for none: call_failed, cut_off, no_json, no_score, out_of_range."""
     if reply is None:
         return Score(reason=CALL_FAILED)
-    start, end = reply.find("{"), reply.rfind("}")
-    try:
-        verdict = json.loads(reply[start : end + 1]) if 0 <= start < end else None
-    except (ValueError, RecursionError):
-        verdict = None
-    if not isinstance(verdict, dict):
+    verdict = verdict_in(reply, ["score"])
+    if verdict is None:
         return Score(reason="cut_off" if finish_reason == "length" else "no_json")
-    score = verdict.get("score")
-    if not isinstance(score, int | float) or isinstance(score, bool):
+    score = number_of(verdict.get("score"))
+    if score is None:
         return Score(reason="no_score")
-    return Score(reward=float(score)) if LOWEST <= score <= HIGHEST else Score(reason="out_of_range")
+    return Score(reward=score) if LOWEST <= score <= HIGHEST else Score(reason="out_of_range")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from operators.reflect.thoughts import (
+from operators.thoughts import (
     begins_with_thoughts,
     holds_thoughts,
     reply_after_thoughts,
