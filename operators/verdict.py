@@ -22,7 +22,8 @@ def verdict_in(reply: str, names: Sequence[str]) -> dict[str, Any] | None:
     distinct = {json.dumps([each[name] for name in names]) for each in whole}
     if len(distinct) > 1:
         return None
-    return (whole or found or [None])[-1]
+    candidates = whole or found
+    return candidates[-1] if candidates else None
 
 
 def number_of(value: Any) -> float | None:
@@ -33,7 +34,8 @@ def number_of(value: Any) -> float | None:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    decoder, found, place = json.JSONDecoder(strict=False), [], 0
+    decoder, place = json.JSONDecoder(strict=False), 0
+    found: list[dict[str, Any]] = []
     for _ in range(MOST_OBJECTS):
         begin = text.find("{", place)
         if begin < 0:
