@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks.chaos_daemon import kill_daemon, set_clock
 from benchmarks.chaos_endpoint import MODES, Store, failing
-from benchmarks.chaos_life import Ended, Life, victims
+from benchmarks.chaos_life import LOOK_S, Ended, Life, victims
 from benchmarks.chaos_nodes import MOMENTS, give_nodes_back, kill_node
 from benchmarks.chaos_ray import Driver
 
@@ -94,12 +94,15 @@ def interrupt(life: Life) -> tuple[str, Ended]:
 
 
 def _victim(*names: str) -> Callable[[Life], tuple[str, Ended]]:
-    """Kill one of the processes of these names."""
+    """Kill one of the processes of these names, as soon as there is one."""
 
     def strike(life: Life) -> tuple[str, Ended]:
         def act(process: Driver) -> bool:
-            found = victims(life, process, names)
-            return bool(found) and _signal(life.random.choice(found).pid, signal.SIGKILL)
+            while not (found := victims(life, process, names)):
+                if process.poll() is not None:
+                    return False
+                time.sleep(LOOK_S)
+            return _signal(life.random.choice(found).pid, signal.SIGKILL)
 
         return during(life, act, [ENDED])
 
