@@ -120,9 +120,9 @@ def marked_worker(settings: dict[str, Any]) -> None:
     loop.loaded = loaded
     first = trainer.Trainer.step
 
-    def step(self: Any, number: int) -> Any:
+    def step(self: Any, *arguments: Any) -> Any:
         with pieces.piece("worker: first step"):
-            measured = first(self, number)
+            measured = first(self, *arguments)
         marks.update(stepped=time.time(), cpu=time.process_time(), pieces=pieces.found)
         Path(os.environ[MARKS], f"{os.getpid()}.marks").write_text(json.dumps(marks))
         return measured
