@@ -257,6 +257,7 @@ def test_an_elastic_training_goes_on_with_fewer_workers_after_a_node_was_lost(al
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_that_want_two_of_three_nodes_each_both_end_and_none_holds_half_of_its_workers(tmp_path):
     run_script("gangs.py", tmp_path)
     a, b = ([json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1)] for name in "ab")
