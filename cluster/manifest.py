@@ -26,7 +26,7 @@ class Manifest(BaseModel):
         fingerprint: a hash of `made_from`.
         made_from: code version, configuration and inputs.
         seconds: time to make it.
-        peak_memory_mib: the machine's memory at its peak, above what was used before the run.
+        peak_memory_mib: what the run's processes held at the peak, see `cluster.memory`.
         files: name -> size in bytes, of an asset that holds rows.
         checksums: name -> CRC-32 of these files, hexadecimal.
         rows: how many rows the files hold; None if the asset holds a value.

@@ -1,16 +1,20 @@
-"""Measures the memory of a stage: the machine's peak of used memory, minus what was used before the process began.
+"""Measures the memory of a stage: what the run's own processes hold at the peak.
 
-This includes what earlier stages left (Ray and its object store, idle workers), because all of it has to fit.
+This includes what earlier stages left (Ray and its object store, idle workers), because all of it has to fit. Other
+programs of the machine do not count, if this process started Ray. On a cluster that others started, Ray's processes
+are not this one's descendants; then it is the machine's used memory, minus what was used before the process began.
 """
 
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
-SAMPLE_EVERY_S = 0.5
+SAMPLE_EVERY_S = 1.0
 MIB = 1 << 20
+_RAYLET = "raylet"  # the process of Ray that starts all workers
 
 
 def used_mib() -> int:
@@ -20,6 +24,19 @@ def used_mib() -> int:
 
 
 USED_BEFORE_MIB = used_mib()
+
+
+def own_mib() -> int | None:
+    """Memory of this process and its descendants in MiB, or None if no raylet is among them.
+
+    Anonymous memory of all, and shared memory once: every process that reads Ray's object store maps all of it. Pages
+    of files do not count, because the kernel can drop them.
+    """
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    if not any(_name_of(process) == _RAYLET for process in processes):
+        return None
+    held = [_held_kib(process.pid) for process in processes]
+    return (sum(anonymous for anonymous, _ in held) + max(shared for _, shared in held)) // 1024
 
 
 class PeakMemory:
@@ -46,4 +63,23 @@ class PeakMemory:
             self._sample()
 
     def _sample(self) -> None:
-        self.peak_mib = max(self.peak_mib, used_mib() - USED_BEFORE_MIB)
+        own = own_mib()
+        self.peak_mib = max(self.peak_mib, used_mib() - USED_BEFORE_MIB if own is None else own)
+
+
+def _name_of(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.Error:  # it has ended
+        return ""
+
+
+def _held_kib(pid: int) -> tuple[int, int]:
+    """Anonymous and shared memory of a process in KiB; zeros if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    values = dict(line.partition(":")[::2] for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    anonymous, shared = (int(values.get(name, "0").split()[0]) for name in ("RssAnon", "RssShmem"))
+    return anonymous, shared

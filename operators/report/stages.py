@@ -16,7 +16,7 @@ class StageSummary(BaseModel):
         outcomes: number of rows by outcome.
         cached: this run did not build it, but found it in the storage.
         teacher: the ledger's counts for it: calls, cached_calls, failed_calls, tokens, cost; empty without calls.
-        peak_memory_mib: the machine's memory at its peak; None if unknown.
+        peak_memory_mib: what the run's processes held at the peak; None if unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -100,7 +100,7 @@ LEAKING = {
 
 
 def built(config, scale=4):
-    """A random model with weights large enough for tokens to influence each other."""
+    """A random model; weights four times as large as fresh ones let tokens influence each other as in a trained one."""
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
     with torch.no_grad():
@@ -119,6 +119,20 @@ def test_documents_stay_apart(family):
     assert attention_in_use(model) == "sdpa per document"
     probe = PackingProbe(*compare(model), "", torch.float32)
     assert not probe.leaks, probe
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["lfm2", "falcon_h1", "qwen3_5"])
+def test_a_leak_is_detected_in_fresh_weights_too(family):
+    probe = PackingProbe(*compare(built(LEAKING[family](), scale=1)), "", torch.float32)
+    assert probe.change < 1e-4, "the losses together hide it"
+    assert probe.leaks, probe
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", APART)
+def test_a_document_apart_does_not_move_at_all(family):
+    assert compare(built(APART[family](), scale=1))[1] == 0
 
 
 @torch.no_grad()
