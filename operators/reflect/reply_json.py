@@ -22,6 +22,12 @@ LONGEST_ODD_REPLY = 100_000  # characters; in a longer one only valid JSON is lo
 DEEPEST = 4  # levels of nested objects in which parts are looked for
 
 _OBJECT = re.compile(r"\{\s*[\"'“”]")
+# Only for a reply that holds no valid object: inside a valid text these would change it.
+_MISSPELT = (
+    (re.compile(r"([{,]\s{0,99})([A-Za-z_]\w{0,60})(?=\s{0,9}[:：]\s{0,9}\")"), r'\1"\2"'),
+    (re.compile(r"(?<=\")\s{0,9}：\s{0,9}(?=[\"\[{])"), ": "),
+    (re.compile(r"(?<=[\"\]}])(?=[ \t]{0,99}\n\s{0,99}\"\w[\w ]{0,60}\"\s{0,9}:)"), ","),
+)
 _TOKEN = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)|\"|\$\$?|,(?=\s*[}\]])", re.DOTALL)
 _CLOSES_MATH = re.compile(r"(?:[^\"\\]|\\(?!n\\n).)*?\$", re.DOTALL)  # a price has no second dollar sign behind it
 _LETTERS = re.compile(r"[A-Za-z]+")
@@ -109,7 +115,12 @@ def _objects(reply: str) -> list[_Pairs]:
         found.append(value)
     if found or len(reply) > LONGEST_ODD_REPLY:
         return found
-    return _quoted_object(source, decoder) or _unclosed_object(source, decoder) or _object_of_python(reply)
+    return (
+        _quoted_object(source, decoder)
+        or _unclosed_object(source, decoder)
+        or _object_of_python(reply)
+        or _misspelt_object(source, decoder)
+    )
 
 
 def _quoted_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
@@ -132,6 +143,22 @@ def _unclosed_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
     except (ValueError, RecursionError):
         return []
     return [value]
+
+
+def _misspelt_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
+    """The object with other marks around its names and texts, names without marks, or no commas between lines."""
+    begin = re.search(r"\{\s*[\"“\w]", source)
+    if begin is None:
+        return []
+    source = source[begin.start() :]
+    if '"' not in source:
+        source = source.translate(str.maketrans("“”„", '"""'))
+    for pattern, right in _MISSPELT:
+        source = pattern.sub(right, source)
+    try:
+        return [decoder.raw_decode(source)[0]]
+    except (ValueError, RecursionError):
+        return []
 
 
 def _object_of_python(reply: str) -> list[_Pairs]:

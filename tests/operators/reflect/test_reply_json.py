@@ -97,6 +97,10 @@ READ = {
     "criteria in a list": json.dumps({"critique": [{name: "fine"} for name in FINE], "better_response": "Paris."}),
     "the critique as lines": json.dumps({"critique": "\n".join(f"{name}: fine" for name in FINE), "better_response": "Paris."}),
     "tags in place of JSON": "".join(f"<{name}>{text}</{name}>\n" for name, text in json.loads(PLAIN).items()),
+    "typographic quotes": "{" + ", ".join(f"“{name}”: “{text}”" for name, text in json.loads(PLAIN).items()) + "}",
+    "names without quotes": "{" + ", ".join(f'{name}: "{text}"' for name, text in json.loads(PLAIN).items()) + "}",
+    "no commas between lines": json.dumps(json.loads(PLAIN), indent=1).replace('",\n', '"\n'),
+    "colons of Chinese": PLAIN.replace('": ', '"：'),
     "spaces around": written("  Paris.  "),
 }  # fmt: skip
 
