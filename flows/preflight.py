@@ -28,8 +28,9 @@ from operators.evaluate.harness import examine_harness
 from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
 from operators.publish.hub import TOKEN_VARIABLE
-from operators.read.doctor import examine_source
+from operators.read.doctor import examine_source, first_rows
 from operators.read.drop_contaminated import examine_files
+from operators.read.own_steps import examine_steps
 from operators.read.source_files import list_source_files, shown, unknown_files
 from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.reward import examine_reward_model
@@ -220,7 +221,10 @@ def _file_findings(run: Run, refresh: str, gone: Sequence[str], there: Sequence[
     if not there and not run.staleness.taken(refresh):
         text = f"{shown(run.config.source.path)} has no file that no other refresh has taken or asked for"
         return [Finding("source.path", text)]
-    found = examine_source(run.config.source, [file.path for file in there]) if there else []
+    paths = [file.path for file in there]
+    found = examine_source(run.config.source, paths) if there else []
+    if run.config.steps.functions and not any(finding.fatal for finding in found):
+        found += examine_steps(run.config.steps, first_rows(run.config.source, paths))
     if gone:
         kept = "the rows that were read from them stay; --retract FILE takes them out"
         found.append(

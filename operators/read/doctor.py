@@ -3,10 +3,13 @@
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+from operators.columns import ACTIVE, RAW
 from operators.files.atomic import open_filesystem
 from operators.read.config import ReadConfig
 from operators.read.nested_columns import paths_below
+from operators.read.read_instructions import rows_of
 from operators.read.read_record import extract
 from operators.read.reasons import told
 from operators.read.record import Record
@@ -46,6 +49,17 @@ def examine_source(config: ReadConfig, files: Sequence[str]) -> list[Finding]:
         text = f"columns that hold something and are not read: {_named(unread)}; keep them by source.pass_through"
         found.append(Finding("source.columns", text, fatal=False))
     return found
+
+
+def first_rows(config: ReadConfig, files: Sequence[str]) -> list[dict[str, Any]]:
+    """The active rows of the first records of the first file that has any, with the columns of columns.RAW."""
+    for path in files[:FILES]:
+        piece = Piece(0, path, 0, 0)
+        rows = [row for record in _first_records(path) for row in rows_of(piece, record, config, frozenset())]
+        named = [dict(zip(RAW.names, row, strict=False)) for row in rows]
+        if active := [row for row in named if row["outcome"] == ACTIVE]:
+            return active
+    return []
 
 
 def _first_records(path: str) -> list[Record]:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,12 @@ from operators.join import ROWS_PER_PARTITION, cogroup
 from operators.outside_text import is_damaged, replace_surrogates
 from operators.read.drop_seen import SEEN
 from operators.read.read_instructions import DUPLICATE
-from operators.stage import StageConfig
+from operators.stage import Finding, StageConfig
 
 NAME = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 CHANGEABLE = ("instruction", "input", "response", "turns_before", "turns_after", "extra")
 REASON_CHARS = 60
+_FORMS = "it gets one row, a dict; with its first parameter annotated as Dataset it gets all rows"
 RESERVED = frozenset({HELD_OUT, SEEN, DUPLICATE})  # outcomes that later code treats specially
 
 
@@ -42,7 +43,9 @@ class StepsConfig(StageConfig):
     functions: tuple[str, ...] = Field(
         (),
         description="Python functions, each as `module:function`, that change or drop rows before the teacher sees "
-        "them; Python looks for modules in the working directory first.",
+        "them; Python looks for modules in the working directory first. A function gets one row, a dict, and returns "
+        "it, or None to drop it, or a word that says why it is dropped; if its first parameter is annotated as "
+        "`Dataset`, it gets all rows and returns those to keep. `--plan` and `--doctor` try it on the first rows.",
     )
 
     @model_validator(mode="before")
@@ -104,6 +107,45 @@ def apply_steps(rows: Dataset, config: StepsConfig, special_tokens: frozenset[st
             step = partial(map_rows, function=function, label=label, special_tokens=special_tokens)
             rows = rows.map_batches(step, batch_format="pyarrow", num_cpus=0.5)
     return rows.materialize() if config.functions else rows  # the next steps read them more than once
+
+
+def examine_steps(config: StepsConfig, rows: Sequence[dict[str, Any]]) -> list[Finding]:
+    """Try the functions of one row on the first rows of the source; a function that raises on all of them is fatal.
+
+    The message has an error's text only if it is about the function itself, because others may repeat a row's text.
+
+    Args:
+        config: the functions.
+        rows: with the columns of columns.RAW, active ones.
+    """
+    found: list[Finding] = []
+    tried = list(rows)
+    for name in config.functions:
+        function = load_function(name)
+        if _takes_datasets(function) or not tried:
+            break
+        errors: list[Exception] = []
+        kept = []
+        for row in tried:
+            try:
+                result = function(dict(row))
+            except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+                errors.append(error)
+                continue
+            if result is not None and not isinstance(result, bool | str | dict):
+                errors.append(TypeError(f"it returned {type(result).__name__}"))
+            elif result is True or isinstance(result, dict):
+                kept.append(row if result is True else result)
+        if errors:
+            text = f"{name} raises {_told(errors[0])} on {len(errors)} of the first {len(tried)} rows; {_FORMS}"
+            found.append(Finding("steps.functions", text, fatal=len(errors) == len(tried)))
+        tried = kept
+    return found
+
+
+def _told(error: Exception) -> str:
+    is_about_code = isinstance(error, AttributeError | NameError | TypeError | ImportError)
+    return f"{type(error).__name__}: {error}" if is_about_code else type(error).__name__
 
 
 def map_rows(rows: pa.Table, function: Callable[..., Any], label: str, special_tokens: frozenset[str]) -> pa.Table:

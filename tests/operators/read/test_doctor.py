@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from operators.read.config import ReadConfig
-from operators.read.doctor import examine_source
+from operators.read.doctor import examine_source, first_rows
 
 
 def write(path: Path, *records: object) -> str:
@@ -41,3 +41,13 @@ def test_a_file_that_cannot_be_read_is_a_finding_and_no_exception(tmp_path: Path
     (found,) = examine_source(ReadConfig(path="x"), [str(tmp_path / "a.jsonl")])
     assert found.fatal
     assert "none of the first 1 records" in found.text
+
+
+def test_the_first_rows_are_those_that_the_run_would_read(tmp_path: Path) -> None:
+    bad = write(tmp_path / "a.jsonl", {"title": "Birds"})
+    good = write(tmp_path / "b.jsonl", {"instruction": "Name a bird.", "output": " A wren.", "topic": "birds"}, [1])
+    config = ReadConfig.model_validate({"path": "x", "pass_through": ["topic"], "held_out_fraction": 0})
+    (row,) = first_rows(config, [bad, good])
+    assert (row["instruction"], row["response"], row["extra"]) == ("Name a bird.", "A wren.", '{"topic": "birds"}')
+    assert row["outcome"] == ""
+    assert first_rows(config, [bad]) == []

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from operators.columns import RAW, conform
-from operators.read.own_steps import StepsConfig, apply_steps, keep_every_row, load_function, map_rows
+from operators.read.own_steps import StepsConfig, apply_steps, examine_steps, keep_every_row, load_function, map_rows
 
 MODULE = """
 from ray.data import Dataset
@@ -27,6 +27,12 @@ def clean(row):
     if "null" in row["instruction"]:
         return {**row, "response": "a\\0b"}
     return {**row, "row_id": "mine", "outcome": "original", "response": row["response"].upper() + "<|im_end|>."}
+
+def as_if_all_rows(rows):
+    return rows.map_batches(lambda batch: batch)
+
+def shout(row):
+    return [row["instruction"]]
 
 def without_first(rows: Dataset) -> Dataset:
     return rows.filter(lambda row: row["row_id"] != "0")
@@ -86,6 +92,24 @@ def test_texts_from_a_function_can_be_read_by_later_stages(changes: dict[str, st
     rows = table(a_row("a", "A", turns_before="", turns_after="", extra=""))
     [found] = map_rows(rows, lambda row: {**row, **changes}, "mine", frozenset()).to_pylist()
     assert found["outcome"] == outcome
+
+
+def test_a_function_that_fails_on_the_first_rows_is_found_before_a_run(module: str) -> None:
+    def findings(*names: str, rows: tuple[str, ...] = ("plain", "spam", "bug")) -> list[tuple[str, bool]]:
+        config = StepsConfig(functions=tuple(f"{module}:{name}" for name in names))
+        return [(each.text, each.fatal) for each in examine_steps(config, [a_row(name, name) for name in rows])]
+
+    [(text, fatal)] = findings("clean", "without_first")
+    assert text.startswith(f"{module}:clean raises RuntimeError on 1 of the first 3 rows; it gets one row, a dict")
+    assert not fatal
+    [(text, fatal)] = findings("as_if_all_rows")
+    assert "raises AttributeError: 'dict' object has no attribute 'map_batches' on 3 of the first 3 rows" in text
+    assert fatal
+    [(text, fatal)] = findings("shout", "clean")
+    assert "it returned list" in text
+    assert fatal
+    assert findings("clean", rows=("plain", "spam")) == []
+    assert findings("clean", rows=()) == []
 
 
 def test_a_row_that_does_not_come_back_is_dropped_with_its_reason() -> None:
