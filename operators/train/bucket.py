@@ -1,16 +1,16 @@
-"""Trains a student whose folder is in a bucket: the workers of one node share a folder on its disk, which is mirrored.
+"""Trains a student whose folder is in a bucket: each node has a copy on its disk of what its workers need.
 
-Before an attempt, the node copies the contents of the bucket. During training it copies each complete checkpoint to the
-bucket, its marker last, with the metrics of the steps; checkpoints that retention deletes are deleted there too. At the
-end it copies the student, and last the file that says so. So an attempt on another node continues from the bucket.
+Before an attempt, each node fetches the packs and the newest good checkpoint, of which it needs only the shards of its
+own workers if their number is the same. During training, workers copy checkpoints to the bucket (see `saving`). At the
+end the first worker copies the student, and last the file that says so. So an attempt on other nodes, or on another
+number of them, continues from the bucket.
 """
 
 import json
-import logging
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -19,17 +19,17 @@ import ray
 import torch.distributed as dist
 
 from operators.files.atomic import put_file
-from operators.files.copies import delete, files_below, pull, push
+from operators.files.copies import files_below, pull, push
 from operators.models import cache_folder
-from operators.redact import without_credentials
+from operators.train.checkpoint import MARKER, gathered, leads, rank
 from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, RAY_TRAIN, TrainJob
 from operators.train.loop import train_worker
 from operators.train.metrics import METRICS
+from operators.train.node_copy import NodeCopy, checkpoint_of, delete_checkpoint, persistently
 from operators.train.stopping import STOP, stop_is_asked
 
-MARKER = "COMPLETE"
-_LOG = logging.getLogger(__name__)
-LOOK_S = 2.0  # seconds between two looks for a complete checkpoint
+NODE = f"{CHECKPOINTS}/node"  # below a working folder: Ray's id of the node that made it
+LOOK_S = 2.0  # seconds between two looks for a request to stop
 
 
 def train_from_bucket(settings: dict[str, TrainJob]) -> None:
@@ -38,114 +38,114 @@ def train_from_bucket(settings: dict[str, TrainJob]) -> None:
         train_worker({"job": job})
 
 
-def working_folder(home: str) -> Path:
-    """The folder on the node's disk in which a student in a bucket is trained."""
-    return cache_folder() / "training" / sha256(home.encode()).hexdigest()[:32]
+def working_folder(home: str, node: int = 0) -> Path:
+    """The folder on a node's disk in which a student in a bucket is trained; nodes that share a disk have one each."""
+    name = sha256(home.encode()).hexdigest()[:32]
+    return cache_folder() / "training" / (f"{name}-{node}" if node else name)
 
 
 @contextmanager
 def working_copy(job: TrainJob) -> Iterator[TrainJob]:
-    """The job with a folder on the disk of this node; every worker must call this.
-
-    Raises:
-        ValueError: the workers are on several nodes, which share no folder.
-    """
-    folder, first = working_folder(job.folder), dist.get_rank() == 0
+    """The job with a folder on the disk of this node; every worker must call this."""
+    nodes = gathered(str(ray.get_runtime_context().get_node_id()))
+    number, mates = _place_of(nodes)
+    folder, first = working_folder(job.folder, number), rank() == 0
     try:
-        _require_one_node()
-        if first:
-            shutil.rmtree(folder, ignore_errors=True)
-            pull(job.folder, folder, lambda name: not name.startswith(f"{CHECKPOINTS}/{RAY_TRAIN}/"))
-            (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        if leads(mates):
+            _clear(job.folder, nodes)
+        names, known = gathered(_opened(job.folder) if first else None)[0]  # the same for all, whatever changes there
+        if leads(mates):
+            (folder / CHECKPOINTS).mkdir(parents=True)
+            (folder / NODE).write_text(nodes[rank()])
+            pull(job.folder, folder, names.__contains__)
         dist.barrier()
-        mirror = Mirror(folder, job.folder) if first else None
+        copy = NodeCopy(folder, job.folder, mates, known)
         here = [str(folder / file.removeprefix(f"{job.folder}/")) for file in job.files]
-        with mirror or nullcontext():
-            yield replace(job, folder=str(folder), files=here)
+        with _attended(copy) if first else nullcontext():
+            yield replace(job, folder=str(folder), files=here, copy=copy)
     except ValueError as error:
-        _tell(job, str(error))
+        _tell(job, folder, str(error))
         raise
     finally:
         failed = folder / CHECKPOINTS / FAILED
-        if failed.is_file():  # every worker reports it, because the first one may be killed before its mirror ends
-            _tell(job, str(json.loads(failed.read_text())["error"]))
+        if failed.is_file():  # every worker reports it, because the others are killed once one has ended
+            _tell(job, folder, str(json.loads(failed.read_text())["error"]))
     dist.barrier()
-    if first:
+    if leads(mates):
         shutil.rmtree(folder)
 
 
-def _require_one_node() -> None:
-    nodes: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
-    if len(set(nodes)) > 1:
-        raise ValueError(
-            f"train: {len(nodes)} workers are on {len(set(nodes))} nodes, and a student in a bucket is trained on one; "
-            "lower train.num_workers, or give storage=<folder that all nodes share>"
-        )
+def _place_of(nodes: list[str]) -> tuple[int, tuple[int, ...]]:
+    """Number of this worker's node, in the order of their first workers, and the ranks on it."""
+    own = nodes[rank()]
+    return list(dict.fromkeys(nodes)).index(own), tuple(mate for mate, node in enumerate(nodes) if node == own)
 
 
-def _tell(job: TrainJob, error: str) -> None:
-    """Store an error that would repeat, for the driver and restarted workers, with the paths that the user knows."""
-    text = error.replace(str(working_folder(job.folder)), job.folder)
-    put_file(f"{job.folder}/{CHECKPOINTS}/{FAILED}", json.dumps({"error": text}))
+def _clear(home: str, nodes: list[str]) -> None:
+    """Remove what earlier attempts left on this disk; what other nodes that share it left, they remove themselves."""
+    first = working_folder(home)
+    for left in first.parent.glob(f"{first.name}*"):
+        owner = (left / NODE).read_text() if (left / NODE).is_file() else ""
+        if owner not in nodes or owner == nodes[rank()]:
+            shutil.rmtree(left, ignore_errors=True)
 
 
-class Mirror(threading.Thread):
-    """Copies the files that training writes on this disk to the bucket, while inside and at the end."""
+def _opened(home: str) -> tuple[set[str], frozenset[str]]:
+    """What is fetched at once, and the checkpoints; what killed attempts left of unfinished ones is deleted."""
+    names = [name for name in files_below(home) if not name.startswith(f"{CHECKPOINTS}/{RAY_TRAIN}/")]
+    complete = frozenset(checkpoint_of(name) for name in names if Path(name).name == MARKER)
+    for unfinished in sorted({checkpoint_of(name) for name in names} - complete - {""}):
+        delete_checkpoint(f"{home}/{unfinished}")
+    # Other files beside the metrics are of an export that was cut off.
+    return {name for name in names if not checkpoint_of(name) and ("/" in name or name == METRICS)}, complete
 
-    def __init__(self, folder: Path, home: str) -> None:
-        super().__init__(daemon=True, name="mirror")
-        self._folder, self._home = folder, home
-        self._ended = threading.Event()
-        there = files_below(f"{home}/{CHECKPOINTS}")
-        self._there = {str(Path(name).parent) for name in there if Path(name).name == MARKER}
 
-    def __enter__(self) -> None:
-        self.start()
+@contextmanager
+def _attended(copy: NodeCopy) -> Iterator[None]:
+    """The first worker's: pass on a request to stop, and at the end copy metrics and student to the bucket.
 
-    def __exit__(self, *_: object) -> None:
-        """Copy the rest: checkpoints, metrics, the student, and last the file that says that it is complete."""
-        self._ended.set()
-        self.join()
-        self.look()
-        names = [str(file.relative_to(self._folder)) for file in self._folder.rglob("*") if file.is_file()]
-        push(self._folder, self._home, [name for name in names if not name.startswith(f"{CHECKPOINTS}/")])
-        push(self._folder, self._home, [name for name in names if name == f"{CHECKPOINTS}/{EXPORTED}"])
+    Raises:
+        RuntimeError: they could not be copied; another attempt may succeed.
+    """
+    ended = threading.Event()
+    watch = threading.Thread(target=_pass_on_stop, args=(copy, ended), daemon=True, name="stop")
+    watch.start()
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # metrics show what happened before the error, which counts more than this one
+            _push_results(copy)
+        raise
+    finally:
+        ended.set()
+        watch.join()
+    hurry = threading.Event()
+    hurry.set()
+    if problem := persistently(lambda: _push_results(copy), hurry, copy.home):
+        raise RuntimeError(f"train: the student could not be copied to {copy.home}: {problem}")
 
-    def run(self) -> None:
-        """The thread's body: look at the disk regularly. A failed copy is tried again, the last time at the end."""
-        told = ""
-        while not self._ended.wait(LOOK_S):
-            try:
-                self.look()
-            except Exception as error:  # noqa: BLE001 - training goes on; without a copy, a lost node costs progress
-                words = without_credentials(" ".join(str(error).split()))[:300]
-                if words != told:
-                    _LOG.warning("train: %s is tried again: a checkpoint could not be copied: %s", self._home, words)
-                told = words
-            else:
-                told = ""
 
-    def look(self) -> None:
-        """Copy newly completed checkpoints, delete those that were deleted here, and pass on a request to stop."""
-        checkpoints = self._folder / CHECKPOINTS
-        if stop_is_asked(self._home):
-            (checkpoints / STOP).touch()
-        here = {str(marker.parent.relative_to(checkpoints)) for marker in checkpoints.rglob(MARKER)}
-        for name in sorted(here - self._there):
-            self._push_checkpoint(checkpoints / name, f"{self._home}/{CHECKPOINTS}/{name}", name)
-        for name in sorted(self._there - here):
-            delete(f"{self._home}/{CHECKPOINTS}/{name}/{MARKER}")
-            delete(f"{self._home}/{CHECKPOINTS}/{name}")
-            self._there.discard(name)
+def _pass_on_stop(copy: NodeCopy, ended: threading.Event) -> None:
+    while not ended.wait(LOOK_S):
+        with suppress(OSError):
+            if stop_is_asked(copy.home):
+                (copy.folder / CHECKPOINTS / STOP).touch()
 
-    def _push_checkpoint(self, folder: Path, home: str, name: str) -> None:
-        if (self._folder / METRICS).is_file():
-            push(self._folder, self._home, [METRICS])
-        try:
-            push(folder, home, json.loads((folder / MARKER).read_text())["files"])
-            push(folder, home, [MARKER])
-        except FileNotFoundError:  # retention deleted it during the copy, because a newer one is complete
-            delete(home)
-            return
-        self._there.add(name)
+
+def _push_results(copy: NodeCopy) -> None:
+    """Copy all that is not a checkpoint, and last the file that says that the student is complete."""
+    names = (file.relative_to(copy.folder).as_posix() for file in copy.folder.rglob("*") if file.is_file())
+    push(copy.folder, copy.home, [name for name in names if not name.startswith(f"{CHECKPOINTS}/")])
+    exported = copy.folder / CHECKPOINTS / EXPORTED
+    if exported.is_file():
+        put_file(f"{copy.home}/{CHECKPOINTS}/{EXPORTED}", _as_known(exported.read_text(), copy.folder, copy.home))
+
+
+def _tell(job: TrainJob, folder: Path, error: str) -> None:
+    """Store an error that would repeat, for the driver and restarted workers."""
+    put_file(f"{job.folder}/{CHECKPOINTS}/{FAILED}", json.dumps({"error": _as_known(error, folder, job.folder)}))
+
+
+def _as_known(text: str, folder: Path, home: str) -> str:
+    """A text with the place that the user knows instead of the folder on this disk."""
+    return text.replace(str(folder), home)

@@ -9,14 +9,17 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-_MARKER = "COMPLETE"
+if TYPE_CHECKING:  # it imports this module
+    from operators.train.node_copy import NodeCopy
+
+MARKER = "COMPLETE"
 STATE = "state"
 
 
@@ -37,30 +40,42 @@ class CheckpointSpec:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, written after `step` finished optimizer steps."""
+    """A complete checkpoint, written after `step` finished optimizer steps.
+
+    Attributes:
+        folder: where its files are.
+        step: optimizer steps finished.
+        spec: what it belongs to.
+        mates: ranks of the workers that share the folder, in order; empty if all do.
+    """
 
     folder: Path
     step: int
     spec: CheckpointSpec
+    mates: tuple[int, ...] = ()
 
 
-def write_marker(folder: Path, step: int, spec: CheckpointSpec, files: Mapping[str, tuple[int, str]]) -> None:
-    """Mark a checkpoint as complete, after all else is written.
+def marker_of(step: int, spec: CheckpointSpec, files: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
+    """The content of the marker that is written after all else.
 
     Args:
-        folder: of the checkpoint.
         step: optimizer steps finished.
         spec: what the checkpoint belongs to.
         files: name below the folder -> bytes and SHA-256.
     """
     sizes, digests = ({name: found[part] for name, found in sorted(files.items())} for part in (0, 1))
-    write_json(folder / _MARKER, {"step": step, "spec": asdict(spec), "files": sizes, "digests": digests})
+    return {"step": step, "spec": asdict(spec), "files": sizes, "digests": digests}
+
+
+def leads(mates: Sequence[int]) -> bool:
+    """Whether this worker does what is done once for a folder; `mates` as in `Checkpoint`."""
+    return rank() == (mates[0] if mates else 0)
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
     """All checkpoints with a marker and all their files, oldest first; others are ignored."""
     found = []
-    for marker in sorted(checkpoints.glob(f"step-*/{_MARKER}")):
+    for marker in sorted(checkpoints.glob(f"step-*/{MARKER}")):
         content = json.loads(marker.read_text())
         sizes = {str(file.relative_to(marker.parent)): file.stat().st_size for file in _files(marker.parent)}
         if sizes == content["files"]:
@@ -76,7 +91,10 @@ def require_continuable(checkpoints: Path, spec: CheckpointSpec) -> Checkpoint |
     Raises:
         ValueError: it belongs to other packs, another configuration or ZeRO stage.
     """
-    found = complete_checkpoints(checkpoints)
+    return _require_continuable(complete_checkpoints(checkpoints), checkpoints, spec)
+
+
+def _require_continuable(found: list[Checkpoint], checkpoints: Path | str, spec: CheckpointSpec) -> Checkpoint | None:
     if not found:
         return None
     newest = found[-1]
@@ -90,8 +108,16 @@ def require_continuable(checkpoints: Path, spec: CheckpointSpec) -> Checkpoint |
     return newest
 
 
-def newest_good(checkpoints: Path, spec: CheckpointSpec) -> tuple[Checkpoint | None, list[str]]:
+def newest_good(
+    checkpoints: Path, spec: CheckpointSpec, copy: "NodeCopy | None" = None
+) -> tuple[Checkpoint | None, list[str]]:
     """The newest undamaged checkpoint; every worker must call this.
+
+    Args:
+        checkpoints: a folder of checkpoints.
+        spec: what they must belong to.
+        copy: if the folder is a copy of one in a bucket; then those in the bucket count, and files that the workers of
+            this node need are fetched.
 
     Returns:
         The checkpoint, None if all are damaged, and what is wrong with newer ones.
@@ -100,13 +126,18 @@ def newest_good(checkpoints: Path, spec: CheckpointSpec) -> tuple[Checkpoint | N
         ValueError: as for `require_continuable`.
     """
     problems: list[str] = []
-    if require_continuable(checkpoints, spec) is None:
-        return None, problems
-    for checkpoint in reversed(complete_checkpoints(checkpoints)):
+    found = copy.committed(checkpoints) if copy else complete_checkpoints(checkpoints)
+    _require_continuable(found, copy.there(checkpoints) if copy else checkpoints, spec)
+    for checkpoint in reversed(found):
+        if replace(checkpoint.spec, world_size=spec.world_size) != spec:
+            problems.append(f"train: checkpoint {checkpoint.folder} is of another run")
+            continue
+        if copy:
+            copy.fetch(checkpoint)
         problem = damage(checkpoint)
-        if not problem and replace(checkpoint.spec, world_size=spec.world_size) == spec:
+        if not problem:
             return checkpoint, problems
-        problems.append(problem or f"train: checkpoint {checkpoint.folder} is of another run")
+        problems.append(problem)
     return None, problems
 
 
@@ -145,19 +176,16 @@ def named_checkpoint(folder: str, zero_stage: int) -> Checkpoint:
 
 def damage(checkpoint: Checkpoint) -> str:
     """What is wrong with a checkpoint, "" if nothing; each worker reads a part, and all get the same result."""
-    marker = json.loads((checkpoint.folder / _MARKER).read_text())
-    known = marker.get("digests", {})
-    strange = [file.name for file in [*_files(checkpoint.folder), checkpoint.folder / _MARKER] if not _is_ours(file)]
-    # Every worker must gather, also one that refuses a file, or the others would hang in the collective.
-    found = _gathered({} if strange else _digests(checkpoint.folder))
-    differing = sorted(name for name in marker["files"] if found.get(name) != known.get(name, ""))
-    # All workers must decide the same: if only some of them load, they would hang in the collective.
-    texts = _gathered({str(_rank()): f"{strange} {differing}" if strange or differing else ""})
-    worst = next((text for text in texts.values() if text), "")
-    if not worst:
-        return ""
+    folder, marker = checkpoint.folder, json.loads((checkpoint.folder / MARKER).read_text())
+    mates = checkpoint.mates or range(world_size())
+    strange = [file.name for file in [*_files(folder), folder / MARKER] if not _is_ours(file)]
+    own = [] if strange else sorted(marker["files"])[mates.index(rank()) :: len(mates)]
+    differing = [name for name in own if digest(folder / name) != marker.get("digests", {}).get(name)]
     what = "is not this user's alone" if strange else "is damaged"
-    return f"train: checkpoint {checkpoint.folder} {what} ({(strange or differing or [worst])[0]}); it is not read"
+    problem = f"{what} ({(strange or differing)[0]})" if strange or differing else ""
+    # All workers must decide the same, and each must gather: otherwise those that load would wait for the others.
+    worst = next(filter(None, gathered(problem)), "")
+    return f"train: checkpoint {folder} {worst}; it is not read" if worst else ""
 
 
 def load_checkpoint(engine: Any, folder: Path, tag: str = STATE) -> None:
@@ -180,7 +208,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.endswith(_MARKER))
+    return (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.endswith(MARKER))
 
 
 def _is_ours(file: Path) -> bool:
@@ -189,24 +217,29 @@ def _is_ours(file: Path) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_uid in (os.geteuid(), 0) and not found.st_mode & stat.S_IWOTH
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """Digests of this worker's part of the files; the work is shared, because a checkpoint is large."""
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
-    found = {}
-    for file in list(_files(folder))[_rank() :: world_size]:
+def digest(file: Path) -> str:
+    """SHA-256 of a file; "" if there is none."""
+    try:
         with file.open("rb") as stream:
-            found[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
-def _gathered(part: dict[str, str]) -> dict[str, str]:
-    """The union of every worker's part."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return part
-    parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+def gathered(part: Any) -> list[Any]:
+    """What every worker gives, by rank; every worker must call this."""
+    if world_size() == 1:
+        return [part]
+    parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, part)
-    return {name: value for each in parts for name, value in each.items()}
+    return parts
 
 
-def _rank() -> int:
+def rank() -> int:
+    """This worker's rank; 0 outside of a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of workers; 1 outside of a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1

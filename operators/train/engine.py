@@ -69,7 +69,7 @@ def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tupl
         if checkpoint is not None and resized:
             folder, tag = converted(checkpoint)
             load_checkpoint(engine, folder, tag)
-            remove_converted(folder)
+            remove_converted(checkpoint)
         elif checkpoint is not None:
             load_checkpoint(engine, checkpoint.folder)
         yield engine, noise

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from operators.files.places import in_bucket
 from operators.train.checkpoint import CheckpointSpec
 from operators.train.config import TrainConfig
+from operators.train.node_copy import NodeCopy
 
 CHECKPOINTS, EXPORTED, FAILED = "checkpoints", "exported.json", "failed.json"
 PACKS, RAY_TRAIN = "packs", "ray_train"  # below CHECKPOINTS
@@ -17,7 +18,12 @@ BEST = "best"  # below CHECKPOINTS: the weights with the lowest validation loss
 
 @dataclass(frozen=True)
 class TrainJob:
-    """The job of all workers; `began` is the Unix time of the run's first attempt."""
+    """The job of all workers.
+
+    Attributes:
+        began: Unix time of the run's first attempt.
+        copy: if `folder` is this node's copy of one in a bucket.
+    """
 
     config: TrainConfig
     student: str
@@ -26,6 +32,7 @@ class TrainJob:
     digest: str
     identity: str
     began: float = field(default_factory=time.time)
+    copy: NodeCopy | None = None
 
     @property
     def spec(self) -> CheckpointSpec:

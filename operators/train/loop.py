@@ -69,7 +69,7 @@ def _train(job: TrainJob) -> None:
     if store.digest != job.digest:
         raise ValueError(f"train: packs have digest {store.digest}, the driver read {job.digest}; pack again")
     folder = Path(job.folder)
-    checkpoint, notes = newest_good(folder / CHECKPOINTS, job.spec)
+    checkpoint, notes = newest_good(folder / CHECKPOINTS, job.spec, job.copy)
     if checkpoint is None and job.config.resume_from:
         checkpoint = _given(job, store)
         notes.append(f"began with the checkpoint {checkpoint.folder} of another run, at its step {checkpoint.step}")
@@ -116,7 +116,11 @@ def _steps(job: TrainJob, engine: Any, trainer: Trainer, start: int) -> tuple[in
     saved = finished = start
     dist.barrier()  # every worker has read the metrics before rank 0 shortens them
     saver = Saver(
-        engine, job.spec, background=config.checkpoint_in_background, every_minutes=config.checkpoint_every_minutes
+        engine,
+        job.spec,
+        background=config.checkpoint_in_background,
+        every_minutes=config.checkpoint_every_minutes,
+        copy=job.copy,
     )
     with metrics_file(folder, start, job.began, config.trackers) as metrics, saver:
         while finished < total and not history.is_over:
@@ -146,7 +150,7 @@ def _best_checkpoint(job: TrainJob, history: History, finished: int, notes: list
     if best.step == finished:
         notes.append(text)
         return None
-    found, problems = newest_good(Path(job.folder) / CHECKPOINTS / BEST, job.spec)
+    found, problems = newest_good(Path(job.folder) / CHECKPOINTS / BEST, job.spec, job.copy)
     if found is None or found.step != best.step:
         notes += [*problems, f"train: the best weights, of step {best.step}, are gone; exported the last instead"]
         return None
@@ -163,7 +167,7 @@ def _finish(
         changed = export_student(engine, job.student, folder, job.config.lora)
     except ExportError:
         if unsaved:  # so that a finished training is not lost: the next attempt only exports
-            save_checkpoint(engine, folder / CHECKPOINTS, unsaved, job.spec)
+            save_checkpoint(engine, folder / CHECKPOINTS, unsaved, job.spec, copy=job.copy)
         raise
     notes += [f"generation config exported with {changed}"] if changed else []
     notes += hyper_attention_routes(engine.module, job.config, store.document_lengths)

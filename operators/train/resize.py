@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from operators.train.checkpoint import STATE, Checkpoint
+from operators.train.checkpoint import STATE, Checkpoint, gathered, leads
 
 _TAG = "universal"
 
@@ -24,40 +24,45 @@ def needs_conversion(checkpoint: Checkpoint | None, world_size: int, zero_stage:
 
 
 def converted(checkpoint: Checkpoint) -> tuple[Path, str]:
-    """Convert on rank 0, into a folder next to the checkpoint; every worker must call this.
+    """Convert on one worker, into a folder next to the checkpoint; every worker must call this.
+
+    Nodes that share no folder convert one each, and need the shards of all workers that wrote it.
 
     Returns:
         Folder and tag to load from.
 
     Raises:
-        RuntimeError: rank 0 could not read or write a file; another attempt may succeed.
+        RuntimeError: a file could not be read or written; another attempt may succeed.
         ValueError: it cannot be converted, and another attempt would fail the same way.
     """
-    target = checkpoint.folder.with_name(f"{_TAG}-{checkpoint.folder.name}")
-    problem, passing = [""], [False]
-    if dist.get_rank() == 0:
+    target = _target(checkpoint)
+    problem, passing = "", False
+    if leads(checkpoint.mates):
         shutil.rmtree(target, ignore_errors=True)  # left by a killed attempt
         try:
             _convert(checkpoint.folder / STATE, target / _TAG)
         except Exception as error:  # noqa: BLE001 - sent to all workers, who would wait for this one
-            problem[0] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            passing[0] = isinstance(error, OSError)
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            passing = isinstance(error, OSError)
             shutil.rmtree(target, ignore_errors=True)
-    for told in (problem, passing):
-        dist.broadcast_object_list(told, src=0)
-    if problem[0]:
-        raise (RuntimeError if passing[0] else ValueError)(
+    problem, passing = next((told for told in gathered((problem, passing)) if told[0]), ("", False))
+    if problem:
+        raise (RuntimeError if passing else ValueError)(
             f"train: checkpoint {checkpoint.folder} of {checkpoint.spec.world_size} workers cannot be converted for "
-            f"{dist.get_world_size()}: {problem[0]}; set train.num_workers to {checkpoint.spec.world_size}"
+            f"{dist.get_world_size()}: {problem}; set train.num_workers to {checkpoint.spec.world_size}"
         )
     return target, _TAG
 
 
-def remove_converted(folder: Path) -> None:
+def remove_converted(checkpoint: Checkpoint) -> None:
     """Remove the converted copy after every worker has loaded it; every worker must call this."""
     dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+    if leads(checkpoint.mates):
+        shutil.rmtree(_target(checkpoint), ignore_errors=True)
+
+
+def _target(checkpoint: Checkpoint) -> Path:
+    return checkpoint.folder.with_name(f"{_TAG}-{checkpoint.folder.name}")
 
 
 def _convert(state: Path, target: Path) -> None:

@@ -4,16 +4,21 @@ DeepSpeed hands the state to its checkpoint engine; here that keeps a copy, and 
 write it. A checkpoint is complete when every worker has written its part. The workers tell each other with the sums of
 a step, so no thread takes part in a collective, and training never waits for one of its own.
 
+If the folder is a copy of one in a bucket, a part is written when it is in the bucket too. A bucket that cannot be
+written does not end the training: a checkpoint that waits too long for it is given up, and older ones stay.
+
 DeepSpeed's decoupled engine would hold the next optimizer step until the whole checkpoint is written.
 """
 
-import hashlib
+import logging
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,10 +26,37 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
-from operators.train.checkpoint import STATE, CheckpointSpec, complete_checkpoints, write_marker
+from operators.train.checkpoint import (
+    MARKER,
+    STATE,
+    CheckpointSpec,
+    complete_checkpoints,
+    digest,
+    gathered,
+    leads,
+    marker_of,
+    write_json,
+)
+from operators.train.node_copy import NodeCopy, persistently
 from operators.train.trainer import NotFiniteError
 
 Written = dict[str, tuple[int, str]]  # name below the checkpoint -> bytes and SHA-256
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one worker has written of a checkpoint.
+
+    Attributes:
+        files: on the disk.
+        failed: why they could not be written; "" if they were.
+        missing: why they are not in the bucket; "" if they are, or if there is none.
+    """
+
+    files: Written
+    failed: str = ""
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,14 +66,20 @@ class _Unfinished:
     folder: Path
     step: int
     keep: int
-    written: Future[Written]
+    written: Future[_Part]
 
 
 class Saver:
     """Saves the checkpoints of one engine. Every worker must make the same calls in the same order."""
 
     def __init__(
-        self, engine: Any, spec: CheckpointSpec, *, background: bool = True, every_minutes: float = 0.0
+        self,
+        engine: Any,
+        spec: CheckpointSpec,
+        *,
+        background: bool = True,
+        every_minutes: float = 0.0,
+        copy: NodeCopy | None = None,
     ) -> None:
         """
         Args:
@@ -49,14 +87,18 @@ class Saver:
             spec: what its checkpoints belong to.
             background: write while training goes on; otherwise `save` returns when the checkpoint is complete.
             every_minutes: time after which `due` asks for a checkpoint; 0 never does.
+            copy: if the folder of the training is a copy of one in a bucket.
         """
-        self._engine, self._spec = engine, spec
+        self._engine, self._spec, self._copy = engine, spec, copy
+        self._mates = copy.mates if copy else tuple(range(dist.get_world_size()))
+        self._hurry = threading.Event()  # set while training waits for the bucket
+        self._missing = ""  # why the last checkpoint is not in the bucket
         self._every_s = every_minutes * 60
         self._began = time.monotonic()  # of the last checkpoint
         self._stager = _stager(str(engine.device)) if background else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._unfinished: _Unfinished | None = None
-        self._removal: Future[None] | None = None
+        self._settled: Future[None] | None = None
         self._waited_s = 0.0
         self.due = False  # whether time asks for a checkpoint; the same on every worker
 
@@ -67,6 +109,7 @@ class Saver:
         # Not after other errors, which one worker may have alone: the others would wait for it.
         if kind is None or issubclass(kind, NotFiniteError):
             self.finish()
+        self._hurry.set()
         self._thread.shutdown(wait=False)
         if self._stager is not None:
             self._stager.close()
@@ -75,7 +118,7 @@ class Saver:
         """Save the state after `step` finished steps, after the save before has ended.
 
         Args:
-            checkpoints: a folder that all workers share.
+            checkpoints: a folder that all workers share, or those of a node.
             step: optimizer steps finished.
             keep: number of complete checkpoints to keep in the folder; older ones are removed.
 
@@ -84,10 +127,13 @@ class Saver:
         """
         with self._waiting():
             self._end()
+            self._hurry.clear()
             folder = checkpoints / f"step-{step:08d}"
-            if dist.get_rank() == 0:
+            if leads(self._mates):
                 shutil.rmtree(folder, ignore_errors=True)  # left by a killed attempt
                 folder.mkdir(parents=True)
+            if self._copy and dist.get_rank() == 0:
+                self._copy.forget(folder)
             dist.barrier()
             copies = _Copies(self._engine.checkpoint_engine, self._stager)
             self._engine.checkpoint_engine = copies
@@ -96,7 +142,7 @@ class Saver:
                 self._engine.save_checkpoint(str(folder), tag=STATE, save_latest=False, exclude_frozen_parameters=True)
             finally:
                 self._engine.checkpoint_engine = copies.own
-            written = self._thread.submit(copies.write, folder, dist.get_rank() == 0)
+            written = self._thread.submit(self._write, copies, folder)
             self._unfinished = _Unfinished(folder, step, keep, written)
             self._began = time.monotonic()
             if self._stager is None:
@@ -108,7 +154,7 @@ class Saver:
         written = self._unfinished.written if self._unfinished else None
         if written is None or not written.done():
             return float(late), 0.0, 0.0
-        return float(late), 1.0, float(written.exception() is not None)
+        return float(late), 1.0, float(bool(written.result().failed))
 
     def hear(self, sums: Sequence[float]) -> None:
         """Take the sums of what all workers said, and complete the checkpoint if every part of it is written.
@@ -118,6 +164,8 @@ class Saver:
         """
         late, written, failed = sums
         self.due = late > 0
+        if failed:
+            self._hurry.set()  # the parts of the others are of no use any more
         if failed or written == dist.get_world_size():
             with self._waiting():
                 self._complete()
@@ -126,10 +174,13 @@ class Saver:
         """Wait until the last save is complete and older ones are removed.
 
         Raises:
-            RuntimeError: on every worker, if one of them could not write its part.
+            RuntimeError: on every worker, if one of them could not write its part, on the disk or in the bucket.
         """
         with self._waiting():
             self._end()
+            missing = next(filter(None, gathered(self._missing)), "") if self._copy else ""
+        if self._copy and missing:
+            raise RuntimeError(f"train: the last checkpoint could not be copied to {self._copy.home}: {missing}")
 
     def waited(self) -> float:
         """Seconds that training has waited for checkpoints since the last call."""
@@ -145,32 +196,61 @@ class Saver:
             self._waited_s += time.monotonic() - started
 
     def _end(self) -> None:
+        self._hurry.set()
         self._complete()
-        if self._removal is not None:
-            self._removal.result()
-        self._removal = None
+        if self._settled is not None:
+            self._settled.result()
+        self._settled = None
+
+    def _write(self, copies: "_Copies", folder: Path) -> _Part:
+        """The thread's: write this worker's part, also to the bucket."""
+        try:
+            files = copies.write(folder, dist.get_rank() == 0)
+        except Exception as error:  # noqa: BLE001 - all workers raise it, at the next step
+            return _Part({}, failed=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if self._copy is None:
+            return _Part(files)
+        push = partial(self._copy.push, folder, files)
+        return _Part(files, missing=persistently(push, self._hurry, self._copy.there(folder)))
 
     def _complete(self) -> None:
         unfinished, self._unfinished = self._unfinished, None
         if unfinished is None:
             return
-        folder, parts, problem = unfinished.folder, *_parts(unfinished.written)
-        if problem:
-            if dist.get_rank() == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+        folder = unfinished.folder
+        parts: list[_Part] = gathered(unfinished.written.result())
+        failed = next((part.failed for part in parts if part.failed), "")
+        self._missing = next((part.missing for part in parts if part.missing), "")
+        if (failed or self._missing) and leads(self._mates):
+            shutil.rmtree(folder, ignore_errors=True)
+        if failed:
             raise RuntimeError(
-                f"train: checkpoint {folder} could not be written: {problem}; free space there, or lower "
+                f"train: checkpoint {folder} could not be written: {failed}; free space there, or lower "
                 "train.keep_checkpoints"
             )
-        if dist.get_rank() == 0:
-            write_marker(folder, unfinished.step, self._spec, parts)
-            self._removal = self._thread.submit(_remove_old, folder.parent, unfinished.keep)
+        if self._missing and dist.get_rank() == 0:
+            _LOG.warning("train: the checkpoint of step %d is given up: %s", unfinished.step, self._missing)
+        if not self._missing and leads(self._mates):
+            here = [parts[mate].files for mate in self._mates]
+            write_json(folder / MARKER, marker_of(unfinished.step, self._spec, _union(here)))
+            whole = marker_of(unfinished.step, self._spec, _union([part.files for part in parts]))
+            self._settled = self._thread.submit(self._settle, folder, whole, unfinished.keep)
         dist.barrier()
 
+    def _settle(self, folder: Path, marker: dict[str, Any], keep: int) -> None:
+        """The thread's: make the checkpoint count in the bucket, and remove older ones."""
+        if self._copy and dist.get_rank() == 0:
+            commit = partial(self._copy.commit, folder, marker, keep)
+            self._missing = persistently(commit, self._hurry, self._copy.there(folder))
+        for old in complete_checkpoints(folder.parent)[:-keep]:
+            shutil.rmtree(old.folder)
 
-def save_checkpoint(engine: Any, checkpoints: Path, step: int, spec: CheckpointSpec, keep: int = 2) -> None:
+
+def save_checkpoint(
+    engine: Any, checkpoints: Path, step: int, spec: CheckpointSpec, keep: int = 2, copy: NodeCopy | None = None
+) -> None:
     """Save the engine's state after `step` finished steps, and wait for it; see `Saver.save`."""
-    with Saver(engine, spec, background=False) as saver:
+    with Saver(engine, spec, background=False, copy=copy) as saver:
         saver.save(checkpoints, step, keep)
 
 
@@ -199,7 +279,7 @@ class _Copies:
             self.own.save(state, path)
         self._kept.clear()
         beside = [file for file in folder.iterdir() if file.is_file()] if first else []
-        return {str(file.relative_to(folder)): (file.stat().st_size, _digest(file)) for file in [*self._paths, *beside]}
+        return {str(file.relative_to(folder)): (file.stat().st_size, digest(file)) for file in [*self._paths, *beside]}
 
 
 def _stager(device: str) -> Any:
@@ -212,22 +292,5 @@ def _stager(device: str) -> Any:
     )
 
 
-def _parts(written: Future[Written]) -> tuple[Written, str]:
-    """What all workers have written, and the first problem of one; every worker must call this."""
-    problem = written.exception()
-    text = f"{type(problem).__name__}: {' '.join(str(problem).split())}" if problem else ""
-    own = ({} if problem else written.result(), text)
-    every = [own] * dist.get_world_size()
-    dist.all_gather_object(every, own)
-    files = {name: found for part, _ in every for name, found in part.items()}
-    return files, next((text for _, text in every if text), "")
-
-
-def _remove_old(checkpoints: Path, keep: int) -> None:
-    for old in complete_checkpoints(checkpoints)[:-keep]:
-        shutil.rmtree(old.folder)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _union(parts: Sequence[Written]) -> Written:
+    return {name: found for part in parts for name, found in part.items()}

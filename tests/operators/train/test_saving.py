@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 
-from operators.train import saving
-from operators.train.checkpoint import CheckpointSpec, complete_checkpoints, newest_good
+from operators.files.copies import files_below, read_text
+from operators.train import node_copy, saving
+from operators.train.checkpoint import MARKER, CheckpointSpec, complete_checkpoints, newest_good
 from operators.train.engine import loaded
 from operators.train.job import TrainJob
+from operators.train.node_copy import NodeCopy
 from operators.train.pack_order import PackStore
 from operators.train.saving import Saver, save_checkpoint
 from operators.train.trainer import NotFiniteError, Trainer
@@ -162,6 +164,98 @@ def test_only_an_error_that_all_workers_have_waits_for_the_checkpoint(
     with pytest.raises(error):
         fail()
     assert steps(tmp_path) == completed
+
+
+@pytest.fixture
+def copy(process_group: None, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeCopy:
+    monkeypatch.setattr(node_copy, "RETRY_S", 0.01)
+    monkeypatch.setattr(node_copy, "PATIENCE_S", 0.1)
+    return NodeCopy(tmp_path, f"{bucket}/v1", mates=(0,))
+
+
+def steps_there(copy: NodeCopy) -> list[int]:
+    return [found.step for found in copy.committed(copy.folder / "checkpoints")]
+
+
+def test_a_checkpoint_counts_in_the_bucket_when_all_of_it_is_there(
+    copy: NodeCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_through, push, checkpoints = threading.Event(), node_copy.push, copy.folder / "checkpoints"
+
+    def later(*arguments: Any) -> None:
+        assert let_through.wait(LIMIT_S)
+        push(*arguments)
+
+    monkeypatch.setattr(node_copy, "push", later)
+    with Saver(Engine(), SPEC, copy=copy) as saver:
+        saver.save(checkpoints, 1)
+        end = time.monotonic() + LIMIT_S
+        while not (checkpoints / "step-00000001" / "state" / "shard.pt").is_file():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        saver.hear(saver.say())
+        assert (steps(checkpoints), steps_there(copy)) == ([], [])
+        let_through.set()
+        saver.hear(heard(saver))
+        saver.finish()
+        assert (steps(checkpoints), steps_there(copy)) == ([1], [1])
+        for step in (2, 3):
+            saver.save(checkpoints, step, keep=2)
+    assert steps_there(copy) == [2, 3]
+    names = {
+        f"checkpoints/step-{step:08}/{name}" for step in (2, 3) for name in (MARKER, "script.py", "state/shard.pt")
+    }
+    assert set(files_below(copy.home)) == names
+
+
+@pytest.mark.parametrize(
+    ("other", "counts"), [({}, True), ({"failed": "no space"}, False), ({"missing": "down"}, False)]
+)
+def test_a_marker_on_a_disk_names_the_parts_there_and_that_in_the_bucket_all_parts(
+    other: dict[str, str], counts: bool, copy: NodeCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_other = saving._Part({"state/other.pt": (1, "digest")}, **other)
+    monkeypatch.setattr(saving, "gathered", lambda part: [part, of_other] if isinstance(part, saving._Part) else [part])
+    checkpoints, saver = copy.folder / "checkpoints", Saver(Engine(), SPEC, copy=copy)
+    saver.save(checkpoints, 1)
+    if counts:
+        saver.finish()
+        markers = [(checkpoints / "step-00000001" / MARKER).read_text()]
+        markers.append(read_text(f"{copy.home}/checkpoints/step-00000001/{MARKER}") or "")
+        here, there = (json.loads(marker)["files"].keys() for marker in markers)
+        assert here == {"script.py", "state/shard.pt"}
+        assert there == here | {"state/other.pt"}
+    else:
+        with pytest.raises(RuntimeError, match=r"no space|could not be copied to .*: down"):
+            saver.finish()
+        assert (list(checkpoints.iterdir()), steps_there(copy)) == ([], [])
+
+
+@pytest.mark.parametrize("failing", ["push", "put_file"])
+def test_a_bucket_that_cannot_be_written_costs_a_checkpoint_and_ends_nothing_before_the_end(
+    failing: str, copy: NodeCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = copy.folder / "checkpoints"
+
+    def fail(*_: Any) -> None:
+        raise OSError("down")
+
+    saver = Saver(Engine(), SPEC, copy=copy)
+    saver.save(checkpoints, 1)
+    saver.finish()
+    with monkeypatch.context() as patch:
+        patch.setattr(node_copy, failing, fail)
+        saver.save(checkpoints, 2)
+        saver.save(checkpoints, 3)
+        saver.waited()
+        with pytest.raises(RuntimeError, match=f"the last checkpoint could not be copied to {copy.home}: down"):
+            saver.finish()
+        assert saver.waited() > 0.1
+        assert steps_there(copy) == [1]
+    saver.save(checkpoints, 4)
+    saver.finish()
+    assert steps_there(copy) == [1, 4]
+    assert "step-00000003" not in str(files_below(copy.home)), "what was left of it is deleted"
 
 
 @pytest.mark.slow
