@@ -12,6 +12,7 @@ The text that is the same for all rows comes first, so that an engine with prefi
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,6 +50,9 @@ CRITIQUE_HEADING: Final = "Critique"
 END_HEADING: Final = "End"
 
 # reason against a reply that one more turn may repair -> what the teacher is told
+LONG_SENTENCE = 40  # characters; a shorter sentence of the prompt may also be one of an answer
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]},]*\s+|\"\s*:\s*\"")  # also between the members of an object
+_AROUND = " \t-\"'{}[],"
 REPAIRABLE: Final = {
     "cut_off": "it ran into the length limit, so be briefer",
     "no_json": "it is not one JSON object",
@@ -68,6 +72,7 @@ REPAIRABLE: Final = {
     "left_out": "a text in it leaves out a part that is the same as before; write it whole",
     "form_in_text": "a heading stands in a text that was asked for",
     "turn_in_text": "a text in it goes on with control tokens of a chat",
+    "prompt_in_text": "a text in it repeats this request",
     "critique_in_text": "a part of the critique stands in a text that was asked for",
     "remark_in_text": "a remark about the rewriting stands in a text that was asked for",
     "open_fence": "a code block in it is not closed",
@@ -160,6 +165,17 @@ class Prompter:
         """
         before, after = self.frame
         return f"{before}{_fenced(row_id, instruction, input_text, response, turns)}{after}"
+
+    @cached_property
+    def sentences(self) -> frozenset[str]:
+        """The long sentences of the prompt, also those of the user's own template with its examples."""
+        text = "\n".join(self.frame).replace("\\n", "\n").replace('\\"', '"')
+        found = (part.strip(_AROUND) for line in text.splitlines() for part in _SENTENCE_END.split(line))
+        return frozenset(part for part in found if len(part) >= LONG_SENTENCE)
+
+    def is_repeated_in(self, text: str) -> bool:
+        """Whether `text` holds a long sentence of the prompt, as small teachers write that repeat what they read."""
+        return any(sentence in text for sentence in self.sentences)
 
     def messages(self, content: str) -> list[dict[str, str]]:
         """The conversation that is sent to the teacher."""

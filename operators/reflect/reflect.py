@@ -32,7 +32,7 @@ from operators.reflect import (
     rewrite_text,
 )
 from operators.reflect.config import ReflectConfig
-from operators.reflect.parse_replies import Rejected, parse_reply
+from operators.reflect.parse_replies import Parsed, Rejected, parse_reply
 from operators.reflect.prompts import REPAIRABLE, Prompter, ReplyFormat, Style, Task
 from operators.stage import require_columns
 from operators.teacher.config import TeacherConfig
@@ -240,7 +240,8 @@ def read_replies(
         special_tokens: broken up in the teacher's texts.
         repaired: these are replies to a second turn; a row without a readable one keeps its columns.
     """
-    criteria = about.prompter(config).criteria_asked()
+    prompter = about.prompter(config)
+    criteria = prompter.criteria_asked()
     names = (*about.columns_out, about.critique_column, about.status_column)
     new: dict[str, list[str | None]] = {name: [] for name in names}
     kept = list(names) if repaired else []
@@ -256,7 +257,9 @@ def read_replies(
                 critique_chars=config.critique_chars,
                 text_chars=config.text_chars,
             )
-            if not isinstance(parsed, Rejected):
+            if isinstance(parsed, Parsed) and any(map(prompter.is_repeated_in, parsed.texts.values())):
+                parsed = Rejected("prompt_in_text")
+            if isinstance(parsed, Parsed):
                 texts = [escape(text, special_tokens) for text in parsed.texts.values()]
                 status = "repaired" if repaired else "parsed"
                 values = [*texts, json.dumps(parsed.critique, ensure_ascii=False), status]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,8 @@ from operators.reflect.prompts import (
 )
 
 FORMS: tuple[ReplyFormat, ...] = ("json", "delimited")
+TASKS: tuple[Task, ...] = (INSTRUCTION_TASK, RESPONSE_TASK)
+STYLES: tuple[Style, ...] = ("papers", "concise")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -142,3 +145,31 @@ def test_a_template_that_cannot_work_is_refused(template: str, message: str) -> 
 def test_a_custom_system_turn_comes_first() -> None:
     messages = Prompter(RESPONSE_TASK, system="You are strict.").messages("Q")
     assert [turn["role"] for turn in messages] == ["system", "user"]
+
+
+EXAMPLE = (
+    "For example:\n"
+    '{"clarity": "Vague.", "better_instruction": "Name the longest river of Asia and its length.\\n\\nSay \\"why\\"."}'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_repeated"),
+    [
+        ("Then answer the new instruction correctly and directly.", True),
+        ("Sure.\n\nThese are the texts. Is there no reply? Does it need knowledge, such as facts?", False),
+        ("Name the longest river of Asia and its length.", True),
+        ("Name the longest river of Asia.", False),
+        ('Say "why".', False),
+        ("", False),
+    ],
+)
+def test_a_text_that_repeats_a_long_sentence_of_the_prompt_is_found(text: str, is_repeated: bool) -> None:
+    template = f"{EXAMPLE}\n{{{{ request }}}}\n{{{{ texts }}}}\n{{{{ reply_form }}}}"
+    assert Prompter(INSTRUCTION_TASK, template=template).is_repeated_in(text) is is_repeated
+
+
+def test_no_real_text_repeats_the_prompt(alpaca: Path) -> None:
+    prompters = [Prompter(task, form, style) for task in TASKS for form in FORMS for style in STYLES]
+    texts = [record[name] for record in json.loads(alpaca.read_text()) for name in ("instruction", "output")]
+    assert not [text for text in texts if any(prompter.is_repeated_in(text) for prompter in prompters)]

@@ -174,3 +174,12 @@ def test_missing_column_is_named(tmp_path: Path) -> None:
     rows = raw().drop_columns(["response"])
     with pytest.raises(ValueError, match="reflect_instructions: columns response are missing"):
         reflect_instructions(rows, Reflection(ReflectConfig(), FLUENT, Ledger(str(tmp_path)), frozenset()))
+
+
+def test_a_rewrite_that_repeats_the_prompt_is_refused() -> None:
+    text = "You are given an instruction and an answer that someone wrote to train an assistant."
+    reply = dict.fromkeys(RESPONSE_CRITERIA, "fine") | {"better_response": text}
+    row = {"row_id": "a", "outcome": "", "reply": json.dumps(reply), "finish_reason": "stop"}
+    read = read_replies(pa.Table.from_pylist([row]), ABOUT, ReflectConfig(), frozenset())
+    assert read[ABOUT.status_column].to_pylist() == ["rejected:prompt_in_text"]
+    assert read["better_response"].to_pylist() == [None]
