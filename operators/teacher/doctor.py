@@ -45,10 +45,10 @@ def _check_engine(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
             yield Finding(f"{key}.model", "its chat template makes an empty prompt; take an instruction-tuned model")
     except Exception as error:  # noqa: BLE001 - a template is a program of its author, and may raise anything
         words = f"{type(error).__name__}: {error}".splitlines()[0]
-        yield Finding(
-            f"{key}.model",
-            f"its chat template cannot be rendered ({words}); take an instruction-tuned model",
-        )
+        # What transformers says of a missing template is long and names a method instead of the cure.
+        is_missing = "chat_template is not set" in words
+        text = "it has no chat template" if is_missing else f"its chat template cannot be rendered ({words})"
+        yield Finding(f"{key}.model", f"{text}; take an instruction-tuned model")
     yield from _check_context(teacher, key)
     if teacher.engine_kwargs or teacher.reasoning_parser:
         yield from _check_arguments(teacher, key)
