@@ -44,6 +44,7 @@ _LAST_END = re.compile(
     rf"\n[ \t*_#=~-]*end{OF_WHAT}[ \t*_#=~.!-]*)\Z",
     re.IGNORECASE,
 )
+_LABELS = ("answer", "response", "instruction")  # "Output:" and "Reply:" may begin what was asked for
 _NOUNS = ("answer", "response", "reply", "instruction", "output")
 _TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][\w -]{0,40}?)(?P<code> [0-9a-f]{8})?>")
 _FENCE_OF_PROMPT = re.compile(r"</?[\w -]{1,40} [0-9a-f]{8}>")
@@ -149,7 +150,7 @@ def _is_label(label: re.Match[str], sections: dict[str, str]) -> bool:
     if section_named(label["name"], sections):
         return True
     noun = label["name"].casefold()
-    if noun not in _NOUNS or not (label["mark"] or label["bold"]):
+    if noun not in _LABELS or not (label["mark"] or label["bold"]):
         return False
     # "Answer: B" may be what was asked for.
     return noun != "answer" or bool(label["bold"] or label["line_end"])

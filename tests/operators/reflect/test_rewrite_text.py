@@ -62,6 +62,8 @@ def test_real_texts_come_back_as_they_are(alpaca: Path) -> None:
         ("Response: Paris.", "Paris."),
         ("**Answer:**\n\nParis.", "Paris."),
         ("Answer: B", "Answer: B"),
+        ("Output:\n[1, 2]", "Output:\n[1, 2]"),
+        ("Reply: Thank you.", "Reply: Thank you."),
         ("Revised Answer\n--------------\nParis.", "Paris."),
         ("✅ Better answer: Paris.", "Paris."),
         ("Better answer (concise):\nParis.", "Paris."),
