@@ -24,6 +24,7 @@ from benchmarks.chaos_ray import Driver
 DISK_BYTES = 256 << 20
 KILLED, STOPPED, ENDED, WENT_ON = -signal.SIGKILL, -signal.SIGTERM, 1, 0
 WORKERS = ("ray::MapWorker", "ray::Caller", "ray::RayTrainWorker", "ray::TrainController", "ray::MapBatches")
+TRAINERS, PACKED = ("ray::RayTrainWorker", "ray::TrainController"), "assets/packed_sequences/*"
 # Files that a second refresh reads again; damage in other files shows only when somebody reads them.
 DAMAGED = (
     *(f"assets/{name}/refresh=base/" for name in ("raw_instructions", "held_out", "recycled_instructions")),
@@ -60,10 +61,12 @@ class Fault:
     shared_ray: bool = False
 
 
-def during(life: Life, act: Callable[[Driver], bool], allowed: Collection[int]) -> tuple[str, Ended]:
-    """Act in the middle of a run."""
+def during(
+    life: Life, act: Callable[[Driver], bool], allowed: Collection[int], when: str | None = None
+) -> tuple[str, Ended]:
+    """Act in the middle of a run, at a moment that the seed determines or from a given one."""
     process, out = life.start()
-    if life.await_moment(process):
+    if life.await_moment(process, when):
         life.struck = act(process)
     ended = life.finish(process, out)
     if ended.code not in {*allowed, WENT_ON}:
@@ -93,8 +96,8 @@ def interrupt(life: Life) -> tuple[str, Ended]:
     return during(life, lambda process: _signal(process.pid, signal.SIGINT), allowed)
 
 
-def _victim(*names: str) -> Callable[[Life], tuple[str, Ended]]:
-    """Kill one of the processes of these names, as soon as there is one."""
+def _victim(*names: str, when: str | None = None) -> Callable[[Life], tuple[str, Ended]]:
+    """Kill one of the processes of these names, as soon as there is one after that moment."""
 
     def strike(life: Life) -> tuple[str, Ended]:
         def act(process: Driver) -> bool:
@@ -104,7 +107,7 @@ def _victim(*names: str) -> Callable[[Life], tuple[str, Ended]]:
                 time.sleep(LOOK_S)
             return _signal(life.random.choice(found).pid, signal.SIGKILL)
 
-        return during(life, act, [ENDED])
+        return during(life, act, [ENDED], when)
 
     return strike
 
@@ -248,7 +251,7 @@ FAULTS = {
         Fault("SIGTERM", terminate),
         Fault("Ctrl-C", interrupt),
         Fault("kill worker", _victim(*WORKERS)),
-        Fault("kill train worker", _victim("ray::RayTrainWorker", "ray::TrainController"), trained=True),
+        Fault("kill train worker", _victim(*TRAINERS, when=PACKED), trained=True),
         Fault("kill any actor", _victim("ray::")),
         Fault("kill raylet", _victim("raylet"), own_ray=True),
         Fault("kill GCS", _victim("gcs_server"), own_ray=True),

@@ -13,6 +13,7 @@ from ray._private import ray_constants
 from benchmarks.chaos_life import Ended, Life
 from benchmarks.chaos_ray import Driver
 from cluster.local import LOOPBACK_ONLY, PATIENCE
+from cluster.runtime import patient_start
 
 NODES, CPUS = 3, 2
 MEMORY_BYTES = 150_000_000  # of each node's object store
@@ -32,18 +33,20 @@ def kill_node(stage: str) -> Callable[[Life], tuple[str, Ended]]:
         os.environ.update(PATIENCE | LOOPBACK_ONLY)
         ray_constants.ENABLE_RAY_CLUSTER = False  # the nodes listen on 127.0.0.1 alone, see cluster/runtime.py
         os.environ["RAY_TMPDIR"] = f"/tmp/c{os.getpid()}"  # noqa: S108 - no one else is to join by default
-        cluster: Any = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "object_store_memory": MEMORY_BYTES, "include_dashboard": False},
-        )
-        life.nodes = cluster
-        nodes = [cluster.add_node(num_cpus=CPUS, object_store_memory=MEMORY_BYTES) for _ in range(NODES)]
+        with patient_start():
+            cluster: Any = Cluster(
+                initialize_head=True,
+                head_node_args={"num_cpus": 0, "object_store_memory": MEMORY_BYTES, "include_dashboard": False},
+            )
+            life.nodes = cluster
+            nodes = [cluster.add_node(num_cpus=CPUS, object_store_memory=MEMORY_BYTES) for _ in range(NODES)]
         life.environment = {"RAY_ADDRESS": cluster.address}
         life.settings += ["train.max_steps=6", "train.num_workers=2", "train.max_failures=3"]
 
         def act(_: Driver) -> bool:
             cluster.remove_node(life.random.choice(nodes), allow_graceful=False)
-            cluster.add_node(num_cpus=CPUS, object_store_memory=MEMORY_BYTES)
+            with patient_start():
+                cluster.add_node(num_cpus=CPUS, object_store_memory=MEMORY_BYTES)
             return True
 
         process, out = life.start()
