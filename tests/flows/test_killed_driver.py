@@ -65,14 +65,8 @@ def kill_a_worker(job: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kill",
-    [
-        kill_the_job,
-        pytest.param(kill_the_driver, marks=pytest.mark.long),
-        pytest.param(kill_a_worker, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long  # `make test` kills a driver in test_chaos.py and a whole job in test_bucket.py
+@pytest.mark.parametrize("kill", [kill_the_job, kill_the_driver, kill_a_worker])
 def test_only_calls_in_flight_are_made_twice(tmp_path: Path, tiny_model: str, kill: Kill) -> None:
     rows = [{"instruction": f"Name river number {n} of the world.", "output": f"River {n}."} for n in range(ROWS)]
     (tmp_path / "source.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

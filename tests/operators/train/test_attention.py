@@ -71,6 +71,7 @@ def test_an_unknown_size_is_named_with_those_there_are():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_workers_train_with_it_as_the_configuration_says(packs_file, tiny_model, tmp_path):
     packs = ray.data.read_parquet(packs_file)
