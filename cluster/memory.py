@@ -32,11 +32,16 @@ def own_mib() -> int | None:
     Anonymous memory of all, and shared memory once: every process that reads Ray's object store maps all of it. Pages
     of files do not count, because the kernel can drop them.
     """
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    processes = family()
     if not any(_name_of(process) == _RAYLET for process in processes):
         return None
     held = [_held_kib(process.pid) for process in processes]
     return (sum(anonymous for anonymous, _ in held) + max(shared for _, shared in held)) // 1024
+
+
+def family() -> list[psutil.Process]:
+    """This process and its descendants."""
+    return [psutil.Process(), *psutil.Process().children(recursive=True)]
 
 
 class PeakMemory:
