@@ -9,7 +9,7 @@ from operators.columns import ACTIVE, RAW
 from operators.files.atomic import open_filesystem
 from operators.read.config import ReadConfig
 from operators.read.nested_columns import paths_below
-from operators.read.read_instructions import rows_of
+from operators.read.read_instructions import raw_rows
 from operators.read.read_record import extract
 from operators.read.reasons import told
 from operators.read.record import Record
@@ -55,7 +55,7 @@ def first_rows(config: ReadConfig, files: Sequence[str]) -> list[dict[str, Any]]
     """The active rows of the first records of the first file that has any, with the columns of columns.RAW."""
     for path in files[:FILES]:
         piece = Piece(0, path, 0, 0)
-        rows = [row for record in _first_records(path) for row in rows_of(piece, record, config, frozenset())]
+        rows = [row for record in _first_records(path) for row in raw_rows(piece, record, config, frozenset())]
         named = [dict(zip(RAW.names, row, strict=False)) for row in rows]
         if active := [row for row in named if row["outcome"] == ACTIVE]:
             return active

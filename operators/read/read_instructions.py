@@ -101,7 +101,7 @@ def _read_task(task: pa.Table, config: ReadConfig, special_tokens: frozenset[str
     pieces = [Piece(**fields) for fields in task.to_pylist()]
     records = ((piece, record) for piece in pieces for record in read_records(piece, wanted))
     some = itertools.islice(records, config.limit)
-    rows = (row for piece, record in some for row in rows_of(piece, record, config, special_tokens))
+    rows = (row for piece, record in some for row in raw_rows(piece, record, config, special_tokens))
     for chunk in _chunks(rows, ROWS_PER_TABLE):
         report_progress(stage, rows=len(chunk))
         table = pa.table(list(map(list, zip(*chunk, strict=True))), schema=_LOCATED)
@@ -109,7 +109,7 @@ def _read_task(task: pa.Table, config: ReadConfig, special_tokens: frozenset[str
     yield _LOCATED.empty_table()  # a task may find no record, and its block still needs the columns
 
 
-def rows_of(
+def raw_rows(
     piece: Piece, record: Record, config: ReadConfig, special_tokens: frozenset[str]
 ) -> list[tuple[object, ...]]:
     """The values of columns.RAW, file and position, once for each pair that the teacher reflects on."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from operators.outside_text import is_damaged
 from operators.read.config import ReadConfig
-from operators.read.read_instructions import rows_of
+from operators.read.read_instructions import raw_rows
 from operators.read.record import Record
 from operators.read.record_fields import NAMES
 from operators.read.record_formats import read_records
@@ -34,7 +34,7 @@ def test_any_record_gives_rows_that_can_be_written(value: object, turns: str, sy
     config = ReadConfig.model_validate(
         {"path": "x", "turns": turns, "system_turn": system_turn, "pass_through": ["id"]}
     )
-    rows = rows_of(PIECE, Record(0, value, ""), config, frozenset({"</s>"}))
+    rows = raw_rows(PIECE, Record(0, value, ""), config, frozenset({"</s>"}))
     assert rows
     assert len({row[0] for row in rows}) == len(rows)
     assert turns == "every" or len(rows) == 1

@@ -11,7 +11,7 @@ import ray
 
 from operators import columns
 from operators.read.config import ReadConfig
-from operators.read.read_instructions import is_held_out, read_instructions, rows_of
+from operators.read.read_instructions import is_held_out, raw_rows, read_instructions
 from operators.read.read_record import row_id_of
 from operators.read.record import Record
 from operators.read.source_files import Piece, list_source_files
@@ -225,5 +225,5 @@ def test_real_alpaca_records_are_all_accounted_for(alpaca: Path) -> None:
 def test_a_passed_column_that_is_nested_too_deep_is_a_row_too() -> None:
     text = json.dumps({"instruction": "a", "output": "b", "deep": "here"}).replace('"here"', "[" * 700 + "]" * 700)
     config = ReadConfig(path="a.jsonl", pass_through=["deep"])
-    [row] = rows_of(Piece(0, "a.jsonl", 0, 1), Record(0, json.loads(text), text), config, frozenset())
+    [row] = raw_rows(Piece(0, "a.jsonl", 0, 1), Record(0, json.loads(text), text), config, frozenset())
     assert "quarantined:too_deep" in row
