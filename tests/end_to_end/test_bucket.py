@@ -48,7 +48,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600, check=False
+        arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 
@@ -62,6 +62,7 @@ def calls(storage: str) -> Counter[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_flow_lies_in_the_bucket_goes_on_after_a_kill_and_then_has_nothing_to_do(
     bucket: str, s3_server: str, tiny_model: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:

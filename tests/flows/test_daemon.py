@@ -23,10 +23,10 @@ from operators.read.drop_seen import SEEN
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "configs/smoke.yaml"
-POLL_S, REFRESH_S, TICK_S = 1.0, 300.0, 120.0
+POLL_S, REFRESH_S, TICK_S = 1.0, 600.0, 240.0
 FIRST, SECOND = 8, 4
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
