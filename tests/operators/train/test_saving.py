@@ -1,7 +1,4 @@
-"""Checkpoints that are written while training goes on: what is in them, when they count, and what errors do.
-
-python test_saving.py FOLDER    a process that is killed while it writes its second checkpoint
-"""
+"""Checkpoints that are written while training goes on: what is in them, when they count, and what errors do."""
 
 import json
 import os
@@ -20,29 +17,18 @@ import torch
 
 from operators.files.copies import files_below, read_text
 from operators.train import node_copy, saving
-from operators.train.checkpoint import MARKER, CheckpointSpec, complete_checkpoints, newest_good
+from operators.train.checkpoint import MARKER, complete_checkpoints, newest_good
 from operators.train.engine import loaded
 from operators.train.job import TrainJob
 from operators.train.node_copy import NodeCopy
 from operators.train.pack_order import PackStore
 from operators.train.saving import Saver, save_checkpoint
 from operators.train.trainer import NotFiniteError, Trainer
+from tests.operators.train import killed_writer
+from tests.operators.train.differences import differences
+from tests.operators.train.killed_writer import SPEC, Engine
 
-SPEC = CheckpointSpec("identity", world_size=1, zero_stage=2)
 LIMIT_S = 60.0
-
-
-class Engine:
-    """In place of DeepSpeed's engine where only the order of events is tested: one shard, and a script beside it."""
-
-    def __init__(self) -> None:
-        self.device, self.weight = "cpu", torch.zeros(4)
-        self.checkpoint_engine: Any = SimpleNamespace(save=torch.save)
-
-    def save_checkpoint(self, folder: str, tag: str, **_: Any) -> None:
-        Path(folder, tag).mkdir(exist_ok=True)
-        self.checkpoint_engine.save({"weight": self.weight}, f"{folder}/{tag}/shard.pt")
-        Path(folder, "script.py").write_text("")
 
 
 def steps(folder: Path) -> list[int]:
@@ -262,7 +248,7 @@ def test_a_bucket_that_cannot_be_written_costs_a_checkpoint_and_ends_nothing_bef
 @pytest.mark.usefixtures("process_group")
 def test_a_process_killed_while_it_writes_leaves_the_older_checkpoint_in_use(tmp_path: Path) -> None:
     paths = {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    ended = subprocess.run([sys.executable, __file__, tmp_path], env={**os.environ, **paths}, timeout=240)
+    ended = subprocess.run([sys.executable, killed_writer.__file__, tmp_path], env={**os.environ, **paths}, timeout=240)
     assert ended.returncode == -signal.SIGKILL
     assert (tmp_path / "step-00000002" / "state" / "shard.pt").stat().st_size > 0
     found, problems = newest_good(tmp_path, SPEC)
@@ -295,40 +281,3 @@ def test_steps_that_follow_do_not_change_what_is_written(
         assert blocking.name == background.name
         apart = differences(torch.load(blocking, weights_only=False), torch.load(background, weights_only=False))
         assert apart == []
-
-
-def differences(one: Any, other: Any, place: str = "") -> list[str]:
-    """Where two states differ in a bit, a shape or a type."""
-    if isinstance(one, torch.Tensor):
-        same = one.dtype == other.dtype and torch.equal(one, other)
-        return [] if same else [place]
-    if isinstance(one, dict):
-        found = [] if one.keys() == other.keys() else [place]
-        return found + [at for key in one for at in differences(one[key], other.get(key), f"{place}/{key}")]
-    if isinstance(one, list | tuple):
-        found = [] if len(one) == len(other) else [place]
-        return found + [
-            at for n, pair in enumerate(zip(one, other, strict=False)) for at in differences(*pair, f"{place}/{n}")
-        ]
-    if hasattr(one, "__dict__") and not isinstance(one, type):
-        return [] if type(one) is type(other) else [place]
-    return [] if one == other else [place]
-
-
-def killed_while_writing(folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    engine = Engine()
-
-    def half(_: Any, path: str) -> None:
-        Path(path).write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with Saver(engine, SPEC) as saver:
-        saver.save(folder, 1)
-        saver.finish()
-        engine.checkpoint_engine = SimpleNamespace(save=half)
-        saver.save(folder, 2)
-
-
-if __name__ == "__main__":
-    killed_while_writing(Path(sys.argv[1]))
