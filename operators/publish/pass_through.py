@@ -39,18 +39,18 @@ def kinds_of(rows: Dataset, taken: Collection[str]) -> dict[str, str]:
     return dict(sorted(kinds.items()))
 
 
-def with_pass_through(table: pa.Table, extra: pa.ChunkedArray, kinds: Kinds) -> pa.Table:
+def with_pass_through(table: pa.Table, extra: pa.ChunkedArray, kinds: Kinds, taken: Collection[str]) -> pa.Table:
     """Append the columns that were passed through; a row without a value has null.
 
     Args:
         table: published columns.
         extra: JSON objects or "" of the same rows.
         kinds: from `kinds_of`.
+        taken: names of all published columns, also of those that `table` lacks: a column has one name everywhere.
     """
     if not kinds:
         return table
     objects = [json.loads(text) if text else {} for text in extra.to_pylist()]
-    taken = frozenset(table.column_names)
     for name, kind in kinds.items():
         values = [_as_kind(found.get(name), kind) for found in objects]
         table = table.append_column(published_name(name, taken), pa.array(values, TYPES[kind]))

@@ -3,6 +3,7 @@
     <folder>/parquet/*.parquet     everything: the dialogue, texts before and after, critiques, scores, outcome
     <folder>/messages/*.jsonl      messages: all turns of the dialogue
     <folder>/alpaca/*.jsonl        instruction, input, output: a record per line; only rows without other turns
+                                   (both also with the columns that were passed through)
     <folder>/lineage.json          what it was made from: files, prompts, models, configuration, counts
     <folder>/README.md             the card, for people and for `datasets.load_dataset(<folder>)`
 
@@ -19,21 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, Field
 from ray.data import Dataset
-from ray.data.datasource import FilenameProvider
 
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
 from operators.files.atomic import OBJECT_STORES, UNFINISHED, open_filesystem, swap_folder, write_file
 from operators.publish.hub import REPOSITORY, push_folder
 from operators.publish.pass_through import Kinds, kinds_of, with_pass_through
+from operators.publish.records import MESSAGES, dialogues, recycled, write_records
 from operators.stage import StageConfig, require_columns
-from operators.student.encode import dialogue
 
 CARD, LINEAGE, VERSIONS = "README.md", "lineage.json", "versions"
 TEMPLATE = "dataset_card.md.j2"
@@ -60,9 +59,8 @@ RENAMED = {
     "rifd_selected": "rifd_selected",
     "rifd_better_response": "rifd_better_response",
 }
-ALPACA = ("instruction", "input", "output")
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 PUBLISHED = pa.schema([*(RECYCLED.field(name).with_name(new) for name, new in RENAMED.items()), ("messages", MESSAGES)])
+TAKEN = frozenset(PUBLISHED.names)
 
 
 class PublishConfig(StageConfig):
@@ -120,7 +118,7 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
     if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
         filesystem.delete_dir(beside)  # left by an earlier publication that failed
     filesystem.create_dir(beside, recursive=True)
-    kinds = kinds_of(rows, PUBLISHED.names)
+    kinds = kinds_of(rows, TAKEN)
     num_rows = _write_rows(rows, filesystem, beside, kinds)
     claimed = sum(lineage["outcomes"].get(outcome, 0) for outcome in RECYCLED_OUTCOMES)
     if num_rows != claimed:
@@ -128,7 +126,7 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
             f"publish: {num_rows} rows were written, the lineage counts {claimed} recycled rows; "
             "materialise recycled_instructions again"
         )
-    alpaca_rows = _write_records(rows, filesystem, beside)
+    alpaca_rows = write_records(rows, filesystem, beside, kinds, TAKEN)
     write_file(filesystem, f"{beside}/{LINEAGE}", json.dumps(lineage, indent=1, ensure_ascii=False))
     write_file(filesystem, f"{beside}/{CARD}", dataset_card(lineage, num_rows, alpaca_rows, kinds, config))
     if version:
@@ -184,16 +182,6 @@ def _teachers(teacher: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(f"`{one['model']}` ({one['backend']})" for one in named))
 
 
-class _Lines(FilenameProvider):
-    """File names with the ending `.jsonl`, because the files hold JSON lines."""
-
-    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-        return f"{write_uuid}_{task_index:06}.jsonl"
-
-    def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:
-        return f"{write_uuid}_{task_index:06}_{block_index:06}.jsonl"
-
-
 def _write_rows(rows: Dataset, filesystem: fs.FileSystem, folder: str, kinds: Kinds) -> int:
     """Write the Parquet files; returns their number of rows, from their footers."""
     take = partial(published_table, kinds=kinds)
@@ -207,25 +195,6 @@ def _write_rows(rows: Dataset, filesystem: fs.FileSystem, folder: str, kinds: Ki
     return int(pads.dataset(f"{folder}/parquet", filesystem=filesystem, format="parquet").count_rows())
 
 
-def _write_records(rows: Dataset, filesystem: fs.FileSystem, folder: str) -> int:
-    """Write the JSON lines of both formats; returns the number of rows that have an Alpaca record."""
-    names = ["outcome", "input", "final_instruction", "final_response", "turns_before", "turns_after"]
-    records = rows.select_columns(names)
-    for name, take in (("alpaca", alpaca_table), ("messages", messages_table)):
-        taken = records.map_batches(take, batch_format="pyarrow", num_cpus=0.25)
-        taken.write_json(f"{folder}/{name}", filesystem=filesystem, filename_provider=_Lines(), force_ascii=False)
-    found = filesystem.get_file_info(fs.FileSelector(f"{folder}/alpaca", allow_not_found=True))
-    return sum(_count_lines(filesystem, info.path) for info in found)
-
-
-def _count_lines(filesystem: fs.FileSystem, path: str) -> int:
-    with filesystem.open_input_stream(path) as stream:
-        lines = 0
-        while chunk := stream.read(1 << 20):
-            lines += chunk.count(b"\n")
-    return lines
-
-
 def published_table(rows: pa.Table, kinds: Kinds) -> pa.Table:
     """The recycled rows with the columns of `PUBLISHED`, then the columns that were passed through.
 
@@ -233,31 +202,7 @@ def published_table(rows: pa.Table, kinds: Kinds) -> pa.Table:
         rows: columns.RECYCLED.
         kinds: of the columns that were passed through, from `kinds_of`.
     """
-    kept = _recycled(rows)
-    table = (
-        kept.select(list(RENAMED)).rename_columns(list(RENAMED.values())).append_column("messages", _dialogues(kept))
-    )
-    return with_pass_through(table.cast(PUBLISHED), kept["extra"], kinds)
-
-
-def alpaca_table(rows: pa.Table) -> pa.Table:
-    """instruction, input, output of the recycled rows without other turns: the format has no place for more turns."""
-    kept = _recycled(rows)
-    alone = pc.and_(*(pc.equal(pc.fill_null(kept[name], ""), "") for name in ("turns_before", "turns_after")))
-    kept = kept.filter(alone).select(["final_instruction", "input", "final_response"])
-    return kept.rename_columns(list(ALPACA))
-
-
-def messages_table(rows: pa.Table) -> pa.Table:
-    """`messages`: all turns of each recycled row."""
-    return pa.table({"messages": _dialogues(_recycled(rows))})
-
-
-def _recycled(rows: pa.Table) -> pa.Table:
-    return rows.filter(pc.is_in(rows["outcome"], pa.array(RECYCLED_OUTCOMES)))
-
-
-def _dialogues(rows: pa.Table) -> pa.Array:
-    names = ("final_instruction", "input", "final_response", "turns_before", "turns_after")
-    columns = (rows[name].to_pylist() for name in names)
-    return pa.array([dialogue(*texts) for texts in zip(*columns, strict=True)], MESSAGES)
+    kept = recycled(rows)
+    table = kept.select(list(RENAMED)).rename_columns(list(RENAMED.values()))
+    table = table.append_column("messages", dialogues(kept)).cast(PUBLISHED)
+    return with_pass_through(table, kept["extra"], kinds, TAKEN)

@@ -36,7 +36,7 @@ def test_columns_have_the_type_of_their_values_in_all_blocks(local_ray: None) ->
     kinds = kinds_of(rows, ["row_id"])
     assert kinds == {"big": "json", "good": "bool", "mixed": "json", "score": "float", "tags": "json", "topic": "text"}
     table = pa.concat_tables([first, second])
-    made = with_pass_through(pa.table({"row_id": ["a", "b", "c", "d"]}), table["extra"], kinds)
+    made = with_pass_through(pa.table({"row_id": ["a", "b", "c", "d"]}), table["extra"], kinds, {"row_id"})
     assert made["topic"].to_pylist() == ["art", "law", None, None]
     assert made["score"].to_pylist() == [1.0, 0.5, None, None]
     assert made["good"].to_pylist() == [True, None, None, None]

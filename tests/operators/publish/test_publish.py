@@ -17,12 +17,11 @@ from operators.files.copies import files_below, read_text
 from operators.publish.publish import (
     DECIDED,
     PublishConfig,
-    alpaca_table,
     dataset_card,
-    messages_table,
     publish,
     published_table,
 )
+from operators.publish.records import alpaca_table, messages_table
 from operators.select.config import Policy
 
 ROWS: list[dict[str, Any]] = json.loads(
@@ -76,7 +75,7 @@ def test_pandas_loads_every_format(published: Path) -> None:
         assert table.loc[row["row_id"], "topic"] == row["row_id"][:2]
     assert set(table["stars"]) == {4}
     alpaca = pd.concat(pd.read_json(file, lines=True) for file in (published / "alpaca").iterdir())
-    assert set(alpaca.columns) == {"instruction", "input", "output"}
+    assert set(alpaca.columns) == {"instruction", "input", "output", "topic", "stars"}
     assert sorted(alpaca["output"]) == sorted(row["final_response"] for row in KEPT if row["row_id"] != TALK)
 
 
@@ -85,6 +84,7 @@ def test_datasets_loads_every_format(published: Path, tmp_path: Path) -> None:
     assert len(everything) == len(KEPT)
     assert {"original_instruction", "response_critique", "messages", "topic"} <= set(everything.column_names)
     loaded = datasets.load_dataset("json", data_files=f"{published}/messages/*.jsonl", cache_dir=str(tmp_path))["train"]
+    assert set(loaded.column_names) == {"messages", "topic", "stars"}
     dialogues = [row["messages"] for row in loaded]
     lengths = sorted(len(dialogue) for dialogue in dialogues)
     assert lengths == [2] * (len(KEPT) - 1) + [6]
@@ -95,7 +95,7 @@ def test_datasets_loads_every_format(published: Path, tmp_path: Path) -> None:
 
 
 def test_a_dialogue_is_published_as_the_same_dialogue() -> None:
-    [dialogue] = [turns for turns in messages_table(TABLE)["messages"].to_pylist() if len(turns) > 2]
+    [dialogue] = [turns for turns in messages_table(TABLE, {}, frozenset())["messages"].to_pylist() if len(turns) > 2]
     pair = [
         {"role": "user", "content": KEPT[0]["final_instruction"] + (KEPT[0]["input"] and f"\n\n{KEPT[0]['input']}")},
         {"role": "assistant", "content": KEPT[0]["final_response"]},
@@ -103,7 +103,7 @@ def test_a_dialogue_is_published_as_the_same_dialogue() -> None:
     assert dialogue == [*BEFORE, *pair, *AFTER]
     table = published_table(TABLE, {})
     assert table.filter(pa.compute.equal(table["row_id"], TALK))["messages"].to_pylist() == [dialogue]
-    assert alpaca_table(TABLE).num_rows == len(KEPT) - 1
+    assert alpaca_table(TABLE, {}, frozenset()).num_rows == len(KEPT) - 1
 
 
 def test_a_publication_that_fails_leaves_what_was_there(local_ray: None, tmp_path: Path) -> None:
