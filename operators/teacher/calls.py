@@ -60,12 +60,17 @@ def answered(call: Call, text: str, finish_reason: str, prompt_tokens: int, gene
         "call_key": call["call_key"],
         "row_id": call["row_id"],
         "reply": replace_surrogates(text),
-        "finish_reason": "length" if finish_reason.casefold() in _CUT else "stop",
+        "finish_reason": "length" if is_cut(finish_reason) else "stop",
         "prompt_tokens": min(prompt_tokens, MOST_TOKENS),
         "generated_tokens": min(generated_tokens, MOST_TOKENS),
         "error": "",
         "base_key": call.get("base_key"),
     }
+
+
+def is_cut(finish_reason: str) -> bool:
+    """Whether this finish reason means that the limit of tokens ended the reply."""
+    return finish_reason.casefold() in _CUT
 
 
 def is_broken(finish_reason: str) -> bool:

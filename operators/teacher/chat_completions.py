@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken
+from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken, is_cut
 from operators.teacher.config import TeacherConfig
 from operators.teacher.failures import BROKEN_OFF, BUSY, FATAL, LOST, NO_COMPLETION, REFUSED, TEXTLESS
 from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
@@ -12,7 +12,8 @@ from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
 COMPLAINTS = (429, 503, 529)
 PASSING = (*COMPLAINTS, 502, 504)  # statuses that are due to the endpoint, not to the call; 500 may be either
 REFUSALS = (401, 402, 403, 404)  # no key, no money, not allowed, no such model or address: every call would fail
-SHOWN_CHARS = 80  # of an answer that is not a chat completion
+SHOWN_CHARS = 80  # of an answer that is not a chat completion, or of a refusal
+TEXTS = ("content", "reasoning_content", "reasoning")  # of a message: its answer and its thoughts
 
 
 class NoCompletionError(ValueError):
@@ -49,27 +50,47 @@ def request_body(call: Call, teacher: TeacherConfig) -> dict[str, Any]:
 
 
 def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Reply:
-    """The reply in a chat completion; missing token counts are estimated, and never too low.
+    """The reply in a chat completion; missing token counts are estimated (`_generated`).
 
     A reasoning model's answer is in `content` and its thoughts are in `reasoning_content` (`reasoning` elsewhere). If
     there is no content, the answer may be in there: some reasoning parsers take a reply without thoughts for thoughts.
 
-    A reply without text is a failure, and its tokens count: a reasoning model may think until the limit.
+    A reply without text is a failure, and its tokens count: a reasoning model may think until the limit. A refusal in
+    `message.refusal`, as OpenAI's structured outputs have it, is a failure that is final.
     """
     choice = completion.choices[0]
     message, reason = choice.message, str(choice.finish_reason or "stop")
-    texts = (_text_of(getattr(message, name, None)) for name in ("content", "reasoning_content", "reasoning"))
+    texts = [_text_of(getattr(message, name, None)) for name in TEXTS]
     text = next((text for text in texts if text.strip()), "")
+    refusal = _text_of(getattr(message, "refusal", None))
     usage = getattr(completion, "usage", None)
     prompt = _count_of(usage, "prompt_tokens") or num_prompt_tokens(call["messages"], teacher)
-    generated = _count_of(usage, "completion_tokens") or min(num_text_tokens(text, teacher), call["max_tokens"])
+    generated = _generated(usage, [*texts, refusal], reason, call, teacher)
     if reason == "content_filter":
         return failed(call, f"{FATAL}the endpoint's content filter stopped the reply", prompt, generated)
     if is_broken(reason):
         return failed(call, f"{BROKEN_OFF}{reason}", prompt, generated)
+    if refusal.strip() and not _text_of(getattr(message, "content", None)).strip():
+        words = " ".join(refusal.split())[:SHOWN_CHARS]
+        return failed(call, f"{FATAL}the model refuses to answer: {words}", prompt, generated)
     if not text:
         return failed(call, f"{TEXTLESS}{reason}", prompt, generated)
     return answered(call, text, reason, prompt, generated)
+
+
+def _generated(usage: Any, texts: list[str], reason: str, call: Call, teacher: TeacherConfig) -> int:
+    """The tokens that a reply cost.
+
+    Some endpoints count thoughts only in the total. Without counts it is an upper bound for what came back: its texts,
+    or `max_tokens` if it was cut off or nothing came. Only thoughts that an endpoint neither counts nor sends are lost.
+    """
+    counted, prompt = _count_of(usage, "completion_tokens"), _count_of(usage, "prompt_tokens")
+    if counted:
+        return max(counted, _count_of(usage, "total_tokens") - prompt) if prompt else counted
+    came = sum(num_text_tokens(text, teacher) for text in {*texts})  # some endpoints send the thoughts under two names
+    if "max_tokens" in teacher.leave_out_parameters:  # nothing limited the reply
+        return came or int(call["max_tokens"])
+    return min(came, call["max_tokens"]) if came and not is_cut(reason) else int(call["max_tokens"])
 
 
 def failure_kind(error: Exception) -> str:

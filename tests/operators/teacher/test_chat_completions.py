@@ -1,6 +1,7 @@
 """Whatever an endpoint returns becomes a complete reply or a failure with a reason."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,51 @@ def test_a_reply_without_text_counts_the_tokens_that_it_cost(reason: str, error:
     reply = read_completion(completion, call, TeacherConfig(backend="openai", model="m"))
     assert reply["error"].startswith(error)
     assert (reply["prompt_tokens"], reply["generated_tokens"]) == (3, 1000)
+
+
+TEACHER = TeacherConfig(backend="openai", model="m")
+CALL = {"call_key": "k", "row_id": "r", "messages": "[]", "schema": "", "max_tokens": 4096}
+
+
+def completed(reason: str = "stop", usage: Any = None, **message: Any) -> Any:
+    choice = SimpleNamespace(message=SimpleNamespace(**message), finish_reason=reason)
+    return SimpleNamespace(choices=[choice], usage=usage)
+
+
+@pytest.mark.parametrize(
+    ("completion", "least"),
+    [
+        (completed(content="ok", reasoning_content="think " * 500), 3002),
+        (completed(content="ok", reasoning="think " * 500, reasoning_content="think " * 500), 3002),
+        (completed(content="ok", reasoning="think " * 5000), 4096),
+        (completed("length", content=""), 4096),
+        (completed("length", content="", reasoning_content=None), 4096),
+        (completed("length", content="short"), 4096),
+        (completed("MAX_TOKENS", content="short"), 4096),
+        (completed("stop", content=None), 4096),
+        (completed("content_filter", content=None), 4096),
+        (completed("error", content=None), 4096),
+        (completed(content=None, refusal="I cannot help."), 14),
+        (completed(content="ok", usage=SimpleNamespace(prompt_tokens=5, completion_tokens=0)), 2),
+        (completed(content="ok", usage=SimpleNamespace(prompt_tokens=5, completion_tokens=2, total_tokens=907)), 902),
+        (completed(content="ok", usage=SimpleNamespace(prompt_tokens=5, completion_tokens=2, total_tokens=None)), 2),
+        (completed(content="ok", usage=SimpleNamespace(completion_tokens=2, total_tokens=7)), 2),
+    ],
+)
+def test_thoughts_and_replies_that_were_cut_off_count_for_the_budget(completion: Any, least: int) -> None:
+    assert read_completion(completion, CALL, TEACHER)["generated_tokens"] == least
+
+
+def test_a_reply_without_a_limit_counts_whole() -> None:
+    teacher = TeacherConfig(backend="openai", model="m", leave_out_parameters=("max_tokens",))
+    assert read_completion(completed(content="x" * 9000), CALL, teacher)["generated_tokens"] == 9000
+
+
+def test_the_words_of_a_refusal_are_kept_and_the_call_is_not_made_again() -> None:
+    error = read_completion(completed(content=None, refusal="I cannot\nhelp."), CALL, TEACHER)["error"]
+    assert error == f"{FATAL}the model refuses to answer: I cannot help."
+    answered = read_completion(completed(content="Blue.", refusal=""), CALL, TEACHER)
+    assert (answered["reply"], answered["error"]) == ("Blue.", "")
 
 
 @pytest.mark.parametrize(
