@@ -24,6 +24,7 @@ from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
 from flows.retries import describe
 from flows.run import MOST_NAMED, Run
 from flows.source_versions import RefreshFile
+from flows.storage_findings import place_findings
 from operators.evaluate.harness import examine_harness
 from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
@@ -67,6 +68,7 @@ def preflight(
     models = _model_findings(run)
     found = [
         *_storage_findings(run, holds_lease),
+        *place_findings(run),
         *_source_findings(run, refresh, selected),
         *_cluster_findings(),
         *models,

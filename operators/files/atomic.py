@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pyarrow import fs
 
 UNFINISHED = ".unfinished"
 REPLACED = ".replaced"  # ends the name of a folder that another one replaces
+_REPLACED = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(REPLACED)}")  # after the folder's own name; others are not ours
 OBJECT_STORES = ("s3", "gcs", "abfs")  # an object appears only when it is complete; a rename is a copy
 
 
@@ -101,12 +103,18 @@ def swap_folder(beside: str, target: str) -> None:
         target: the folder to replace; need not exist.
     """
     _swap_local(Path(beside), Path(target))
-    for left in Path(target).parent.glob(f"{Path(target).name}.*{REPLACED}"):
+    for left in _replaced(Path(target)):
         shutil.rmtree(left)
 
 
+def _replaced(target: Path) -> list[Path]:
+    """The folders that calls which were killed have moved out of the way."""
+    found = target.parent.glob(f"{target.name}.*{REPLACED}")
+    return [path for path in found if _REPLACED.fullmatch(path.name.removeprefix(target.name))]
+
+
 def _swap_local(beside: Path, target: Path) -> None:
-    cut_off = sorted(target.parent.glob(f"{target.name}.*{REPLACED}"), key=lambda path: path.stat().st_mtime)
+    cut_off = sorted(_replaced(target), key=lambda path: path.stat().st_mtime)
     if not target.exists() and cut_off:
         cut_off[-1].replace(target)
     old = target.with_name(f"{target.name}.{uuid.uuid4().hex}{REPLACED}")

@@ -30,11 +30,11 @@ from ray.data import Dataset
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
 from operators.files.atomic import OBJECT_STORES, UNFINISHED, open_filesystem, swap_folder, write_file
 from operators.publish.hub import REPOSITORY, push_folder
+from operators.publish.own_folder import CARD, LINEAGE, VERSIONS, why_foreign
 from operators.publish.pass_through import Kinds, kinds_of, with_pass_through
 from operators.publish.records import MESSAGES, dialogues, recycled, write_records
 from operators.stage import StageConfig, require_columns
 
-CARD, LINEAGE, VERSIONS = "README.md", "lineage.json", "versions"
 TEMPLATE = "dataset_card.md.j2"
 DECIDED = {  # by the policy of the section select: what the card says
     "ifd_rifd": "The student's own IFD and r-IFD scores\ndecided which of them replaced the original.",
@@ -109,9 +109,12 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
         config: further entries of the card, and where to push the folder.
 
     Raises:
-        ValueError: a column is missing, the number of rows is not that of the lineage, or a push lacks its token.
+        ValueError: a column is missing, the number of rows is not that of the lineage, a push lacks its token, or
+            `folder` holds what no publication wrote.
     """
     require_columns("publish", RECYCLED.names, rows.columns() or [])
+    if foreign := why_foreign(folder):
+        raise ValueError(f"publish: {foreign}")
     filesystem, root = open_filesystem(folder.rstrip("/"))
     version = f"{VERSIONS}/{uuid.uuid4().hex}" if filesystem.type_name in OBJECT_STORES else ""
     beside = f"{root}/{version}" if version else f"{root}{UNFINISHED}"

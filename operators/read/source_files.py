@@ -1,6 +1,7 @@
 """Finds the source's files on any file system and cuts them into pieces that independent tasks read."""
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -88,6 +89,31 @@ def list_source_files(path: str, split: str = ALL_SPLITS) -> list[SourceFile]:
         for info in readable
     ]
     return of_split(sorted(files), split)
+
+
+def would_read(path: str, place: str, names: Iterable[str]) -> bool:
+    """Whether `list_source_files(path)` would find one of these files below a place, if they existed.
+
+    Args:
+        path: as for `list_source_files`.
+        place: a folder or URI.
+        names: of files, relative to the place. A source inside the topmost folder of one of them counts too.
+
+    Raises:
+        ValueError: the scheme of a URI is unknown.
+    """
+    filesystem, base, _ = _resolve(path)
+    other, root = open_filesystem(place)
+    if filesystem.type_name != other.type_name:
+        return False
+    fixed = _fixed_part(base)
+    if isinstance(filesystem, pafs.LocalFileSystem):  # links
+        base, root = os.path.realpath(fixed) + base[len(fixed) :], os.path.realpath(root)
+    tops = {f"{root}/{name.partition('/')[0]}/" for name in names}
+    if any(f"{base}/".startswith(top) for top in tops):
+        return True
+    folder, pattern = (_fixed_part(base), _glob_pattern(base)) if _is_glob(base) else (base, None)
+    return any(_is_wanted(f"{root}/{name}", folder, pattern) for name in names)
 
 
 def unknown_files(path: str) -> str:
@@ -230,9 +256,16 @@ def _walk(filesystem: pafs.FileSystem, base: str) -> Iterator[pafs.FileInfo]:
     for entry in filesystem.get_file_info(selector):
         if entry.type != pafs.FileType.File:
             continue
-        hidden = any(part.startswith((".", "_")) for part in entry.path[len(folder) :].split("/"))
-        if not hidden and (pattern is None or pattern.fullmatch(entry.path)):
+        if _is_wanted(entry.path, folder, pattern):
             yield entry
+
+
+def _is_wanted(file: str, folder: str, pattern: re.Pattern[str] | None) -> bool:
+    """Whether a file is below a folder, not hidden there, and matches the glob, if there is one."""
+    if not file.startswith(f"{folder.rstrip('/')}/"):
+        return False
+    hidden = any(part.startswith((".", "_")) for part in file[len(folder) :].split("/"))
+    return not hidden and (pattern is None or pattern.fullmatch(file) is not None)
 
 
 def _is_glob(path: str) -> bool:

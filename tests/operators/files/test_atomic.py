@@ -50,6 +50,14 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, old: dict[str, str]
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
+def test_a_folder_whose_name_only_resembles_a_replaced_one_stays(tmp_path: Path) -> None:
+    folders(tmp_path, {"README.md": "old"}, {"README.md": "new"})
+    mine = tmp_path / "target.of-2025.replaced"
+    mine.mkdir()
+    swap_folder(f"{tmp_path}/beside", f"{tmp_path}/target")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["target", mine.name]
+
+
 class KilledError(BaseException):
     """Simulates the end of the process."""
 
@@ -88,7 +96,7 @@ def test_the_old_folder_is_put_back_if_the_next_swap_fails_before_its_renames(
 ) -> None:
     folders(tmp_path, {}, {"README.md": "new"})
     folders(tmp_path, {"README.md": "old"}, {})
-    (tmp_path / "target").rename(tmp_path / "target.0a.replaced")
+    (tmp_path / "target").rename(tmp_path / f"target.{'0a' * 16}.replaced")
 
     def killed(*_: Path) -> bool:
         raise KilledError

@@ -124,6 +124,16 @@ def test_a_publication_that_fails_leaves_what_was_there(local_ray: None, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["data"], "what broke off is gone"
 
 
+def test_a_folder_that_no_publication_wrote_is_left_alone(local_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "thesis.tex").write_text("years")
+    with pytest.raises(ValueError, match="was not published by a run"):
+        publish(ray.data.from_arrow(TABLE), f"{tmp_path}/published", LINEAGE, CONFIG)
+    assert [path.name for path in tmp_path.rglob("*")] == ["published", "thesis.tex"]
+
+
 def test_rows_that_the_lineage_does_not_count_are_an_error(local_ray: None, tmp_path: Path) -> None:
     import ray
 
