@@ -111,8 +111,8 @@ def _roll_back(storage: str, version: str) -> Decision:
     history = ReleaseHistory(storage)
     if any(decision.version == version for decision in history.decisions()) and not has_weights(storage, version):
         raise ValueError(
-            f"rollback: {storage}/students/{version} is not there, deleted by hand or by release.keep_students; "
-            "train it again with the configuration that it was trained with"
+            f"rollback: {storage}/students/{version} is not there, or only partly, deleted by hand or by "
+            "release.keep_students; train it again with the configuration that it was trained with"
         )
     return history.roll_back(version)
 

@@ -1,5 +1,7 @@
 """Deletes old students: each takes as much disk space as its model, and daily refreshes train hundreds per year."""
 
+import re
+
 from pyarrow import fs
 
 from operators.evaluate.release_history import ReleaseHistory
@@ -9,18 +11,24 @@ from operators.train.result import MANIFEST
 
 DELETED_STUDENTS = "deleted_students"  # key in the metrics of the asset `release`
 STUDENTS = "students"  # folder in the storage with one folder per student, named by its version
+OURS = ("checkpoints", "start.json", MANIFEST)  # what a training leaves in its student's folder, finished or not
+_VERSION = re.compile(r"[0-9a-f]{16}")  # the form of a fingerprint; a folder of another name is a person's
 
 
 def has_weights(storage: str, version: str) -> bool:
-    """Whether the folder of a student still exists."""
-    return exists(f"{storage}/{STUDENTS}/{version}")
+    """Whether a student is finished and its model is there; a deletion that was cut off leaves only a part of both."""
+    filesystem, root = open_filesystem(f"{storage}/{STUDENTS}/{version}")
+    names = {info.base_name for info in filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))}
+    model = names & {"config.json", "adapter_config.json"} and any(name.endswith(".safetensors") for name in names)
+    return MANIFEST in names and bool(model)
 
 
 def prune_students(storage: str, keep: int, version: str) -> list[str]:
     """Delete all but the newest students. Their evaluations and the history of releases stay.
 
     The released student, the one released before it, the best one so far, and `version` are never deleted. A student
-    without a decision, because its training was given up, counts as older than all others.
+    without a decision, because its training was given up, counts as older than all others. A folder that no training of
+    this storage made, such as a copy of a student, is never deleted.
 
     Args:
         storage: path or URI; the caller holds its lease.
@@ -39,7 +47,13 @@ def prune_students(storage: str, keep: int, version: str) -> list[str]:
     current, best = history.current(), history.best()
     kept = {version, best.version if best else ""}
     kept |= {current.version, current.previous or ""} if current else set()
-    others = [info.base_name for info in found if info.type == fs.FileType.Directory and info.base_name not in kept]
+    names = [info.base_name for info in found if info.type == fs.FileType.Directory and info.base_name not in kept]
+    others = [
+        name
+        for name in names
+        if _VERSION.fullmatch(name)
+        and (name in decided or any(exists(f"{storage}/{STUDENTS}/{name}/{file}") for file in OURS))
+    ]
     others.sort(key=lambda name: (decided.get(name, 0), name))
     old = others[:-keep]
     for name in old:

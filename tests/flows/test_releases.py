@@ -15,6 +15,7 @@ from flows.run import open_run
 from operators.columns import HELD_OUT
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
+from operators.files.atomic import put_file
 
 SMOKE = Path(__file__).resolve().parents[2] / "configs/smoke.yaml"
 
@@ -27,7 +28,8 @@ def storage(tmp_path: Path) -> str:
         loss = HeldOutLoss(base=2.0, student=student, num_tokens=10, num_rows=12)
         evaluation = Evaluation(held_out_loss=loss, rows=f"{tmp_path}/{version}.parquet")
         history.record(event, version, evaluation, (f"because of {version}",))  # type: ignore[arg-type]
-        (tmp_path / "students" / version).mkdir(parents=True)
+        for name in ("manifest.json", "config.json", "model.safetensors"):
+            put_file(f"{tmp_path}/students/{version}/{name}", version)
     return str(tmp_path)
 
 
@@ -92,11 +94,12 @@ def test_a_rollback_is_one_command_and_is_recorded(storage: str) -> None:
     assert "v3 was never released; released were: v1, v2" in err.getvalue()
 
 
-def test_a_student_whose_weights_were_deleted_is_not_released_again(storage: str) -> None:
-    (Path(storage) / "students" / "v1").rmdir()
+@pytest.mark.parametrize("gone", ["manifest.json", "config.json", "model.safetensors"])
+def test_a_student_whose_weights_were_deleted_is_not_released_again(storage: str, gone: str) -> None:
+    (Path(storage) / "students" / "v1" / gone).unlink()
     err = io.StringIO()
     assert roll_back([storage, "v1"], io.StringIO(), err) == 2
-    assert "students/v1 is not there" in err.getvalue()
+    assert "students/v1 is not there, or only partly" in err.getvalue()
     assert ReleaseHistory(storage).current().version == "v2"  # type: ignore[union-attr]
 
 

@@ -8,15 +8,17 @@ from flows.retention import has_weights, prune_students
 from operators.evaluate.release_history import Event, ReleaseHistory
 from operators.evaluate.results import Evaluation, HeldOutLoss
 
+GIVEN_UP, V1, V2, V3, V4, V5, V6, V7 = (f"{number:016x}" for number in range(8))
 STUDENTS: tuple[tuple[str, Event, float], ...] = (
-    ("v1", "released", 1.5),  # the best
-    ("v2", "released", 1.9),
-    ("v3", "refused", 2.1),
-    ("v4", "released", 1.8),  # before the released one
-    ("v5", "refused", 2.2),
-    ("v6", "released", 1.7),
-    ("v7", "refused", 2.3),
+    (V1, "released", 1.5),  # the best
+    (V2, "released", 1.9),
+    (V3, "refused", 2.1),
+    (V4, "released", 1.8),  # before the released one
+    (V5, "refused", 2.2),
+    (V6, "released", 1.7),
+    (V7, "refused", 2.3),
 )
+MODEL = ("manifest.json", "config.json", "model.safetensors")
 
 
 @pytest.fixture
@@ -25,14 +27,14 @@ def storage(tmp_path: Path) -> str:
     for version, event, loss in STUDENTS:
         history.record(event, version, Evaluation(held_out_loss=HeldOutLoss(base=2.0, student=loss)), ())
         given_to(tmp_path, version)
-    given_to(tmp_path, "given-up")
+    (tmp_path / "students" / GIVEN_UP / "checkpoints").mkdir(parents=True)
     return str(tmp_path)
 
 
 def given_to(storage: Path, version: str) -> None:
     folder = storage / "students" / version
     folder.mkdir(parents=True)
-    for name in ("manifest.json", "model.safetensors"):
+    for name in MODEL:
         (folder / name).write_text(version)
 
 
@@ -41,24 +43,40 @@ def left(storage: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("keep", "deleted"), [(0, []), (1, ["given-up", "v2", "v3"]), (2, ["given-up", "v2"]), (3, ["given-up"]), (9, [])]
+    ("keep", "deleted"), [(0, []), (1, [GIVEN_UP, V2, V3]), (2, [GIVEN_UP, V2]), (3, [GIVEN_UP]), (9, [])]
 )
 def test_the_oldest_go_first_and_the_best_and_the_released_stay(storage: str, keep: int, deleted: list[str]) -> None:
     before = left(storage)
-    assert prune_students(storage, keep, "v7") == deleted
+    assert prune_students(storage, keep, V7) == deleted
     assert left(storage) == before - set(deleted)
-    assert {"v1", "v4", "v6", "v7"} <= left(storage)
+    assert {V1, V4, V6, V7} <= left(storage)
     assert len(ReleaseHistory(storage).decisions()) == len(STUDENTS), "the history stays"
 
 
 def test_a_student_that_was_rolled_back_to_stays(storage: str) -> None:
-    ReleaseHistory(storage).roll_back("v2")
-    assert prune_students(storage, 1, "v7") == ["given-up", "v3", "v4"]
-    assert has_weights(storage, "v2")
+    ReleaseHistory(storage).roll_back(V2)
+    assert prune_students(storage, 1, V7) == [GIVEN_UP, V3, V4]
+    assert has_weights(storage, V2)
+
+
+@pytest.mark.parametrize("name", ["my-best-student", f"{V2}-copy", "f" * 16])
+def test_a_folder_that_no_training_made_stays(storage: str, name: str) -> None:
+    copy = Path(storage) / "students" / name
+    copy.mkdir()
+    (copy / "model.safetensors").write_text("years")
+    assert name not in prune_students(storage, 1, V7)
+    assert (copy / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("gone", MODEL)
+def test_a_student_that_is_only_partly_there_has_no_weights(storage: str, gone: str) -> None:
+    assert has_weights(storage, V2)
+    (Path(storage) / "students" / V2 / gone).unlink()
+    assert not has_weights(storage, V2)
 
 
 def test_a_storage_without_students_has_nothing_to_delete(tmp_path: Path) -> None:
-    assert prune_students(str(tmp_path), 1, "v1") == []
+    assert prune_students(str(tmp_path), 1, V1) == []
 
 
 def test_in_a_bucket_too(bucket: str) -> None:
@@ -67,9 +85,10 @@ def test_in_a_bucket_too(bucket: str) -> None:
     history = ReleaseHistory(f"{bucket}/runs")
     for version, event, loss in STUDENTS[:4]:
         history.record(event, version, Evaluation(held_out_loss=HeldOutLoss(base=2.0, student=loss)), ())
-        put_file(f"{bucket}/runs/students/{version}/manifest.json", version)
-    assert prune_students(f"{bucket}/runs", 1, "v4") == []
-    put_file(f"{bucket}/runs/students/given-up/config.json", "{}")
-    assert prune_students(f"{bucket}/runs", 1, "v4") == ["given-up"]
-    assert not has_weights(f"{bucket}/runs", "given-up")
-    assert has_weights(f"{bucket}/runs", "v3")
+        for name in MODEL:
+            put_file(f"{bucket}/runs/students/{version}/{name}", version)
+    assert prune_students(f"{bucket}/runs", 1, V4) == []
+    put_file(f"{bucket}/runs/students/{GIVEN_UP}/checkpoints/began.json", "{}")
+    assert prune_students(f"{bucket}/runs", 1, V4) == [GIVEN_UP]
+    assert not has_weights(f"{bucket}/runs", GIVEN_UP)
+    assert has_weights(f"{bucket}/runs", V3)
