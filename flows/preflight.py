@@ -162,7 +162,7 @@ def _resume_findings(config: RunConfig) -> list[Finding]:
     from operators.train.checkpoint import named_checkpoint  # here, because it imports torch, which takes a second
 
     try:
-        named_checkpoint(config.train.resume_from, config.train.zero_stage)
+        named_checkpoint(config.train.resume_from, config.train.sharding)
     except ValueError as error:
         return [Finding("train.resume_from", str(error).removeprefix("train: train.resume_from: "))]
     return []

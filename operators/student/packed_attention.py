@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from operators.student.sliced_pack import smallest_window
+
 NAME = "packed_documents"
 BY_DOCUMENT = ("varlen", "sdpa per document")  # the two ways in which this attention runs
 _documents: list[int] = []  # lengths in the current pack; recomputation in the backward pass needs them too
@@ -32,13 +34,30 @@ def use_packed_attention(model: Any) -> None:
         model.set_attn_implementation(NAME)
 
 
-def attention_in_use(model: Any) -> str:
-    """For the report: one of `BY_DOCUMENT`, or the name of another implementation, such as "sdpa"."""
+def attention_in_use(model: Any, longest: int = 0) -> str:
+    """For the report: one of `BY_DOCUMENT`, or the name of another implementation, such as "sdpa".
+
+    Args:
+        model: the student.
+        longest: tokens of the longest document; if it is given, masks in layers with a window are told too.
+    """
     name = str(model.config.get_text_config()._attn_implementation)
     parameter = next(model.parameters())
-    if name != NAME:
-        return name
-    return BY_DOCUMENT[0] if _has_varlen(parameter.device.type, parameter.dtype) else BY_DOCUMENT[1]
+    if name == NAME:
+        name = BY_DOCUMENT[0] if _has_varlen(parameter.device.type, parameter.dtype) else BY_DOCUMENT[1]
+    return f"{name}, with a mask in layers with a window" if longest and masked_window(model, longest) else name
+
+
+def masked_window(model: Any, longest: int) -> int:
+    """Tokens of the shortest window of a layer, if such layers need a mask of tokens x tokens over a pass; else 0.
+
+    Args:
+        model: the student, with the attention of this module or HyperAttention; others always have such a mask.
+        longest: tokens of the longest document. A window hides nothing in documents that are not longer than it, and
+            the attention of this module makes use of that.
+    """
+    window, name = smallest_window(model.config) or 0, model.config.get_text_config()._attn_implementation
+    return 0 if name == NAME and longest <= window else window
 
 
 def set_documents(lengths: Sequence[int]) -> None:

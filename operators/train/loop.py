@@ -174,7 +174,7 @@ def _finish(
     summary = {
         "identity": job.identity,
         "backend": dist.get_backend(),
-        "attention_implementation": attention_in_use(engine.module),
+        "attention_implementation": attention_in_use(engine.module, max(map(max, store.document_lengths))),
         "hyper_attention_layers": count_hyper_layers(job.student, job.config),
         "best_step": best_step,
         "notes": notes,

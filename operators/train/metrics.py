@@ -24,11 +24,11 @@ class StepMetrics:
     """One line of metrics.jsonl.
 
     `loss` is in nats per supervised token, with noise. `neft_l2` is the mean norm of the noise over the step's
-    documents, null without noise. `grad_norm` is the norm before clipping, null under ZeRO 0 in fp32, where DeepSpeed
-    clips but does not report it. `padded_tokens` are `tokens` plus those of dummies. `mfu` is the model's FLOPs as a
-    share of the devices' peak, null if the peak is unknown. `validation_loss` and `quiet_loss` are measured after the
-    step, without noise, on packs that are kept out and on as many packs that are trained on; null between evaluations.
-    `checkpoint_seconds` is how long training waited for checkpoints between the step before and this one.
+    documents, null without noise. `grad_norm` is the norm before clipping. `padded_tokens` are `tokens` plus those of
+    dummies. `mfu` is the model's FLOPs as a share of the devices' peak, null if the peak is unknown. `validation_loss`
+    and `quiet_loss` are measured after the step, without noise, on packs that are kept out and on as many packs that
+    are trained on; null between evaluations. `checkpoint_seconds` is how long training waited for checkpoints between
+    the step before and this one.
     """
 
     step: int

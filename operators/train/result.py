@@ -19,7 +19,7 @@ class TrainResult(BaseModel):
         steps, tokens, supervised_tokens, examples: over the whole run, without those before `train.resume_from`.
         seconds: of the finished steps; wall_seconds: of the last call, with loading and export.
         tokens_per_second: tokens / seconds.
-        losses, grad_norms: by step; a norm is None if DeepSpeed does not report it.
+        losses, grad_norms: by step; a norm is None in students of older versions, trained under ZeRO 0 in fp32.
         neft_l2: mean norm of the noise over all documents; None without noise.
         validation_losses: number of finished steps -> loss on packs kept out of training, without noise.
         best_step: number of finished steps of the exported weights; None if nothing was evaluated.

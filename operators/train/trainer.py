@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from kernels.neftune import EmbeddingNoise, batch_of_pack, slice_of_batch
 from operators.student.encode import IGNORED
-from operators.student.packed_attention import BY_DOCUMENT, attention_in_use
+from operators.student.packed_attention import BY_DOCUMENT, attention_in_use, masked_window
 from operators.student.packed_documents import Pack, joined, padded, slice_of
 from operators.student.packed_loss import summed_loss
 from operators.student.slice_probe import has_dropout
@@ -42,7 +43,8 @@ class Trainer:
         self._sequence = sequence_group(job.config.sequence_parallel)
         self._order = pack_order(store.document_lengths, job.config)
         self._dummy = dummy_pack(0)  # any token will do, because it has no loss; so no tokenizer is needed
-        self._packs_per_pass, note = packs_at_once(engine.module, job.config)
+        longest = max(map(max, store.document_lengths))
+        self._packs_per_pass, note = packs_at_once(engine.module, job.config, longest)
         self._cost = model_cost(engine.module)
         self._peak = peak_flops(str(engine.device)) if job.config.precision == "bf16" else None
         kept_out = validation_packs(len(store), job.config)
@@ -52,7 +54,7 @@ class Trainer:
         shared = sum(map(len, self._shared.values()))
         text = f"{shared} documents do not count for the validation loss: other parts of their rows are trained on"
         sharing = f"sequence parallel over {self._sequence.size} workers" if self._sequence.size > 1 else ""
-        self.notes = [*filter(None, (sharing, note)), *([text] if shared else [])]
+        self.notes = [*filter(None, (sharing, note, window_note(engine.module, longest))), *([text] if shared else [])]
         self.stop_asked = False  # the same on every worker
         self.heard: list[float] = []  # sums of what the workers had to say at the last step, the same on each
         self.total_steps = job.config.total_steps(self._order.steps_per_epoch)
@@ -66,8 +68,7 @@ class Trainer:
                 workers. They travel with the sums of the loss, so that they cost no further exchange.
 
         Raises:
-            NotFiniteError: the loss is not a finite number, and nothing was updated; or the gradient is not, and the
-                weights cannot be used any more.
+            NotFiniteError: the loss or its gradient is not a finite number, and nothing was updated.
         """
         started = time.monotonic()
         config, packs = self._job.config, self._order.packs_of(step)
@@ -80,20 +81,14 @@ class Trainer:
                 f"train: loss at step {step} is {loss_sum}, and nothing was updated; lower train.learning_rate "
                 f"({config.learning_rate}) or use train.precision: fp32"
             )
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        if norm is not None and not math.isfinite(float(norm)):
-            raise NotFiniteError(
-                f"train: norm of the gradient at step {step} is {float(norm)} with a loss of {loss_sum / supervised}; "
-                f"lower train.learning_rate ({config.learning_rate}) or use train.precision: fp32"
-            )
+        norm = self._update(step, loss_sum / supervised)
         seconds, tokens = time.monotonic() - started, self._store.tokens(packs)
         flops = sum(self._cost.flops(self._store.document_lengths[index]) for index in packs)
         return StepMetrics(
             step=step,
             epoch=self._order.epoch(step),
             loss=loss_sum / supervised,
-            grad_norm=None if norm is None else float(norm),
+            grad_norm=norm,
             learning_rate=rate,
             tokens=tokens,
             supervised_tokens=supervised,
@@ -105,6 +100,35 @@ class Trainer:
             model_flops=flops,
             mfu=flops / seconds / (self._peak * self._world_size) if self._peak else None,
         )
+
+    def _update(self, step: int, loss: float) -> float | None:
+        """Update the weights, unless the gradient is not finite; returns its norm before clipping.
+
+        ZeRO computes the norm inside its step, so it is checked where torch's optimizer is about to begin.
+        """
+        zero, seen = self._engine.optimizer, list[float | None]()
+
+        def check(norm: Any) -> None:
+            seen.append(None if norm is None else float(norm))
+            if seen[0] is not None and not math.isfinite(seen[0]):
+                raise NotFiniteError(
+                    f"train: norm of the gradient at step {step} is {seen[0]} with a loss of {loss}, and nothing was "
+                    f"updated; lower train.learning_rate ({self._job.config.learning_rate}) or use "
+                    "train.precision: fp32"
+                )
+
+        def check_once(*_: object) -> None:
+            if not seen:
+                check(zero._global_grad_norm)
+
+        if not self._job.config.sharding:  # DeepSpeed does not look at the norm then; it has averaged the gradients
+            check(get_total_norm([each.grad for each in self._engine.module.parameters() if each.grad is not None]))
+            self._engine.step()
+            return seen[0]
+        with zero.optimizer.register_step_pre_hook(check_once):
+            self._engine.step()
+        check_once()  # ZeRO may have left out the whole step
+        return seen[0]
 
     def evaluate(self) -> dict[str, Any]:
         """Losses without noise on the packs that are kept out and on as many trained packs, over all workers.
@@ -187,8 +211,14 @@ class Trainer:
         return loss_sum, l2_sum, documents
 
 
-def packs_at_once(model: Any, config: TrainConfig) -> tuple[int, str]:
-    """The number of packs of a forward pass, and why it is not the configured one; "" if it is."""
+def packs_at_once(model: Any, config: TrainConfig, longest: int) -> tuple[int, str]:
+    """The number of packs of a forward pass, and why it is not the configured one; "" if it is.
+
+    Args:
+        model: the student.
+        config: of the training.
+        longest: tokens of the longest document.
+    """
     if config.packs_per_pass == 1:
         return 1, ""
     if has_dropout(model):
@@ -196,7 +226,21 @@ def packs_at_once(model: Any, config: TrainConfig) -> tuple[int, str]:
     attention = attention_in_use(model)
     if attention not in (*BY_DOCUMENT, "hyper_attention"):
         return 1, f"train.packs_per_pass: packs were read one at a time, as attention {attention} masks a whole pass"
+    if masked_window(model, longest):
+        return 1, "train.packs_per_pass: packs were read one at a time, as layers with a window mask a whole pass"
     return config.packs_per_pass, ""
+
+
+def window_note(model: Any, longest: int) -> str:
+    """What the report says about layers that mask a whole pack because of their window; "" if there are none."""
+    window, attention = masked_window(model, longest), attention_in_use(model)
+    if not window or attention not in (*BY_DOCUMENT, "hyper_attention"):  # others always have a mask
+        return ""
+    cure = f"; with pack.max_tokens up to {window} they need none" if attention in BY_DOCUMENT else ""
+    return (
+        f"attention: {attention} only in layers without a window; those with a window of {window} tokens build a mask "
+        f"of tokens x tokens over each pack, as the longest document has {longest} tokens{cure}"
+    )
 
 
 def _seed_of(seed: int, step: int, pack: int | None) -> int:

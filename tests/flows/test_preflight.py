@@ -26,6 +26,7 @@ from flows.recycle_and_train import GRAPH
 from flows.refresh_requests import GivenUp, Request
 from flows.run import Run, open_run
 from operators.stage import Finding
+from operators.train.checkpoint import MARKER, CheckpointSpec, marker_of, write_json
 
 SMOKE = Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml"
 Usage = namedtuple("Usage", "total used free")
@@ -69,6 +70,20 @@ def test_a_checkpoint_that_is_not_there_is_found_before_the_teacher_is_paid(tmp_
         assert found.fatal
         assert "step-00000002 is not a complete checkpoint" in str(found)
     assert _resume_findings(look(tmp_path).config) == []
+
+
+@pytest.mark.parametrize(("precision", "written"), [("bf16", 1), ("fp32", 0)])
+def test_a_checkpoint_is_compared_with_the_stage_that_is_used_not_with_the_configured_one(
+    tmp_path: Path, precision: str, written: int
+) -> None:
+    for stage in (0, 1):
+        folder = tmp_path / f"step-{stage:08d}"
+        folder.mkdir()
+        spec = CheckpointSpec("of another run", world_size=1, zero_stage=stage)
+        write_json(folder / MARKER, marker_of(stage, spec, {}))
+        keys = [f"train.resume_from={folder}", "train.zero_stage=0", f"train.precision={precision}"]
+        found = [str(one) for one in _resume_findings(look(tmp_path, *keys).config)]
+        assert bool(found) == (stage != written), found
 
 
 def test_a_package_that_training_needs_is_missed_before_the_teacher_is_paid(

@@ -21,7 +21,12 @@ FAMILIES = {
     "logits divided": lambda: tf.GraniteConfig(**SIZES, logits_scaling=8.0),
     "logits multiplied": lambda: tf.CohereConfig(**SIZES, logit_scale=0.25),
     "head with bias": lambda: tf.PhiConfig(**SIZES),
-    "soft cap": lambda: tf.Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=3.0),
+    "soft cap": lambda: tf.Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=0.3),
+    "soft cap of a text model": lambda: tf.Gemma3TextConfig(**SIZES, head_dim=16, final_logit_softcapping=0.3),
+    "soft cap that None does not end": lambda: tf.RecurrentGemmaConfig(
+        **{name: size for name, size in SIZES.items() if name != "num_key_value_heads"}, logits_soft_cap=0.3
+    ),
+    "soft cap of NanoChat": lambda: tf.NanoChatConfig(**SIZES, final_logit_softcapping=0.3),
 }
 
 
@@ -37,6 +42,7 @@ def loss_and_gradients(model, tokens, kept, targets):
 def test_loss_and_gradients_are_those_of_all_logits(family, recomputed, monkeypatch):
     torch.manual_seed(0)
     model = tf.AutoModelForCausalLM.from_config(FAMILIES[family]()).train()
+    settings = model.config.to_dict()
     tokens = torch.randint(1000, (1, 90))
     kept = torch.arange(7, 80)
     logits = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits[0]
@@ -48,7 +54,7 @@ def test_loss_and_gradients_are_those_of_all_logits(family, recomputed, monkeypa
         model.get_output_embeddings().weight.ds_id = 0  # as under ZeRO-3
         model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape))
     else:
-        compile_loss(model, lambda of_part: lambda logits, wanted: seen.append(logits.shape) or of_part(logits, wanted))
+        compile_loss(model, lambda of_part: lambda *part, **cap: seen.append(part[0].shape) or of_part(*part, **cap))
     monkeypatch.setattr(chunked_loss, "LOGITS_BYTES", 10 * 1000 * 16)
     parts = loss_and_gradients(model, tokens, kept, tokens[0, 8:81])
     assert whole[0] == pytest.approx(expected, rel=1e-6)
@@ -56,8 +62,10 @@ def test_loss_and_gradients_are_those_of_all_logits(family, recomputed, monkeypa
     assert parts[1].keys() == whole[1].keys()
     for name, gradient in whole[1].items():
         torch.testing.assert_close(parts[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-    if family != "soft cap":  # its logits are not a linear function of the input of the head
-        assert max(shape[0] for shape in seen[recomputed:]) <= 10, "no more logits than were allowed"
+    assert max(shape[0] for shape in seen[recomputed:]) <= 10, "no more logits than were allowed"
+    assert model.config.to_dict() == settings
+    if "soft cap" in family:
+        assert logits.abs().max() > 0.2, "the cap changes something"
 
 
 def test_a_gib_holds_the_logits_of_a_large_vocabulary():
