@@ -5,13 +5,12 @@ the loss of documents alone and in one pack. It takes seconds for a small model,
 layers of a large one.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from operators.model_files import embedding_findings, one_line, weight_findings
 from operators.stage import Finding
 from operators.student.chat_format import chat_format
 from operators.student.encode import encode_example, load_tokenizer, require_template
@@ -58,9 +57,9 @@ def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
     try:
         config = AutoConfig.from_pretrained(student, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        return [Finding(KEY, f"{student} has no usable config.json ({_line(error)}); give a Hugging Face model folder")]
+        return [Finding(KEY, f"{student} has no usable config.json ({one_line(error)}); give a Hugging Face model folder")]
     tokenizer, problems = _tokenizer(student, config)
-    found = [*_files(student), *problems, *_positions(config, needs)]
+    found = [*weight_findings(student, KEY), *problems, *_positions(config, needs)]
     if tokenizer is not None:
         found += _generation_config(student, tokenizer)
     found += _hyper_attention(config, needs)
@@ -68,73 +67,19 @@ def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
     return found if any(finding.fatal for finding in found) else [*found, *_packing(student, config, needs)]
 
 
-def _files(student: str) -> Iterator[Finding]:
-    """Whether the weights are safetensors and complete; a hub id is checked when it is downloaded."""
-    folder = Path(student)
-    if not folder.is_dir():
-        return
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in wanted if not (folder / name).is_file()]
-        if missing:
-            yield Finding(KEY, f"{folder} lacks {missing[0]} and {len(missing) - 1} more of {len(wanted)} weight files")
-        names = [name for name in wanted if name not in missing]
-    else:
-        names = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-        if not names:
-            others = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-            has = f"only {', '.join(sorted(others))}" if others else "no weights"
-            yield Finding(
-                KEY,
-                f"{folder} has {has}, and a pickle is never loaded; save it again with save_pretrained, which writes "
-                "safetensors",
-            )
-    yield from (finding for name in names for finding in _readable(folder / name))
-
-
-def _readable(file: Path) -> Iterator[Finding]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        yield Finding(KEY, f"{file} cannot be read ({_line(error)}); copy it again")
-
-
 def _tokenizer(student: str, config: "PretrainedConfig") -> "tuple[PreTrainedTokenizerBase | None, list[Finding]]":
     try:
         tokenizer = load_tokenizer(student)
         require_template(tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return None, [Finding(KEY, _line(error))]
-    found = [*_embeddings(tokenizer, config)]
+        return None, [Finding(KEY, one_line(error))]
+    needed = encode_example(tokenizer, "Name a colour.", "", "Blue.").input_ids
+    found = [*embedding_findings(tokenizer, config, needed, KEY)]
     form = chat_format(tokenizer)
     if form.skipped:
         text = f"the template writes {form.skipped!r} before each answer; it is context, and neither learnt nor scored"
         found.append(Finding(KEY, text, fatal=False))
     return tokenizer, found
-
-
-def _embeddings(tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig") -> Iterator[Finding]:
-    rows = config.get_text_config().vocab_size
-    beyond = {token_id: token for token, token_id in tokenizer.get_vocab().items() if token_id >= rows}
-    if not beyond:
-        return
-    added = tokenizer.added_tokens_decoder
-    needed = {*encode_example(tokenizer, "Name a colour.", "", "Blue.").input_ids}
-    used = sorted(token for token_id, token in beyond.items() if token_id in needed or token_id not in added)
-    shown = ", ".join(used[:3] or sorted(beyond.values())[:3])
-    text = f"the tokenizer has {len(beyond)} tokens ({shown}) beyond the {rows} rows of the embeddings"
-    if used:
-        yield Finding(
-            KEY, f"{text}, and they would be used; resize_token_embeddings and save it, or take its tokenizer"
-        )
-    else:
-        yield Finding(
-            KEY, f"{text}; only control tokens that the template does not write, so they are never used", False
-        )
 
 
 def _positions(config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding]:
@@ -156,7 +101,7 @@ def _generation_config(student: str, tokenizer: "PreTrainedTokenizerBase") -> It
         return  # there is none; the export writes one
     except (ValueError, TypeError) as error:
         yield Finding(
-            KEY, f"generation_config.json cannot be read ({_line(error)}); the export writes a new one", False
+            KEY, f"generation_config.json cannot be read ({one_line(error)}); the export writes a new one", False
         )
         return
     exported, changed = exportable(settings, tokenizer)
@@ -177,7 +122,7 @@ def _hyper_attention(config: "PretrainedConfig", needs: StudentNeeds) -> Iterato
     try:
         chosen, used = hyper_attention_layers(config, needs.hyper_attention_layers)
     except ValueError as error:
-        yield Finding(key, _line(error))
+        yield Finding(key, one_line(error))
         return
     text = f"{len(used)} of {config.get_text_config().num_hidden_layers} layers would use HyperAttention"
     others = sorted(set(chosen) - set(used))
@@ -212,7 +157,7 @@ def _packing(student: str, config: "PretrainedConfig", needs: StudentNeeds) -> I
         probe = probe_packing(model, packed=needs.packed)
         unfit += unfit_model(model) if needs.sequence_parallel > 1 else ()
     except Exception as error:  # noqa: BLE001 - code of any model runs here, and a run would fail the same way
-        text = f"the student cannot be trained: {type(error).__name__}: {_line(error)}; take another student"
+        text = f"the student cannot be trained: {type(error).__name__}: {one_line(error)}; take another student"
         yield Finding(KEY, text)
         return
     finally:
@@ -225,7 +170,3 @@ def _packing(student: str, config: "PretrainedConfig", needs: StudentNeeds) -> I
             f"packed losses differ by {probe.change:.2g} of it, and one document's moves by {probe.moved:.2g} when "
             "another changes); set pack.packed: false, so that each document is trained alone",
         )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400]
