@@ -9,9 +9,9 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from operators.model_files import embedding_findings, one_line, weight_findings
 from operators.select.ifd import Prepared, Score, ScoreConfig, Turn
 from operators.stage import Finding
 from operators.student.pool import longest_context
@@ -102,37 +102,40 @@ def reward_tokenizer(model: str) -> "PreTrainedTokenizerBase":
 
 def encode(tokenizer: "PreTrainedTokenizerBase", turn: Turn, max_tokens: int) -> Prepared:
     """Tokenize a turn for a reward model. Reasons for no score: "empty", "chat_template", "over_max_tokens"."""
-    from jinja2 import TemplateError
-
-    asked, answer, *before = turn
+    asked, answer, *_ = turn
     if not asked.strip() or not answer.strip():
         return Prepared(reason="empty")
-    earlier: list[dict[str, str]] = json.loads(before[0]) if before else []
-    if tokenizer.chat_template:
-        said = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        try:
-            found = Prepared(list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False)))
-        except (TemplateError, TypeError, ValueError):
-            return Prepared(reason="chat_template")
-    else:
-        request = "\n\n".join([*(one["content"] for one in earlier), asked])
-        pair = tokenizer(request, answer)
-        found = Prepared(list(pair.input_ids), list(pair.get("token_type_ids", [])))
+    try:
+        found = _tokens(tokenizer, turn)
+    except Exception:  # noqa: BLE001 - a template is a program of its author, and may raise anything
+        return Prepared(reason="chat_template")
     return found if len(found.given) <= max_tokens else Prepared(reason="over_max_tokens")
 
 
+def _tokens(tokenizer: "PreTrainedTokenizerBase", turn: Turn) -> Prepared:
+    asked, answer, *before = turn
+    earlier: list[dict[str, str]] = json.loads(before[0]) if before else []
+    if tokenizer.chat_template:
+        said = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return Prepared(list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=False)))
+    pair = tokenizer("\n\n".join([*(one["content"] for one in earlier), asked]), answer)
+    return Prepared(list(pair.input_ids), list(pair.get("token_type_ids", [])))
+
+
 def examine_reward_model(model: str) -> Iterator[Finding]:
-    """Findings that would end the run after the teacher was paid; only the model's configuration is read.
+    """Findings that would end the run after the teacher was paid; of the weights only the headers are read.
 
     Args:
         model: folder or hub id.
     """
     from transformers import AutoConfig
 
-    folder = Path(model)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        yield Finding(KEY, f"{folder} has no .safetensors file; convert the weights with save_pretrained")
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    yield from weight_findings(model, KEY)
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        yield Finding(KEY, f"{model} has no usable config.json ({one_line(error)}); give a Hugging Face model folder")
+        return
     kinds = [name for name in config.architectures or [] if "SequenceClassification" in name]
     if not kinds or config.num_labels != 1:
         named = ", ".join(config.architectures or ["no architecture"])
@@ -141,3 +144,13 @@ def examine_reward_model(model: str) -> Iterator[Finding]:
             f"{model} is {named} with {config.num_labels} labels; a reward model is a sequence-classification model "
             "with 1 label",
         )
+    try:
+        tokenizer = reward_tokenizer(model)
+        one, other = (_tokens(tokenizer, ("Name a colour.", answer)).given for answer in ("Blue.", "A dark red."))
+    except Exception as error:  # noqa: BLE001 - a template is a program of its author, and may raise anything
+        words = f"{type(error).__name__}: {one_line(error)}"
+        yield Finding(KEY, f"its tokenizer cannot write a dialogue ({words}); give its tokenizer's files and template")
+        return
+    if one == other:
+        yield Finding(KEY, "its chat template leaves out the answer, so all would have one score; correct the template")
+    yield from embedding_findings(tokenizer, config, {*one, *other}, KEY)

@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from operators.model_files import embedding_findings, weight_findings
 from operators.redact import without_secret
 from operators.stage import Finding
 from operators.teacher.config import TeacherConfig
-from operators.teacher.prompt_tokens import prompt_token_ids
+from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
 from operators.teacher.variants import every_teacher
 from operators.teacher.vllm_backend import PROBE, engine_arguments
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ENDPOINT_TIMEOUT_S = 15.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -34,34 +37,37 @@ def check_teacher(teacher: TeacherConfig) -> list[Finding]:
 
 
 def _check_engine(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
-    folder = Path(teacher.model)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        held = ", ".join(sorted(file.name for file in folder.iterdir())[:NAMES_SHOWN])
-        yield Finding(
-            f"{key}.model", f"{folder} has no .safetensors file ({held}); convert the weights with save_pretrained"
-        )
+    yield from weight_findings(teacher.model, f"{key}.model", any_name=True)
+    config, problems = _model_config(teacher, key)
+    yield from problems
     try:
-        if not prompt_token_ids(PROBE, teacher):
+        rendered = prompt_token_ids(PROBE, teacher)
+        if not rendered:
             yield Finding(f"{key}.model", "its chat template makes an empty prompt; take an instruction-tuned model")
+        elif config is not None:
+            yield from embedding_findings(chat_tokenizer(teacher.model), config, rendered, f"{key}.model")
     except Exception as error:  # noqa: BLE001 - a template is a program of its author, and may raise anything
         words = f"{type(error).__name__}: {error}".splitlines()[0]
         # What transformers says of a missing template is long and names a method instead of the cure.
         is_missing = "chat_template is not set" in words
         text = "it has no chat template" if is_missing else f"its chat template cannot be rendered ({words})"
         yield Finding(f"{key}.model", f"{text}; take an instruction-tuned model")
-    yield from _check_context(teacher, key)
+    if config is not None:
+        yield from _check_context(teacher, config, key)
     if teacher.engine_kwargs or teacher.reasoning_parser:
         yield from _check_arguments(teacher, key)
 
 
-def _check_context(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
+def _model_config(teacher: TeacherConfig, key: str) -> "tuple[PretrainedConfig | None, list[Finding]]":
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(teacher.model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        yield Finding(f"{key}.model", f"its configuration cannot be read ({str(error).splitlines()[0]})")
-        return
+        return AutoConfig.from_pretrained(teacher.model, trust_remote_code=False), []
+    except (OSError, ValueError, KeyError) as error:
+        return None, [Finding(f"{key}.model", f"its configuration cannot be read ({str(error).splitlines()[0]})")]
+
+
+def _check_context(teacher: TeacherConfig, config: "PretrainedConfig", key: str) -> Iterator[Finding]:
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     scaled = bool((getattr(text, "rope_parameters", None) or {}).get("factor"))

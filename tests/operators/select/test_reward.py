@@ -1,6 +1,7 @@
 """A reward model on a real, tiny sequence-classification model of random weights."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import (
 from operators.columns import INSTRUCTION_REFLECTED
 from operators.select.config import SelectConfig
 from operators.select.ifd import Pair, Prepared, Score, ScoreConfig, ifd_turn
-from operators.select.reward import RewardScorer, encode, examine_reward_model
+from operators.select.reward import RewardScorer, encode, examine_reward_model, reward_tokenizer
 from operators.select.score_store import KNOWN, REWARDS, Scorer, _decide, _prepare, _ScoringActor
 from operators.select.select import select_instructions
 
@@ -122,6 +123,34 @@ def test_only_a_classifier_with_one_label_is_a_reward_model(reward_model: str, t
     [causal] = examine_reward_model(tiny_model)
     assert str(causal).startswith("select.reward_model: ")
     assert "LlamaForCausalLM" in str(causal)
+
+
+def test_a_reward_model_that_would_score_nothing_is_refused(reward_model: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reward_model, tmp_path / "model"))
+
+    def only(template: str) -> str:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
+        reward_tokenizer.cache_clear()
+        [finding] = examine_reward_model(str(folder))
+        assert finding.fatal
+        return str(finding)
+
+    assert "cannot write a dialogue (TemplateError: no)" in only("{{ raise_exception('no') }}")
+    assert "cannot write a dialogue (ZeroDivisionError" in only("{{ 1 / 0 }}")
+    assert encode(reward_tokenizer(str(folder)), ("Hi", "Ho"), 99) == Prepared(reason="chat_template")
+    assert "leaves out the answer" in only("{{ messages[0].content }}")
+
+
+def test_the_files_of_a_reward_model_are_checked(reward_model: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(reward_model, tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    [half] = examine_reward_model(str(folder))
+    assert "model.safetensors cannot be read" in str(half)
+    (folder / "config.json").write_text("{")
+    assert "has no usable config.json" in [str(finding) for finding in examine_reward_model(str(folder))][-1]
 
 
 class Rows:

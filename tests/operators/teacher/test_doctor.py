@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from transformers import AutoTokenizer
 
 from operators.teacher.config import TeacherConfig
 from operators.teacher.doctor import check_teacher
@@ -36,8 +37,24 @@ def test_weights_that_are_not_safetensors_are_refused(copied: Path) -> None:
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
     found = keys_and_texts(engine(str(copied)))
     assert list(found) == ["teacher.model"]
-    assert "no .safetensors file" in found["teacher.model"]
-    assert "pytorch_model.bin" in found["teacher.model"]
+    assert "has only pytorch_model.bin, and a pickle is never loaded" in found["teacher.model"]
+
+
+def test_a_half_copied_judge_is_refused_before_the_reflections(tiny_model: str, copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    found = keys_and_texts(engine(tiny_model, stages={"judge": {"model": str(copied)}}))
+    assert list(found) == ["teacher.stages.judge.model"]
+    assert "model.safetensors cannot be read" in found["teacher.stages.judge.model"]
+
+
+def test_a_tokenizer_of_another_model_is_refused(copied: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ '<|turn|>' + m.content }}{% endfor %}"
+    tokenizer.save_pretrained(copied)
+    found = keys_and_texts(engine(str(copied)))
+    assert "1 tokens (<|turn|>) beyond the 49152 rows of the embeddings" in found["teacher.model"]
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no system turn') }}", "{% for %}", None])
