@@ -10,6 +10,7 @@ from operators.stage import Finding
 from operators.student.pool import StudentPoolConfig
 from operators.teacher.config import TeacherConfig
 from operators.teacher.variants import every_teacher
+from operators.teacher.vllm_backend import ranks
 from operators.train.config import TrainConfig
 from operators.train.memory import StudentSize, bytes_per_worker, copied_bytes, host_bytes_per_worker, saves_checkpoints
 
@@ -131,8 +132,8 @@ def _engines(teacher: TeacherConfig, key: str) -> Demand:
     engines = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
     if teacher.device == "cpu":
         return Demand(key, engines, "engines", {"CPU": teacher.cpus_per_replica}, f"{key}.replicas")
-    ranks = {"CPU": 1, "GPU": 1}
-    return Demand(key, engines * teacher.tensor_parallel, "ranks of engines", ranks, f"{key}.replicas")
+    each = {"CPU": 1, "GPU": 1}
+    return Demand(key, engines * ranks(teacher), "ranks of engines", each, f"{key}.replicas")
 
 
 def _pool(stage: str, pool: StudentPoolConfig) -> Demand:

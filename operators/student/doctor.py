@@ -57,7 +57,9 @@ def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
     try:
         config = AutoConfig.from_pretrained(student, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        return [Finding(KEY, f"{student} has no usable config.json ({one_line(error)}); give a Hugging Face model folder")]
+        return [
+            Finding(KEY, f"{student} has no usable config.json ({one_line(error)}); give a Hugging Face model folder")
+        ]
     tokenizer, problems = _tokenizer(student, config)
     found = [*weight_findings(student, KEY), *problems, *_positions(config, needs)]
     if tokenizer is not None:

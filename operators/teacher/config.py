@@ -49,6 +49,9 @@ RESERVED = frozenset(
         "worker_extension_cls",
     }
 )
+# Arguments that multiply the processes of an engine; `tensor_parallel` does too.
+RANKS = ("pipeline_parallel_size", "prefill_context_parallel_size")
+_COPIES = ("data_parallel", "nnodes", "node_rank", "master_")  # beginnings of the names of vLLM's own copies of engines
 # Keys that were added later: they are part of a call's key only if they are set, so that older ledgers stay valid.
 _LATER = (
     "top_k",
@@ -175,6 +178,13 @@ class TeacherConfig(StageConfig):
         reserved = sorted(RESERVED & self.engine_kwargs.keys())
         if reserved:
             raise ValueError(f"engine_kwargs.{reserved[0]}: cannot be set here; it has a key of its own or is not safe")
+        copies = sorted(name for name in self.engine_kwargs if name.startswith(_COPIES))
+        if copies:
+            raise ValueError(f"engine_kwargs.{copies[0]}: Ray starts and places the engines; set replicas instead")
+        for name in RANKS:
+            size = self.engine_kwargs.get(name, 1)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"engine_kwargs.{name}: {size!r} is not a whole number above 0")
         check_variants(self)
         return self
 

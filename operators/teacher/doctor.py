@@ -11,7 +11,7 @@ from operators.stage import Finding
 from operators.teacher.config import TeacherConfig
 from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
 from operators.teacher.variants import every_teacher
-from operators.teacher.vllm_backend import PROBE, engine_arguments
+from operators.teacher.vllm_backend import PROBE, engine_arguments, ranks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -37,6 +37,9 @@ def check_teacher(teacher: TeacherConfig) -> list[Finding]:
 
 
 def _check_engine(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
+    if teacher.device == "cpu" and ranks(teacher) > 1:
+        text = f"{ranks(teacher)} processes of an engine need GPUs; set it, and engine_kwargs' parallel sizes, to 1"
+        yield Finding(f"{key}.tensor_parallel", text)
     yield from weight_findings(teacher.model, f"{key}.model", any_name=True)
     config, problems = _model_config(teacher, key)
     yield from problems

@@ -6,6 +6,7 @@ text and tokenised again, several model families add a second beginning-of-seque
 
 import asyncio
 import json
+import math
 import os
 from functools import lru_cache, partial
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import ray
 
 from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken
-from operators.teacher.config import TeacherConfig
+from operators.teacher.config import RANKS, TeacherConfig
 from operators.teacher.engine_pool import EngineSpec
 from operators.teacher.failures import BROKEN_OFF, TEXTLESS, over_long
 from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
@@ -178,7 +179,7 @@ def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
 
 def ranks(teacher: TeacherConfig) -> int:
     """Number of processes of one engine, each with its own GPU."""
-    return teacher.tensor_parallel * int(teacher.engine_kwargs.get("pipeline_parallel_size", 1))
+    return teacher.tensor_parallel * math.prod(teacher.engine_kwargs.get(name, 1) for name in RANKS)
 
 
 def engine_needs(teacher: TeacherConfig) -> dict[str, float]:

@@ -87,6 +87,16 @@ def test_teachers_that_need_the_same_are_one_demand() -> None:
     assert asked == {"teacher": 1, "teacher.stages.reflect_responses": 2}
 
 
+def test_every_rank_of_an_engine_is_weighed() -> None:
+    parallel = "tensor_parallel: 2, engine_kwargs: {pipeline_parallel_size: 4}"
+    teacher = ["teacher.backend=vllm", "teacher.replicas=2", f"teacher.stages={{judge: {{{parallel}, replicas: 1}}}}"]
+    config = load_config(SMOKE, [*teacher, "evaluate.judge=true"])
+    [two, eight] = [demand for demand in demands(config) if demand.stage.startswith("teacher")]
+    assert (two.count, eight.count, eight.key) == (2, 8, "teacher.stages.judge.replicas")
+    [finding] = weigh(config, [{**LAPTOP, "CPU": 8.0, "GPU": 4.0}])
+    assert "needs 8 ranks of engines of 1 CPU and 1 GPU at once, the cluster can place 4" in finding.text
+
+
 def test_units_are_placed_whole_on_single_nodes() -> None:
     two_gpus_each = Demand("score", 4, "actors", {"CPU": 1, "GPU": 2}, "score.actors")
     assert two_gpus_each.placeable([{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 3}]) == 2

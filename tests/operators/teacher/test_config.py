@@ -1,5 +1,8 @@
 """The parts of a teacher's configuration that influence a reply are part of the key of a call."""
 
+import pytest
+from pydantic import ValidationError
+
 from operators.teacher.config import TeacherConfig
 
 BASE = {"backend": "openai", "model": "plain", "temperature": 0.7}
@@ -58,3 +61,22 @@ def test_two_calls_that_differ_in_what_may_be_a_credential_have_two_keys() -> No
     one, other = (teacher(extra_body={"chat_template_kwargs": {"image_token": text}}) for text in ("<a>", "<b>"))
     assert one.key_parts() != other.key_parts()
     assert one.identity() != other.identity()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"data_parallel_size": 2},
+            "engine_kwargs.data_parallel_size: Ray starts and places the engines; set replicas",
+        ),
+        ({"nnodes": 2}, "engine_kwargs.nnodes: Ray starts"),
+        ({"pipeline_parallel_size": "4"}, "engine_kwargs.pipeline_parallel_size: '4' is not a whole number above 0"),
+        ({"prefill_context_parallel_size": 0}, "engine_kwargs.prefill_context_parallel_size: 0 is not a whole number"),
+    ],
+)
+def test_processes_that_nothing_would_place_are_refused(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TeacherConfig.model_validate(BASE | {"engine_kwargs": arguments})
+    with pytest.raises(ValidationError, match=words):
+        TeacherConfig.model_validate(BASE | {"stages": {"judge": {"engine_kwargs": arguments}}})

@@ -75,6 +75,11 @@ def test_a_context_longer_than_the_model_is_refused(tiny_model: str) -> None:
     assert "4096 is more than the 2048 positions" in found["teacher.max_model_len"]
 
 
+def test_an_engine_of_several_processes_needs_gpus(tiny_model: str) -> None:
+    found = keys_and_texts(engine(tiny_model, tensor_parallel=2))
+    assert "2 processes of an engine need GPUs" in found["teacher.tensor_parallel"]
+
+
 def test_the_teacher_of_a_stage_is_looked_at_too(tiny_model: str) -> None:
     found = keys_and_texts(engine(tiny_model, stages={"judge": {"max_model_len": 4096}}))
     assert list(found) == ["teacher.stages.judge.max_model_len"]

@@ -31,6 +31,7 @@ def test_a_configuration_cannot_change_safety_settings() -> None:
         ({}, "uni", {"CPU": 1, "GPU": 1}),
         ({"tensor_parallel": 4}, "ray", {"CPU": 4, "GPU": 4}),
         ({"tensor_parallel": 2, "engine_kwargs": {"pipeline_parallel_size": 2}}, "ray", {"CPU": 4, "GPU": 4}),
+        ({"engine_kwargs": {"prefill_context_parallel_size": 2}}, "ray", {"CPU": 2, "GPU": 2}),
         ({"device": "cpu", "cpus_per_replica": 2}, "uni", {"CPU": 2}),
     ],
 )
