@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # takes seconds to import, and most processes that import thi
 __all__ = ["IGNORED", "Encoded", "EncodingError", "LossOn", "dialogue", "encode_dialogue", "encode_example"]
 
 IGNORED = -100  # a label without loss
-LossOn = Literal["last", "all"]  # which of the assistant's turns are learnt
+LossOn = Literal["last", "recycled", "all"]  # which of the assistant's turns are learnt
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,20 @@ def encode_example(
     loss_on: LossOn = "last",
 ) -> Encoded:
     """Encode one row for supervised fine-tuning; arguments as of `dialogue`, result as of `encode_dialogue`."""
-    return encode_dialogue(tokenizer, dialogue(instruction, input, response, turns_before, turns_after), loss_on)
+    turns = dialogue(instruction, input, response, turns_before, turns_after)
+    return encode_dialogue(tokenizer, turns, loss_on, recycled=len(turns) - len(_turns(turns_after)) - 1)
 
 
-def encode_dialogue(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], loss_on: LossOn = "last") -> Encoded:
+def encode_dialogue(
+    tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], loss_on: LossOn = "last", recycled: int | None = None
+) -> Encoded:
     """Encode a dialogue as the template writes it.
 
     Args:
         tokenizer: the student's, with a chat template.
         turns: at least one of them the assistant's.
-        loss_on: learn the last of the assistant's turns, or all of them.
+        loss_on: learn the recycled turn and the assistant's last one, the recycled one alone, or all of the assistant's.
+        recycled: the place in `turns` of the answer that was reflected on; the last answer if not given.
 
     Returns:
         Tokens of the whole dialogue; labels on the learnt answers and the end-of-turn token of each.
@@ -101,7 +105,9 @@ def encode_dialogue(tokenizer: "PreTrainedTokenizerBase", turns: list[Turn], los
     """
     form = chat_format(tokenizer)
     answers = [place for place, turn in enumerate(turns) if turn.get("role") == "assistant" and turn.get("content")]
-    wanted = answers if loss_on == "all" else answers[-1:]
+    pair = [place for place in answers if place == recycled] if recycled is not None else answers[-1:]
+    chosen = {"all": answers, "recycled": pair, "last": sorted({*pair, *answers[-1:]})}
+    wanted = chosen[loss_on]
     if not wanted:
         raise EncodingError("no_loss", "encode: no turn of the assistant has a text, so there is nothing to learn")
     text, starts = _starts(tokenizer, form, turns, wanted)

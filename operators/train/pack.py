@@ -58,7 +58,8 @@ class PackConfig(StageConfig):
     )
     loss_on: LossOn = Field(
         default="last",
-        description="Which of the assistant's turns in a dialogue have a loss: the last one, or all of them.",
+        description="Which of the assistant's turns in a dialogue have a loss: recycled is the answer of the pair that "
+        "source.turns picks, last is this answer and the dialogue's last one, all is all of them.",
     )
     rows_per_block: int = Field(
         default=4096, gt=0, description="Approximate number of examples that are packed together, chosen by their ids."

@@ -55,7 +55,7 @@ def test_the_dialogue_before_the_instruction_is_context_and_carries_no_loss(tiny
 AFTER = json.dumps([{"role": "user", "content": "And a second?"}, {"role": "assistant", "content": "Green, surely."}])
 
 
-@pytest.mark.parametrize("loss_on", ["last", "all"])
+@pytest.mark.parametrize("loss_on", ["last", "recycled", "all"])
 def test_a_dialogue_is_measured_on_the_turns_that_training_learns(tiny_model: str, loss_on: LossOn) -> None:
     texts = ("a", "Name a colour.", "Blue.")
     before = json.dumps([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}])
