@@ -179,7 +179,7 @@ def engine_arguments(teacher: TeacherConfig) -> dict[str, Any]:
 
 def ranks(teacher: TeacherConfig) -> int:
     """Number of processes of one engine, each with its own GPU."""
-    return teacher.tensor_parallel * math.prod(teacher.engine_kwargs.get(name, 1) for name in RANKS)
+    return math.prod([teacher.tensor_parallel, *(int(teacher.engine_kwargs.get(name, 1)) for name in RANKS)])
 
 
 def engine_needs(teacher: TeacherConfig) -> dict[str, float]:
