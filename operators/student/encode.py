@@ -93,7 +93,7 @@ def encode_dialogue(
     Args:
         tokenizer: the student's, with a chat template.
         turns: at least one of them the assistant's.
-        loss_on: learn the recycled turn and the assistant's last one, the recycled one alone, or all of the assistant's.
+        loss_on: learn the recycled answer and the last one, the recycled one alone, or all of the assistant's turns.
         recycled: the place in `turns` of the answer that was reflected on; the last answer if not given.
 
     Returns:

@@ -97,16 +97,24 @@ def test_a_dialogue_is_rendered_whole_and_learnt_where_it_is_asked(tokenizer, lo
 
 def test_the_recycled_answer_before_the_use_of_a_tool_is_learnt(tokenizer):
     """`source.turns: last` picks the last answer that directly follows a question."""
-    call = [("user", "Of Spain?"), ("assistant", '{"name": "look"}'), ("tool", "Madrid"), ("assistant", "It is Madrid.")]
+    call = [
+        ("user", "Of Spain?"),
+        ("assistant", '{"name": "look"}'),
+        ("tool", "Madrid"),
+        ("assistant", "It is Madrid."),
+    ]
     after = json.dumps([{"role": role, "content": content} for role, content in call])
-    for loss_on, expected in {"last": "Paris.<|im_end|>It is Madrid.<|im_end|>", "recycled": "Paris.<|im_end|>"}.items():
+    for loss_on, expected in {
+        "last": "Paris.<|im_end|>It is Madrid.<|im_end|>",
+        "recycled": "Paris.<|im_end|>",
+    }.items():
         encoded = encode_example(tokenizer, "Capital of France?", "", "Paris.", "", after, loss_on=loss_on)
         assert tokenizer.decode(learnt(encoded)) == expected
 
 
 @pytest.mark.parametrize("loss_on", ["last", "recycled", "all"])
 def test_a_pair_alone_is_learnt_alike_whatever_is_asked(tokenizer, loss_on):
-    before = json.dumps(BEFORE[:2] + [{"role": "assistant", "content": ""}])
+    before = json.dumps([*BEFORE[:2], {"role": "assistant", "content": ""}])
     encoded = encode_example(tokenizer, "Another?", "", "Berlin.", before, "", loss_on=loss_on)
     assert tokenizer.decode(learnt(encoded)) == "Berlin.<|im_end|>"
 
