@@ -46,12 +46,18 @@ from flows.graph import (
     STUDENT,
 )
 from flows.run import PROMPTS
-from operators.browse.scan import KIND_END, Cursor, Page, Wanted, read_page
+from operators.browse.scan import Cursor, Page, Wanted, read_page
 from operators.browse.views import (
+    ACTIVE_NAME,
+    KINDS,
+    REFLECTIONS,
     REPLIES_SEARCHED,
     REPLY_COLUMNS,
     SEARCHED,
     UNSHOWN,
+    choices,
+    navigation,
+    policy_of,
     render,
     reply_view,
     row_view,
@@ -59,6 +65,7 @@ from operators.browse.views import (
 from operators.evaluate.judge import ORDERS
 from operators.files.atomic import open_filesystem
 from operators.parquet_log import ParquetLog
+from operators.reflect.reflect import UNREAD_REPLIES
 from operators.report.costs import stage_costs
 from operators.teacher.budget import BudgetConfig, Tokens
 
@@ -66,9 +73,9 @@ TABLES = (
     *(RAW_INSTRUCTIONS, HELD_OUT, INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS),
     *(RECYCLED_INSTRUCTIONS, PACKED_SEQUENCES),
 )
+REFLECTED = (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS)
 VALUES = (PUBLISHED_DATASET, STUDENT, EVALUATION, RELEASE)
 
-ACTIVE_NAME = "active"  # stands for the empty outcome of an active row
 ROWS_PER_PAGE, REPLIES_PER_PAGE = 20, 20
 HOSTS = ["127.0.0.1", "localhost"]
 HEADERS = {
@@ -138,15 +145,17 @@ class Pages:
         return self._render("overview.html.j2", title="Storage", tables=tables, costs=costs, values=values)
 
     def rows(self, name: str, query: Mapping[str, str]) -> str | None:
-        """A page of rows of a stage; None if the stage is not finished. The query has refresh, outcome, text, at."""
-        refresh, outcome, text = (query.get(key, "") for key in ("refresh", "outcome", "text"))
+        """A page of rows of a finished stage, else None. The query has refresh, outcome, reflection, text, at."""
+        names = ("refresh", "outcome", "reflection", "text")
+        refresh, outcome, reflection, text = (query.get(name, "") for name in names)
         known = name in TABLES and refresh in ("", *self._store.refreshes(name))
         manifest = self._store.manifest(name, refresh or None) if known else None
         if manifest is None or not manifest.files:
             return None
         equal = {"outcome": "" if outcome == ACTIVE_NAME else outcome} if outcome else {}
-        wanted = Wanted(equal, (), text, SEARCHED, manifest.groups)
+        wanted = Wanted(equal, (), text, SEARCHED, (reflection, REFLECTIONS), manifest.groups)
         files, columns = self._files(name, refresh or None, manifest)
+        policy = self._policy(name, refresh)
         page = self._page(files, columns, wanted, query, ROWS_PER_PAGE)
         return self._render(
             "rows.html.j2",
@@ -155,9 +164,11 @@ class Pages:
             outcome=outcome,
             text=text,
             total=manifest.rows,
-            choices=_choices(manifest.outcomes),
-            rows=[row_view(row) for row in page.rows],
-            **_navigation(f"/rows/{quote(name)}", page, query),
+            choices=choices(manifest.outcomes),
+            reflection=reflection,
+            reasons=self._reasons(refresh) if set(REFLECTIONS) & set(columns) else [],
+            rows=[row_view(row, policy) for row in page.rows],
+            **navigation(f"/rows/{quote(name)}", page, query),
         )
 
     def replies(self, stage: str, query: Mapping[str, str]) -> str | None:
@@ -174,7 +185,7 @@ class Pages:
             total=self._ledger.count(stage),
             cut_off=self._ledger.cut_off(stage),
             replies=self._with_prompts(stage, page.rows),
-            **_navigation(f"/replies/{quote(stage)}", page, query),
+            **navigation(f"/replies/{quote(stage)}", page, query),
         )
 
     def row(self, row_id: str) -> str:
@@ -184,14 +195,17 @@ class Pages:
             files, columns = self._files(name, refresh or None, manifest)
             page = self._page(files, columns, Wanted({"row_id": row_id}, groups=manifest.groups), {}, 1)
             out_of_time |= page.out_of_time and not page.rows
-            stages += [{"name": name, "refresh": refresh, "row": row_view(row)} for row in page.rows]
-        replies = []
+            policy = self._policy(name, refresh) if page.rows else ""
+            stages += [{"name": name, "refresh": refresh, "row": row_view(row, policy)} for row in page.rows]
+        replies, more = [], []
         about = frozenset({row_id, *(f"{row_id}:{order}" for order in ORDERS)})
         for stage in sorted(self._ledger.stages()):
             page = self._page(self._ledger.of(stage), REPLY_COLUMNS, Wanted({"row_id": about}), {}, REPLIES_PER_PAGE)
             replies += [(stage, reply) for reply in self._with_prompts(stage, page.rows)]
-        title = f"Row {row_id}"
-        return self._render("row.html.j2", title=title, stages=stages, replies=replies, out_of_time=out_of_time)
+            if page.following:
+                more.append((stage, f"/replies/{quote(stage)}?{urlencode({'text': row_id, 'at': page.following})}"))
+        found = {"stages": stages, "replies": replies, "more": more, "out_of_time": out_of_time}
+        return self._render("row.html.j2", title=f"Row {row_id}", **found)
 
     def missing(self, message: str) -> str:
         """A page that says what is missing."""
@@ -233,7 +247,21 @@ class Pages:
         keys = frozenset(str(record["call_key"]) for record in records)
         found = self._page(self._prompts.of(stage), ("call_key", "messages"), Wanted({"call_key": keys}), {}, len(keys))
         prompts = {row["call_key"]: row["messages"] for row in found.rows}
-        return [reply_view(record, prompts.get(record["call_key"]), self._cost(record)) for record in records]
+        late = found.out_of_time
+        return [reply_view(one, prompts.get(one["call_key"]), self._cost(one), out_of_time=late) for one in records]
+
+    def _policy(self, name: str, refresh: str) -> str:
+        """The `select.policy` that made the scores of a stage: the responses' own, else that of the instructions."""
+        scored = RECYCLED_INSTRUCTIONS if name == RECYCLED_INSTRUCTIONS else SELECTED_INSTRUCTIONS
+        manifest = self._store.manifest(scored, refresh or None)
+        return policy_of(manifest.made_from) if manifest else ""
+
+    def _reasons(self, refresh: str) -> list[str]:
+        """What the filter of reflections offers: its kinds, and the reasons that the manifests count."""
+        manifests = [self._store.manifest(name, refresh or None) for name in REFLECTED]
+        counts = [manifest.metrics.get(UNREAD_REPLIES) for manifest in manifests if manifest]
+        reasons = {f"rejected:{reason}" for count in counts if isinstance(count, dict) for reason in count}
+        return [*KINDS, *sorted(reasons)]
 
     def _cost(self, record: Mapping[str, Any]) -> float | None:
         used = Tokens(record["prompt_tokens"] or 0, record["generated_tokens"] or 0)
@@ -265,27 +293,3 @@ def application(pages: Pages) -> Starlette:
         Route("/{path:path}", answer(lambda _: None)),
     ]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])
-
-
-def _choices(outcomes: Mapping[str, int]) -> list[tuple[str, str, int]]:
-    """The choices of the filter: (value, label, rows), for all quarantined or dropped rows and for each reason."""
-    choices = [(outcome or ACTIVE_NAME, outcome or ACTIVE_NAME, count) for outcome, count in outcomes.items()]
-    for kind in ("quarantined", "dropped"):
-        reasons = [count for outcome, count in outcomes.items() if outcome.startswith(f"{kind}{KIND_END}")]
-        if len(reasons) > 1:
-            choices.append((f"{kind}{KIND_END}", f"{kind}, any reason", sum(reasons)))
-    return sorted(choices)
-
-
-def _navigation(address: str, page: Page, query: Mapping[str, str]) -> dict[str, Any]:
-    kept = {key: value for key, value in query.items() if key != "at" and value}
-    first = f"{address}?{urlencode(kept)}" if kept else address
-    following = f"{address}?{urlencode({**kept, 'at': str(page.following)})}" if page.following else ""
-    return {
-        "action": address,
-        "page": page,
-        "shown_rows": len(page.rows),
-        "next_href": following,
-        "first_href": first,
-        "at_start": not query.get("at"),
-    }

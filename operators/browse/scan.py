@@ -49,6 +49,7 @@ class Wanted:
         filled: columns that must not be empty.
         text: must occur in one of the columns `searched`, ignoring case; "" matches every row.
         searched: columns in which to look for `text`.
+        also: a second text and the columns of which one must contain it.
         groups: row groups of each file to look at, the first and the one after the last; None: all.
     """
 
@@ -56,11 +57,17 @@ class Wanted:
     filled: Sequence[str] = ()
     text: str = ""
     searched: Sequence[str] = ()
+    also: tuple[str, Sequence[str]] = ("", ())
     groups: tuple[int, int] | None = None
 
     def columns(self) -> list[str]:
         """The columns that a filter has to read."""
-        return list(dict.fromkeys([*self.equal, *self.filled, *(self.searched if self.text else ())]))
+        searched = [name for _, names in self.searches() for name in names]
+        return list(dict.fromkeys([*self.equal, *self.filled, *searched]))
+
+    def searches(self) -> list[tuple[str, Sequence[str]]]:
+        """The texts to look for, each with its columns."""
+        return [(text, names) for text, names in ((self.text, self.searched), self.also) if text]
 
 
 @dataclass(frozen=True)
@@ -163,11 +170,11 @@ def _matches(batch: pa.RecordBatch, wanted: Wanted) -> list[int]:
         if name not in batch.schema.names:
             return []
         mask = pc.and_(mask, _fits(pc.fill_null(batch[name], ""), wanted.equal.get(name)))
-    if wanted.text:
+    for text, names in wanted.searches():
         anywhere = pa.array([False] * batch.num_rows)
-        for name in wanted.searched:
+        for name in names:
             if name in batch.schema.names:
-                hit = pc.match_substring(batch[name], wanted.text, ignore_case=True)
+                hit = pc.match_substring(batch[name], text, ignore_case=True)
                 anywhere = pc.or_(anywhere, pc.fill_null(hit, False))
         mask = pc.and_(mask, anywhere)
     places: list[int] = pc.indices_nonzero(mask).to_pylist()

@@ -44,6 +44,7 @@ DECIDED = {  # by the policy of the section select: what the card says
     "judge": "The teacher's own scores, from 1 to 10, decided\nwhich of them replaced the original.",
     "none": "Each of them that could be read and\npassed the filters replaced the original.",
 }
+SCORES = ("ifd_original", "ifd_better_instruction", "rifd_selected", "rifd_better_response")
 RENAMED = {
     "row_id": "row_id",
     "final_instruction": "instruction",
@@ -54,13 +55,9 @@ RENAMED = {
     "response": "original_output",
     "instruction_critique": "instruction_critique",
     "response_critique": "response_critique",
-    "ifd_original": "ifd_original",
-    "ifd_better_instruction": "ifd_better_instruction",
-    "rifd_selected": "rifd_selected",
-    "rifd_better_response": "rifd_better_response",
+    **{name: name for name in SCORES},
 }
-PUBLISHED = pa.schema([*(RECYCLED.field(name).with_name(new) for name, new in RENAMED.items()), ("messages", MESSAGES)])
-TAKEN = frozenset(PUBLISHED.names)
+OTHER_MEASURES = ("perplexity", "reward", "judge")  # policies whose scores lie in the columns of IFD and r-IFD
 
 
 class PublishConfig(StageConfig):
@@ -121,15 +118,17 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
     if filesystem.get_file_info(beside).type != fs.FileType.NotFound:
         filesystem.delete_dir(beside)  # left by an earlier publication that failed
     filesystem.create_dir(beside, recursive=True)
-    kinds = kinds_of(rows, TAKEN)
-    num_rows = _write_rows(rows, filesystem, beside, kinds)
+    policy = _policy(lineage)
+    taken = frozenset(published_schema(policy).names)
+    kinds = kinds_of(rows, taken)
+    num_rows = _write_rows(rows, filesystem, beside, kinds, policy)
     claimed = sum(lineage["outcomes"].get(outcome, 0) for outcome in RECYCLED_OUTCOMES)
     if num_rows != claimed:
         raise ValueError(
             f"publish: {num_rows} rows were written, the lineage counts {claimed} recycled rows; "
             "materialise recycled_instructions again"
         )
-    alpaca_rows = write_records(rows, filesystem, beside, kinds, TAKEN)
+    alpaca_rows = write_records(rows, filesystem, beside, kinds, taken)
     write_file(filesystem, f"{beside}/{LINEAGE}", json.dumps(lineage, indent=1, ensure_ascii=False))
     write_file(filesystem, f"{beside}/{CARD}", dataset_card(lineage, num_rows, alpaca_rows, kinds, config))
     if version:
@@ -157,8 +156,7 @@ def dataset_card(
 
     `below` is the path from the card to the data, empty or with a slash at its end.
     """
-    select = lineage.get("configuration", {}).get("select", {})
-    policy = select.get("policy", "ifd_rifd")
+    select, policy = lineage.get("configuration", {}).get("select", {}), _policy(lineage)
     environment = Environment(  # noqa: S701 - this is Markdown, and every text from outside is quoted
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -172,6 +170,8 @@ def dataset_card(
         below=below,
         teachers=_teachers(lineage["teacher"]),
         decided=DECIDED[policy],
+        scores=[] if policy == "none" else [name for old, name in renamed(policy).items() if old in SCORES],
+        measure=policy if policy in OTHER_MEASURES else "IFD and r-IFD",
         scored_by={"none": "", "judge": "", "reward": select.get("reward_model", "")}.get(
             policy, lineage["student"]["model"]
         ),
@@ -185,27 +185,45 @@ def _teachers(teacher: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(f"`{one['model']}` ({one['backend']})" for one in named))
 
 
-def _write_rows(rows: Dataset, filesystem: fs.FileSystem, folder: str, kinds: Kinds) -> int:
+def _policy(lineage: Mapping[str, Any]) -> str:
+    return str(lineage.get("configuration", {}).get("select", {}).get("policy", "ifd_rifd"))
+
+
+def _write_rows(rows: Dataset, filesystem: fs.FileSystem, folder: str, kinds: Kinds, policy: str) -> int:
     """Write the Parquet files; returns their number of rows, from their footers."""
-    take = partial(published_table, kinds=kinds)
+    take = partial(published_table, kinds=kinds, policy=policy)
     rows.map_batches(take, batch_format="pyarrow", num_cpus=0.25).write_parquet(
         f"{folder}/parquet", filesystem=filesystem
     )
     found = filesystem.get_file_info(fs.FileSelector(f"{folder}/parquet", allow_not_found=True))
     if not found:  # Ray writes no file if there are no rows; a reader still needs the columns
         filesystem.create_dir(f"{folder}/parquet")
-        pq.write_table(PUBLISHED.empty_table(), f"{folder}/parquet/empty.parquet", filesystem=filesystem)
+        pq.write_table(published_schema(policy).empty_table(), f"{folder}/parquet/empty.parquet", filesystem=filesystem)
     return int(pads.dataset(f"{folder}/parquet", filesystem=filesystem, format="parquet").count_rows())
 
 
-def published_table(rows: pa.Table, kinds: Kinds) -> pa.Table:
-    """The recycled rows with the columns of `PUBLISHED`, then the columns that were passed through.
+def renamed(policy: str) -> dict[str, str]:
+    """Column of the rows -> published column. Scores have the name of their measure, as the rows' columns do not."""
+    if policy not in OTHER_MEASURES:
+        return RENAMED
+    return RENAMED | {name: f"{policy}_{name.partition('_')[2]}" for name in SCORES}
+
+
+def published_schema(policy: str) -> pa.Schema:
+    """The published columns of a run with this `select.policy`, without those that were passed through."""
+    columns = [RECYCLED.field(name).with_name(new) for name, new in renamed(policy).items()]
+    return pa.schema([*columns, ("messages", MESSAGES)])
+
+
+def published_table(rows: pa.Table, kinds: Kinds, policy: str = "ifd_rifd") -> pa.Table:
+    """The recycled rows with the columns of `published_schema`, then the columns that were passed through.
 
     Args:
         rows: columns.RECYCLED.
         kinds: of the columns that were passed through, from `kinds_of`.
+        policy: `select.policy`.
     """
-    kept = recycled(rows)
-    table = kept.select(list(RENAMED)).rename_columns(list(RENAMED.values()))
-    table = table.append_column("messages", dialogues(kept)).cast(PUBLISHED)
-    return with_pass_through(table, kept["extra"], kinds, TAKEN)
+    schema, kept = published_schema(policy), recycled(rows)
+    table = kept.select(list(RENAMED)).rename_columns(schema.names[: len(RENAMED)])
+    table = table.append_column("messages", dialogues(kept)).cast(schema)
+    return with_pass_through(table, kept["extra"], kinds, frozenset(schema.names))

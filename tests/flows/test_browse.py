@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from starlette.testclient import TestClient
 
 from cluster.manifest import Manifest
 from flows.browse import Pages, application, browse
+from operators.browse.scan import read_page
 from operators.columns import RECYCLED
 from operators.parquet_log import write_whole
 from operators.teacher.budget import BudgetConfig
@@ -34,16 +36,15 @@ FLAGS = (
 )
 
 
-def write_asset(storage: Path, name: str, rows: pa.Table, refresh: str | None) -> None:
+def write_asset(storage: Path, name: str, rows: pa.Table, refresh: str | None, **more: Any) -> None:
     folder = storage / "assets" / name / (f"refresh={refresh}" if refresh else "")
     folder.mkdir(parents=True)
     for part, start in enumerate(range(0, rows.num_rows, 10)):
         pq.write_table(rows.slice(start, 10), folder / f"part-{part}.parquet")
     outcomes = {item["values"]: item["counts"] for item in rows["outcome"].value_counts().to_pylist()}
     files = {path.name: path.stat().st_size for path in folder.glob("*.parquet")}
-    manifest = Manifest(
-        asset=name, fingerprint="x", made_from={}, rows=rows.num_rows, outcomes=outcomes, files=files, refresh=refresh
-    )
+    about = {"made_from": {}, "rows": rows.num_rows, "outcomes": outcomes, "files": files, "refresh": refresh}
+    manifest = Manifest.model_validate({"asset": name, "fingerprint": "x", **about, **more})
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     (folder / "_SUCCESS").touch()
 
@@ -128,6 +129,57 @@ def test_rows_are_filtered_by_outcome_and_searched(client: TestClient) -> None:
     found = client.get(address, params={"refresh": "2026-11-22", "text": SAMPLE[3]["instruction"].upper()}).text
     assert f'aria-label="Row {SAMPLE[3]["row_id"]}"' in found
     assert "No row matches." in client.get(address, params={"refresh": "2026-11-22", "text": "nowhere at all"}).text
+
+
+def test_rows_are_found_by_what_became_of_the_teachers_reply(client: TestClient, storage: Path) -> None:
+    rows = [dict(row) | {"instruction_reflection": "parsed", "response_reflection": "parsed"} for row in SAMPLE]
+    rows[1]["instruction_reflection"], rows[2]["response_reflection"] = "rejected:no_json", "filtered:echo"
+    write_asset(storage, "recycled_instructions", pa.Table.from_pylist(rows, schema=RECYCLED), "2026-11-23")
+    metrics = {"unread_replies": {"no_json": 1, "cut_off": 2}}
+    table = pa.Table.from_pylist(rows, schema=RECYCLED)
+    write_asset(storage, "instruction_reflections", table, "2026-11-23", metrics=metrics)
+    address = "/rows/recycled_instructions?refresh=2026-11-23"
+    for reason, number in (("no_json", 1), ("rejected:", 1), ("filtered:", 2), ("cut_off", None)):
+        for query in (f"reflection={reason}", *([f"text={reason}"] if ":" not in reason else [])):
+            html = client.get(f"{address}&{query}").text
+            if number is None:
+                assert "No row matches." in html
+            else:
+                assert html.count('aria-label="Row ') == 1
+                assert f'aria-label="Row {rows[number]["row_id"]}"' in html
+    assert '<option value="rejected:cut_off">' in html
+    assert 'name="reflection" value="cut_off"' in client.get(f"{address}&reflection=cut_off").text
+    assert "No row matches." in client.get(f"{address}&reflection=no_json&outcome=nothing").text
+
+
+def test_scores_have_the_name_of_the_policy_that_made_them(client: TestClient, storage: Path) -> None:
+    address = "/rows/recycled_instructions?refresh=2026-11-2"
+    assert "r-IFD of the rewrite" in client.get(f"{address}2").text
+    made_from = {"config": {"select": {"policy": "reward"}}}
+    table = pa.Table.from_pylist(SAMPLE, schema=RECYCLED)
+    write_asset(storage, "recycled_instructions", table, "2026-11-23", made_from=made_from)
+    html = client.get(f"{address}3").text
+    assert "Reward of the rewrite" in html
+    assert "IFD" not in html.split("<main")[1]
+
+
+def test_a_row_with_more_calls_than_a_page_holds_says_where_they_are(client: TestClient, storage: Path) -> None:
+    calls = [a_call(0, call_key=f"more{number}") for number in range(25)]
+    write_whole(f"{storage}/ledger/judge", pa.Table.from_pylist(calls, schema=RECORD))
+    html = client.get(f"/row/{SAMPLE[0]['row_id']}").text
+    href = html.split("One page had no room or time for all of judge")[1].split('href="')[1].split('"')[0]
+    assert client.get(href.replace("&amp;", "&")).text.count('aria-label="Call ') == 5
+
+
+def test_a_prompt_that_one_page_has_no_time_for_is_not_called_missing(
+    client: TestClient, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        prompts = pa.table({"call_key": [f"other{number}"], "messages": ["[]"]})
+        write_whole(f"{storage}/prompts/reflect_instructions", prompts)
+    monkeypatch.setattr("flows.browse.read_page", partial(read_page, seconds=-1))
+    html = client.get("/replies/reflect_instructions?text=k2").text + client.get("/replies/reflect_instructions").text
+    assert "was not found in the time of one page" in html
 
 
 def test_a_row_shows_its_calls_with_prompt_and_cost(client: TestClient) -> None:

@@ -36,6 +36,28 @@ def test_columns_that_the_card_does_not_know_are_shown_too() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("policy", "names"),
+    [
+        ("ifd_rifd", {"IFD of the original", "r-IFD of the rewrite"}),
+        ("", {"IFD of the original", "r-IFD of the rewrite"}),
+        ("reward", {"Reward of the original", "Reward of the rewrite"}),
+        ("perplexity", {"Perplexity of the original", "Perplexity of the rewrite"}),
+        ("judge", {"Judge of the original", "Judge of the rewrite"}),
+    ],
+)
+def test_scores_have_the_name_of_their_measure(policy: str, names: set[str]) -> None:
+    assert set(row_view(a_row(ifd_original=0.5, rifd_better_response=7.0), policy)["scores"]) == names
+
+
+def test_a_prompt_that_was_not_searched_for_to_the_end_is_not_called_missing() -> None:
+    record = {"call_key": "k", "row_id": "r1", "reply": "yes", "prompt_tokens": 0, "generated_tokens": 0}
+    for out_of_time, said in ((True, "not found in the time of one page"), (False, "not stored")):
+        view = reply_view(record, None, None, out_of_time=out_of_time)
+        html = render("row.html.j2", title="", storage="", stages=[], replies=[("s", view)], more=[], out_of_time=False)
+        assert f"The prompt of this call was {said}." in html
+
+
 def test_turns_that_are_not_json_are_shown_as_they_are() -> None:
     turns = json.dumps([{"role": "system", "content": "Be brief."}])
     view = row_view(a_row(turns_before=turns, turns_after="[{]"))
@@ -58,6 +80,7 @@ def test_every_text_is_escaped() -> None:
         storage=attack,
         stages=[{"name": attack, "refresh": attack, "row": row}],
         replies=[(attack, reply_view({"reply": attack, "error": attack, "call_key": attack}, attack, 1.0))],
+        more=[(attack, "/replies/x")],
         out_of_time=False,
     )
     assert "<script" not in html

@@ -181,6 +181,35 @@ def test_the_card_says_who_wrote_and_what_decided(select: dict[str, str], decide
     assert "| teachers | `big` (vllm), `other` (openai), `third` (vllm) |" in card
 
 
+@pytest.mark.parametrize(
+    ("policy", "names"),
+    [
+        ("ifd", ["ifd_original", "ifd_better_instruction", "rifd_selected", "rifd_better_response"]),
+        ("none", ["ifd_original", "ifd_better_instruction", "rifd_selected", "rifd_better_response"]),
+        ("reward", ["reward_original", "reward_better_instruction", "reward_selected", "reward_better_response"]),
+        ("judge", ["judge_original", "judge_better_instruction", "judge_selected", "judge_better_response"]),
+    ],
+)
+def test_scores_are_published_under_the_name_of_their_measure(policy: str, names: list[str]) -> None:
+    table = published_table(TABLE, {"reward_original": "text"}, policy)
+    assert [name for name in table.column_names if name.partition("_")[0] in ("ifd", "rifd", "judge", policy)] == names
+    assert table[names[0]].to_pylist() == [row["ifd_original"] for row in KEPT]
+    assert table[names[3]].to_pylist() == [row["rifd_better_response"] for row in KEPT]
+    assert ("source_reward_original" in table.column_names) == (policy == "reward")
+    lineage = LINEAGE | {"configuration": {"select": {"policy": policy, "reward_model": "m"}}}
+    assert (f"`{names[0]}`, `{names[1]}`" in dataset_card(lineage, 24, 24, {}, CONFIG)) == (policy != "none")
+
+
+def test_the_files_have_the_names_of_the_measure(local_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    lineage = LINEAGE | {"configuration": {"select": {"policy": "perplexity"}}}
+    publish(ray.data.from_arrow(TABLE), str(tmp_path / "data"), lineage, CONFIG)
+    names = set(pd.read_parquet(tmp_path / "data" / "parquet").columns)
+    assert names >= {"perplexity_original", "perplexity_selected"}
+    assert not any("ifd" in name for name in names)
+
+
 def test_the_policies_of_the_card_are_those_of_the_configuration() -> None:
     assert set(DECIDED) == set(get_args(Policy))
 
