@@ -96,7 +96,7 @@ def write_like(run: Run, folder: Path, model: str, number: int) -> None:
     drop(folder, number)
     key, name = f"day-{number:04}", f"day-{number:04}.jsonl"
     run = open_run(run.config, GRAPH.specs)
-    [identity] = [file.identity for file in run.staleness.there() if file.name == name]
+    [identity] = [file.identity for file in run.staleness.files.there() if file.name == name]
     for asset in OF_REFRESH:
         made = run.store.manifest(asset, model)
         if made is None:
@@ -134,7 +134,7 @@ def measured(what: Any) -> tuple[float, int, int]:
 def look(folder: Path) -> None:
     """Do what the daemon does at every look, and check the assets over all refreshes as a run does."""
     run = open_run(load_config(Path("configs/smoke.yaml"), settings(folder)), GRAPH.specs)
-    run.staleness.files_of(None)
+    run.staleness.files.files_of(None)
     run.staleness.describe(PACKED_SEQUENCES, None)
     if run.staleness.is_stale(RECYCLED_INSTRUCTIONS, run.store.refreshes(RAW_INSTRUCTIONS)[-1]):
         raise SystemExit("the newest refresh is stale: what was written is not what a run leaves")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict
 
-from cluster.files import StorageError
+from cluster.files import StorageError, checksums
 from cluster.manifest import MANIFEST, MARKER, Manifest, current_manifest, require_seal, sealed
 from operators.files.atomic import write_file
 
@@ -58,6 +58,22 @@ def leave_bundle(filesystem: fs.FileSystem, asset: str, folder: str, refresh: st
             kept = tuple(member for member in members if member.refresh != refresh)
             write_file(filesystem, path, sealed(Bundle(members=kept)))
             _READ.pop(path, None)
+
+
+def leave_with_rows(filesystem: fs.FileSystem, folder: str, manifest: Manifest) -> None:
+    """Move a bundled refresh, its rows too, into a folder of its own, without the marker of a finished one.
+
+    Damaged rows cannot be moved: the record alone gets its own folder, and still names the bundle's file.
+    """
+    own, table = f"{folder}/{REFRESH}{manifest.refresh}", table_of(filesystem, folder, manifest)
+    if table is not None:
+        name = f"{uuid.uuid4().hex}.parquet"
+        write_file(filesystem, f"{own}/{name}", lambda stream: pq.write_table(table, stream, write_page_checksum=True))
+        path, size = f"{own}/{name}", filesystem.get_file_info(f"{own}/{name}").size
+        [found] = checksums(filesystem, [path], size)
+        manifest = manifest.model_copy(update={"files": {name: size}, "checksums": {name: found}, "groups": None})
+    write_file(filesystem, f"{own}/{MANIFEST}", sealed(manifest))
+    leave_bundle(filesystem, manifest.asset, folder, str(manifest.refresh))
 
 
 def tidy(filesystem: fs.FileSystem, asset: str, folder: str, most_loose: int) -> int:

@@ -6,7 +6,6 @@ manifest holds. An asset without its `_SUCCESS` marker, or a file whose size is 
 A process verifies the checksum of each file once, before it reads it.
 """
 
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +19,9 @@ from pyarrow import fs
 from pydantic import BaseModel, ValidationError
 from ray.data import Dataset
 
-from cluster.bundles import MOST_LOOSE, bundled, leave_bundle, tidy
-from cluster.counts import count_rows
-from cluster.files import Part, StorageError, checksums, open_rows
+from cluster.asset_files import swap_in, write_rows
+from cluster.bundles import MOST_LOOSE, bundled, leave_bundle, leave_with_rows, tidy
+from cluster.files import Part, StorageError, open_rows
 from cluster.manifest import (
     MANIFEST,
     MARKER,
@@ -30,17 +29,15 @@ from cluster.manifest import (
     Manifest,
     current_manifest,
     fingerprint_of,
-    forget_manifest,
     read_manifest,
-    sealed,
 )
 from cluster.memory import PeakMemory
+from cluster.refresh_key import REFRESH_KEY, require_refresh_key
 from cluster.verified import Verified
-from operators.files.atomic import open_filesystem, write_file
+from operators.files.atomic import open_filesystem
 from operators.files.places import in_bucket
 
 ASIDE = ".making"  # folder of new files; readers of folders skip names that begin with a dot
-REFRESH_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Value = TypeVar("Value", bound=BaseModel)
 
 
@@ -56,20 +53,6 @@ class Recipe:
 
     build: Callable[[], Dataset | BaseModel | Mapping[str, Any]]
     metrics: Callable[[Any], Mapping[str, Any]] = field(default=lambda _: {})
-
-
-def require_refresh_key(key: str) -> str:
-    """Check that a key can name a refresh, as part of a folder's name; returns it.
-
-    Raises:
-        ValueError: it names the key and the pattern.
-    """
-    if not REFRESH_KEY.fullmatch(key):
-        raise ValueError(
-            f"refresh: {key!r} is not a key; give a letter or digit and up to 99 more letters, digits, '.', '_' and "
-            "'-', such as 2026-11-26"
-        )
-    return key
 
 
 class AssetStore:
@@ -108,6 +91,40 @@ class AssetStore:
             self._look[folder] = found
         return found
 
+    def held(self, asset: str, refresh: str) -> Manifest | None:
+        """The record of the rows that are stored of a refresh, whether it is finished or not; None if there are none.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        finished = self.manifest(asset, refresh)
+        folder = self.folder(asset, refresh)
+        if finished is not None or not self._exists(f"{folder}/{MANIFEST}"):
+            return finished
+        try:
+            return read_manifest(self._filesystem, asset, folder)
+        except StorageError:
+            raise StorageError(
+                f"{asset}: {folder}/{MANIFEST} cannot be read; restore it from a backup, or delete it and run again: "
+                "rows of source files that are gone are lost then"
+            ) from None
+
+    def held_rows(self, asset: str, refresh: str, cure: str) -> Dataset:
+        """The rows that are stored of a refresh, lazily, whether it is finished or not.
+
+        Args:
+            asset: its name.
+            refresh: its key.
+            cure: what to do if they are damaged.
+
+        Raises:
+            StorageError: there are none, or a file is missing or is not what was written.
+        """
+        held = self.held(asset, refresh)
+        if held is None:
+            raise StorageError(f"{asset}: {self.folder(asset, refresh)} holds no rows; make {asset} first")
+        return open_rows(self._filesystem, self._verified.parts(asset, [(self.folder(asset, refresh), held)], cure))
+
     def _bundled(self, asset: str) -> dict[str, Manifest]:
         """The refreshes that are in bundles and have no folder."""
         look = {} if self._look is None else self._look
@@ -138,17 +155,25 @@ class AssetStore:
     def refreshes(self, asset: str) -> list[str]:
         """Keys of all finished refreshes of an asset, in the order in which they were first made."""
         if self._look is None:
-            return self._list_refreshes(asset)
+            return self._in_order(asset, self.manifest)
         if asset not in self._look:
-            self._look[asset] = self._list_refreshes(asset)
+            self._look[asset] = self._in_order(asset, self.manifest)
         return list(self._look[asset])
 
-    def _list_refreshes(self, asset: str) -> list[str]:
+    def held_refreshes(self, asset: str) -> list[str]:
+        """Keys of all refreshes of which rows are stored, finished or not, in the order in which they were first made.
+
+        Raises:
+            StorageError: the record of one cannot be read.
+        """
+        return self._in_order(asset, self.held)
+
+    def _in_order(self, asset: str, record_of: Callable[[str, str], Manifest | None]) -> list[str]:
         selector = fs.FileSelector(f"{self._root}/assets/{asset}", allow_not_found=True)
         names = [info.base_name for info in self._filesystem.get_file_info(selector)]
         own = [name.removeprefix("refresh=") for name in names if name.startswith("refresh=")]
         keys = dict.fromkeys([*own, *self._bundled(asset)])
-        found = {key: made for key in keys if REFRESH_KEY.fullmatch(key) and (made := self.manifest(asset, key))}
+        found = {key: made for key in keys if REFRESH_KEY.fullmatch(key) and (made := record_of(asset, key))}
         return sorted(found, key=lambda key: (found[key].order, key))
 
     def rows(self, asset: str, refreshes: Sequence[str | None]) -> Dataset:
@@ -192,7 +217,7 @@ class AssetStore:
         with PeakMemory() as memory:
             made = recipe.build()
             if isinstance(made, Dataset):
-                held = self._write_rows(asset, folder, aside, made)
+                held = write_rows(self._filesystem, folder, aside, made, lambda: self._columns(asset))
                 made = open_rows(self._filesystem, [Part(f"{folder}/{name}") for name in held["files"]])
             else:
                 held = {"value": made.model_dump(mode="json") if isinstance(made, BaseModel) else dict(made)}
@@ -208,7 +233,7 @@ class AssetStore:
             metrics=metrics,
             **held,
         )
-        self._swap(folder, aside, manifest)
+        swap_in(self._filesystem, folder, aside, manifest, renames=self._renames)
         if refresh is not None:
             leave_bundle(self._filesystem, asset, self.folder(asset, None), refresh)
         self._forget(asset, folder)
@@ -216,12 +241,12 @@ class AssetStore:
         return manifest
 
     def invalidate(self, asset: str, refresh: str | None) -> None:
-        """Mark an asset as unfinished, so that the next run makes it again; its files stay until then."""
+        """Mark an asset as unfinished, so that the next run makes it again; its rows stay until then."""
         folder = self.folder(asset, refresh)
         made = self.manifest(asset, refresh)
-        if made is not None and made.groups is not None:  # a folder of its own, without a marker, with its order
-            write_file(self._filesystem, f"{folder}/{MANIFEST}", sealed(made))
-        if refresh is not None:
+        if made is not None and made.groups is not None:
+            leave_with_rows(self._filesystem, self.folder(asset, None), made)
+        elif refresh is not None:
             leave_bundle(self._filesystem, asset, self.folder(asset, None), refresh)
         if self._exists(f"{folder}/{MARKER}"):
             self._filesystem.delete_file(f"{folder}/{MARKER}")
@@ -243,58 +268,15 @@ class AssetStore:
 
     def _order(self, asset: str, refresh: str) -> int:
         """The number of the refresh: the one in its manifest, also without a marker, else one above all others."""
-        folder, known = self.folder(asset, refresh), self.manifest(asset, refresh)
-        if known is None and self._exists(f"{folder}/{MANIFEST}"):
-            with suppress(StorageError):
-                known = read_manifest(self._filesystem, asset, folder)
+        known = None
+        with suppress(StorageError):
+            known = self.held(asset, refresh)
         if known is not None and known.order:
             return known.order
         others = (self.manifest(asset, key) for key in self.refreshes(asset))
         return 1 + max((other.order for other in others if other), default=0)
 
-    def _write_rows(self, asset: str, folder: str, aside: str, rows: Dataset) -> dict[str, Any]:
-        """Write below `folder/aside`; returns the manifest's fields about files, with names relative to `folder`."""
-        rows.write_parquet(f"{folder}/{aside}", filesystem=self._filesystem)
-        listed = self._filesystem.get_file_info(fs.FileSelector(f"{folder}/{aside}", allow_not_found=True))
-        files = {f"{aside}/{info.base_name}": info.size for info in listed if info.base_name.endswith(".parquet")}
-        if not files:  # Ray writes no file if there are no rows; a reader still needs the columns
-            schema = rows.schema()  # Ray Data may have lost the columns of no rows; other refreshes have the same
-            columns = schema.base_schema if schema is not None and schema.names else self._columns(asset)
-            name = f"{aside}/empty-{uuid.uuid4().hex}.parquet"
-            pq.write_table(columns.empty_table(), f"{folder}/{name}", filesystem=self._filesystem)
-            files = {name: self._filesystem.get_file_info(f"{folder}/{name}").size}
-        paths = [f"{folder}/{name}" for name in files]
-        found = checksums(self._filesystem, paths, sum(files.values()))
-        return {
-            "files": files,
-            "checksums": dict(zip(files, found, strict=True)),
-            **count_rows(self._filesystem, paths),
-        }
-
     def _columns(self, asset: str) -> pa.Schema:
         made = [(self.folder(asset, key), self.manifest(asset, key)) for key in self.refreshes(asset)]
         paths = [path for folder, one in made if one is not None and one.rows for path in one.paths(folder)]
         return pq.read_schema(paths[0], filesystem=self._filesystem) if paths else pa.schema([])
-
-    def _swap(self, folder: str, aside: str, manifest: Manifest) -> None:
-        """Put the new files in their place, then write the manifest that names them, then delete the old ones."""
-        if self._renames:
-            for name in manifest.files:
-                self._filesystem.move(f"{folder}/{name}", f"{folder}/{_last(name)}")
-            moved = {
-                key: {_last(name): value for name, value in getattr(manifest, key).items()}
-                for key in ("files", "checksums")
-            }
-            manifest = manifest.model_copy(update=moved)
-        write_file(self._filesystem, f"{folder}/{MANIFEST}", sealed(manifest))
-        write_file(self._filesystem, f"{folder}/{MARKER}", b"")
-        forget_manifest(self._filesystem, folder)
-        for info in self._filesystem.get_file_info(fs.FileSelector(folder)):
-            if info.type == fs.FileType.Directory and (self._renames or info.base_name != aside):
-                self._filesystem.delete_dir(info.path)
-            elif info.type == fs.FileType.File and info.base_name not in {*manifest.files, MANIFEST, MARKER}:
-                self._filesystem.delete_file(info.path)
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]

@@ -15,17 +15,22 @@ class Verified:
         self._filesystem = filesystem
         self._right: set[str] = set()
 
-    def parts(self, asset: str, finished: Iterable[tuple[str, Manifest]]) -> list[Part]:
-        """The files and row groups of finished refreshes, each given by its folder and its manifest.
+    def parts(self, asset: str, stored: Iterable[tuple[str, Manifest]], cure: str = "") -> list[Part]:
+        """The files and row groups of stored refreshes, each given by its folder and its manifest.
+
+        Args:
+            asset: its name.
+            stored: the refreshes.
+            cure: what to do if a file is damaged; "": make again what it belongs to.
 
         Raises:
             StorageError: a file is missing or does not match its manifest; the message says what to do.
         """
         parts, sizes, wanted, cures = list[Part](), dict[str, int](), dict[str, str](), dict[str, str]()
-        for folder, manifest in finished:
+        for folder, manifest in stored:
             for path, (name, size) in zip(manifest.paths(folder), manifest.files.items(), strict=True):
                 parts.append(Part(path, manifest.groups))
-                sizes[path], cures[path] = size, _cure(folder, path, manifest)
+                sizes[path], cures[path] = size, cure or _cure(folder, path, manifest)
                 if name in manifest.checksums:
                     wanted[path] = manifest.checksums[name]
         for info in self._filesystem.get_file_info(list(sizes)):
@@ -49,4 +54,7 @@ def _cure(folder: str, path: str, manifest: Manifest) -> str:
     if manifest.groups is None:
         return f"delete {folder}/{MARKER} and run again"
     record = f"{path.removesuffix('.parquet')}.json"
-    return f"restore it from a backup, or delete {record} and make again the refreshes that it names, by --refresh"
+    return (
+        f"restore it from a backup, or delete {record} and make again the refreshes that it names, by --refresh: rows "
+        "of source files that are gone are lost then"
+    )

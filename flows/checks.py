@@ -21,8 +21,8 @@ from flows.graph import (
     SELECTED_INSTRUCTIONS,
 )
 from flows.run import Run
-from flows.staleness import TAKEN_OUT
 from flows.staleness import refresh_of as refresh_of_input
+from flows.taken_files import TAKEN_OUT
 from operators.columns import ACTIVE, PACKED, RECYCLED_OUTCOMES
 from operators.join import ROWS_PER_PARTITION, add_up, group_by_key
 from operators.read.drop_seen import SEEN

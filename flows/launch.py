@@ -20,8 +20,8 @@ import dagster as dg
 from cluster.dagster_home import driver_tags, history, reap
 from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
+from cluster.refresh_key import require_refresh_key
 from cluster.runtime import ClusterError, connected
-from cluster.storage import require_refresh_key
 from cluster.terminal import quiet_terminal
 from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config

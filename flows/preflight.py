@@ -184,11 +184,11 @@ def _cluster_findings() -> list[Finding]:
 
 
 def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Finding]:
-    gone = run.staleness.gone(refresh)
+    gone = run.staleness.files.gone(refresh)
     try:
-        there = run.staleness.files_of(refresh)
+        there = run.staleness.files.files_of(refresh)
     except (ValueError, OSError) as error:
-        if not run.staleness.taken(refresh):
+        if not run.staleness.files.taken(refresh):
             return [Finding("source.path", str(error))]
         there = []
     if selected and RAW_INSTRUCTIONS not in selected:
@@ -202,7 +202,7 @@ def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
     if unknown := _unknown_files(run):
         text = f"{shown(unknown)}: not read, unknown format; convert them"
         found.append(Finding("source.path", text, fatal=False))
-    if unreadable := run.staleness.unreadable():
+    if unreadable := run.staleness.files.unreadable():
         text = f"{_named(unreadable)} cannot be read, so no refresh takes them; give this user the right to read them"
         found.append(Finding("source.path", text, fatal=False))
     for request in run.requests.all():
@@ -220,7 +220,7 @@ def _unknown_files(run: Run) -> str:
 
 
 def _file_findings(run: Run, refresh: str, gone: Sequence[str], there: Sequence[RefreshFile]) -> list[Finding]:
-    if not there and not run.staleness.taken(refresh):
+    if not there and not run.staleness.files.taken(refresh):
         text = f"{shown(run.config.source.path)} has no file that no other refresh has taken or asked for"
         return [Finding("source.path", text)]
     paths = [file.path for file in there]

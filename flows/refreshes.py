@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from cluster.files import StorageError, explained
-from cluster.storage import AssetStore, require_refresh_key
+from cluster.refresh_key import require_refresh_key
+from cluster.storage import AssetStore
 from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.refresh_requests import Request, Requests

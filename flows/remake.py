@@ -5,6 +5,7 @@ from typing import TextIO
 
 import pyarrow.compute as pc
 
+from cluster.files import StorageError
 from flows.config import ConfigError
 from flows.graph import RAW_INSTRUCTIONS
 from flows.retractions import Version, versions_to_retract
@@ -50,28 +51,36 @@ def retract(run: Run, name: str, out: TextIO) -> list[str]:
         ConfigError: no refresh holds rows of the file.
     """
     already = run.retractions.all()
-    refreshes = run.store.refreshes(RAW_INSTRUCTIONS)
+    refreshes = run.store.held_refreshes(RAW_INSTRUCTIONS)
     taken: dict[str, set[Version]] = {
-        key: {(file, identity) for file, identity in run.staleness.taken(key)} for key in refreshes
+        key: {(file, identity) for file, identity in run.staleness.files.taken(key)} for key in refreshes
     }
     held: set[Version] = set().union(*taken.values())
     unfinished = [version for version in held & already if version[0] == name]
-    there = [(file.name, file.identity) for file in run.staleness.there()]
+    there = [(file.name, file.identity) for file in run.staleness.files.there()]
     try:
         versions = unfinished or versions_to_retract(name, held - already, there)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     affected = [key for key in refreshes if taken[key] & set(versions)]
     for key in affected:
-        stored = rows_of_files(run.store.rows(RAW_INSTRUCTIONS, [key]), [name], [file for file, _ in taken[key]])
-        outcomes: Counter[str] = Counter()
-        for batch in stored.select_columns(["outcome"]).iter_batches(batch_size=None, batch_format="pyarrow"):
-            outcomes.update({each["values"]: each["counts"] for each in pc.value_counts(batch["outcome"]).to_pylist()})
-        counts = ", ".join(f"{count} {outcome or 'recycled'}" for outcome, count in sorted(outcomes.items()))
-        out.write(f"retract {name}: refresh {key} holds {outcomes.total()} of its rows ({counts or 'none'})\n")
+        out.write(f"retract {name}: refresh {key} holds {_count(run, key, name, [file for file, _ in taken[key]])}\n")
     run.retractions.add(versions)
     if any(version in there for version in versions):
         out.write(f"retract {name}: the file that is there is not read again; another content of it would be new\n")
     elif any(file == name for file, _ in there):
         out.write(f"retract {name}: the file was changed since; what it holds now stays\n")
     return affected
+
+
+def _count(run: Run, refresh: str, name: str, names: list[str]) -> str:
+    """How many rows of the file the refresh holds, by outcome. Damaged rows are no obstacle to a retraction."""
+    outcomes: Counter[str] = Counter()
+    try:
+        stored = rows_of_files(run.store.held_rows(RAW_INSTRUCTIONS, refresh, "they are taken out"), [name], names)
+    except StorageError as error:
+        return f"rows that could not be counted: {error}"
+    for batch in stored.select_columns(["outcome"]).iter_batches(batch_size=None, batch_format="pyarrow"):
+        outcomes.update({each["values"]: each["counts"] for each in pc.value_counts(batch["outcome"]).to_pylist()})
+    counts = ", ".join(f"{count} {outcome or 'recycled'}" for outcome, count in sorted(outcomes.items()))
+    return f"{outcomes.total()} of its rows ({counts or 'none'})"

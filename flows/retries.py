@@ -62,7 +62,7 @@ def _is_pointless(run: Run, request: Request) -> bool:
     if run.store.manifest(RAW_INSTRUCTIONS, request.key) is not None:
         return False
     try:
-        return not run.staleness.files_of(request.key)
+        return not run.staleness.files.files_of(request.key)
     except ValueError:  # the source has no file at all
         return True
 

@@ -155,21 +155,27 @@ class Run:
         Raises:
             ValueError: there is no such file, and the refresh never had one.
         """
-        if self.staleness.taken(refresh):
-            there = {(file.name, file.identity) for file in self.staleness.there()}
-            return [file.path for file in self.staleness.files_of(refresh)] if there else []
-        paths = [file.path for file in self.staleness.files_of(refresh)]
+        if self.staleness.files.taken(refresh):
+            there = {(file.name, file.identity) for file in self.staleness.files.there()}
+            return [file.path for file in self.staleness.files.files_of(refresh)] if there else []
+        paths = [file.path for file in self.staleness.files.files_of(refresh)]
         if not paths:
             raise ValueError(f"source.path: {shown(self.config.source.path)} has no file for refresh {refresh}")
         return paths
 
     def archived(self, refresh: str) -> Dataset | None:
-        """The stored rows of the files of a refresh that are gone or changed; None if there is no such file."""
-        gone = self.staleness.gone(refresh)
+        """The stored rows of the files of a refresh that are gone or changed; None if there is no such file.
+
+        Raises:
+            StorageError: the rows are damaged.
+        """
+        gone = self.staleness.files.gone(refresh)
         if not gone:
             return None
-        names = [name for name, _ in self.staleness.taken(refresh)]
-        return rows_of_files(self.store.rows(RAW_INSTRUCTIONS, [refresh]), gone, names)
+        names = [name for name, _ in self.staleness.files.taken(refresh)]
+        only = f"the rows of {', '.join(gone[:5])}{' and others' if gone[5:] else ''} are nowhere else"
+        cure = f"{only}: restore it from a backup, or take them out by --retract FILE"
+        return rows_of_files(self.store.held_rows(RAW_INSTRUCTIONS, refresh, cure), gone, names)
 
     def raw_rows(self, refresh: str) -> Dataset:
         """The rows of a refresh from the source, one per record, with the outcomes of all steps before the teacher."""
@@ -181,7 +187,7 @@ class Run:
 
     def earlier(self, refresh: str) -> Dataset | None:
         """The raw instructions of all refreshes that were first made before this one; None if this is the first."""
-        earlier = self.staleness.earlier(refresh)
+        earlier = self.staleness.files.earlier(refresh)
         if not earlier:
             return None
         rows = self.store.rows(RAW_INSTRUCTIONS, earlier)

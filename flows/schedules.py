@@ -19,8 +19,9 @@ from typing import Any
 import dagster as dg
 
 from cluster.lease import StorageBusyError, is_leased, lease
+from cluster.refresh_key import require_refresh_key
 from cluster.runtime import connected
-from cluster.storage import AssetStore, require_refresh_key
+from cluster.storage import AssetStore
 from flows.asset_io import AssetIO
 from flows.config import RunConfig, config_of_environment
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, Graph, Specs
@@ -114,11 +115,11 @@ def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] |
 def _request_new_files(run: Run) -> str:
     """Store a request for the files that no refresh has; returns "" or the reason why there is no request."""
     try:
-        new = run.staleness.files_of(None)
+        new = run.staleness.files.files_of(None)
     except ValueError as error:  # no file at all
         return str(error)
     if not new:
-        unreadable = run.staleness.unreadable()
+        unreadable = run.staleness.files.unreadable()
         return (
             f"source.path: {shown(run.config.source.path)} has no file that no refresh has taken and that is older "
             f"than {run.config.schedule.settle_seconds:g} s"

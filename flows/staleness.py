@@ -6,7 +6,6 @@ its name below `source.path` and by its content, so an uploaded copy of the work
 
 from collections.abc import Collection
 from contextlib import suppress
-from functools import cached_property
 from typing import Any
 
 from cluster.manifest import Description, Manifest, fingerprint_of
@@ -22,14 +21,14 @@ from flows.graph import (
     Specs,
 )
 from flows.graph import HELD_OUT as HELD_OUT_ROWS
-from flows.refresh_requests import Requests, named_by
-from flows.retractions import Retractions, Version
-from flows.source_versions import RefreshFile, source_files
+from flows.refresh_requests import Requests
+from flows.retractions import Retractions
+from flows.source_versions import source_files
+from flows.taken_files import TAKEN_OUT, TakenFiles
 from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
 from operators.stage import StageConfig
 
 RETRIES = "failed_calls_made_again"  # key of a description: how often
-TAKEN_OUT = "retracted"  # key of a description: the retracted files of the refresh
 
 
 class Staleness:
@@ -48,9 +47,7 @@ class Staleness:
         self._config = config
         self._specs = specs
         self._store = store
-        self._settle_s = settle_s
-        self._requests = requests
-        self._retractions = retractions
+        self.files = TakenFiles(config.source, store, settle_s, requests, retractions)
 
     def describe(self, asset: str, refresh: str | None, planned: str | None = None) -> Description:
         """Code version, configuration and inputs of an asset; see the module.
@@ -109,7 +106,7 @@ class Staleness:
         sections = {name: _identity_of(getattr(self._config, name)) for name in spec.metadata.get(CONFIG_KEYS, [])}
         described: Description = {"code": spec.code_version, "config": sections, "inputs": {}}
         if asset == RAW_INSTRUCTIONS:
-            described["files"] = self._files(refresh)
+            described["files"] = [list(version) for version in self.files.described(refresh)]
             described |= self._taken_out(refresh) | self._earlier(refresh)
         if asset == PACKED_SEQUENCES and self._config.pack.mixture.general:
             described["general"] = self._general()
@@ -134,96 +131,14 @@ class Staleness:
             manifest = self._store.manifest(asset, refresh)
             return manifest is None or manifest.fingerprint != self.fingerprint(asset, refresh, planned)
 
-    def files_of(self, refresh: str | None) -> list[RefreshFile]:
-        """The files of a refresh: those that it took before, and those that no other refresh has taken or requested.
-
-        A refresh that was requested has exactly the files of its request.
-        """
-        requests = self._requests.all() if self._requests else []
-        own = [request for request in requests if request.key == refresh]
-        if own:
-            allowed = named_by(own) | {(name, identity) for name, identity in self.taken(refresh)}
-            return [file for file in self._source_files if (file.name, file.identity) in allowed - self._retracted]
-        taken = (
-            {
-                (name, identity)
-                for key in self._store.refreshes(RAW_INSTRUCTIONS)
-                if key != refresh and (manifest := self._store.manifest(RAW_INSTRUCTIONS, key))
-                for name, identity in manifest.made_from["files"]
-            }
-            | named_by(requests)
-            | self._retracted
-        )
-        return [file for file in self._source_files if (file.name, file.identity) not in taken]
-
-    def taken(self, refresh: str | None) -> list[list[str]]:
-        """Names and identities of the files that a refresh was made from; empty if it was never made."""
-        manifest = None if refresh is None else self._store.manifest(RAW_INSTRUCTIONS, refresh)
-        return [] if manifest is None else list(manifest.made_from["files"])
-
-    def gone(self, refresh: str) -> list[str]:
-        """Names of files from which the refresh was made and that no longer exist, or have another content.
-
-        The stored rows of these files are kept; those of retracted files are not.
-        """
-        there = {(file.name, file.identity) for file in self.there()} | self._retracted
-        return [name for name, identity in self.taken(refresh) if (name, identity) not in there]
-
-    def there(self) -> list[RefreshFile]:
-        """The files of the source; empty if the source no longer exists."""
-        try:
-            return self._source_files
-        except (ValueError, OSError):
-            return []
-
-    def _files(self, refresh: str | None) -> list[list[str]]:
-        """Names and identities of a refresh's files: those that can be read, and those whose stored rows are kept."""
-        try:
-            readable = self.files_of(refresh)
-        except (ValueError, OSError):
-            if not self.taken(refresh):
-                raise
-            readable = []
-        kept = {(name, identity) for name, identity in self.taken(refresh)} - self._retracted
-        return [list(version) for version in sorted(kept | {(file.name, file.identity) for file in readable})]
-
     def _taken_out(self, refresh: str | None) -> dict[str, list[list[str]]]:
         """The retracted files that the refresh once held; a refresh without rows is no error if it has such files."""
-        manifest = None if refresh is None else self._store.manifest(RAW_INSTRUCTIONS, refresh)
-        if manifest is None:
-            return {}
-        held = [*manifest.made_from["files"], *manifest.made_from.get(TAKEN_OUT, [])]
-        out = sorted({(name, identity) for name, identity in held} & self._retracted)
-        return {TAKEN_OUT: [list(version) for version in out]} if out else {}
-
-    @cached_property
-    def _retracted(self) -> frozenset[Version]:
-        return self._retractions.all() if self._retractions else frozenset()
-
-    def earlier(self, refresh: str | None) -> list[str]:
-        """Keys of the refreshes that were first made before this one; all others if it was never made."""
-        made = self._store.refreshes(RAW_INSTRUCTIONS)
-        return made[: made.index(refresh)] if refresh in made else [key for key in made if key != refresh]
-
-    def unreadable(self) -> list[str]:
-        """Names of files that this process may not read; no refresh takes them as long as this is so."""
-        try:
-            return [file.name for file in self._all_files if not file.identity]
-        except (ValueError, OSError):  # there is no source any more
-            return []
-
-    @property
-    def _source_files(self) -> list[RefreshFile]:
-        return [file for file in self._all_files if file.identity]
-
-    @cached_property
-    def _all_files(self) -> list[RefreshFile]:
-        source = self._config.source
-        return source_files(source.path, self._settle_s, source.split)
+        out = [list(version) for version in self.files.taken_out(refresh)]
+        return {TAKEN_OUT: out} if out else {}
 
     def _earlier(self, refresh: str | None) -> dict[str, str]:
         """A hash over all earlier refreshes, because they decide which rows were seen before."""
-        before = {key: self._fingerprint_made(RAW_INSTRUCTIONS, key) for key in self.earlier(refresh)}
+        before = {key: self._fingerprint_made(RAW_INSTRUCTIONS, key) for key in self.files.earlier(refresh)}
         return {"earlier": fingerprint_of({"refreshes": list(before.items())})} if before else {}
 
     def _retries(self, asset: str, refresh: str | None) -> Description:

@@ -53,7 +53,7 @@ def run(tmp_path: Path, alerts: Path) -> Run:
     }
     config = load_config(REPOSITORY / "configs/smoke.yaml", [f"{key}={value}" for key, value in overrides.items()])
     run = open_run(config, GRAPH.specs)
-    files = tuple((file.name, file.identity) for file in run.staleness.files_of(None))
+    files = tuple((file.name, file.identity) for file in run.staleness.files.files_of(None))
     run.requests.put(Request(key=KEY, files=files))
     return run
 
@@ -116,8 +116,8 @@ def test_at_the_limit_it_is_given_up_with_one_alert_and_its_files_stay_set_aside
         assert f"refresh {KEY} was given up after 3 attempts" in decided.given_up[0]
     [told] = map(json.loads, alerts.read_text().splitlines())
     assert (told["refresh"], told["attempts"], told["files"]) == (KEY, 3, ["a.jsonl"])
-    assert run.staleness.files_of(None) == []
-    assert [file.name for file in run.staleness.files_of(KEY)] == ["a.jsonl"]
+    assert run.staleness.files.files_of(None) == []
+    assert [file.name for file in run.staleness.files.files_of(KEY)] == ["a.jsonl"]
 
 
 def test_a_run_that_a_person_cancelled_is_not_started_again(run: Run, instance: dg.DagsterInstance) -> None:
@@ -139,7 +139,7 @@ def test_a_request_whose_files_are_gone_before_anyone_took_them_is_forgotten(
     fresh = open_run(run.config, GRAPH.specs)
     assert decide(instance, fresh).due == []
     assert fresh.requests.all() == []
-    assert [file.name for file in fresh.staleness.files_of(None)] == ["a.jsonl"]
+    assert [file.name for file in fresh.staleness.files.files_of(None)] == ["a.jsonl"]
 
 
 def test_an_alert_that_fails_is_logged_and_tried_again(run: Run, instance: dg.DagsterInstance) -> None:

@@ -38,7 +38,7 @@ def test_a_refresh_has_the_files_that_no_refresh_took(tmp_path: Path, tiny_model
     assert run_of(tmp_path, tiny_model).source("2026-11-27") == [f"{tmp_path}/source/a.jsonl"]
     assert run.earlier("2026-11-27") is None
     assert run.archived("2026-11-27") is None
-    assert run.staleness.taken("2026-11-27") == []
+    assert run.staleness.files.taken("2026-11-27") == []
 
 
 def test_with_reparse_both_reflections_are_made_again_from_the_ledger_alone(

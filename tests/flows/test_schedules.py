@@ -59,7 +59,7 @@ def finish(run: Run, asset: str, refresh: str, **manifest: Any) -> None:
 
 def take(run: Run, refresh: str, active: int = 1) -> None:
     """Let a refresh take every file that is there."""
-    files = [[file.name, file.identity] for file in run.staleness.files_of(refresh)]
+    files = [[file.name, file.identity] for file in run.staleness.files.files_of(refresh)]
     finish(run, RAW_INSTRUCTIONS, refresh, made_from={"files": files}, outcomes={"": active})
 
 
@@ -104,7 +104,7 @@ def test_files_that_a_refresh_has_taken_are_not_asked_for_again(
     finish(look(tmp_path), "recycled_instructions", "base")
     assert "no file that no refresh has taken" in reason(wanted_runs(instance, look(tmp_path)))
     drop(source, "b.jsonl", "Say goodbye.")
-    new = look(tmp_path).staleness.files_of(None)
+    new = look(tmp_path).staleness.files.files_of(None)
     assert [file.name for file in new] == ["b.jsonl"]
     assert keys(wanted_runs(instance, look(tmp_path))) == [refresh_key(new)]
 
@@ -115,7 +115,7 @@ def test_a_folder_a_month_asks_for_each_file_once(tmp_path: Path, source: Path, 
         (source / name).parent.mkdir(exist_ok=True)
         drop(source, name, name)
         [key] = keys(wanted_runs(instance, look(tmp_path)))
-        assert [file.name for file in look(tmp_path).staleness.files_of(key)] == [name]
+        assert [file.name for file in look(tmp_path).staleness.files.files_of(key)] == [name]
         take(look(tmp_path), str(key), number + 1)
         assert isinstance(wanted_runs(instance, finished(tmp_path, str(key))), dg.SkipReason)
 
@@ -133,7 +133,7 @@ def test_a_file_that_just_changed_waits(tmp_path: Path, source: Path, instance: 
     settle = "schedule.settle_seconds=600"
     assert "older than 600 s" in reason(wanted_runs(instance, look(tmp_path, settle)))
     whole = drop(source, "whole.jsonl")
-    assert [file.path for file in look(tmp_path, settle).staleness.files_of(None)] == [str(whole)]
+    assert [file.path for file in look(tmp_path, settle).staleness.files.files_of(None)] == [str(whole)]
 
 
 def test_an_empty_source_is_a_reason_not_an_error(tmp_path: Path, source: Path, instance: dg.DagsterInstance) -> None:
@@ -158,7 +158,7 @@ def test_a_failed_refresh_waits_and_new_files_go_on_without_it(
     assert f"refresh {key} failed 1 of 8 times" in reason(wanted_runs(instance, look(tmp_path)))
     drop(source, "b.jsonl", "Say goodbye.")
     [other] = wanted_runs(instance, look(tmp_path))  # type: ignore[misc]
-    assert [file.name for file in look(tmp_path).staleness.files_of(other.partition_key)] == ["b.jsonl"]
+    assert [file.name for file in look(tmp_path).staleness.files.files_of(other.partition_key)] == ["b.jsonl"]
     assert keys(wanted_runs(instance, look(tmp_path, "schedule.retry_seconds=0"))) == [key, other.partition_key]
 
 
@@ -205,12 +205,12 @@ def test_a_file_that_may_not_be_read_is_not_taken_and_stops_no_other(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", open_)
         [key] = keys(wanted_runs(instance, look(tmp_path)))
-        assert look(tmp_path).staleness.unreadable() == ["theirs.jsonl"]
-        assert [file.name for file in look(tmp_path).staleness.files_of(key)] == ["mine.jsonl"]
+        assert look(tmp_path).staleness.files.unreadable() == ["theirs.jsonl"]
+        assert [file.name for file in look(tmp_path).staleness.files.files_of(key)] == ["mine.jsonl"]
         take(look(tmp_path), str(key))
         instance_says = reason(wanted_runs(instance, finished(tmp_path, str(key))))
         assert "cannot be read: theirs.jsonl" in instance_says
-    assert [file.name for file in look(tmp_path).staleness.files_of(None)] == ["theirs.jsonl"]
+    assert [file.name for file in look(tmp_path).staleness.files.files_of(None)] == ["theirs.jsonl"]
 
 
 def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_without_it(
@@ -221,7 +221,7 @@ def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_with
     take(look(tmp_path), "nothing-usable", active=0)
     assert isinstance(wanted_runs(instance, look(tmp_path)), dg.SkipReason)
     drop(source, "b.jsonl", "Say goodbye.")
-    new = refresh_key(look(tmp_path).staleness.files_of(None))
+    new = refresh_key(look(tmp_path).staleness.files.files_of(None))
     assert keys(wanted_runs(instance, look(tmp_path))) == ["broken", new]
 
 

@@ -210,7 +210,7 @@ def test_an_earlier_refresh_made_again_makes_later_ones_stale_and_not_the_revers
         drop(source, f"{key}.jsonl", key)
         finish(store, look(store, source), RAW_INSTRUCTIONS, key, outcomes={"": 1})
     now = look(store, source)
-    assert [now.earlier(key) for key in ("z", "a", "m", "new")] == [[], ["z"], ["z", "a"], ["z", "a", "m"]]
+    assert [now.files.earlier(key) for key in ("z", "a", "m", "new")] == [[], ["z"], ["z", "a"], ["z", "a", "m"]]
     assert not any(now.is_stale(RAW_INSTRUCTIONS, key) for key in ("z", "a", "m"))
     held = store.manifest(RAW_INSTRUCTIONS, "a")
     assert held is not None
@@ -226,10 +226,10 @@ def test_a_new_folder_renames_no_file(store: AssetStore, source: Path) -> None:
     assert [file.name for file in source_files(str(source))] == ["2026-11/a.jsonl"]
     finish(store, look(store, source), RAW_INSTRUCTIONS, "base", outcomes={"": 1})
     drop(source, "2026-12/b.jsonl", "two")
-    assert [file.name for file in look(store, source).files_of("second")] == ["2026-12/b.jsonl"]
+    assert [file.name for file in look(store, source).files.files_of("second")] == ["2026-12/b.jsonl"]
     finish(store, look(store, source), RAW_INSTRUCTIONS, "second", outcomes={"": 1})
     drop(source, "c.jsonl", "three")
-    assert [file.name for file in look(store, source).files_of("third")] == ["c.jsonl"]
+    assert [file.name for file in look(store, source).files.files_of("third")] == ["c.jsonl"]
 
 
 def test_stored_rows_of_deleted_or_changed_files_are_kept(store: AssetStore, source: Path) -> None:
@@ -239,12 +239,12 @@ def test_stored_rows_of_deleted_or_changed_files_are_kept(store: AssetStore, sou
     finish(store, look(store, source), RAW_INSTRUCTIONS, "later", outcomes={"": 0})
     (source / "a.jsonl").unlink()
     now = look(store, source)
-    assert now.gone("base") == ["a.jsonl"]
+    assert now.files.gone("base") == ["a.jsonl"]
     assert not now.is_stale(RAW_INSTRUCTIONS, "base"), "its stored rows are the archive of a.jsonl"
     drop(source, "b.jsonl", "another")
     finish(store, look(store, source), RAW_INSTRUCTIONS, "third", outcomes={"": 1})
     now = look(AssetStore(str(Path(store.folder("x", None)).parents[1])), source)
-    assert now.gone("base") == ["a.jsonl", "b.jsonl"]
+    assert now.files.gone("base") == ["a.jsonl", "b.jsonl"]
     assert not now.is_stale(RAW_INSTRUCTIONS, "base")
     (source / "b.jsonl").unlink()
     now = look(store, source)
@@ -257,12 +257,12 @@ def test_a_retracted_file_makes_its_refresh_stale_and_is_never_taken_again(store
     finish(store, look(store, source), RAW_INSTRUCTIONS, "base", outcomes={"": 2})
     now = look(store, source)
     retractions = Retractions(str(Path(store.folder("x", None)).parents[1]))
-    retractions.add([("a.jsonl", next(file.identity for file in now.there() if file.name == "a.jsonl"))])
+    retractions.add([("a.jsonl", next(file.identity for file in now.files.there() if file.name == "a.jsonl"))])
     now = Staleness(load_config(SMOKE, [f"source.path={source}"]), GRAPH.specs, store, retractions=retractions)
     assert now.is_stale(RAW_INSTRUCTIONS, "base")
     assert [name for name, _ in now.describe(RAW_INSTRUCTIONS, "base")["files"]] == ["b.jsonl"]
-    assert now.files_of(None) == []
-    assert now.gone("base") == []
+    assert now.files.files_of(None) == []
+    assert now.files.gone("base") == []
     described = now.describe(RAW_INSTRUCTIONS, "base")
     assert [name for name, _ in described["retracted"]] == ["a.jsonl"], "its refresh remembers what was taken out"
     finish(store, now, RAW_INSTRUCTIONS, "base", outcomes={"quarantined:empty": 1})
