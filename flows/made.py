@@ -10,7 +10,7 @@ from flows.retention import DELETED_STUDENTS
 from flows.run import Run
 from operators.columns import QUARANTINED
 from operators.read.reasons import told
-from operators.reflect.reflect import UNREAD_REPLIES
+from operators.reflect.reflect import UNREAD_REPLIES, WITHOUT_REPLY
 
 Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
 
@@ -48,6 +48,12 @@ def _to_look_at(asset: str, manifest: Manifest, storage: str) -> list[str]:
     failed, again = (manifest.metrics.get(name, 0) for name in ("failed_calls", "retryable_calls"))
     if failed:
         lines.append(f"{failed} teacher calls failed; the next run makes {again} of them again")
+    if without := manifest.metrics.get(WITHOUT_REPLY):
+        lines.append(
+            f"{without} rows have no reply and keep what they had: their calls failed in this run or earlier ones; "
+            "after teacher.max_attempts a call is not made again; "
+            f"see the errors by recycle-and-train browse {storage}"
+        )
     if unread := _counts(manifest, UNREAD_REPLIES):
         named = ", ".join(f"{reason} {number}" for reason, number in unread.items())
         lines.append(

@@ -50,6 +50,7 @@ PARSER = (
     refusals,
 )
 SHOWN = ("input", "turns_before")  # columns that a prompt shows in addition to the pair, if the rows have them
+WITHOUT_REPLY = "rows_without_reply"  # a metric: rows whose calls failed, in this run or, as often as allowed, earlier
 UNREAD_REPLIES = "unread_replies"  # a metric: reason why replies could not be read -> how many
 REPAIR = "_repair"  # added to the stage's name for its second turns in the ledger
 
@@ -115,15 +116,16 @@ def known_repair_calls(rows: Dataset, about: Reflecting, reflection: Reflection)
     return _repair_calls(_read(answered, about, reflection), about, reflection)
 
 
-def count_unread(rows: Dataset, about: Reflecting) -> dict[str, dict[str, int]]:
-    """UNREAD_REPLIES of the result of `reflect`: replies that could not be read, also not after the repair turn."""
+def count_unread(rows: Dataset, about: Reflecting) -> dict[str, int | dict[str, int]]:
+    """UNREAD_REPLIES and WITHOUT_REPLY of the result of `reflect`, both after the repair turn."""
     counts: Counter[str] = Counter()
     for batch in rows.select_columns([about.status_column]).iter_batches(batch_size=None, batch_format="pyarrow"):
         table: pa.Table = batch
         for each in table[about.status_column].value_counts().to_pylist():
             counts[each["values"] or ""] += each["counts"]
     refused = {status.removeprefix(REJECTED): n for status, n in counts.most_common() if status.startswith(REJECTED)}
-    return {UNREAD_REPLIES: {reason: number for reason, number in refused.items() if reason != CALL_FAILED}}
+    without = refused.pop(CALL_FAILED, 0)
+    return {UNREAD_REPLIES: refused, WITHOUT_REPLY: without}
 
 
 def reflection_version(about: Reflecting) -> str:

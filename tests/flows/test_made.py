@@ -50,6 +50,13 @@ def test_replies_that_could_not_be_read_and_failed_calls_are_named(tmp_path: Pat
     assert "no_json 12, cut_off 3" in unread
 
 
+def test_rows_whose_calls_failed_in_earlier_runs_are_named_too(tmp_path: Path) -> None:
+    metrics: Any = {"failed_calls": 0, "retryable_calls": 0, "unread_replies": {}, "rows_without_reply": 7}
+    [line] = told(tmp_path, "response_reflections", metrics=metrics)
+    assert "7 rows have no reply" in line
+    assert "after teacher.max_attempts a call is not made again" in line
+
+
 def test_a_run_without_problems_has_no_line(tmp_path: Path) -> None:
     assert told(tmp_path, "raw_instructions", outcomes={"": 48}, metrics={"ignored_columns": {}}) == []
 

@@ -12,7 +12,7 @@ import ray
 from operators.columns import INSTRUCTION_REFLECTED, RAW, SELECTED, conform
 from operators.reflect.config import PromptConfig, ReflectConfig
 from operators.reflect.prompts import RESPONSE_CRITERIA
-from operators.reflect.reflect import Reflection, _add_calls, read_replies, reflection_version
+from operators.reflect.reflect import Reflection, _add_calls, count_unread, read_replies, reflection_version
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTION
 from operators.reflect.reflect_instructions import reflect_instructions
 from operators.reflect.reflect_responses import ABOUT, reflect_responses
@@ -183,3 +183,16 @@ def test_a_rewrite_that_repeats_the_prompt_is_refused() -> None:
     read = read_replies(pa.Table.from_pylist([row]), ABOUT, ReflectConfig(), frozenset())
     assert read[ABOUT.status_column].to_pylist() == ["rejected:prompt_in_text"]
     assert read["better_response"].to_pylist() == [None]
+
+
+def test_replies_that_cannot_be_read_are_counted_apart_from_calls_without_one() -> None:
+    class Rows:
+        def select_columns(self, _: list[str]) -> "Rows":
+            return self
+
+        def iter_batches(self, **_: Any) -> list[pa.Table]:
+            texts = ["parsed", None, "rejected:call_failed", "rejected:no_json", "repaired"]
+            return [pa.table({ABOUT.status_column: texts}), pa.table({ABOUT.status_column: texts[2:]})]
+
+    counted = count_unread(Rows(), ABOUT)  # type: ignore[arg-type]
+    assert counted == {"unread_replies": {"no_json": 2}, "rows_without_reply": 2}
