@@ -68,9 +68,9 @@ def _parse(
     text: str, finish_reason: str | None, form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]
 ) -> Parsed | Rejected:
     as_json = read_json(text, criteria, sections) if form == "json" or "{" in text else Rejected("no_json")
-    # An object that is not valid JSON, because of a comment or a bare quote, has keys that look like headings.
-    if not isinstance(as_json, Parsed) and any(section_named(name, sections) for name in _MEMBER.findall(text)):
-        return as_json if form == "json" else Rejected("missing_section")
+    # The names in an object look like headings, also in one that is not valid JSON because of a bare quote.
+    if any(section_named(name, sections) for name in _MEMBER.findall(text)):
+        return as_json if form == "json" or isinstance(as_json, Parsed) else Rejected("missing_section")
     if form == "json":
         if as_json != Rejected("no_json"):
             return as_json

@@ -29,7 +29,7 @@ _OPENER = (
 )
 _ON_CRITIQUE = (
     r"(?:(?:based on|given|considering|following|with|after|in light of|taking|to address|addressing|incorporating|"
-    r"using) (?:all )?(?:the|this|these|those|my|your)(?: above)? "
+    r"using|as per|per|in response to) (?:all )?(?:the|this|these|those|my|your)(?: above)? "
     r"(?:critiques?|criticisms?|feedback|evaluation|assessment|points|issues|comments|concerns|suggestions|criteria)\b"
     r"[^\n:,]{0,40},\s*)?"
 )
@@ -48,6 +48,7 @@ _ENGLISH = (
     rf"|let me (?:now )?(?:provide|give|offer|write) (?:you )?(?:with )?{_ABOUT}\W{{0,3}}:"
     rf"|here(?:['’]s| is) the {_NOUN},? {_FRESH}\b[^\n:]{{0,60}}:"
     rf"|{_FRESH} {_VERSION}\W{{0,3}}:"
+    r"|here(?:['’]s| is) (?:the|my|your|an?) (?:answer|response|reply)\W{0,3}:"
     r")"
 )
 _OTHER = (
@@ -79,6 +80,33 @@ _ANNOUNCES = re.compile(
     r"\A\W*(?:here|below|this|the|an?|my|to|in|with|based|following|given|so|now|then|sure|okay|certainly|thank)\b"
     rf".*\b(?:an?|the|my|your) {_FRESH}(?:,? \w+){{0,3}} {_NOUN}\b.*:\W*\Z",
     re.IGNORECASE | re.DOTALL,
+)
+
+# "Revised: ..." alone; with "Original: ..." the text compares two versions.
+_REVISED = re.compile(
+    r"\A[\W_]*(?:revised|rewritten|improved|reworked)[*_]*[ \t]*[:：][\s*_]*(?!.*^\W*(?:original|before|old)\b)",
+    re.IGNORECASE | re.DOTALL | re.MULTILINE,
+)
+_ON_FEEDBACK = re.compile(
+    r"\A\W*(?:(?:as )?per|following|based on|given|considering|after \w+|taking|in response to|in light of|"
+    r"(?:to )?address(?:ing)?|incorporating|reflecting|with) (?:all )?(?:the|this|your|my)(?: above)? "
+    r"(?:(?:critique|criticism)s?(?: (?:above|given|provided|points|into account))?|"
+    r"feedback(?: above)?(?=:|,? here\b|, i\b)|"
+    r"(?<=per the )feedback|(?<=incorporating the )feedback)\s?[,:]",
+    re.IGNORECASE,
+)
+# A model that thinks without marks around its thoughts.
+_ALOUD = re.compile(
+    r"\A\W*(?:okay|ok|alright|all right|hmm+|so|well|let['’]?s see|let me (?:see|think))\b[,.! ]+"
+    r"(?:(?:so|now|first|well|let me (?:see|think)|let['’]s see)\b[,.! ]+){0,3}"
+    r"(?:the user\b|(?:i|we) (?:need|have|should|must|want|am supposed|are supposed)\b[^\n.]{0,80}"
+    rf"\b(?:rewrite|improve|revise|{_FRESH} {_NOUN}|critique|criteria)\b)",
+    re.IGNORECASE,
+)
+# Another question after the answer, as base models write it; an example of a conversation is announced by a colon.
+_NEXT_TURN = re.compile(r"(?<=[^\s:：])[*_]*\n\n[*_#]*\s?(?:human|user)[*_]*\s?[:：]", re.IGNORECASE)
+_ANY_TURN = re.compile(
+    r"^[\W_]*(?:human|user|assistant|ai|bot|chatbot)\b[^\n:：]{0,20}[:：]", re.IGNORECASE | re.MULTILINE
 )
 
 # A paragraph that calls the text an improved answer.
@@ -153,18 +181,43 @@ _BRACKETED_NOTE = re.compile(
     r"(?:note|注|备注|備註|说明|說明|注記|hinweis|anmerkung|remarque|nota|примечание)\s*[*_]*[:：].*[)\]）】]\W*",
     re.IGNORECASE | re.DOTALL,
 )
+_SCORE = re.compile(
+    r"[\W_]*(?:(?:overall|final|total|my|self) )?score[\W_]*[:：]?[\W_]*\d{1,3}(?:\.\d+)?\s*"
+    r"(?:(?:/|out of)\s*\d{1,3})?[\W_]*",
+    re.IGNORECASE,
+)
+_DID = re.compile(
+    rf"\A[\W_]*(?:(?:key|main|my) )?(?:{_CHANGES}|corrections)(?: made)?[\W_]*[:：][\W_]*(?:i )?(?:have )?(?:also )?"
+    r"(?:added|removed|fixed|corrected|clarified|expanded|improved|changed|rewrote|rewritten|included|simplified|"
+    r"shortened|provided|made|enhanced|more (?:detail|clear|concise|specific|precise)|"
+    r"better (?:structure|flow|clarity))",
+    re.IGNORECASE,
+)
 _RATING = re.compile(r"\b\d{1,3}(?:\.\d)?\s*/\s*(?:5|10|100)\b")
 _CRITERION_LINE = re.compile(r"[\s>*_•+–#-]*(?:\d{1,2}[.)]\s*)?[*_]*([^\W\d_][\w /&-]{1,60}?)[*_]*[:：]")
 
 
 def without_opening(text: str) -> str:
     """`text` without "Here is a better answer:" before it."""
-    found = _OPENING.match(text)
+    found = _OPENING.match(text) or _REVISED.match(text)
     return text[found.end() :] if found else text
+
+
+def thinks_aloud(text: str) -> bool:
+    """Whether `text` begins with the teacher's thoughts about its task, without marks around them."""
+    return bool(_ALOUD.match(text))
+
+
+def goes_on(text: str) -> bool:
+    """Whether `text` goes on with the next turn of a user, after a text that is no conversation."""
+    found = _NEXT_TURN.search(text)
+    return found is not None and not _ANY_TURN.search(text[: found.start()])
 
 
 def opens_with_remark(text: str) -> bool:
     """Whether the first of several paragraphs speaks of an improved answer, in no form that is surely removed."""
+    if _ON_FEEDBACK.match(text):
+        return True
     first, _, others = text.partition("\n\n")
     if not others.strip() or len(first) > LONGEST_OPENING:
         return False
@@ -205,6 +258,8 @@ def _is_remark(paragraph: str, criteria: dict[str, str]) -> bool:
     if len(paragraph) > LONGEST_REMARK or "```" in paragraph:
         return False
     if _ITSELF.search(paragraph[:60]) or _OFFER.search(paragraph) or _BRACKETED_NOTE.fullmatch(paragraph):
+        return True
+    if _SCORE.fullmatch(paragraph) or _DID.match(paragraph):
         return True
     if len(paragraph) <= LONGEST_EFFECT and _EFFECT.search(paragraph):
         return True

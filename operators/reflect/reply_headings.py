@@ -48,6 +48,7 @@ _PLAIN_END = re.compile(
     rf"[-=~*_# ]*(?i:end{OF_WHAT})[-=~*_# .!]*|[-=~]{{2,}} *(?i:end) *[-=~]{{2,}})\s*\Z"
 )
 _CLOSING_TAG = re.compile(r"\s*</[\w -]{1,60}>\s*\Z")
+_TAGS_IN_A_LINE = re.compile(r"(?P<closed></(?P<name>[\w -]{1,60})>)[ \t]*(?=</?[\w -]{1,60}>)")
 _FINISHED = re.compile(r"[.!?:…。！？।؟)\]}>|`\"'”’»*;]\s*\Z")
 CRITIQUE = frozenset({"critique", "critiques", "criticism"})
 
@@ -67,6 +68,7 @@ def read_headings(
     reply: str, finish_reason: str | None, criteria: dict[str, str], sections: dict[str, str]
 ) -> Parsed | Rejected:
     """Read the sections of `reply`; their texts are not cleaned yet."""
+    reply = _TAGS_IN_A_LINE.sub(lambda found: _apart(found, criteria, sections), reply)
     every = list(_labels(reply))
     labels = [label for label in every if not label.name.startswith("/")]
     tags = ((label.name.strip("/ "), label.start) for label in every if label.name.startswith("/"))
@@ -107,6 +109,12 @@ def read_headings(
     if not all(critique_of.values()):
         return Rejected("missing_criterion")
     return Parsed(critique_of, dict(zip(sections, bodies[1:], strict=True)))
+
+
+def _apart(found: re.Match[str], criteria: dict[str, str], sections: dict[str, str]) -> str:
+    """A closing tag of ours and the next tag on two lines; tags of HTML stay together."""
+    is_ours = criterion_named(found["name"], criteria) or section_named(found["name"], sections)
+    return f"{found['closed']}\n" if is_ours or found["name"].casefold() in CRITIQUE else found.group()
 
 
 def _by_noun(labels: list[_Label], name: str, sections: dict[str, str]) -> list[_Label]:

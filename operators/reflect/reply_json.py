@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 from operators.reflect.placeholders import is_placeholder
 from operators.reflect.reply_headings import CRITIQUE, critique_by_criterion
@@ -38,6 +38,25 @@ _SURELY_LATEX = re.compile(
     "text|textbf|textit|textrm|texttt|textsc|tfrac|theta|times|triangle|triangleq|tilde|therefore|thinspace"
 )
 _MAYBE_LATEX = re.compile("ne|neg|ni|not|nu|tan|tanh|tau|to|top|ref|rm|rule")
+
+
+_STRING_OR_COMMENT = re.compile(r"\"(?:[^\"\\]|\\.)*\"|//[^\n]*|/\*.*?\*/|(?<=[\s,{])#[^\n]*", re.DOTALL)
+_LONG_STRING = re.compile(r"\"{3}(.*?)\"{3}", re.DOTALL)
+_BARE_QUOTE = re.compile(r"(?<!\\)\"")
+# Names in an object that stands for one text, and in an object about one criterion.
+_TEXT_NAMES = frozenset({"text", "content", "value", "answer", "response", "instruction", "output"})
+_CRITERION_NAMES = frozenset({"criterion", "criteria", "name", "aspect", "category", "dimension"})
+
+
+class _Number(float):
+    """A number with a point or an exponent, and its digits as they were written."""
+
+    def __new__(cls, digits: str) -> Self:
+        number = super().__new__(cls, digits)
+        number.digits = digits
+        return number
+
+    digits: str
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -101,7 +120,7 @@ def _restored(letter: str, text: str, end: int, math: bool) -> str:
 def _objects(reply: str) -> list[_Pairs]:
     """All objects in `reply` that are not inside another one."""
     source = mended(reply)
-    decoder = json.JSONDecoder(object_pairs_hook=_Pairs, strict=False)
+    decoder = json.JSONDecoder(object_pairs_hook=_Pairs, strict=False, parse_float=_Number)
     found, place = [], 0
     for _ in range(MOST_OBJECTS):
         begin = _OBJECT.search(source, place)
@@ -119,6 +138,8 @@ def _objects(reply: str) -> list[_Pairs]:
         _quoted_object(source, decoder)
         or _unclosed_object(source, decoder)
         or _object_of_python(reply)
+        or _commented_object(source, decoder)
+        or _long_string_object(reply, decoder)
         or _misspelt_object(source, decoder)
     )
 
@@ -143,6 +164,26 @@ def _unclosed_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
     except (ValueError, RecursionError):
         return []
     return [value]
+
+
+def _commented_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
+    """The object with comments between its members."""
+    text = _STRING_OR_COMMENT.sub(lambda found: found.group() if found.group()[0] == '"' else "", source)
+    return [] if text == source else _first_object(mended(text), decoder)
+
+
+def _long_string_object(reply: str, decoder: json.JSONDecoder) -> list[_Pairs]:
+    """The object with texts between three quotes."""
+    text = _LONG_STRING.sub(lambda found: '"' + _BARE_QUOTE.sub(r"\"", found[1]) + '"', reply)
+    return [] if text == reply else _first_object(mended(text), decoder)
+
+
+def _first_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
+    begin = _OBJECT.search(source)
+    try:
+        return [decoder.raw_decode(source, begin.start())[0]] if begin else []
+    except (ValueError, RecursionError):
+        return []
 
 
 def _misspelt_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
@@ -179,10 +220,11 @@ def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, st
     members = _members(pairs, DEEPEST)
     as_sections = [(section_named(key, sections), value) for key, value in members]
     as_criteria = [(criterion_named(key, criteria), value) for key, value in members]
-    texts = {name: [_only_text(value) for value in _values(name, as_sections)] for name in sections}
+    texts = {name: [_only_text(value, name) for value in _values(name, as_sections)] for name in sections}
     critique = {name: [_said(value) for value in _values(name, as_criteria)] for name in criteria}
     if not any(critique.values()):
-        critique |= {name: [said] for name, said in _critique_in_words(members, criteria).items()}
+        in_words = _critique_in_words(members, criteria) or _critique_in_a_list(members, criteria)
+        critique |= {name: [said] for name, said in in_words.items()}
     if any(len({json.dumps(value) for value in values}) > 1 for values in texts.values()):
         return Rejected("repeated_heading")
     if any(not values or not isinstance(values[0], str) for values in (*texts.values(), *critique.values())):
@@ -199,15 +241,34 @@ def _critique_in_words(members: list[tuple[str, Any]], criteria: dict[str, str])
     return critique_by_criterion(said[0], criteria) if len(said) == 1 and isinstance(said[0], str) else {}
 
 
+def _critique_in_a_list(members: list[tuple[str, Any]], criteria: dict[str, str]) -> dict[str, Any]:
+    """The critique by criterion from objects such as `{"criterion": "accuracy", "comment": "fine"}`."""
+    found: dict[str, Any] = {}
+    listed = [value for _, value in members if isinstance(value, list) and not isinstance(value, _Pairs)]
+    for each in chain(*listed):
+        names = [value for key, value in each if key.casefold() in _CRITERION_NAMES] if isinstance(each, _Pairs) else []
+        named = criterion_named(names[0], criteria) if len(names) == 1 and isinstance(names[0], str) else None
+        if named is None or named[0] in found:
+            continue
+        found[named[0]] = _said(_Pairs((key, value) for key, value in each if value is not names[0]))
+    return found
+
+
 def _values(name: str, named: list[tuple[tuple[str, bool] | None, Any]]) -> list[Any]:
     """Values of the members with this name; another spelling of it counts only if no member has the exact name."""
     exact = [value for found, value in named if found == (name, True)]
     return exact or [value for found, value in named if found == (name, False)]
 
 
-def _only_text(value: Any) -> Any:
-    """A text; a list of one counts as what it holds."""
-    return value[0] if isinstance(value, list) and not isinstance(value, _Pairs) and len(value) == 1 else value
+def _only_text(value: Any, name: str) -> Any:
+    """A text; a list or an object of one text counts as what it holds, and a number as an answer."""
+    if isinstance(value, list) and not isinstance(value, _Pairs) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, _Pairs) and len(value) == 1 and value[0][0].casefold() in {name, *_TEXT_NAMES}:
+        value = value[0][1]
+    if name.endswith("response") and isinstance(value, int | _Number) and not isinstance(value, bool):
+        return value.digits if isinstance(value, _Number) else str(value)
+    return value
 
 
 def _said(value: Any) -> Any:

@@ -7,12 +7,16 @@ If something may or may not be part of the text, the reply is refused: the stude
 
 import re
 
+import yaml
+
 from operators.outside_text import control_character, replace_surrogates
 from operators.reflect.placeholders import is_excuse, is_placeholder, leaves_out
 from operators.reflect.remarks import (
     criteria_of,
     ends_with_remark,
+    goes_on,
     opens_with_remark,
+    thinks_aloud,
     without_note,
     without_opening,
 )
@@ -32,11 +36,12 @@ _RULE = re.compile(r"\s*(?:-{3,}|\*{3,}|={3,})?\s*")  # a line of Markdown betwe
 _LABEL = re.compile(
     rf"\A(?:[>*_#`\"“ \t-]|{SYMBOL})*(?:\d{{1,2}}[.)] )?(?P<open>[\[【［]?)[ \t]*(?P<name>[^\W\d_][\w ]{{0,40}}?)[ \t]*"
     r"(?P<close>[\]】］]?)"
-    r"(?P<bold>[*_`\"”]*)[ \t]*(?:\([^()\n]{0,40}\)[*_ \t]*)?(?P<mark>[:：]|[-–—](?=\s)|(?=\n))[ \t]*[*_]*[ \t]*"
+    r"(?P<bold>[*_`\"”]*)[ \t]*(?:\([^()\n]{0,40}\)[*_ \t]*)?"
+    r"(?P<mark>[:：]|[-=]>|[→⇒]|[-–—](?=\s)|(?=\n))[ \t]*[*_]*[ \t]*"
     r"(?P<line_end>\n(?:[ \t]*[-=]{3,}[ \t]*\n)?)?"
 )
 _BARE_HEADING = re.compile(r"\A[ \t]*[*_#\[]*(?:Better|New|Improved|Revised) (?:Answer|Response|Instruction)\b")
-_YAML_BLOCK = re.compile(r"[|>][-+]?[ \t]*\n[ \t]")
+_YAML_BLOCK = re.compile(r"\|[-+]?[ \t]*\n|>[-+]?[ \t]*\n[ \t]")
 _CONTROL_TOKEN = re.compile(r"(?:<[|｜][^<>|｜\n]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>|\[/INST\])\Z")
 _TURN = re.compile(r"<[|｜][A-Za-z0-9_▁]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|\A[^<]*</s>")
 _LAST_END = re.compile(
@@ -44,6 +49,7 @@ _LAST_END = re.compile(
     rf"\n[ \t*_#=~-]*end{OF_WHAT}[ \t*_#=~.!-]*)\Z",
     re.IGNORECASE,
 )
+_ARROWS = ("->", "=>", "→", "⇒")
 _LABELS = ("answer", "response", "instruction")  # "Output:" and "Reply:" may begin what was asked for
 _NOUNS = ("answer", "response", "reply", "instruction", "output")
 _TAG = re.compile(r"<(?P<close>/?)(?P<name>[A-Za-z][\w -]{0,40}?)(?P<code> [0-9a-f]{8})?>")
@@ -99,10 +105,10 @@ def clean_rewrite(text: str, sections: dict[str, str], criteria: dict[str, str])
     if control_character(text):
         return Rejected("control_character")
     text = without_thoughts(_trim(text))
-    if holds_thoughts(text):
+    if holds_thoughts(text) or thinks_aloud(text):
         return Rejected("thoughts_in_text")
     text = _trim(_without_label(_without_tags(text, sections), sections))
-    text = _trim(_without_tags(_without_tail(text, sections), sections))
+    text = _unfolded(_trim(_without_tags(_without_tail(text, sections), sections)))
     restored = _with_line_ends(text)
     if isinstance(restored, Rejected):
         return restored
@@ -124,6 +130,18 @@ def _trim(text: str) -> str:
     indent = first[: len(first) - len(first.lstrip())]
     is_code = bool(_CODE.search(first)) or any(line[:1] in " \t" for line in later)
     return text if is_code and ("\t" in indent or len(indent) > 1) else text.lstrip()
+
+
+def _unfolded(text: str) -> str:
+    """The text of a block of YAML (`|` or `>` and indented lines), if all of `text` is one."""
+    if not _YAML_BLOCK.match(text):
+        return text
+    try:
+        value = yaml.safe_load(f"text: {text}")
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    is_one = isinstance(value, dict) and [*value] == ["text"] and isinstance(value["text"], str)
+    return _trim(value["text"]) if is_one else text
 
 
 def _without_control_tokens(text: str) -> str:
@@ -150,7 +168,7 @@ def _is_label(label: re.Match[str], sections: dict[str, str]) -> bool:
     if section_named(label["name"], sections):
         return True
     noun = label["name"].casefold()
-    if noun not in _LABELS or not (label["mark"] or label["bold"]):
+    if noun not in _LABELS or label["mark"] in _ARROWS or not (label["mark"] or label["bold"]):
         return False
     # "Answer: B" may be what was asked for.
     return noun != "answer" or bool(label["bold"] or label["line_end"])
@@ -243,6 +261,8 @@ def _dirt(text: str, sections: dict[str, str], criteria: dict[str, str]) -> str:
     ):
         return "form_in_text"
     if _TURN.search(text) and _TURN.search(_SHOWN.sub("", text)):  # a text about chat templates quotes them
+        return "turn_in_text"
+    if goes_on(text):
         return "turn_in_text"
     if len(_FENCE.findall(text)) % 2:
         return "open_fence"

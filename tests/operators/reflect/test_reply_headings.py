@@ -1,5 +1,7 @@
 """Replies with headings as teachers write them, each with its only correct reading or the reason why it has none."""
 
+import json
+
 import pytest
 
 from operators.reflect.parse_replies import Parsed, Rejected, parse_reply
@@ -183,6 +185,16 @@ REFUSED = {
 def test_a_reply_with_no_reading_or_several_is_refused(name: str) -> None:
     reply, reason = REFUSED[name]
     assert parse(reply) == Rejected(reason)
+
+
+@pytest.mark.parametrize("comment", ["", "// the answer\n"])
+def test_an_object_in_lines_is_read_as_json_and_its_names_are_no_headings(comment: str) -> None:
+    lines = json.dumps(FINE | {"better_response": "Paris."}, indent=1).replace('"better', f'{comment}"better')
+    assert parse(lines) == Parsed(FINE, {"better_response": "Paris."})
+
+
+def test_tags_of_html_in_one_line_stay_together() -> None:
+    assert parse(delimited("<b>Paris</b><i>now</i>.")) == Parsed(FINE, {"better_response": "<b>Paris</b><i>now</i>."})
 
 
 def test_a_failed_call_has_no_reply() -> None:

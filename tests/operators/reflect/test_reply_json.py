@@ -1,6 +1,7 @@
 r"""Replies in JSON as teachers write them, each with its only correct reading or the reason why it has none."""
 
 import json
+from collections.abc import Iterable
 
 import pytest
 
@@ -25,6 +26,15 @@ def written(text: str) -> str:
     return PLAIN.replace("Paris.", text)
 
 
+def listed(names: Iterable[str], **more: object) -> str:
+    """A reply whose critique is a list of objects."""
+    critique = [{"criterion": name, "comment": "fine"} | more for name in names]
+    return json.dumps({"critique": critique, "better_response": "Paris."})
+
+
+LINES = json.dumps(json.loads(PLAIN), indent=2)
+YAML = "".join(f"{name}: fine\n" for name in FINE) + "better_response: |\n  Paris.\n"
+TAGS = "<critique>" + "".join(f"<{name}>{text}</{name}>" for name, text in json.loads(PLAIN).items())
 READ = {
     "as asked for": PLAIN,
     "indented": json.dumps(json.loads(PLAIN), indent=2),
@@ -102,12 +112,44 @@ READ = {
     "no commas between lines": json.dumps(json.loads(PLAIN), indent=1).replace('",\n', '"\n'),
     "colons of Chinese": PLAIN.replace('": ', '"：'),
     "spaces around": written("  Paris.  "),
+    "comments": LINES.replace('"better', '// the answer, "Paris"\n  "better').replace('"fine",', '"fine", /* so */', 1),
+    "a comment of Python and a comma": LINES.replace('Paris."', 'Paris.", # the answer'),
+    "three quotes": LINES.replace('"Paris."', '"""Paris."""'),
+    "a block of YAML": YAML,
+    "a folded block of YAML in a fence": f"```yaml\n{YAML.replace('|', '>-')}```",
+    "an object around the text": as_json(better_response={"text": "Paris."}),
+    "its own name around the text": as_json(better_response={"better_response": "Paris."}),
+    "the critique as a list": listed(FINE),
+    "the critique as a list with scores": listed(FINE, score=4),
+    "tags in one line": "".join(f"<{name}>{text}</{name}>" for name, text in json.loads(PLAIN).items()),
+    "tags in one line, in the critique": TAGS.replace("<better", "</critique><better", 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READ)
 def test_a_reply_with_one_reading_is_read(name: str) -> None:
     assert parse(READ[name]) == Parsed(FINE, {"better_response": "Paris."})
+
+
+@pytest.mark.parametrize(
+    ("source", "text"), [("42", "42"), ("3.10", "3.10"), ("-1e5", "-1e5"), ("[7]", "7"), ("0", "0")]
+)
+def test_a_number_is_an_answer_with_the_digits_that_were_written(source: str, text: str) -> None:
+    assert parse(PLAIN.replace('"Paris."', source)) == Parsed(FINE, {"better_response": text})
+
+
+def test_long_texts_keep_their_lines_quotes_and_comments() -> None:
+    def answer(reply: str) -> str:
+        parsed = parse(reply)
+        assert isinstance(parsed, Parsed), parsed
+        return parsed.texts["better_response"]
+
+    long = 'He said "yes".\n\n# see https://a.b//c\nprint(1)  // done.'
+    assert answer(LINES.replace('"Paris."', f'"""{long}"""')) == long
+    commented = LINES.replace("Paris.", json.dumps(long)[1:-1]).replace('"better', '// "so"\n"better')
+    assert answer(commented) == long
+    block = "better_response: |\n" + "".join(f"  {line}\n" if line else "\n" for line in long.split("\n"))
+    assert answer(YAML[: YAML.index("better")] + block) == long
 
 
 # from the source of the JSON text to the intended text
@@ -158,7 +200,12 @@ REFUSED = {
     "brackets without end": ("[" * 100_000, "no_json"),
     "objects without end": ('{"a":' * 100_000, "no_json"),
     "a number without end": (PLAIN.replace('"Paris."', "9" * 5000), "no_json"),
-    "the text is a number": (as_json(better_response=7), "missing_section"),
+    "the text is true": (as_json(better_response=True), "missing_section"),
+    "the text is not a number": (PLAIN.replace('"Paris."', "NaN"), "missing_section"),
+    "the text is an object of two": (as_json(better_response={"text": "Paris.", "note": "a"}), "missing_section"),
+    "the text is an object of another name": (as_json(better_response={"note": "Paris."}), "missing_section"),
+    "a list of criteria with one left out": (listed(("accuracy",)), "missing_section"),
+    "a list of criteria with one empty": (listed(FINE, comment=""), "missing_section"),
     "the text is a list": (as_json(better_response=["a", "b"]), "missing_section"),
     "no text": (json.dumps(FINE), "missing_section"),
     "a criterion is null": (as_json(helpfulness=None), "missing_section"),
@@ -184,15 +231,8 @@ REFUSED = {
     "an escape character": (as_json(better_response="\x1b[1mParis.\x1b[0m"), "control_character"),
     "a critique behind the text": (written("Paris.\\n\\nCritique:\\nIt is right."), "form_in_text"),
     "criteria behind the text": (written("Paris.\\n\\nhelpfulness: fine\\nrelevance: fine"), "critique_in_text"),
-    "a comment in it": (
-        json.dumps(json.loads(PLAIN), indent=2).replace('"better', '// the answer\n  "better'),
-        "no_json",
-    ),
     "a bare quote in it": (json.dumps(json.loads(PLAIN), indent=2).replace("Paris.", 'Say "hi".'), "no_json"),
-    "a block of YAML": (
-        "".join(f"{name}: fine\n" for name in FINE) + "better_response: |\n  Paris.\n",
-        "form_in_text",
-    ),
+    "a block of YAML that breaks off": (YAML.replace("  Paris.", "Paris.\n Lyon."), "form_in_text"),
     "a reason why it is better": (written("Paris.\\n\\nWhy this is better: it is short."), "remark_in_text"),
     "what the changes do": (written("Paris.\\n\\nBy making these changes, the answer is right."), "remark_in_text"),
     "an offer to go on": (
