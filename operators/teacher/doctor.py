@@ -32,7 +32,7 @@ def check_teacher(teacher: TeacherConfig) -> list[Finding]:
         if one.backend == "vllm":
             found += _check_engine(one, key)
         elif one.backend == "openai":
-            found += _check_endpoint(one, key)
+            found += [*_check_limit(one, key), *_check_endpoint(one, key)]
     return found
 
 
@@ -101,6 +101,12 @@ def _check_arguments(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
         yield Finding(
             f"{key}.reasoning_parser", f"{teacher.reasoning_parser!r} is not one of vLLM's: {', '.join(parsers)}"
         )
+
+
+def _check_limit(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
+    if "max_tokens" in teacher.leave_out_parameters and not teacher.extra_body:  # which may hold another limit
+        text = "without max_tokens a reply has no limit, and the budget can be exceeded; use rename_parameters instead"
+        yield Finding(f"{key}.leave_out_parameters", text, fatal=False)
 
 
 def _check_endpoint(teacher: TeacherConfig, key: str) -> Iterator[Finding]:

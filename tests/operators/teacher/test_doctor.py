@@ -144,6 +144,14 @@ def test_an_endpoint_is_only_asked_for_what_costs_nothing(
     assert "sk-secret" not in str(found)
 
 
+def test_replies_without_a_limit_are_a_warning(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "answer", (200, MODELS))
+    teacher = TeacherConfig(backend="openai", model="a", base_url=address, leave_out_parameters=("max_tokens",))
+    [finding] = check_teacher(teacher)
+    assert (finding.key, finding.fatal) == ("teacher.leave_out_parameters", False)
+    assert "the budget can be exceeded" in finding.text
+
+
 def test_an_address_where_nobody_answers_is_refused() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
