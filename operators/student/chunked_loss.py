@@ -83,7 +83,7 @@ def loss_and_gradient(logits: Tensor, targets: Tensor, cap: float = 0.0) -> tupl
     wanted = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
     gradient = torch.where(wanted, shares - 1, shares)
     if cap:
-        gradient = torch.addcmul(gradient, gradient, exact.square(), value=-1 / cap**2)
+        gradient.addcmul_(gradient, exact.square_(), value=-1 / cap**2)
     return loss, gradient.to(logits.dtype)
 
 

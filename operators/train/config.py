@@ -281,7 +281,7 @@ class TrainConfig(StageConfig):
         """The ZeRO stage that is used: at least 1 with bf16, as stage 0 does not accumulate its gradients in fp32."""
         return max(1, self.zero_stage) if self.precision == "bf16" else self.zero_stage
 
-    def deepspeed(self) -> dict[str, object]:
+    def deepspeed(self, workers: int = 0, weights: int = 0) -> dict[str, object]:
         """DeepSpeed's own configuration: one pack per micro-step, no operation that compiles at run time.
 
         The loop itself marks the micro-step that ends an optimizer step, because steps have different numbers of packs.
@@ -290,7 +290,7 @@ class TrainConfig(StageConfig):
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             **deepspeed_settings(self),
-            "zero_optimization": zero_settings(self),
+            "zero_optimization": zero_settings(self, workers, weights),
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 2**31,
         }

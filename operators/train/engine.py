@@ -19,6 +19,7 @@ from operators.train.compiled import compile_layers
 from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.lora import with_adapters
+from operators.train.memory import measure
 from operators.train.optimizer import own_optimizer
 from operators.train.quantise import loading_options
 from operators.train.resize import converted, needs_conversion, remove_converted
@@ -53,7 +54,9 @@ def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tupl
     from transformers.integrations import HfDeepSpeedConfig
 
     config, resized = job.config, needs_conversion(checkpoint, dist.get_world_size(), job.config.sharding)
-    settings = config.deepspeed() | ({"checkpoint": {"load_universal": True}} if resized else {})
+    size = measure(job.student, config.lora)
+    settings = config.deepspeed(dist.get_world_size(), size.adapters or size.parameters)
+    settings |= {"checkpoint": {"load_universal": True}} if resized else {}
     # While this object exists, from_pretrained shards as it loads; otherwise each ZeRO-3 worker has a full copy.
     sharding = HfDeepSpeedConfig(settings) if config.sharding == 3 else None
     model = load_student(job.student, config)

@@ -10,7 +10,8 @@ if TYPE_CHECKING:  # imported only where a model is trained
     from operators.train.config import TrainConfig
 
 Offload = Literal["none", "optimizer", "optimizer_and_weights"]
-_BUCKET_ELEMENTS, _BUCKET_ELEMENTS_ON_CPUS = 50_000_000, 10_000_000
+# Gradients exchanged at once, in elements: the fewest, those per worker, and the most, on GPUs and on CPUs.
+_BUCKET, _BUCKET_ON_CPUS = (50_000_000, 6_250_000, 200_000_000), (10_000_000, 2_500_000, 50_000_000)
 
 
 def refusal(config: "TrainConfig") -> str:
@@ -35,10 +36,32 @@ def refusal(config: "TrainConfig") -> str:
     return ""
 
 
-def zero_settings(config: "TrainConfig") -> dict[str, Any]:
-    """The section `zero_optimization` of DeepSpeed's configuration."""
+def bucket_elements(on_gpu: bool, workers: int, weights: int = 0) -> int:
+    """The number of gradients that are exchanged at once.
+
+    In a ring each worker sends its share of a bucket at a time, so with more workers a bucket must grow, or the shares
+    become so small that latency counts. It need not be larger than the model.
+
+    Args:
+        on_gpu: whether the workers have GPUs.
+        workers: number of them.
+        weights: that are trained; 0 if unknown.
+    """
+    fewest, per_worker, most = _BUCKET if on_gpu else _BUCKET_ON_CPUS
+    wanted = min(max(fewest, workers * per_worker), most)
+    return min(wanted, weights) if weights else wanted
+
+
+def zero_settings(config: "TrainConfig", workers: int = 0, weights: int = 0) -> dict[str, Any]:
+    """The section `zero_optimization` of DeepSpeed's configuration.
+
+    Args:
+        config: of the training.
+        workers: that there are, which may be fewer than configured; 0 for the configured number.
+        weights: that are trained; 0 if unknown.
+    """
     on_gpu = config.gpus_per_worker > 0
-    bucket = _BUCKET_ELEMENTS if on_gpu else _BUCKET_ELEMENTS_ON_CPUS
+    bucket = bucket_elements(on_gpu, workers or config.num_workers, weights)
     # One worker on CPUs has nothing to shard; stage 1, of the same checkpoints, copies gradients once a step only.
     alone = config.num_workers == 1 and config.sharding == 2 and not on_gpu
     settings: dict[str, Any] = {

@@ -113,7 +113,7 @@ def test_manifest_and_metrics_agree(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3, 0])
+@pytest.mark.parametrize("stage", [2, 3, 0, 1])
 def test_the_curve_is_the_same_for_any_number_of_workers_and_stage(alone, two, packs, tiny_model, tmp_path, stage):
     manifest = run(packs, tiny_model, tmp_path, two, num_workers=2, zero_stage=stage)
     assert len(manifest.peak_rss_bytes) == 2
@@ -216,9 +216,10 @@ def test_a_finished_folder_is_not_overwritten_by_another_run(alone, packs, tiny_
 
 
 @pytest.mark.slow
-def test_without_noise_in_bf16_with_recomputation(alone, two, packs, tiny_model, tmp_path):
+@pytest.mark.parametrize("stage", [2, 3])
+def test_without_noise_in_bf16_with_recomputation(alone, two, packs, tiny_model, tmp_path, stage):
     changes = {"neftune_alpha": 0, "precision": "bf16", "activation_checkpointing": True, "num_workers": 2}
-    manifest = run(packs, tiny_model, tmp_path, two, max_steps=2, **changes)
+    manifest = run(packs, tiny_model, tmp_path, two, max_steps=2, zero_stage=stage, **changes)
     assert manifest.neft_l2 is None
     assert manifest.first_loss == pytest.approx(alone[1].first_loss, rel=1e-2)
     assert next(AutoModelForCausalLM.from_pretrained(tmp_path).parameters()).dtype == torch.bfloat16

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
+from operators.train import memory
 from operators.train.checkpoint import newest_good
 from operators.train.config import TrainConfig
 from operators.train.engine import loaded
 from operators.train.pack_order import PackStore
 from operators.train.saving import save_checkpoint
 from operators.train.trainer import Trainer
-from operators.train.zero import zero_settings
+from operators.train.zero import bucket_elements, zero_settings
 
 CONFIG = TrainConfig(num_workers=2, max_steps=4, packs_per_step=3, precision="fp32", learning_rate=1e-3)
 
@@ -34,12 +35,28 @@ def test_the_curve_is_the_same_with_and_without(job, stage, offload, tmp_path):
     expected, _ = steps(job, zero_stage=stage)
     found, engine = steps(job, zero_stage=stage, offload=offload)
     assert found == pytest.approx(expected, rel=1e-6)
+    assert engine.zero_reduce_bucket_size() == memory.measure(job.student, job.config.lora).parameters
     assert engine.zero_offload_optimizer().device == "cpu"
     assert (engine.zero_offload_param() is not None) == (offload == "optimizer_and_weights")
     assert type(engine.basic_optimizer).__name__ == "AdamW", "no optimizer that has to be compiled"
     steps(job, save=tmp_path, zero_stage=stage, offload=offload)
     after, _ = steps(job, start=2, saved=tmp_path, zero_stage=stage)
     assert after == pytest.approx(expected[2:], rel=1e-6), "a checkpoint can be continued without offloading"
+
+
+def test_buckets_grow_with_the_workers_up_to_a_limit_and_are_not_larger_than_the_model():
+    on_gpus = [bucket_elements(True, workers) for workers in (1, 2, 8, 16, 32, 64)]
+    assert on_gpus == [50_000_000, 50_000_000, 50_000_000, 100_000_000, 200_000_000, 200_000_000]
+    assert [bucket_elements(False, workers) for workers in (1, 4, 8, 64)] == [10**7, 10**7, 2 * 10**7, 5 * 10**7]
+    assert bucket_elements(True, 64, weights=3_000_000) == 3_000_000
+    assert bucket_elements(True, 64, weights=7 * 10**9) == 200_000_000
+    sixteen = CONFIG.model_copy(update={"num_workers": 16})
+    for settings, elements in [
+        (zero_settings(sixteen), 40_000_000),
+        (zero_settings(sixteen, workers=8), 20_000_000),  # some nodes were lost
+        (sixteen.deepspeed(8, 1000)["zero_optimization"], 1000),
+    ]:
+        assert settings["reduce_bucket_size"] == settings["allgather_bucket_size"] == elements
 
 
 def test_gpus_get_pinned_memory_and_weights_stay_where_they_are_unless_asked_for():
