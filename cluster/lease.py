@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster.bucket_lease import LOST_AFTER_S, StorageBusyError, bucket_lease, is_bucket_leased
+from cluster.storage_mark import mark
 from operators.files.places import in_bucket
 
 __all__ = ["LOST_AFTER_S", "StorageBusyError", "is_leased", "lease"]
@@ -36,6 +37,7 @@ def lease(storage: str, lost_after_s: float = LOST_AFTER_S) -> Iterator[None]:
             yield
         return
     Path(storage).mkdir(parents=True, exist_ok=True)
+    mark(storage)
     with (Path(storage) / LEASE).open("w") as file:
         if not _hold(file):
             raise StorageBusyError(f"storage: another run is writing to {storage}; wait for it or stop it")

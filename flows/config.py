@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from cluster.runtime import REPOSITORY
+from flows.schedule_config import ScheduleConfig
 from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.release import ReleaseConfig
 from operators.files.places import require_endpoint
@@ -52,40 +53,6 @@ class StudentConfig(StageConfig):
     )
 
 
-class ScheduleConfig(StageConfig):
-    """When the daemon looks for new data."""
-
-    cron: str = Field(
-        "0 3 * * *",
-        description="Five fields of cron, in UTC, at which the schedule looks for new data.",
-    )
-    sensor_seconds: int = Field(60, ge=1, description="Time between two looks of the sensor at the source, in seconds.")
-    settle_seconds: float = Field(
-        5,
-        ge=0,
-        description="Age in seconds below which a changed file may be half copied; it waits for the next look.",
-    )
-    active: bool = Field(
-        False,
-        description="Switch sensor and schedule on as soon as the daemon runs; else switch them on in the web page.",
-    )
-    max_attempts: int = Field(
-        8, ge=1, description="Number of failed runs of a refresh after which it is given up until a person retries it."
-    )
-    retry_seconds: float = Field(
-        60, ge=0, description="Wait in seconds after the first failed run of a refresh; each further one doubles it."
-    )
-    retry_max_seconds: float = Field(3600, ge=0, description="Longest wait between two attempts, in seconds.")
-    alert_url_env: str = Field(
-        "RECYCLE_ALERT_URL",
-        description="Environment variable of the daemon with the URL of a webhook, which gets a message about each "
-        "refresh that is given up.",
-    )
-    alert_command: tuple[str, ...] = Field(
-        (), description="Program and arguments; it gets the same message as JSON on standard input."
-    )
-
-
 class RunConfig(StageConfig):
     """Everything that a run needs to know."""
 
@@ -105,6 +72,15 @@ class RunConfig(StageConfig):
         ge=5,
         description="Time in seconds without a renewed lease after which another run may take over a storage in a "
         "bucket.",
+    )
+    allow_open_ray: Operational[bool] = Field(
+        False,
+        description="Run on a Ray cluster whose ports take commands from anyone who reaches them: it has no token and "
+        "listens beyond 127.0.0.1. Only for a network that nobody else can reach.",
+    )
+    autoscaled: Operational[bool] = Field(
+        False,
+        description="The cluster adds nodes when a stage waits for them: too few nodes are a warning, not a refusal.",
     )
     source: ReadConfig
     deduplicate: DeduplicateConfig = DeduplicateConfig()

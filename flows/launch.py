@@ -29,6 +29,7 @@ from flows.exit_codes import BROKEN_INVARIANT, DONE, FAILED, UNUSABLE
 from flows.failures import root_cause
 from flows.graph import RAW_INSTRUCTIONS, REPORT, Graph
 from flows.made import Terminal, tell_what_was_made
+from flows.new_refresh import NEW, new_refreshes
 from flows.plan_report import print_plan
 from flows.preflight import PreflightError, preflight, require_sound
 from flows.remake import assets_by_refresh, retract, stale_assets, tell_stale
@@ -125,6 +126,8 @@ def _run(
     if arguments.step is not None:
         return print_step(run, arguments.step, out)
     refreshes = [arguments.refresh]
+    if arguments.refresh == NEW and not (refreshes := new_refreshes(run, out, writes=writes)):
+        return DONE
     if arguments.retract:
         refreshes, selected = retract(run, arguments.retract, out), [RAW_INSTRUCTIONS]
     elif arguments.stale:
@@ -135,7 +138,7 @@ def _run(
         tell_stale(run, out)
         return print_findings(findings, out)
     if arguments.plan:
-        return print_plan(run, arguments.refresh, findings, out, canary=arguments.canary)
+        return print_plan(run, refreshes[-1], findings, out, canary=arguments.canary)
     if arguments.doctor:
         return print_findings(findings, out)
     require_sound(findings)
@@ -164,6 +167,8 @@ def _require_sense(arguments: argparse.Namespace, selected: Sequence[str]) -> No
         raise ConfigError("--canary: only with --plan; a run makes all its calls")
     if arguments.retract and (looks_only or selected or arguments.stale):
         raise ConfigError("--retract: not together with --plan, --doctor, --step, --select or --stale")
+    if arguments.refresh == NEW and (arguments.retract or arguments.stale):
+        raise ConfigError("--refresh new: not together with --retract or --stale")
     if arguments.stale and selected:
         raise ConfigError("--stale: not together with --select; it makes every stale asset again")
 
@@ -200,18 +205,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("override", nargs="*", help="dotted.key=value, such as train.max_steps=20")
     looks = parser.add_mutually_exclusive_group()
     looks.add_argument("--plan", action="store_true", help="execute nothing; say what would be done and why")
-    looks.add_argument(
-        "--doctor", action="store_true", help="execute nothing; check storage, source, models and cluster"
-    )
+    looks.add_argument("--doctor", action="store_true", help="execute nothing; check storage, source, models, cluster")
     looks.add_argument("--step", type=int, metavar="N", help="say which rows training step N (from 0) learns from")
-    parser.add_argument(
-        "--canary", type=int, default=0, metavar="N", help="with --plan: make N calls first, and predict the rest"
-    )
+    parser.add_argument("--canary", type=int, default=0, metavar="N", help="with --plan: first make N calls")
     parser.add_argument("--reparse", action="store_true", help="read the stored replies again; make no teacher call")
     parser.add_argument("--stale", action="store_true", help="make every stale refresh again, then what depends on it")
     parser.add_argument("--retract", metavar="FILE", help="remove the rows of this source file")
     parser.add_argument("--select", metavar="ASSET,...", help="make only these assets")
-    parser.add_argument("--refresh", default="base", metavar="KEY", help="batch of source data (%(default)s)")
+    parser.add_argument("--refresh", default="base", metavar="KEY", help="batch of source data (%(default)s), or new")
     return parser.parse_intermixed_args(argv)
 
 
@@ -281,10 +282,8 @@ def _conclude(run: Run, result: dg.ExecuteInProcessResult, terminal: Terminal) -
     failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
     for check in failed:
         err.write(f"{check.metadata['message'].value}\n")
-    if any(check.check_name == SURVIVAL_CHECK for check in failed):
-        return UNUSABLE
     if failed:
-        return BROKEN_INVARIANT
+        return UNUSABLE if any(check.check_name == SURVIVAL_CHECK for check in failed) else BROKEN_INVARIANT
     if not result.success:
         for event in result.get_step_failure_events():
             err.write(f"{event.step_key}: {root_cause(event.step_failure_data.error)}\n")

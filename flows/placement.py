@@ -1,7 +1,7 @@
 """The least resources that each stage needs, and whether the nodes of the cluster have them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.config import RunConfig, evaluate_config
@@ -24,6 +24,7 @@ STAGE_OF = {  # asset -> the stage whose demand it has
     EVALUATION: "evaluate",
 }
 MEASURED = ("ifd", "ifd_rifd", "perplexity", "reward")  # values of select.policy that score with actors of a model
+_CURE = "lower {key}, ask less for each, or add nodes (autoscaled: true if the cluster adds them itself)"
 Node = Mapping[str, float]  # resources as Ray names them: CPU, GPU, memory (bytes)
 
 
@@ -67,7 +68,7 @@ def demands(config: RunConfig) -> list[Demand]:
         found.append(_pool("score", config.score))
     tokenizers = {"CPU": pack.cpus_per_tokenizer}
     found.append(Demand("pack", pack.tokenizers, "tokenizers", tokenizers, "pack.tokenizers"))
-    workers = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+    workers = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker, **train.custom_resources}
     least = train.min_workers or None
     found.append(Demand("train", train.num_workers, "workers", workers, "train.num_workers", least))
     return [*found, _pool("evaluate", evaluate_config(config))]
@@ -88,7 +89,9 @@ def weigh(
     student_bytes: int = 0,
     size: StudentSize | None = None,
 ) -> list[Finding]:
-    """The demands that the cluster cannot satisfy; every finding is fatal, because the stage would wait forever.
+    """The demands that the cluster cannot satisfy.
+
+    Every finding is fatal, because the stage would wait forever; but not on a cluster that adds nodes.
 
     Args:
         config: what is asked for.
@@ -102,13 +105,12 @@ def weigh(
         placeable, needed = demand.placeable(nodes), demand.least or demand.count
         if placeable < needed:
             each = " and ".join(f"{amount:g} {name}" for name, amount in demand.each.items() if amount)
-            text = (
-                f"{demand.stage} needs {needed} {demand.unit} of {each} at once, the cluster can place "
-                f"{placeable}; lower {demand.key}, ask less for each, or add nodes"
-            )
-            findings.append(Finding(demand.key, text))
+            text = f"{demand.stage} needs {needed} {demand.unit} of {each} at once, the cluster can place {placeable}"
+            cure = "it has to add nodes" if config.autoscaled else _CURE.format(key=demand.key)
+            findings.append(Finding(demand.key, f"{text}; {cure}"))
     size = size or StudentSize(student_bytes // BYTES_PER_PARAMETER)
-    return findings + _memory(config, nodes, teacher_bytes or {}, student_bytes, size)
+    findings += _memory(config, nodes, teacher_bytes or {}, student_bytes, size)
+    return [replace(finding, fatal=not config.autoscaled) for finding in findings]
 
 
 def weight_bytes(model: str) -> int:
@@ -131,13 +133,14 @@ def training_disk_bytes(train: TrainConfig, student_bytes: int, size: StudentSiz
 def _engines(teacher: TeacherConfig, key: str) -> Demand:
     engines = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
     if teacher.device == "cpu":
-        return Demand(key, engines, "engines", {"CPU": teacher.cpus_per_replica}, f"{key}.replicas")
-    each = {"CPU": 1, "GPU": 1}
+        each = {"CPU": teacher.cpus_per_replica, **teacher.custom_resources}
+        return Demand(key, engines, "engines", each, f"{key}.replicas")
+    each = {"CPU": 1, "GPU": 1, **teacher.custom_resources}
     return Demand(key, engines * ranks(teacher), "ranks of engines", each, f"{key}.replicas")
 
 
 def _pool(stage: str, pool: StudentPoolConfig) -> Demand:
-    each = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor}
+    each = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor, **pool.custom_resources}
     return Demand(stage, pool.actors, "actors", each, f"{stage}.actors")
 
 

@@ -70,7 +70,7 @@ def preflight(
         *_storage_findings(run, holds_lease),
         *place_findings(run),
         *_source_findings(run, refresh, selected),
-        *_cluster_findings(),
+        *_cluster_findings(run.config),
         *models,
     ]
     if thorough or _is_needed(run, refresh, (RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS), selected):
@@ -175,12 +175,15 @@ def _student_size(run: Run) -> tuple[int, StudentSize]:
         return 0, StudentSize()
 
 
-def _cluster_findings() -> list[Finding]:
+def _cluster_findings(config: RunConfig) -> list[Finding]:
     address = exposed_address()
     if address is None:
         return []
-    text = f"Ray at {address} runs commands for anyone who reaches it; start it with RAY_AUTH_MODE=token"
-    return [Finding("cluster", text, fatal=False)]
+    text = (
+        f"Ray at {address} runs commands for anyone who reaches it; start it with RAY_AUTH_MODE=token, as in the "
+        "README, or set allow_open_ray: true if nobody else can reach it"
+    )
+    return [Finding("allow_open_ray", text, fatal=not config.allow_open_ray)]
 
 
 def _source_findings(run: Run, refresh: str, selected: Sequence[str]) -> list[Finding]:

@@ -50,14 +50,14 @@ def decide(instance: dg.DagsterInstance, run: Run) -> Decided:
     decided = Decided()
     requests = run.requests.all()
     for request in sorted(requests, key=lambda each: (bool(each.files), each.key)):  # unfinished refreshes first
-        if _is_pointless(run, request):
+        if is_pointless(run, request):
             run.requests.remove(request.key)
         else:
             _decide_one(instance, run, request, decided)
     return decided
 
 
-def _is_pointless(run: Run, request: Request) -> bool:
+def is_pointless(run: Run, request: Request) -> bool:
     """Whether no file of the request exists unchanged, and none was taken: changed files belong to another request."""
     if run.store.manifest(RAW_INSTRUCTIONS, request.key) is not None:
         return False

@@ -18,10 +18,12 @@ from typing import Any
 
 import dagster as dg
 
+from cluster.files import StorageError
 from cluster.lease import StorageBusyError, is_leased, lease
 from cluster.refresh_key import require_refresh_key
 from cluster.runtime import connected
 from cluster.storage import AssetStore
+from cluster.storage_mark import require_storage
 from flows.asset_io import AssetIO
 from flows.config import RunConfig, config_of_environment
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, Graph, Specs
@@ -102,17 +104,31 @@ def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] |
     active = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS), limit=1)
     if active:
         return dg.SkipReason(f"{_named(active[0])} is {active[0].status.value}; new files wait for its end")
+    try:
+        require_mounted(run)
+    except StorageError as error:
+        return dg.SkipReason(str(error))
     if is_leased(run.config.storage):
         return dg.SkipReason("a run of the command line is writing to the storage; new files wait for its end")
     with run.store.looking():
-        nothing_new = _request_new_files(run)
+        nothing_new = request_new_files(run)
         decided = decide(instance, run)
     if decided.due:
         return decided.due
     return dg.SkipReason("; ".join([*decided.waiting, nothing_new, *decided.given_up]))
 
 
-def _request_new_files(run: Run) -> str:
+def require_mounted(run: Run) -> None:
+    """Refuse a storage that is not there, if `schedule.existing_storage` says that it has to be.
+
+    Raises:
+        StorageError: it names the storage and the cure.
+    """
+    if run.config.schedule.existing_storage:
+        require_storage(run.config.storage)
+
+
+def request_new_files(run: Run) -> str:
     """Store a request for the files that no refresh has; returns "" or the reason why there is no request."""
     try:
         new = run.staleness.files.files_of(None)
@@ -146,6 +162,7 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
     def launched_run(context: dg.InitResourceContext) -> Iterator[Run]:
         """Holds the storage and the connection to Ray during the run."""
         run = _look(config_of_environment(), specs)
+        require_mounted(run)
         about = {"run": context.run.run_id, "refresh": context.run.tags.get(PARTITION_TAG)} if context.run else {}
         lines: Any = JsonLines(sys.stderr, "info", **about) if json_is_asked_for() else sys.stderr
         with _lease_of(context, run), connected(), ProgressLines(lines):

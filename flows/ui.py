@@ -22,12 +22,14 @@ from typing import NoReturn, TextIO
 from urllib.parse import urlsplit
 
 from cluster.dagster_home import RAY_DASHBOARD, open_instance
+from cluster.files import StorageError
 from cluster.local import answers, child, local_cluster, wait_for
 from cluster.runtime import REPOSITORY
 from flows.config import CONFIG_VARIABLE, OVERRIDES_VARIABLE, ConfigError, default_config, load_config, require_public
 from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
+from flows.schedules import require_mounted
 from operators.redact import without_credentials
 
 MODULE = "flows.recycle_and_train"
@@ -43,7 +45,8 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout) -> int:
     try:
         require_public(arguments.override)
         run = open_run(load_config(arguments.config, arguments.override), GRAPH.specs)
-    except ConfigError as error:
+        require_mounted(run)
+    except (ConfigError, StorageError) as error:
         sys.stderr.write(f"{without_credentials(str(error))}\n")
         return UNUSABLE
     signal.signal(signal.SIGTERM, _as_interrupt)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from operators.redact import without_credentials
 
@@ -13,6 +13,33 @@ _OPERATIONAL = "operational"
 # Marks a field that says where or how fast a stage runs, never what it produces:
 # `actors: Operational[int] = Field(1, ...)`.
 Operational = Annotated[Value, _OPERATIONAL]
+_RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")
+_LEAST = 0.0001  # Ray counts in such units
+
+
+def _custom(resources: dict[str, float]) -> dict[str, float]:
+    for name, amount in resources.items():
+        if name in _RAYS_OWN or not name:
+            raise ValueError(f"{name!r} is not a custom resource; it has a key of its own")
+        if amount < _LEAST:
+            raise ValueError(f"{name}: {amount:g} is less than {_LEAST}, the least that Ray can reserve")
+    return resources
+
+
+CustomResources = Annotated[dict[str, float], AfterValidator(_custom), _OPERATIONAL]
+
+
+def on_nodes_with(unit: str) -> Any:
+    """The field of `custom_resources`, which chooses the nodes of a stage.
+
+    Args:
+        unit: what reserves them, such as "engine".
+    """
+    return Field(
+        default={},
+        description=f"Custom resources of Ray that each {unit} reserves, such as student_pool: 0.001; so it runs only "
+        "on nodes that were started with them.",
+    )
 
 
 class StageConfig(BaseModel):

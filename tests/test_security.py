@@ -6,16 +6,24 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
+import shutil
+import tempfile
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import dagster as dg
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.local import free_port, local_cluster
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "operators", "kernels", "cluster")
@@ -133,18 +141,17 @@ class Endpoint(BaseHTTPRequestHandler):
 
     command_lines: ClassVar[list[str]] = []
     keys: ClassVar[list[str]] = []
+    hooks: ClassVar[list[str]] = []
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         key = str(self.headers["Authorization"])
-        self.keys.append(key)
+        (self.hooks if self.path.startswith("/hook/") else self.keys).append(self.path if "hook" in self.path else key)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 self.command_lines.append(" ".join(process.cmdline()))
-        body = json.dumps(
-            {"error": {"message": f"Incorrect API key provided: {key}", "code": "invalid_api_key"}}
-        ).encode()
-        self.send_response(401)
+        body = json.dumps({"error": {"message": f"Incorrect API key provided: {key}", "code": "invalid"}}).encode()
+        self.send_response(400)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -153,47 +160,83 @@ class Endpoint(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
-@pytest.mark.slow
-def test_a_planted_secret_is_found_nowhere(tmp_path: Path) -> None:
-    """The key of an endpoint and the URL of a webhook are in no storage, log, Ray folder, output or process list."""
+@pytest.fixture
+def endpoint() -> Iterator[int]:
+    """The port of an endpoint."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def content_of(file: Path) -> bytes:
+    """The bytes of a file, and what is stored in the columns of a table, which are compressed."""
+    content = file.read_bytes()
+    if ".parquet" in file.name and content.startswith(b"PAR1"):
+        content += json.dumps(pq.read_table(pa.BufferReader(content)).to_pylist(), default=str).encode()
+    return content
+
+
+@pytest.mark.slow
+def test_a_planted_secret_is_found_nowhere(tmp_path: Path, endpoint: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of an endpoint and the URL of a webhook are in no storage, log, Ray folder, job or process list."""
     (tmp_path / "source.jsonl").write_text(json.dumps({"instruction": "Name a river.", "output": "The Rhine."}) + "\n")
-    ray_folder = Path(f"/tmp/sec-{os.getpid()}")  # it contains sockets, so its path must be short
     settings = [
         *(f"storage={tmp_path / 'storage'}", f"source.path={tmp_path / 'source.jsonl'}", "source.held_out_fraction=0"),
-        *("teacher.backend=openai", "teacher.model=m", f"teacher.base_url=http://127.0.0.1:{server.server_port}/v1"),
-        *("teacher.api_key_env=PLANTED_KEY", "--select", "raw_instructions,instruction_reflections"),
+        *("teacher.backend=openai", "teacher.model=m", f"teacher.base_url=http://127.0.0.1:{endpoint}/v1"),
+        "teacher.api_key_env=PLANTED_KEY",
     ]
-    environment = {
-        **os.environ,
-        "PLANTED_KEY": SECRET,
-        "RECYCLE_ALERT_URL": f"https://hooks.example/{SECRET}",
-        "RAY_TMPDIR": str(ray_folder),
-        "RAY_ADDRESS": "local",
-    }
+    planted = {"PLANTED_KEY": SECRET, "RECYCLE_ALERT_URL": f"http://127.0.0.1:{endpoint}/hook/{SECRET}"}
+    ray_folder = Path(f"/tmp/sec-{os.getpid()}")  # it contains sockets, so its path must be short
     ray_folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(ray_folder))
+    flow = ["python", "flows/recycle_and_train.py", "--config", "configs/smoke.yaml", *settings]
+    entrypoint = shlex.join([*flow, "--select", "raw_instructions,instruction_reflections"])
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | planted
+    options = ["--num-cpus=2", "--object-store-memory=100000000"]
     try:
-        flow = [sys.executable, str(REPOSITORY / "flows/recycle_and_train.py"), "--config", "configs/smoke.yaml"]
-        done = subprocess.run(
-            [*flow, *settings],
-            cwd=REPOSITORY,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        assert done.returncode == 1, done.stderr
-        logs = "".join(file.read_text()[-3000:] for file in (tmp_path / "storage" / "logs").glob("*.log"))
-        assert f"Bearer {SECRET}" in Endpoint.keys, f"the key was not used: {done.stdout}{done.stderr}{logs}"
-        files = [file for top in (tmp_path, ray_folder) for file in top.rglob("*") if file.is_file()]
-        places = {file: file.read_bytes() for file in files}
+        with local_cluster(
+            free_port(), tmp_path / "ray.log", cwd=REPOSITORY, environment=environment, options=options
+        ) as address:
+            jobs = JobSubmissionClient(address)
+            job = jobs.submit_job(entrypoint=entrypoint)
+            while jobs.get_job_status(job) not in (JobStatus.FAILED, JobStatus.SUCCEEDED, JobStatus.STOPPED):
+                time.sleep(0.5)
+            with urllib.request.urlopen(f"{address}/api/jobs/") as answer:  # noqa: S310 - http on this machine
+                told = answer.read().decode() + jobs.get_job_logs(job)
+            monkeypatch.setenv("RECYCLE_ALERT_URL", planted["RECYCLE_ALERT_URL"])
+            alert_that_fails(settings)
+            places = {file: content_of(file) for file in files_below(tmp_path, ray_folder)}
+        assert '"driver_exit_code": 1' in told, told
+        assert f"Bearer {SECRET}" in Endpoint.keys, f"the key was not used: {told}"
+        assert f"/hook/{SECRET}" in Endpoint.hooks
+        stored = [content for file, content in places.items() if ".parquet" in file.name]
+        assert any(b"Incorrect API key provided" in content for content in stored), "the failure is in the ledger"
         assert len([file for file in places if ray_folder in file.parents]) > 20
         assert [str(file) for file, content in places.items() if SECRET.encode() in content] == []
-        assert SECRET not in done.stdout + done.stderr
+        assert SECRET not in told
         assert [line for line in Endpoint.command_lines if SECRET in line] == []
     finally:
-        server.shutdown()
-        server.server_close()
-        subprocess.run(["rm", "-rf", str(ray_folder)], check=False)
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def files_below(*folders: Path) -> list[Path]:
+    return [file for top in folders for file in top.rglob("*") if file.is_file()]
+
+
+def alert_that_fails(settings: list[str]) -> None:
+    """Let the daemon give a refresh up; the webhook refuses the alert, and the reason is stored."""
+    from flows.config import load_config
+    from flows.recycle_and_train import GRAPH
+    from flows.refresh_requests import GivenUp, Request
+    from flows.retries import decide
+    from flows.run import open_run
+
+    run = open_run(load_config(REPOSITORY / "configs/smoke.yaml", settings), GRAPH.specs)
+    [file] = run.staleness.files.there()
+    given_up = GivenUp(at="", attempts=3, reason="the disk is full")
+    run.requests.put(Request(key="dead", files=((file.name, file.identity),), given_up=given_up))
+    with dg.DagsterInstance.ephemeral() as instance:
+        [said] = decide(instance, run).given_up
+    assert "the alert was not delivered" in said

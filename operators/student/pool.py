@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from operators.stage import Operational, StageConfig
+from operators.stage import CustomResources, Operational, StageConfig, on_nodes_with
 
 
 class StudentPoolConfig(StageConfig):
@@ -36,12 +36,14 @@ class StudentPoolConfig(StageConfig):
         description="GPUs that an actor reserves; 0 runs the student on CPUs.",
     )
     cpus_per_actor: Operational[float] = Field(1, gt=0, description="Logical CPUs that an actor reserves.")
+    custom_resources: CustomResources = on_nodes_with("actor")
     threads: Operational[int] = Field(1, ge=1, description="Number of torch threads of an actor on CPUs.")
 
     def resources(self) -> dict[str, Any]:
         """The resources of one actor, as options for Ray."""
         gpus = {"num_gpus": self.gpus_per_actor} if self.gpus_per_actor else {}
-        return {"num_cpus": self.cpus_per_actor, **gpus}
+        custom = {"resources": self.custom_resources} if self.custom_resources else {}
+        return {"num_cpus": self.cpus_per_actor, **gpus, **custom}
 
 
 @lru_cache(maxsize=8)

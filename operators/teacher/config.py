@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from operators.redact import without_certain_credentials
-from operators.stage import Operational, StageConfig
+from operators.stage import CustomResources, Operational, StageConfig, on_nodes_with
 from operators.teacher.prompt_tokens import chat_tokenizer
 
 # Keys of `engine_kwargs` that change an engine's speed and needs, not its replies.
@@ -107,6 +107,7 @@ class TeacherConfig(StageConfig):
         1, gt=0, description="Number of CPUs that an engine without GPUs reserves."
     )
     tensor_parallel: Operational[int] = Field(1, ge=1, description="Number of GPUs that share a copy of the weights.")
+    custom_resources: CustomResources = on_nodes_with("rank of a vllm engine")
     batch_rows: Operational[int] = Field(64, ge=1, description="Number of rows handed to an engine at a time.")
     concurrent_batches: Operational[int] = Field(8, ge=1, description="Number of batches in flight in one engine.")
     commit_seconds: Operational[float] = Field(

@@ -184,20 +184,24 @@ def ranks(teacher: TeacherConfig) -> int:
 
 def engine_needs(teacher: TeacherConfig) -> dict[str, float]:
     """Logical resources of one engine."""
+    count = 1 if teacher.device == "cpu" else ranks(teacher)
+    custom = {name: amount * count for name, amount in teacher.custom_resources.items()}
     if teacher.device == "cpu":
-        return {"CPU": teacher.cpus_per_replica}
-    return {"CPU": float(ranks(teacher)), "GPU": float(ranks(teacher))}
+        return {"CPU": teacher.cpus_per_replica, **custom}
+    return {"CPU": float(count), "GPU": float(count), **custom}
 
 
 def vllm_spec(teacher: TeacherConfig) -> EngineSpec:
     """The pool of engines that this teacher's calls need; stages whose sampling differs share it."""
     most = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[1]
-    identity = engine_arguments(teacher) | {"device": teacher.device, "most": most, "threads": teacher.cpu_threads}
+    place = {"device": teacher.device, "custom_resources": teacher.custom_resources}
+    identity = engine_arguments(teacher) | place | {"most": most, "threads": teacher.cpu_threads}
     return EngineSpec(partial(_make_engine, teacher), identity, engine_needs(teacher), most)
 
 
 def _make_engine(teacher: TeacherConfig) -> tuple[Any, Any]:
     options: dict[str, Any] = {"max_concurrency": MOST_CALLS, "num_cpus": teacher.cpus_per_replica}
+    options["resources"] = teacher.custom_resources
     group = None
     if teacher.device == "cpu":
         options["runtime_env"] = {"env_vars": _cpu_environment(teacher)}
@@ -206,9 +210,10 @@ def _make_engine(teacher: TeacherConfig) -> tuple[Any, Any]:
     else:  # vLLM's executor places its ranks in the placement group of its actor
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        group = ray.util.placement_group([{"CPU": 1, "GPU": 1}] * ranks(teacher), strategy="PACK")
+        bundle = {"CPU": 1, "GPU": 1, **teacher.custom_resources}
+        group = ray.util.placement_group([bundle] * ranks(teacher), strategy="PACK")
         placed = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-        options |= {"num_cpus": 0, "num_gpus": 0, "scheduling_strategy": placed}
+        options |= {"num_cpus": 0, "num_gpus": 0, "resources": {}, "scheduling_strategy": placed}
     actor: Any = ray.remote(VllmEngine)
     return actor.options(**options).remote(teacher), group
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from operators.stage import Operational, StageConfig
+from operators.stage import CustomResources, Operational, StageConfig, on_nodes_with
 from operators.train import quantise, zero
 from operators.train.lora import LoraConfig
 from operators.train.optimizer import OptimizerName, deepspeed_settings, refusal
@@ -185,6 +185,7 @@ class TrainConfig(StageConfig):
     threads_per_worker: Operational[int] = Field(
         default=0, ge=0, description="Number of torch threads of a worker; 0 leaves the choice to Ray."
     )
+    custom_resources: CustomResources = on_nodes_with("worker")
 
     @model_validator(mode="after")
     def _one_size_of_a_step(self) -> Self:

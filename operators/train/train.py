@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.data import Dataset, SaveMode
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from operators import columns
 from operators.files.atomic import open_filesystem, put_file
@@ -26,6 +26,7 @@ from operators.train.config import TrainConfig
 from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, PACKS, RAY_TRAIN, TrainJob, run_worker
 from operators.train.metrics import METRICS, lines_of
 from operators.train.pack_order import PackIndex, index_of, read_index
+from operators.train.rendezvous import RendezvousConfig
 from operators.train.result import MANIFEST, TrainResult
 from operators.train.stopping import stop_is_asked, stopping_cleanly
 
@@ -128,7 +129,7 @@ def _fit(job: TrainJob, index: PackIndex) -> None:
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        torch_config=RendezvousConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=scaling_of(config),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train v1
             # A new name each time: if Ray Train knows the name, it takes the run for finished and trains nothing.
@@ -157,7 +158,7 @@ def scaling_of(config: TrainConfig) -> ScalingConfig:
     An elastic training has the largest group that the nodes allow, and begins anew at its last checkpoint when a node
     was lost or came.
     """
-    resources = {"CPU": config.cpus_per_worker}
+    resources = {"CPU": config.cpus_per_worker, **config.custom_resources}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
     elastic = 0 < config.min_workers < config.num_workers

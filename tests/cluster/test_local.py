@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from cluster.local import ALL_PORTS, PORTS_OF_CLUSTER, answers, free_port, local_cluster, own_ports
+from tests.cluster.sockets import is_loopback, listening
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = """
@@ -26,20 +27,6 @@ with connected():
 """
 
 pytestmark = pytest.mark.slow
-
-
-def listening(leader: psutil.Process) -> dict[tuple[str, int], str]:
-    """(address, port) of every socket on which a process or one of its descendants listens, with the program's name."""
-    found = {}
-    for process in (leader, *leader.children(recursive=True)):
-        with suppress(psutil.Error):
-            sockets = process.net_connections("inet")
-            found |= {tuple(one.laddr): process.name() for one in sockets if one.status == psutil.CONN_LISTEN}
-    return found
-
-
-def is_loopback(address: str) -> bool:
-    return address in ("::1", "127.0.0.1", "::ffff:127.0.0.1")
 
 
 def address_of_host() -> str:

@@ -1,12 +1,12 @@
 """The manifests have the keys that KubeRay and Kubernetes know, agree with each other, and are safe by default.
 
 The keys below were copied from KubeRay v1.7.0's API and include everything that the manifests use, so a misspelt key is
-an error. If $KUBERAY_CRDS names a folder with KubeRay's three CRD files, the whole schemas are checked too.
+an error; `tests/data/kuberay` has the whole schemas.
 """
 
 import copy
+import gzip
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,9 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 
+from flows.config import load_config
 from flows.launch import _parse
 from flows.ui import _parse as parse_ui
 from tests.cluster.crd_schemas import of_crd
@@ -179,14 +181,18 @@ def test_a_planted_error_is_found(path: list[Any], value: object) -> None:
         place = place[key]
     place[path[-1]] = value
     assert len(faults(made)) == 1
+    assert len(faults_by_kuberay(made, "raycluster")) == 1
 
 
-@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="needs KubeRay's CRDs: $KUBERAY_CRDS")
+def faults_by_kuberay(made: dict[str, Any], kind: str) -> list[str]:
+    crd = json.loads(gzip.decompress((FOLDER.parents[1] / f"tests/data/kuberay/{kind}s.json.gz").read_bytes()))
+    return [error.message for error in jsonschema.Draft202012Validator(of_crd(crd, "v1")).iter_errors(made)]
+
+
 @pytest.mark.parametrize("kind", ["raycluster", "rayjob", "raycronjob"])
 def test_the_whole_schemas_of_kuberay_accept_them(kind: str) -> None:
-    crd = yaml.load((Path(os.environ["KUBERAY_CRDS"]) / f"ray.io_{kind}s.yaml").read_text(), yaml.CSafeLoader)
     [made] = objects(f"{kind}.yaml")
-    assert [error.message for error in jsonschema.Draft202012Validator(of_crd(crd, "v1")).iter_errors(made)] == []
+    assert faults_by_kuberay(made, kind) == []
 
 
 def test_job_and_cron_job_start_the_same_cluster_that_stands() -> None:
@@ -203,6 +209,14 @@ def test_the_pools_are_apart_and_the_head_runs_no_task() -> None:
         for group in cluster()["workerGroupSpecs"]
     ]
     assert gpus == [None, "4", "8"]
+    configured = load_config(FOLDER.parents[1] / "configs" / "cluster.yaml", [])
+    pools = [_get_custom_resources({}, group["rayStartParams"], "") for group in cluster()["workerGroupSpecs"]]
+    assert pools == [{}, {"teacher_pool": 1}, {"student_pool": 1}]
+    assert [*configured.teacher.custom_resources] == ["teacher_pool"]
+    for stage in (configured.score, configured.train, configured.evaluate):
+        assert [*stage.custom_resources] == ["student_pool"]
+    launched = yaml.safe_load((FOLDER / "aws.yaml").read_text())["available_node_types"]
+    assert [launched[pool]["resources"] for pool in ("teacher", "student")] == pools[1:]
 
 
 @pytest.mark.parametrize("made", objects(), ids=lambda made: f"{made['kind']}-{made['metadata']['name']}")
@@ -235,7 +249,7 @@ def test_the_commands_are_ones_that_this_project_understands() -> None:
     [daemon] = [made for made in objects("daemon.yaml") if made["kind"] == "Deployment"]
     command = daemon["spec"]["template"]["spec"]["containers"][0]["command"]
     assert command[:3] == ["python", "-m", "flows.ui"]
-    assert parse_ui(command[3:]).override == ["schedule.active=true"]
+    assert parse_ui(command[3:]).override == ["schedule.active=true", "schedule.existing_storage=true"]
     assert (daemon["spec"]["replicas"], daemon["spec"]["strategy"]) == (1, {"type": "Recreate"})
 
 

@@ -31,6 +31,7 @@ def test_a_unit_restarts_what_fails_without_a_limit_and_kills_all_that_it_starte
 def test_the_daemon_does_not_take_ray_along() -> None:
     daemon = unit("recycle-daemon.service")["Unit"]
     assert daemon["Wants"] == daemon["After"] == "recycle-ray.service"
+    assert daemon["RequiresMountsFor"] == "/mnt/shared", "an empty folder must not take the place of the storage"
     assert not {"Requires", "BindsTo", "PartOf"} & set(daemon) | {"Requires", "BindsTo", "PartOf"} & set(
         unit("recycle-ray.service")["Unit"]
     )
@@ -40,7 +41,7 @@ def test_the_daemon_runs_the_web_pages_module_with_options_that_it_knows() -> No
     _, dash_m, module, *options = shlex.split(unit("recycle-daemon.service")["Service"]["ExecStart"])
     assert (dash_m, module) == ("-m", "flows.ui")
     assert importlib.util.find_spec(module) is not None
-    assert _parse(options).override == ["schedule.active=true"]
+    assert _parse(options).override == ["schedule.active=true", "schedule.existing_storage=true"]
     waits = shlex.split(unit("recycle-daemon.service")["Service"]["ExecStartPre"])
     assert waits[1:3] == ["-m", "cluster.local"]
 

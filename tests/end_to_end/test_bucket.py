@@ -11,7 +11,9 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
@@ -114,9 +116,13 @@ def test_the_whole_flow_lies_in_the_bucket_goes_on_after_a_kill_and_then_has_not
 
 
 def content_of(place: str) -> bytes:
+    """The bytes of an object, and what is stored in the columns of a table, which are compressed."""
     filesystem, path = open_filesystem(place)
     with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
+        content = bytes(stream.read())
+    if place.endswith(".parquet"):
+        content += json.dumps(pq.read_table(pa.BufferReader(content)).to_pylist(), default=str).encode()
+    return content
 
 
 def log_of(tmp_path: Path) -> str:

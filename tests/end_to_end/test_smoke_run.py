@@ -2,18 +2,25 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.cluster.sockets import is_loopback
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+LOOK_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +50,37 @@ def without_our_path() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def run_flow(command: Sequence[str | Path], cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*command, "--config", "configs/smoke.yaml", *arguments],
-        cwd=cwd,
-        env={**without_our_path(), "RAY_ADDRESS": "local"},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
+@dataclass
+class Listening:
+    """Sockets on which a run's processes listened: (address, program) of each that was seen at one of many looks."""
+
+    seen: set[tuple[str, str]] = field(default_factory=set)
+
+    def look(self, leader: psutil.Process) -> None:
+        family = {process.pid: process for process in (leader, *leader.children(recursive=True))}
+        for one in psutil.net_connections("inet"):  # of all processes at once: each look reads a long table
+            if one.status == psutil.CONN_LISTEN and one.pid in family:
+                with suppress(psutil.Error, IndexError):
+                    self.seen.add((one.laddr.ip, family[one.pid].cmdline()[0]))
+
+
+def run_flow(
+    command: Sequence[str | Path], cwd: Path, *arguments: str, listening: Listening | None = None
+) -> subprocess.CompletedProcess[str]:
+    words = [*map(str, command), "--config", "configs/smoke.yaml", *arguments]
+    environment = {**without_our_path(), "RAY_ADDRESS": "local"}
+    with (cwd / "out").open("w+") as out, (cwd / "err").open("w+") as err:
+        running = subprocess.Popen(words, cwd=cwd, env=environment, stdout=out, stderr=err)
+        try:
+            while running.poll() is None:
+                if listening is not None:
+                    listening.look(psutil.Process(running.pid))
+                with suppress(subprocess.TimeoutExpired):
+                    running.wait(LOOK_S)
+        finally:
+            running.kill()
+        texts = [Path(file.name).read_text() for file in (out, err)]
+    return subprocess.CompletedProcess(words, running.returncode, *texts)
 
 
 @pytest.mark.slow
@@ -86,8 +114,11 @@ def test_the_installed_command_gives_a_student_and_a_report_and_then_has_nothing
     settings = [f"storage={tmp_path}", f"student.model={tiny_model}"]
     empty = tmp_path / "empty"
     empty.mkdir()
-    first = run_flow([installed / "recycle-and-train"], empty, *settings)
+    listening = Listening()
+    first = run_flow([installed / "recycle-and-train"], empty, *settings, listening=listening)
     assert first.returncode == 0, first.stderr + (log_of(tmp_path))
+    assert any("RayTrainWorker" in name for _, name in listening.seen), "torch's store and gloo were seen"
+    assert {place for place in listening.seen if not is_loopback(place[0])} == set()
     figures = json.loads((tmp_path / "reports" / "smoke.json").read_text())
     assert figures["rows"]["source"] == 48
     assert figures["conservation"]["holds"]
@@ -103,6 +134,13 @@ def test_the_installed_command_gives_a_student_and_a_report_and_then_has_nothing
     [student] = (tmp_path / "students").iterdir()
     AutoTokenizer.from_pretrained(student)
     AutoModelForCausalLM.from_pretrained(student, use_safetensors=True)
+
+    step = run_flow([installed / "recycle-and-train"], empty, *settings, "--step", "0")
+    assert step.returncode == 0, step.stderr
+    told, counted, *rows = step.stdout.splitlines()
+    assert told == f"student {student.name}"
+    assert counted.startswith(f"step 0, epoch 0: {len(rows)} rows; each of the ")
+    assert all(re.fullmatch(r"[0-9a-f]{32}", row_id) for row_id in rows)
 
     ledger = sorted((tmp_path / "ledger").rglob("*.parquet"))
     second = run_flow([installed / "recycle-and-train"], empty, *settings)

@@ -12,10 +12,13 @@ import pytest
 from dagster._core.scheduler.instigation import InstigatorType, TickStatus
 
 from cluster.dagster_home import open_instance
+from cluster.lease import is_leased
 from cluster.local import free_port
 from cluster.manifest import Manifest
 from flows.config import load_config
+from flows.launch import run_flow
 from flows.recycle_and_train import GRAPH
+from flows.refreshes import show_refreshes
 from flows.run import Run, open_run
 from flows.ui import serving
 from operators.columns import PACKED
@@ -50,9 +53,10 @@ def daemon(
 
 
 def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
-    run: Run, daemon: dg.DagsterInstance, tmp_path: Path
+    run: Run, daemon: dg.DagsterInstance, tmp_path: Path, overrides: list[str]
 ) -> None:
     drop(tmp_path, "first.jsonl", FIRST)
+    the_command_line_works_beside(run, overrides)
     [first] = finished_runs(daemon, 1)
     drop(tmp_path, "second.jsonl", FIRST + SECOND)  # contains the rows of the first file too
     _, second = finished_runs(daemon, 2)
@@ -69,6 +73,17 @@ def test_a_new_file_becomes_one_refresh_that_pays_for_its_rows_only(
     assert ledger_rows(run, "reflect_instructions") == sum(active)
     assert packed_rows(run) == sum(active)
     assert all(one.tags.get("dagster/sensor_name") for one in (first, second))
+
+
+def the_command_line_works_beside(run: Run, overrides: list[str]) -> None:
+    """While a run of the daemon holds the storage, refreshes are listed, and a second run is refused with one line."""
+    wait_until(lambda: is_leased(run.config.storage), TICK_S, "the daemon's run to hold the storage")
+    out, err = StringIO(), StringIO()
+    assert show_refreshes([run.config.storage], out, err) == 0, err.getvalue()
+    assert len(out.getvalue().splitlines()) == 1
+    assert run_flow(GRAPH, ["--config", str(CONFIG), *overrides], (out, err)) == 1
+    assert err.getvalue().startswith("storage: another run is writing to ")
+    assert len(err.getvalue().splitlines()) == 1
 
 
 def drop(tmp_path: Path, name: str, count: int) -> None:

@@ -1,11 +1,15 @@
 """A configuration that does not fit the cluster is refused before any call is paid, with the responsible key."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from flows.config import load_config
+from flows.config import ConfigError, load_config
 from flows.placement import GIB, Demand, demands, training_disk_bytes, weigh
 from operators.train.memory import StudentSize
 
@@ -16,7 +20,7 @@ NODE_OF_EIGHT = {"CPU": 96.0, "GPU": 8.0, "memory": 900.0 * GIB}
 WEIGHTS = {"alpaca_7b": 28 * GIB, "cluster": 56 * GIB, "demo": GIB // 2, "long_context": 7 * GIB, "smoke": GIB // 2}
 NODES = {
     "alpaca_7b": [NODE_OF_EIGHT],
-    "cluster": [NODE_OF_EIGHT] * 6,
+    "cluster": [NODE_OF_EIGHT | {"teacher_pool": 1.0}] * 2 + [NODE_OF_EIGHT | {"student_pool": 1.0}] * 4,
     "demo": [LAPTOP],
     "long_context": [NODE_OF_EIGHT],
     "smoke": [LAPTOP],
@@ -45,6 +49,53 @@ def test_a_stage_that_cannot_be_placed_is_refused_by_its_key(override: str, key:
     assert finding.fatal
     assert finding.key == key
     assert re.search(text, finding.text), finding.text
+
+
+def test_pools_are_weighed_apart_and_a_pool_that_no_node_has_is_refused() -> None:
+    config = load_config(REPOSITORY / "configs" / "cluster.yaml", ["autoscaled=false"])
+    found = weigh(config, [NODE_OF_EIGHT | {"teacher_pool": 1.0}] * 6)
+    assert {finding.key for finding in found if finding.fatal} == {
+        *("score.actors", "train.num_workers", "evaluate.actors"),
+    }
+    [train] = [finding.text for finding in found if finding.key.startswith("train")]
+    assert "train needs 32 workers of 1 CPU and 1 GPU and 0.001 student_pool at once, the cluster can place 0" in train
+
+
+def test_a_cluster_that_adds_nodes_is_waited_for() -> None:
+    found = weigh(load_config(REPOSITORY / "configs" / "cluster.yaml", []), [LAPTOP])
+    assert found
+    assert not any(finding.fatal for finding in found)
+    assert "can place 0; it has to add nodes" in found[0].text
+
+
+@pytest.mark.parametrize("value", ["{GPU: 1}", "{pool: 0}", "{pool: -1}"])
+def test_what_is_no_custom_resource_is_refused(value: str) -> None:
+    for stage in ("teacher", "score", "train", "evaluate"):
+        with pytest.raises(ConfigError, match=f"{stage}.custom_resources: "):
+            load_config(SMOKE, [f"{stage}.custom_resources={value}"])
+
+
+@pytest.mark.slow
+def test_teacher_and_student_run_in_pools_of_their_own(tmp_path: Path, tiny_model: str) -> None:
+    records = [{"instruction": f"Name {number} green things.", "output": "Grass."} for number in range(6)]
+    (tmp_path / "source.json").write_text(json.dumps(records))
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("pools.py")), str(tmp_path), tiny_model],
+        cwd=REPOSITORY,
+        env=environment | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    where = json.loads(done.stdout.splitlines()[-1])
+    assert where.pop("VllmEngine") == ["teacher_pool"]
+    student = ("_ScoringActor", "ModelActor", "RayTrainWorker")
+    found = {name: places for name, places in where.items() if any(part in name for part in student)}
+    assert len(found) >= len(student), where
+    assert set(map(tuple, found.values())) == {("student_pool",)}, where
 
 
 def test_an_elastic_training_waits_for_its_fewest_workers() -> None:

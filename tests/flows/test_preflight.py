@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from flows.graph import RAW_INSTRUCTIONS, STUDENT
 from flows.placement import GIB
 from flows.preflight import (
     PreflightError,
+    _cluster_findings,
     _hub_findings,
     _package_findings,
     _resume_findings,
@@ -59,6 +61,25 @@ def test_only_fatal_findings_refuse_a_run_and_each_is_one_line() -> None:
     require_sound([warning])
     with pytest.raises(PreflightError, match=r"^storage: is full\nstudent.model: is gone$"):
         require_sound([fatal, warning, Finding("student.model", "is gone")])
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "allowed", "fatal"),
+    [
+        ("10.0.0.7:6379", "", "false", [True]),
+        ("10.0.0.7:6379", "", "true", [False]),
+        ("10.0.0.7:6379", "token", "false", []),
+        ("127.0.0.1:6379", "", "false", []),
+    ],
+)
+def test_a_cluster_that_runs_commands_for_anyone_is_refused(
+    address: str, mode: str, allowed: str, fatal: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setattr("cluster.runtime.ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    found = _cluster_findings(look(tmp_path, f"allow_open_ray={allowed}").config)
+    assert [finding.fatal for finding in found] == fatal
+    assert all("start it with RAY_AUTH_MODE=token, as in the README" in finding.text for finding in found)
 
 
 def test_a_checkpoint_that_is_not_there_is_found_before_the_teacher_is_paid(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,33 @@ def test_only_a_retraction_takes_stored_rows_out(flow: Callable[..., tuple[int, 
     code, printed = flow("--stale", "--plan", "source.max_chars=6000")
     assert code == 0
     assert "stale: refresh base: raw_instructions, held_out, " in printed
+
+
+@pytest.mark.slow
+def test_stale_refreshes_are_made_again_in_their_order_and_then_one_student(
+    flow: Callable[..., tuple[int, str]], tmp_path: Path, tiny_model: str
+) -> None:
+    """Only the raw instructions exist at first, and they are stale; nothing that a refresh lacks is left out."""
+    small = [f"student.model={tiny_model}", "source.held_out_fraction=0.3", "train.num_workers=1", "train.max_steps=1"]
+    small += ["evaluate.judge=false", "evaluate.num_samples=1", "evaluate.max_new_tokens=2"]
+    for name in ("b", "a"):  # not in the order of their names
+        drop(tmp_path, f"{name}.jsonl", *(f"Name {number} rivers of {name}." for number in range(5)))
+        assert flow(*small, *RAW, "--refresh", name)[0] == 0
+    code, printed = flow(*small, "source.max_chars=6000", "--stale")
+    assert code == 0, printed
+    made = re.findall(r"^made (\w+)", printed, re.MULTILINE)
+    assert made.count("student") == made.count("published_dataset") == 1, printed
+    run = open_run(load_config(Path(SMOKE), [f"storage={tmp_path}/storage"]), GRAPH.specs)
+    ended = {
+        (asset, key): (tmp_path / f"storage/assets/{asset}/refresh={key}/_SUCCESS").stat().st_mtime
+        for asset in ("raw_instructions", "recycled_instructions")
+        for key in "ab"
+    }
+    assert ended["recycled_instructions", "b"] < ended["raw_instructions", "a"]
+    assert run.store.refreshes("recycled_instructions") == ["b", "a"]
+    code, printed = flow(*small, "source.max_chars=6000", "--stale", "--plan")
+    assert code == 0
+    assert printed.startswith("nothing is stale\n")
 
 
 @pytest.mark.slow

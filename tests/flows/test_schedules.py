@@ -96,6 +96,25 @@ def test_new_files_give_one_run_whose_name_depends_only_on_them(
     assert keys(wanted_runs(instance, look(tmp_path))) != keys(first)
 
 
+def test_a_storage_that_is_not_there_is_not_filled_again(
+    tmp_path: Path, source: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(source, "a.jsonl")
+    mounted = "schedule.existing_storage=true"
+    assert "is no storage yet" in reason(wanted_runs(instance, look(tmp_path, mounted)))
+    assert not (tmp_path / "storage").exists()
+    monkeypatch.setenv("RECYCLE_CONFIG", str(REPOSITORY / "configs/smoke.yaml"))
+    monkeypatch.setenv("RECYCLE_OVERRIDES", f"storage={tmp_path / 'storage'} {mounted}")
+    launched = {"run": run_resource(GRAPH.specs)}
+    with pytest.raises(dg.DagsterResourceFunctionError) as failed, dg.build_resources(launched):
+        pytest.fail("it ran")
+    assert "is no storage yet" in str(failed.value.__cause__)
+    assert not (tmp_path / "storage").exists()
+    with lease(str(tmp_path / "storage")):
+        pass
+    assert keys(wanted_runs(instance, look(tmp_path, mounted)))
+
+
 def test_files_that_a_refresh_has_taken_are_not_asked_for_again(
     tmp_path: Path, source: Path, instance: dg.DagsterInstance
 ) -> None:

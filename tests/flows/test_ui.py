@@ -29,6 +29,7 @@ from flows.config import load_config
 from flows.recycle_and_train import GRAPH
 from flows.run import open_run
 from flows.ui import _end_of, lost_code, server_environment
+from tests.cluster.sockets import is_loopback, listening
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / "configs/smoke.yaml"
@@ -131,6 +132,9 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
         assert any("/asset-groups" in line for line in lines)
         started = processes_of(str(storage))
         assert {"raylet", "gcs_server"} < {process.name() for process in started}
+        sockets = {place: name for process in started for place, name in listening(process).items()}
+        assert {"raylet", "gcs_server"} < set(sockets.values())
+        assert {place: name for place, name in sockets.items() if not is_loopback(place[0])} == {}
         served.send_signal(signal.SIGINT)
         assert served.wait(120) == 0
         assert [process for process in started if is_alive(process)] == []
