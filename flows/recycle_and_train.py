@@ -68,7 +68,7 @@ def uses(*sections: str, only_rows: bool = False) -> dict[str, Any]:
     partitions_def=REFRESHES,
     group_name="recycle",
     kinds={"ray"},
-    code_version="3",
+    code_version="4",
     metadata=uses("source", "deduplicate", "decontaminate", "steps"),
 )
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:
