@@ -2,7 +2,8 @@
 
 Evaluation texts are the held-out rows of all refreshes, and the records of the files that the configuration names. A
 text is contaminated if more than `max_overlap` of its runs of `ngram_words` words occur in evaluation texts, or if it
-contains more than `max_overlap` of the runs of one evaluation text (a question with words before and after it).
+contains more than `max_overlap` of the runs of one evaluation text (a question with words before and after it). A row
+is judged by its instruction and input, and by each other turn of the user that has at least `ngram_words` words.
 
 A run that occurs in more than `common_rows` rows of the source is not evidence: it belongs to a template, such as the
 one instruction of a translation or classification data set, which held-out rows share with all others.
@@ -12,6 +13,7 @@ per run. Tasks build it, and all workers of a node share it through Ray's object
 words take 1.3 GB.
 """
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,15 +27,17 @@ from pydantic import Field
 from ray.data import Dataset
 
 from operators.columns import ACTIVE, HELD_OUT
-from operators.ngrams import Hashes, run_hashes
-from operators.read.dialogues import USER, read_dialogue
+from operators.ngrams import Hashes, run_hashes, words
+from operators.read.dialogues import USER
+from operators.read.evaluation_files import evaluation_texts, examine_evaluation_files
 from operators.read.record_fields import NAMES, plain
-from operators.read.record_formats import Record, read_records
+from operators.read.record_formats import read_records
 from operators.read.source_files import Piece, list_source_files, plan_pieces
 from operators.stage import Finding, StageConfig, require_columns
 
 CONTAMINATED = "dropped:contaminated"
 TEXT_COLUMNS = ("instruction", "input")
+TURN_COLUMNS = ("turns_before", "turns_after")
 RANGE_BYTES = 64 << 20
 COUNTED = (ACTIVE, HELD_OUT, CONTAMINATED)  # common runs are counted in rows of these outcomes, before and after
 
@@ -50,8 +54,12 @@ class DecontaminateConfig(StageConfig):
         "compared, so a changed set needs a new name.",
     )
     fields: list[str] = Field(
-        ["instruction", "input", "question", "prompt", "problem", "query", "text"],
-        description="The columns of these files that hold an evaluation text; of a dialogue, the user's turns count.",
+        [
+            *("instruction", "input", "question", "prompt", "problem", "query", "text"),
+            *("ctx", "inputs", "sentence", "goal"),  # HellaSwag, FLAN and BIG-bench, WinoGrande, PIQA
+        ],
+        description="The columns of these files that hold an evaluation text, a list of texts or a dialogue, of which "
+        "the user's turns count; a file whose first records have no text in them is refused.",
     )
     ngram_words: int = Field(8, ge=1, description="The length of a run, in words.")
     max_overlap: float = Field(
@@ -97,6 +105,16 @@ class EvaluationIndex:
         hashed = (run_hashes(text, self._config.ngram_words) for text in texts)
         return [overlap(found, runs) > self._config.max_overlap for found in hashed]
 
+    @property
+    def turn_words(self) -> int:
+        """The least words of a turn that is judged."""
+        return self._config.ngram_words
+
+    def num_texts(self) -> int:
+        """How many different evaluation texts there are."""
+        runs: Runs = ray.get(self._runs)
+        return len(runs.lengths)
+
 
 def overlap(found: Hashes, runs: Runs) -> float:
     """The larger of two shares, both without common runs.
@@ -122,14 +140,15 @@ def evaluation_index(rows: Dataset, others: Dataset | None, config: Decontaminat
     """Build the index; reads `rows` and `others` twice: for the held-out rows, and to count the rows that hold a run.
 
     Columns in:
-        instruction, input, outcome.
+        instruction, input, turns_before, turns_after, outcome.
 
     Raises:
         ValueError: a file of the configuration does not exist.
     """
     if not config.held_out and not config.files:
         return EvaluationIndex(ray.put(NO_RUNS), config)
-    texts = [each.select_columns([*TEXT_COLUMNS, "outcome"]) for each in (rows, others) if each is not None]
+    columns = [*TEXT_COLUMNS, *TURN_COLUMNS, "outcome"]
+    texts = [each.select_columns(columns) for each in (rows, others) if each is not None]
     hashed = partial(_hash_rows, config=config)
     parts = [each.map_batches(hashed, batch_format="pyarrow", num_cpus=0.25) for each in texts if config.held_out]
     pieces = [piece for path in config.files for piece in _pieces(path)]
@@ -145,12 +164,8 @@ def evaluation_index(rows: Dataset, others: Dataset | None, config: Decontaminat
 
 
 def examine_files(config: DecontaminateConfig) -> Iterator[Finding]:
-    """Findings about evaluation files that are missing or of unknown format, which would end the run later."""
-    for path in config.files:
-        try:
-            list_source_files(path)
-        except (ValueError, OSError) as error:
-            yield Finding("decontaminate.files", str(error).removeprefix(f"{SOURCE_KEY}: "))
+    """Findings about evaluation files that would end the run later, or with which nothing would be compared."""
+    yield from examine_evaluation_files(config.files, config.fields, config.ngram_words)
 
 
 def drop_contaminated(rows: Dataset, index: EvaluationIndex) -> Dataset:
@@ -166,8 +181,21 @@ def drop_contaminated(rows: Dataset, index: EvaluationIndex) -> Dataset:
         The overlap rule of arXiv 2411.15124, section 3.3 (8-grams, half of a text); leaving out common runs is ours.
         docs/decisions/0010 has recall and false positives on template data and planted leaks.
     """
-    require_columns("drop_contaminated", [*TEXT_COLUMNS, "outcome"], rows.columns() or [])
+    require_columns("drop_contaminated", [*TEXT_COLUMNS, *TURN_COLUMNS, "outcome"], rows.columns() or [])
     return rows.map_batches(partial(_end, index=index), batch_format="pyarrow", num_cpus=0.25)
+
+
+def judged_texts(rows: pa.Table, turn_words: int) -> list[list[str]]:
+    """The texts of each row that are judged: instruction and input, and each long turn of the user around them."""
+    around = zip(*(rows[name].to_pylist() for name in TURN_COLUMNS), strict=True)
+    return [
+        [text, *(one for turns in each for one in _asked(turns) if len(words(one)) >= turn_words)]
+        for text, each in zip(joined(rows), around, strict=True)
+    ]
+
+
+def _asked(turns: str | None) -> list[str]:
+    return [turn["content"] for turn in json.loads(turns) if turn["role"] == USER] if turns else []
 
 
 def joined(rows: pa.Table, names: tuple[str, ...] = TEXT_COLUMNS) -> list[str]:
@@ -179,7 +207,10 @@ def joined(rows: pa.Table, names: tuple[str, ...] = TEXT_COLUMNS) -> list[str]:
 
 def _end(rows: pa.Table, index: EvaluationIndex) -> pa.Table:
     active = pc.equal(rows["outcome"], ACTIVE)
-    found = pc.and_(active, pa.array(index.contaminates(joined(rows)), pa.bool_()))
+    texts = judged_texts(rows, index.turn_words)
+    judged = iter(index.contaminates([text for each in texts for text in each]))
+    repeats = [sum(next(judged) for _ in each) > 0 for each in texts]
+    found = pc.and_(active, pa.array(repeats, pa.bool_()))
     outcome = pc.if_else(found, CONTAMINATED, rows["outcome"])
     return rows.set_column(rows.column_names.index("outcome"), "outcome", outcome)
 
@@ -192,16 +223,9 @@ def _hash_files(pieces: pa.Table, config: DecontaminateConfig) -> pa.Table:
     names = {plain(name) for name in (*config.fields, *NAMES["messages"])}
     read = (Piece(**fields) for fields in pieces.to_pylist())
     records = (record for piece in read for record in read_records(piece, lambda name: plain(name) in names))
-    return _hashed([_text_of(record, config) for record in records], config)
-
-
-def _text_of(record: Record, config: DecontaminateConfig) -> str:
-    values = {plain(name): value for name, value in record.value.items()} if isinstance(record.value, dict) else {}
-    texts = [values.get(plain(name)) for name in config.fields]
-    for name in NAMES["messages"]:
-        if isinstance(values.get(name), list):
-            texts += [turn.content for turn in read_dialogue(values[name]).turns if turn.role == USER]
-    return "\n".join(text for text in texts if isinstance(text, str))
+    return _hashed(
+        [text for one in records for text in evaluation_texts(one, config.fields, config.ngram_words)], config
+    )
 
 
 def _hashed(texts: list[str], config: DecontaminateConfig) -> pa.Table:
@@ -236,8 +260,9 @@ def _count_rows(rows: pa.Table, known: Any, config: DecontaminateConfig) -> pa.T
     """Columns out: `place` of a run in `known`, and `rows`, the number of rows of the block that contain it."""
     hashes = ray.get(known).hashes
     places = [np.empty(0, np.int64)]
-    for text in joined(rows.filter(pc.is_in(rows["outcome"], pa.array(COUNTED)))):
-        at, is_known = _look_up(run_hashes(text, config.ngram_words), hashes)
+    for texts in judged_texts(rows.filter(pc.is_in(rows["outcome"], pa.array(COUNTED))), config.ngram_words):
+        hashed = [run_hashes(text, config.ngram_words) for text in texts]
+        at, is_known = _look_up(np.concatenate(hashed), hashes)
         places.append(np.unique(at[is_known]))
     found, counts = np.unique(np.concatenate(places), return_counts=True)
     return pa.table({"place": found, "rows": counts})

@@ -127,3 +127,20 @@ class TestDropContaminated:
             DecontaminateConfig(),
         )
         assert found == {"a": HELD_OUT, "b": CONTAMINATED, "c": CONTAMINATED, "d": ""}
+
+    @pytest.mark.parametrize("column", ["turns_before", "turns_after"])
+    def test_a_leak_in_another_turn_is_found(self, column: str) -> None:
+        """A case from an audit: only the pair that the teacher reflects on was compared."""
+        turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": OTHER}]
+        polite = [{"role": "user", "content": "Thanks!"}]
+        table = rows(a=(QUESTION, HELD_OUT), t=("Thanks!", HELD_OUT), b=(OTHER, ""), c=(HALF, "")).take_all()
+        table[2][column], table[3][column] = json.dumps(turns), json.dumps(polite)
+        source = ray.data.from_arrow(pa.Table.from_pylist(table, schema=RAW))
+        assert judged(source, DecontaminateConfig()) == {"a": HELD_OUT, "t": HELD_OUT, "b": CONTAMINATED, "c": ""}
+
+    def test_the_number_of_evaluation_texts_is_known(self, tmp_path: Path) -> None:
+        (tmp_path / "bench.jsonl").write_text(json.dumps({"turns": [QUESTION, OTHER]}))
+        config = DecontaminateConfig(files=[str(tmp_path)])
+        source = rows(a=(HALF, HELD_OUT), b=(OTHER.upper(), ""))
+        assert evaluation_index(source, None, config).num_texts() == 3
+        assert judged(source, config)["b"] == CONTAMINATED
