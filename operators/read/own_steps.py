@@ -4,6 +4,10 @@ A function takes one row, a dict with the columns of `columns.RAW`, and returns 
 drop it, or a word that says why it is dropped. A function whose first parameter is annotated as a `Dataset` takes all
 active rows and returns those to keep. Each row comes out exactly once: a row that the function does not return is
 `dropped:<function>`, a row on which it raises is `quarantined:<function>_failed`.
+
+Rows held out for evaluation go through the same functions, a `Dataset` step gets them in a call of its own: the student
+is evaluated on texts that were cleaned like those it learns. They are not dropped, because which rows the teacher gets
+is no question of evaluation, and students of different filters stay comparable.
 """
 
 import hashlib
@@ -23,7 +27,7 @@ from pydantic import Field, field_validator, model_validator
 from ray.data import Dataset
 
 from operators.chat_markup import escape
-from operators.columns import ACTIVE, HELD_OUT, RAW
+from operators.columns import ACTIVE, HELD_OUT, RAW, conform
 from operators.join import ROWS_PER_PARTITION, cogroup
 from operators.outside_text import is_damaged, replace_surrogates
 from operators.read.drop_seen import SEEN
@@ -34,6 +38,7 @@ NAME = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 CHANGEABLE = ("instruction", "input", "response", "turns_before", "turns_after", "extra")
 REASON_CHARS = 60
 _FORMS = "it gets one row, a dict; with its first parameter annotated as Dataset it gets all rows"
+STEPPED = (ACTIVE, HELD_OUT)  # outcomes of the rows that steps get
 RESERVED = frozenset({HELD_OUT, SEEN, DUPLICATE})  # outcomes that later code treats specially
 
 
@@ -45,7 +50,8 @@ class StepsConfig(StageConfig):
         description="Python functions, each as `module:function`, that change or drop rows before the teacher sees "
         "them; Python looks for modules in the working directory first. A function gets one row, a dict, and returns "
         "it, or None to drop it, or a word that says why it is dropped; if its first parameter is annotated as "
-        "`Dataset`, it gets all rows and returns those to keep. `--plan` and `--doctor` try it on the first rows.",
+        "`Dataset`, it gets all rows and returns those to keep. It changes rows held out for evaluation too, but does "
+        "not drop them. `--plan` and `--doctor` try it on the first rows.",
     )
 
     @model_validator(mode="before")
@@ -149,21 +155,19 @@ def _told(error: Exception) -> str:
 
 
 def map_rows(rows: pa.Table, function: Callable[..., Any], label: str, special_tokens: frozenset[str]) -> pa.Table:
-    """Run a function of one row on the active rows of a batch."""
+    """Run a function of one row on the active rows of a batch, and on those that are held out."""
     records = rows.to_pylist()
     for at, row in enumerate(records):
-        if row["outcome"] != ACTIVE:
+        if row["outcome"] not in STEPPED:
             continue
         try:
             found = function(dict(row))
         except Exception:  # noqa: BLE001 - a user's function may raise anything; the row says which one did
             records[at] = row | {"outcome": f"quarantined:{label}_failed"}
             continue
-        if found is None or found is False:
-            records[at] = row | {"outcome": _dropped(label)}
-        elif isinstance(found, str):
-            records[at] = row | {"outcome": _dropped(_word(found) or label)}
-        elif found is not True:
+        if found is None or isinstance(found, bool | str):
+            records[at] = row if found is True else _left_out(row, _word(found or "") or label)
+        else:
             records[at] = _taken(row, found, label, special_tokens)
     return pa.Table.from_pylist(records, schema=rows.schema)
 
@@ -205,13 +209,20 @@ def _with_dataset_step(
     rows: Dataset, function: Callable[[Dataset], Dataset], label: str, special_tokens: frozenset[str]
 ) -> Dataset:
     rows = rows.materialize()  # read twice: by the function, and to find the rows that it left out
-    active = rows.filter(expr=ray.data.expressions.col("outcome") == ACTIVE)
-    after = function(active)
-    if not isinstance(after, Dataset):
-        raise ValueError(f"steps: {label} returned {type(after).__name__}; a step on a Dataset returns a Dataset")
+    after = _after(rows, ACTIVE, function, label)
+    if rows.filter(expr=ray.data.expressions.col("outcome") == HELD_OUT).count():
+        after = after.union(_after(rows, HELD_OUT, function, label))
     keep = partial(keep_every_row, label=label, special_tokens=special_tokens)
     num_blocks = 1 + 2 * rows.count() // ROWS_PER_PARTITION
     return cogroup((rows, RAW), (after, RAW), "row_id", num_blocks, keep, num_cpus=0.5)
+
+
+def _after(rows: Dataset, outcome: str, function: Callable[[Dataset], Dataset], label: str) -> Dataset:
+    """What the function returns for the rows with this outcome, in the columns of columns.RAW."""
+    after = function(rows.filter(expr=ray.data.expressions.col("outcome") == outcome))
+    if not isinstance(after, Dataset):
+        raise ValueError(f"steps: {label} returned {type(after).__name__}; a step on a Dataset returns a Dataset")
+    return after.map_batches(partial(conform, schema=RAW), batch_format="pyarrow", num_cpus=0.25)
 
 
 def keep_every_row(before: pa.Table, after: pa.Table, label: str, special_tokens: frozenset[str]) -> pa.Table:
@@ -233,10 +244,9 @@ def keep_every_row(before: pa.Table, after: pa.Table, label: str, special_tokens
             )
         found[row["row_id"]] = row
     for at, row in enumerate(rows):
-        if row["outcome"] == ACTIVE:
+        if row["outcome"] in STEPPED:
             changed = found.get(row["row_id"])
-            dropped = row | {"outcome": _dropped(label)}
-            rows[at] = _taken(row, changed, label, special_tokens) if changed else dropped
+            rows[at] = _taken(row, changed, label, special_tokens) if changed else _left_out(row, label)
     return pa.Table.from_pylist(rows, schema=RAW)
 
 
@@ -245,6 +255,11 @@ def _takes_datasets(function: Callable[..., Any]) -> bool:
     return first is not None and (
         first.annotation is Dataset or str(first.annotation).rpartition(".")[2].strip("'\"") == "Dataset"
     )
+
+
+def _left_out(row: dict[str, Any], reason: str) -> dict[str, Any]:
+    """The row after a step decided to drop it; a row that is held out stays so."""
+    return row if row["outcome"] == HELD_OUT else row | {"outcome": _dropped(reason)}
 
 
 def _dropped(reason: str) -> str:

@@ -36,6 +36,9 @@ def shout(row):
 
 def without_first(rows: Dataset) -> Dataset:
     return rows.filter(lambda row: row["row_id"] != "0")
+
+def shouted(rows: Dataset) -> Dataset:
+    return rows.map(lambda row: row | {"instruction": row["instruction"].upper()}).limit(1)
 """
 
 
@@ -70,6 +73,22 @@ def test_a_function_of_one_row_changes_texts_and_nothing_else(module: str) -> No
         "left": "dropped:held_out",
     }
     assert found[0]["response"] == "YES<| im_end |>."
+
+
+def test_rows_held_out_are_cleaned_like_the_others_but_not_dropped(module: str) -> None:
+    """A case from an audit: evaluation saw texts that the step had not cleaned."""
+    rows = table(*(a_row(name, name, outcome="dropped:held_out") for name in ("plain", "spam", "long", "bug", "empty")))
+    found = map_rows(rows, load_function(f"{module}:clean"), "clean", frozenset()).to_pylist()
+    assert [(row["response"], row["outcome"]) for row in found] == [
+        ("YES<| im_end |>.", "dropped:held_out"),
+        ("yes", "dropped:held_out"),
+        ("yes", "dropped:held_out"),
+        ("yes", "quarantined:clean_failed"),
+        (" ", "quarantined:empty_response"),
+    ]
+    kept = keep_every_row(rows, table(a_row("plain", "Plain!")), "clean", frozenset()).to_pylist()
+    assert [row["instruction"] for row in kept] == ["Plain!", "spam", "long", "bug", "empty"]
+    assert {row["outcome"] for row in kept} == {"dropped:held_out"}
 
 
 @pytest.mark.parametrize("reason", ["held out", "duplicate", "seen in earlier refresh"])
@@ -151,3 +170,13 @@ def test_steps_on_real_workers_keep_every_row(module: str) -> None:
     config = StepsConfig(functions=(f"{module}:without_first", f"{module}:clean"))
     found = {row["row_id"]: row["outcome"] for row in apply_steps(rows, config, frozenset()).take_all()}
     assert found == {"0": "dropped:without_first", "1": "", "2": "", "3": "", "4": "dropped:clean"}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_step_on_all_rows_gets_those_held_out_in_a_call_of_its_own(module: str) -> None:
+    rows = ray.data.from_arrow(table(a_row("a", "plain"), a_row("h", "held", outcome="dropped:held_out")))
+    steps = StepsConfig(functions=(f"{module}:shouted",))
+    found = {
+        row["row_id"]: (row["instruction"], row["outcome"]) for row in apply_steps(rows, steps, frozenset()).take_all()
+    }
+    assert found == {"a": ("PLAIN", ""), "h": ("HELD", "dropped:held_out")}
