@@ -4,15 +4,20 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from cluster.manifest import Manifest
-from flows.graph import EVALUATION, RAW_INSTRUCTIONS
+from flows.graph import EVALUATION, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.results import UNUSED_COLUMNS
 from flows.retention import DELETED_STUDENTS
-from flows.run import Run
+from flows.run import FILES_OF_OTHER_SPLITS, Run
 from operators.columns import QUARANTINED
+from operators.read.drop_contaminated import CONTAMINATED
+from operators.read.drop_near_duplicates import NEAR_DUPLICATE
 from operators.read.reasons import told
 from operators.reflect.reflect import UNREAD_REPLIES, WITHOUT_REPLY
 
 Terminal = tuple[TextIO, TextIO]  # results, and progress and errors
+
+DROPPED = "dropped:"
+MANY = 0.1  # share of a refresh's rows; if more resemble others, a person should look at them
 
 
 def tell_what_was_made(run: Run, terminal: Terminal) -> None:
@@ -26,8 +31,17 @@ def tell_what_was_made(run: Run, terminal: Terminal) -> None:
         rows = "" if manifest.rows is None else f"{manifest.rows} rows in "
         peak = f"{manifest.peak_memory_mib} MiB at its peak"
         out.write(f"made {asset}: {rows}{manifest.seconds} s, {peak}\n")
-        out.writelines(f"{asset}: {line}\n" for line in _scores(asset, manifest))
+        out.writelines(f"{asset}: {line}\n" for line in [*_left_out(asset, manifest), *_scores(asset, manifest)])
         err.writelines(f"{asset}: {line}\n" for line in _to_look_at(asset, manifest, run.config.storage))
+
+
+def _left_out(asset: str, manifest: Manifest) -> list[str]:
+    """How many rows each reason took; the rows that are quarantined are named elsewhere."""
+    if asset not in (RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS):
+        return []
+    taken = {name.removeprefix(DROPPED): n for name, n in manifest.outcomes.items() if name.startswith(DROPPED) and n}
+    named = ", ".join(f"{reason} {number}" for reason, number in sorted(taken.items(), key=lambda each: -each[1]))
+    return [f"{sum(taken.values())} of {manifest.rows} rows are left out: {named}"] if taken else []
 
 
 def _harness(asset: str, manifest: Manifest) -> Mapping[str, Any]:
@@ -63,6 +77,15 @@ def _to_look_at(asset: str, manifest: Manifest, storage: str) -> list[str]:
     bad = {name.removeprefix(QUARANTINED): n for name, n in manifest.outcomes.items() if name.startswith(QUARANTINED)}
     if asset == RAW_INSTRUCTIONS and bad:
         lines.append(f"{sum(bad.values())} of {manifest.rows} records cannot be used: {told(bad)}")
+    resembling = sum(manifest.outcomes.get(outcome, 0) for outcome in (NEAR_DUPLICATE, CONTAMINATED))
+    if asset == RAW_INSTRUCTIONS and resembling > MANY * (manifest.rows or 0):
+        lines.append(
+            f"{resembling} of {manifest.rows} rows resemble other rows or evaluation texts and are left out; see them "
+            f"by recycle-and-train browse {storage}, and deduplicate and decontaminate in docs/configuration.md"
+        )
+    if others := _counts(manifest, FILES_OF_OTHER_SPLITS):
+        named = ", ".join(f"{split} {number}" for split, number in others.items())
+        lines.append(f"{sum(others.values())} files of other splits were not read: {named}; see source.split")
     lines += [
         f"task {failed['task']} failed for {failed['role']}: {failed['reason']}"
         for failed in _harness(asset, manifest).get("failed", ())

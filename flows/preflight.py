@@ -32,7 +32,7 @@ from operators.publish.hub import TOKEN_VARIABLE
 from operators.read.doctor import examine_source, first_rows
 from operators.read.drop_contaminated import examine_files
 from operators.read.own_steps import examine_steps
-from operators.read.source_files import list_source_files, shown, unknown_files
+from operators.read.source_files import files_of_other_splits, list_source_files, shown, unknown_files
 from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.reward import examine_reward_model
 from operators.stage import Finding
@@ -205,6 +205,9 @@ def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
     if unknown := _unknown_files(run):
         text = f"{shown(unknown)}: not read, unknown format; convert them"
         found.append(Finding("source.path", text, fatal=False))
+    if left_out := _left_out(run):
+        text = f"{left_out} are not read; source.split=all reads every file"
+        found.append(Finding("source.split", text, fatal=False))
     if unreadable := run.staleness.files.unreadable():
         text = f"{_named(unreadable)} cannot be read, so no refresh takes them; give this user the right to read them"
         found.append(Finding("source.path", text, fatal=False))
@@ -213,6 +216,15 @@ def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
             text = f"{describe(request)}; `recycle-and-train retry {run.config.storage} {request.key}`"
             found.append(Finding("schedule", text, fatal=False))
     return found
+
+
+def _left_out(run: Run) -> str:
+    """The files of other splits, such as "2 files of the split test (a, b)", joined; "" if there are none."""
+    try:
+        found = files_of_other_splits(run.config.source.path, run.config.source.split)
+    except (ValueError, OSError):  # another finding reports it
+        return ""
+    return ", ".join(f"{len(names)} files of the split {split} ({_named(names)})" for split, names in found.items())
 
 
 def _unknown_files(run: Run) -> str:

@@ -40,7 +40,6 @@ from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
 from operators.files.atomic import put_file
 from operators.publish.publish import publish
-from operators.read.read_instructions import count_ignored_columns
 from operators.reflect.filter_rewrites import filter_rewrites
 from operators.reflect.reflect import count_unread, reflection_version
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTIONS
@@ -73,7 +72,8 @@ def uses(*sections: str, only_rows: bool = False) -> dict[str, Any]:
 )
 def raw_instructions(context: dg.AssetExecutionContext, run: RunResource) -> Recipe:
     """The source, one row per record; bad, duplicate, held-out and contaminated records have their reason."""
-    return Recipe(partial(run.raw_rows, context.partition_key), metrics=count_ignored_columns)
+    key = context.partition_key
+    return Recipe(partial(run.raw_rows, key), metrics=partial(run.raw_metrics, key))
 
 
 @dg.asset(partitions_def=REFRESHES, group_name="evaluate", kinds={"ray"}, code_version="1")

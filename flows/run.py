@@ -27,8 +27,9 @@ from operators.models import resolve_model
 from operators.read.archive import rows_of_files
 from operators.read.drop_contaminated import EvaluationIndex, drop_contaminated, evaluation_index
 from operators.read.own_steps import apply_steps
+from operators.read.read_instructions import count_ignored_columns
 from operators.read.read_refresh import read_refresh
-from operators.read.source_files import shown
+from operators.read.source_files import files_of_other_splits, shown
 from operators.reflect.reflect import Reflection
 from operators.report.costs import StageCost, stage_costs
 from operators.select.judge import Judge
@@ -41,6 +42,7 @@ from operators.teacher.variants import every_teacher, resolved
 
 HELD_ROWS = 100_000  # of earlier refreshes, 2 KB each, that are kept in Ray's object store while a refresh is made
 MOST_NAMED = 5  # files in a message
+FILES_OF_OTHER_SPLITS = "files_of_other_splits"  # in the metrics of raw_instructions
 PROMPTS = "prompts"  # folder next to the ledger, with the prompts by key of the call
 REFLECTIONS = frozenset({INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS})
 
@@ -184,6 +186,17 @@ class Run:
         rows = read_refresh(files, earlier, config.source, config.deduplicate, self.special_tokens, archived)
         rows = apply_steps(rows, config.steps, self.special_tokens)
         return drop_contaminated(rows, self.build_evaluation_index(rows, refresh))
+
+    def raw_metrics(self, refresh: str, rows: Dataset) -> dict[str, int | dict[str, int]]:
+        """What `raw_rows` read and compared: unread columns, files of other splits, and evaluation texts."""
+        split = self.config.source.split
+        try:
+            left_out = files_of_other_splits(self.config.source.path, split)
+        except (ValueError, OSError):  # the source went away while it was read
+            left_out = {}
+        files = {split: len(names) for split, names in left_out.items()}
+        texts = self.evaluation_index(rows, refresh).num_texts()
+        return count_ignored_columns(rows) | {FILES_OF_OTHER_SPLITS: files, "evaluation_texts": texts}
 
     def earlier(self, refresh: str) -> Dataset | None:
         """The raw instructions of all refreshes that were first made before this one; None if this is the first."""

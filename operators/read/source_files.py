@@ -123,6 +123,17 @@ def unknown_files(path: str) -> str:
     return _some(others) if others else ""
 
 
+def files_of_other_splits(path: str, split: str) -> dict[str, list[str]]:
+    """Names of the source's files that `split` leaves out, by the split that their names show."""
+    files = list_source_files(path)
+    read = {file.path for file in of_split(files, split)}
+    found: dict[str, list[str]] = {}
+    for file in files:
+        if file.path not in read:
+            found.setdefault(_split_of(file.name), []).append(file.name)
+    return found
+
+
 def _unknown(found: Iterable[pafs.FileInfo]) -> list[str]:
     return [info.path for info in found if not _is_readable(info.base_name) and info.base_name not in METADATA]
 

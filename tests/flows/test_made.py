@@ -68,3 +68,22 @@ def test_scores_on_tasks_are_printed_and_failed_tasks_are_named(tmp_path: Path) 
     (_, line), problems = printed(tmp_path, "evaluation", value=value)
     assert line == "evaluation: arc_easy acc: base 0.2500, student 0.5000"
     assert problems == ["evaluation: task own failed for student: KeyError: 'answer'"]
+
+
+def test_how_many_rows_each_reason_took_is_printed_and_many_lookalikes_are_a_problem(tmp_path: Path) -> None:
+    outcomes = {"": 30, "dropped:held_out": 2, "dropped:near_duplicate": 15, "dropped:clean": 1, "dropped:duplicate": 0}
+    (_, line), [problem] = printed(tmp_path, "raw_instructions", outcomes=outcomes)
+    assert line == "raw_instructions: 18 of 48 rows are left out: near_duplicate 15, held_out 2, clean 1"
+    assert problem.startswith("raw_instructions: 15 of 48 rows resemble other rows or evaluation texts")
+    few = {"": 44, "dropped:near_duplicate": 4}
+    assert printed(tmp_path / "few", "raw_instructions", outcomes=few)[1] == []
+    recycled = {"both": 46, "dropped:response_not_reflected": 2}
+    (_, line), problems = printed(tmp_path / "last", "recycled_instructions", outcomes=recycled)
+    assert line == "recycled_instructions: 2 of 48 rows are left out: response_not_reflected 2"
+    assert problems == []
+
+
+def test_files_of_other_splits_are_named(tmp_path: Path) -> None:
+    metrics: Any = {"files_of_other_splits": {"test": 2, "validation": 1}}
+    [line] = told(tmp_path, "raw_instructions", metrics=metrics)
+    assert line == "raw_instructions: 3 files of other splits were not read: test 2, validation 1; see source.split"

@@ -8,7 +8,7 @@ import pytest
 from operators.read.config import ReadConfig
 from operators.read.read_instructions import read_instructions
 from operators.read.record_formats import read_records
-from operators.read.source_files import list_source_files, plan_pieces, shown
+from operators.read.source_files import files_of_other_splits, list_source_files, plan_pieces, shown
 
 
 def test_files_are_found_in_folders_globs_and_uris(tmp_path: Path) -> None:
@@ -159,3 +159,16 @@ def test_only_files_of_lines_are_cut(tmp_path: Path) -> None:
         if task[0].start
     }
     assert cut == {"lines.jsonl"}
+
+
+def test_files_that_a_split_leaves_out_are_known(tmp_path: Path) -> None:
+    """A case from an audit: of these files only the first was read, and nothing named the others."""
+    names = ("train.jsonl", "dev_tools_questions.jsonl", "2024-test.jsonl", "part-eval-2.jsonl", "notes.jsonl")
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    found = files_of_other_splits(str(tmp_path), "train")
+    assert found == {
+        "test": ["2024-test.jsonl", "part-eval-2.jsonl"],
+        "validation": ["dev_tools_questions.jsonl"],
+    }
+    assert files_of_other_splits(str(tmp_path), "all") == {}
