@@ -248,6 +248,8 @@ def _resolve(path: str) -> tuple[pafs.FileSystem, str, str]:
     fixed = _fixed_part(head).rstrip("/")
     suffix = f"?{options}" if options else ""
     filesystem, base = open_filesystem(fixed + suffix)
+    if isinstance(filesystem, pafs.PyFileSystem):
+        filesystem.handler.fs.invalidate_cache()  # fsspec keeps listings, in which a daemon would see no new file
     base = base.rstrip("/")
     return filesystem, base + head[len(fixed) :], _escaped(fixed) + "{}" + _escaped(suffix)
 
