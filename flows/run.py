@@ -187,7 +187,7 @@ class Run:
         rows = apply_steps(rows, config.steps, self.special_tokens)
         return drop_contaminated(rows, self.build_evaluation_index(rows, refresh))
 
-    def raw_metrics(self, refresh: str, rows: Dataset) -> dict[str, int | dict[str, int]]:
+    def raw_metrics(self, refresh: str, rows: Dataset) -> dict[str, object]:
         """What `raw_rows` read and compared: unread columns, files of other splits, and evaluation texts."""
         split = self.config.source.split
         try:
