@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from operators.files.atomic import open_filesystem
+from operators.read.globs import fixed_part, glob_pattern, is_glob
 from operators.read.message_tables import is_message_table
 from operators.read.record import READ_BYTES
 from operators.read.text_streams import BOM, LINES, format_of, holds_lines
@@ -83,7 +84,7 @@ def list_source_files(path: str, split: str = ALL_SPLITS) -> list[SourceFile]:
         )
     if others:
         warnings.warn(f"read_instructions: not read, unknown format: {_some(others)}", stacklevel=2)
-    fixed = _fixed_part(base)
+    fixed = fixed_part(base)
     files = [
         SourceFile(uri.format(info.path[len(fixed) :]), _name(info.path, base), info.size or 0, info.mtime_ns)
         for info in readable
@@ -106,13 +107,13 @@ def would_read(path: str, place: str, names: Iterable[str]) -> bool:
     other, root = open_filesystem(place)
     if filesystem.type_name != other.type_name:
         return False
-    fixed = _fixed_part(base)
+    fixed = fixed_part(base)
     if isinstance(filesystem, pafs.LocalFileSystem):  # links
         base, root = os.path.realpath(fixed) + base[len(fixed) :], os.path.realpath(root)
     tops = {f"{root}/{name.partition('/')[0]}/" for name in names}
     if any(f"{base}/".startswith(top) for top in tops):
         return True
-    folder, pattern = (_fixed_part(base), _glob_pattern(base)) if _is_glob(base) else (base, None)
+    folder, pattern = (fixed_part(base), glob_pattern(base)) if is_glob(base) else (base, None)
     return any(_is_wanted(f"{root}/{name}", folder, pattern) for name in names)
 
 
@@ -235,17 +236,17 @@ def _split_of(name: str) -> str:
 def _name(path: str, base: str) -> str:
     """The path relative to the folder that the source names; for a single file its name."""
     folder = base if path != base else base.rpartition("/")[0]
-    return path.removeprefix(_fixed_part(folder)).lstrip("/")
+    return path.removeprefix(fixed_part(folder)).lstrip("/")
 
 
 def _resolve(path: str) -> tuple[pafs.FileSystem, str, str]:
     """The file system, the path or glob inside it, and a format string that makes a URI of a path inside it."""
     if "://" not in path:
         filesystem, base = open_filesystem(path)
-        return filesystem, base, _escaped(_fixed_part(base)) + "{}"
+        return filesystem, base, _escaped(fixed_part(base)) + "{}"
     # A glob is not a valid URI, so the file system is made from the part before it.
     head, _, options = path.partition("?")
-    fixed = _fixed_part(head).rstrip("/")
+    fixed = fixed_part(head).rstrip("/")
     suffix = f"?{options}" if options else ""
     filesystem, base = open_filesystem(fixed + suffix)
     if isinstance(filesystem, pafs.PyFileSystem):
@@ -261,9 +262,9 @@ def _walk(filesystem: pafs.FileSystem, base: str) -> Iterator[pafs.FileInfo]:
         return
     folder, pattern = base, None
     if info.type != pafs.FileType.Directory:
-        if not _is_glob(base):
+        if not is_glob(base):
             return
-        folder, pattern = _fixed_part(base), _glob_pattern(base)
+        folder, pattern = fixed_part(base), glob_pattern(base)
     recursive = pattern is None or "**" in base or "/" in base[len(folder) :].lstrip("/")
     selector = pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)
     for entry in filesystem.get_file_info(selector):
@@ -279,28 +280,6 @@ def _is_wanted(file: str, folder: str, pattern: re.Pattern[str] | None) -> bool:
         return False
     hidden = any(part.startswith((".", "_")) for part in file[len(folder) :].split("/"))
     return not hidden and (pattern is None or pattern.fullmatch(file) is not None)
-
-
-def _is_glob(path: str) -> bool:
-    return re.search(r"[*?\[]", path) is not None
-
-
-def _fixed_part(path: str) -> str:
-    """The folder before the first wildcard; `path` itself if it has none."""
-    match = re.search(r"[*?\[]", path)
-    return path if match is None else path[: match.start()].rpartition("/")[0]
-
-
-def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """The glob as a pattern: `**/` matches any number of folders, `*` and `?` match within one name."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
-    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile(
-        "".join(
-            meaning.get(part) or (part.replace("[!", "[^", 1) if part.startswith("[") else re.escape(part))
-            for part in parts
-        )
-    )
 
 
 def _escaped(text: str) -> str:
