@@ -20,6 +20,7 @@ from flows.exit_codes import DONE, FAILED, UNUSABLE
 from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS
 from flows.retention import STUDENTS, has_weights
 from flows.run import Run
+from flows.student_files import require_undamaged
 from operators.columns import ACTIVE, HELD_OUT, RECYCLED_OUTCOMES
 from operators.evaluate.config import TrainedAttention
 from operators.evaluate.evaluate import Models, Rival
@@ -52,7 +53,7 @@ def rivals(history: ReleaseHistory, version: str) -> list[Rival]:
     current, best = history.current(), history.best()
     wanted = [(current.version if current else "", RELEASED), (best.version if best else "", BEST)]
     return [
-        Rival(name, role, decisions[name].rows)
+        Rival(name, role, history.rows_of(decisions[name]))
         for name, role in wanted
         if name != version and name in decisions and decisions[name].rows
     ]
@@ -114,6 +115,7 @@ def _roll_back(storage: str, version: str) -> Decision:
             f"rollback: {storage}/students/{version} is not there, or only partly, deleted by hand or by "
             "release.keep_students; train it again with the configuration that it was trained with"
         )
+    require_undamaged(f"{storage}/{STUDENTS}/{version}")
     return history.roll_back(version)
 
 
@@ -166,4 +168,5 @@ def _line(decision: Decision) -> str:
     loss = decision.held_out_loss
     losses = f"held-out loss {loss.base:.4f} -> {loss.student:.4f}" if loss.base and loss.student else "no loss"
     wins = f", {decision.judge.wins} won {decision.judge.losses} lost" if decision.judge else ""
-    return f"{decision.number:>4}  {decision.at}  {decision.event:<11}  {decision.version}  {losses}{wins}"
+    on = f", held-out set {decision.held_out}" if decision.held_out else ""
+    return f"{decision.number:>4}  {decision.at}  {decision.event:<11}  {decision.version}  {losses}{wins}{on}"

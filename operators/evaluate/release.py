@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from operators.evaluate.release_history import Pointer, ReleaseHistory
+from operators.evaluate.held_out_set import version_of
+from operators.evaluate.release_history import Decision, Pointer, ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED, Comparison, Evaluation, PairedChange, Release, Verdicts
 from operators.stage import Operational, StageConfig
 
@@ -85,7 +86,7 @@ def release(evaluation: Evaluation, version: str, history: ReleaseHistory, confi
         )
     checks = list(_checks(evaluation, version, current, history, config))
     passed, reasons = all(good for good, _ in checks), tuple(reason for _, reason in checks)
-    history.record("released" if passed else "refused", version, evaluation, reasons)
+    history.record("released" if passed else "refused", version, evaluation, reasons, version_of(evaluation.rows))
     return Release(released=passed, version=version, previous=current.version if current else None, reasons=reasons)
 
 
@@ -107,9 +108,9 @@ def _checks(
             yield _check_loss(against.change, f"released {current.version}", config)
         else:
             yield _check_recorded(loss.base, loss.student, current, config)
-        best = _rival(evaluation, BEST, None)
-        if best is not None and best.change.estimate is not None:
-            yield _check_drift(best, config)
+        best = history.best()
+        if best is not None and best.version != version:
+            yield _check_drift(_rival(evaluation, BEST, best.version), best, loss.student - loss.base, config)
     yield _check_wins(evaluation.judge, evaluation.judge.unparsed if evaluation.judge else 0, "the base model", config)
     rival = _rival(evaluation, RELEASED, current.version if current else None)
     if rival is not None and rival.judge is not None:
@@ -117,9 +118,8 @@ def _checks(
 
 
 def _rival(evaluation: Evaluation, role: str, version: str | None) -> Comparison | None:
-    """The comparison with the rival in this role; with `version`, only if it is about that one."""
-    found = (one for one in evaluation.rivals if one.role == role and version in (None, one.version))
-    return next(found, None) if role == BEST or version else None
+    """The comparison with this version in this role, if the evaluation has one."""
+    return next((one for one in evaluation.rivals if (one.role, one.version) == (role, version)), None)
 
 
 def _check_rows(num_rows: int, config: ReleaseConfig, which: str = "") -> Check:
@@ -152,11 +152,21 @@ def _check_recorded(base: float, student: float, current: Pointer, config: Relea
     )
 
 
-def _check_drift(best: Comparison, config: ReleaseConfig) -> Check:
-    change = best.change.estimate or 0.0
-    good = change <= config.max_drift
+def _check_drift(measured: Comparison | None, best: Decision, distance: float, config: ReleaseConfig) -> Check:
+    """Compare with the best student so far: on common rows, or if there are too few, by the distances from the bases.
+
+    `distance` is the new student's loss less its base model's.
+    """
+    loss, change, how = best.held_out_loss, None, ""
+    if measured is not None and measured.change.num_rows >= config.min_rows:
+        change = measured.change.estimate
+    elif loss.base is not None and loss.student is not None:
+        change, how = distance - (loss.student - loss.base), ", as recorded"
+    if change is None:
+        return False, f"held-out loss against {best.version}, the best so far: it cannot be compared"
+    good = round(change, 9) <= config.max_drift
     return good, (
-        f"held-out loss {change:+.4f} nats per token against {best.version}, the best so far: "
+        f"held-out loss {change:+.4f} nats per token against {best.version}, the best so far{how}: "
         f"{'within' if good else 'beyond'} release.max_drift={config.max_drift:g}"
     )
 

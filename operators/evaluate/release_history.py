@@ -3,12 +3,12 @@
     <storage>/released.json                the pointer: which student is released now
     <storage>/releases/000001.json ...     one file per decision, with the evaluation behind it; never changed
 
-A decision is recorded before the pointer moves. Readers of the pointer see the old student or the new one, never a part
-of a file: locally it is written beside and renamed over the old one, and on an object store a PUT is atomic.
+A decision is recorded before the pointer moves; if the pointer is gone, the last decision that moved it counts. Readers
+of the pointer see the old student or the new one, never a part of a file: locally it is written beside and renamed over
+the old one, and on an object store a PUT is atomic. Both kinds of files hold a checksum of their content.
 """
 
 import datetime
-import json
 import re
 from typing import Any, Literal, TypeVar
 
@@ -17,8 +17,10 @@ from pydantic import ValidationError
 
 from operators.evaluate.results import Comparison, Evaluation, HeldOutLoss, Judgement, Result
 from operators.files.atomic import open_filesystem, put_file
+from operators.files.copies import exists
+from operators.files.seals import sealed, unsealed
 
-POINTER, HISTORY = "released.json", "releases"
+POINTER, HISTORY, EVALUATIONS = "released.json", "releases", "evaluations"
 _NUMBERED = re.compile(r"(\d{6,})\.json")
 Record = TypeVar("Record", bound=Result)
 Event = Literal["released", "refused", "rolled_back"]
@@ -55,7 +57,9 @@ class Decision(Result):
         held_out_loss: of the evaluation.
         judge: of the evaluation.
         rivals: of the evaluation.
-        rows: file with what was measured of every held-out row.
+        rows: file with what was measured of every held-out row, relative to the storage; storages written before
+            2026-11-28 have absolute paths (`ReleaseHistory.rows_of` reads both).
+        held_out: version of the held-out set, a hash over the ids of its rows; "" if unknown.
     """
 
     number: int
@@ -68,6 +72,7 @@ class Decision(Result):
     judge: Judgement | None = None
     rivals: tuple[Comparison, ...] = ()
     rows: str = ""
+    held_out: str = ""
 
 
 class ReleaseHistory:
@@ -86,7 +91,8 @@ class ReleaseHistory:
         """
         path = f"{self._root}/{POINTER}"
         if self._filesystem.get_file_info(path).type == fs.FileType.NotFound:
-            return None
+            moved = [decision for decision in self.decisions() if decision.event != "refused"]
+            return _pointer_to(moved[-1]) if moved else None
         found = _checked(Pointer, self._read(path), f"{self._storage}/{POINTER}")
         if found.held_out_loss.base is None or found.held_out_loss.student is None:
             raise ValueError(f"release: {self._storage}/{POINTER} holds no release record: a loss is missing")
@@ -104,9 +110,17 @@ class ReleaseHistory:
         return [_checked(Decision, self._read(path), path) for path in paths]
 
     def record(
-        self, event: Event, version: str, evaluation: Evaluation | Decision, reasons: tuple[str, ...]
+        self,
+        event: Event,
+        version: str,
+        evaluation: Evaluation | Decision,
+        reasons: tuple[str, ...],
+        held_out: str = "",
     ) -> Decision:
-        """Add a decision to the history and, unless it is a refusal, move the pointer to its version."""
+        """Add a decision to the history and, unless it is a refusal, move the pointer to its version.
+
+        `held_out` is the version of the held-out set that the evaluation was made on.
+        """
         current, earlier = self.current(), self.decisions()
         decision = Decision(
             number=earlier[-1].number + 1 if earlier else 1,
@@ -118,19 +132,25 @@ class ReleaseHistory:
             held_out_loss=evaluation.held_out_loss,
             judge=evaluation.judge,
             rivals=evaluation.rivals,
-            rows=evaluation.rows,
+            rows=evaluation.rows.removeprefix(f"{self._storage}/"),
+            held_out=held_out,
         )
-        put_file(f"{self._storage}/{HISTORY}/{decision.number:06}.json", decision.model_dump_json(indent=1))
+        put_file(f"{self._storage}/{HISTORY}/{decision.number:06}.json", sealed(decision))
         if event != "refused":
-            pointer = Pointer(
-                version=version,
-                previous=decision.previous,
-                released_at=decision.at,
-                held_out_loss=decision.held_out_loss,
-                win_margin=decision.judge.win_margin if decision.judge else None,
-            )
-            put_file(f"{self._storage}/{POINTER}", pointer.model_dump_json(indent=1))
+            put_file(f"{self._storage}/{POINTER}", sealed(_pointer_to(decision)))
         return decision
+
+    def rows_of(self, decision: Decision) -> str:
+        """Path or URI of what was measured of every held-out row; "" if the decision names no file.
+
+        The storage may have been moved since an older version recorded an absolute path: the file is looked for in the
+        storage first.
+        """
+        rows = decision.rows
+        if not rows.startswith("/") and "://" not in rows:
+            return f"{self._storage}/{rows}" if rows else ""
+        own = f"{self._storage}/{EVALUATIONS}/{rows.rpartition('/')[2]}"
+        return own if exists(own) else rows
 
     def roll_back(self, version: str) -> Decision:
         """Make an earlier released student the released one again.
@@ -148,7 +168,8 @@ class ReleaseHistory:
         if current and current.version == version:
             raise ValueError(f"rollback: {version} is the released student already")
         replaced = current.version if current else "no student"
-        return self.record("rolled_back", version, released[version], (f"a person rolled back from {replaced}",))
+        earlier, reasons = released[version], (f"a person rolled back from {replaced}",)
+        return self.record("rolled_back", version, earlier, reasons, earlier.held_out)
 
     def is_rolled_back(self, version: str) -> bool:
         """Whether a person rolled this version back and it was not released again since."""
@@ -164,9 +185,19 @@ class ReleaseHistory:
     def _read(self, path: str) -> Any:
         with self._filesystem.open_input_stream(path) as stream:
             try:
-                return json.loads(stream.read())
+                return unsealed(stream.read())
             except ValueError:
                 return None
+
+
+def _pointer_to(decision: Decision) -> Pointer:
+    return Pointer(
+        version=decision.version,
+        previous=decision.previous,
+        released_at=decision.at,
+        held_out_loss=decision.held_out_loss,
+        win_margin=decision.judge.win_margin if decision.judge else None,
+    )
 
 
 def _taken_back(decisions: list[Decision]) -> set[str]:
@@ -189,4 +220,7 @@ def _checked(kind: type[Record], record: Any, path: str) -> Record:
         return kind.model_validate(record)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
-        raise ValueError(f"release: {path} holds no release record ({place}); restore or remove it") from None
+        cure = (
+            "restore it, or remove it: the last decision in releases/ then counts" if kind is Pointer else "restore it"
+        )
+        raise ValueError(f"release: {path} holds no release record ({place}); {cure}") from None

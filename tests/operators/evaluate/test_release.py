@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from operators.evaluate.release import ReleaseConfig, release
@@ -15,6 +16,7 @@ from operators.evaluate.results import (
     PairedChange,
     Verdicts,
 )
+from operators.evaluate.rows import ROWS, write_rows
 
 CONFIG = ReleaseConfig()
 
@@ -147,6 +149,46 @@ def test_many_small_steps_down_are_bounded_by_the_best_student_so_far(history: R
             assert "the best so far: beyond release.max_drift=0.02" in " ".join(answer.reasons)
             break
     assert released == [True, True, False]
+
+
+@pytest.mark.parametrize("left", ["no comparison", "no common row", "few common rows", "another student's"])
+def test_drift_is_bounded_also_if_the_best_students_rows_are_gone(history: ReleaseHistory, left: str) -> None:
+    lenient = ReleaseConfig(max_loss_increase=0.03, min_confidence=0.5)
+    assert release(an_evaluation(student=1.9), "v1", history, lenient).released
+    released = 0
+    for step in range(1, 11):
+        rivals = [against(f"v{step}", RELEASED, a_change(0.019))]
+        change = {"no common row": PairedChange(), "few common rows": a_change(-1, num_rows=2)}.get(left)
+        rivals += [against("v1", BEST, change)] if change else []
+        rivals += [against("v0", BEST, a_change(-1))] if left == "another student's" else []
+        evaluation = an_evaluation(student=1.9 + 0.019 * step, rivals=tuple(rivals))
+        answer = release(evaluation, f"v{step + 1}", history, lenient)
+        if not answer.released:
+            break
+        released += 1
+    assert released == 1, "0.019 is within max_drift, twice that is not"
+    assert "against v1, the best so far, as recorded: beyond release.max_drift=0.02" in " ".join(answer.reasons)
+
+
+def test_a_best_student_without_a_recorded_loss_cannot_be_compared(history: ReleaseHistory, tmp_path: Path) -> None:
+    history.record("released", "v0", Evaluation(held_out_loss=HeldOutLoss()), ())
+    (tmp_path / "storage" / "released.json").unlink()
+    history.record("released", "v1", an_evaluation(base=2.0, student=2.1), ())
+    answer = release(an_evaluation(rivals=(against("v1", RELEASED, a_change(-0.02)),)), "v2", history, CONFIG)
+    assert not answer.released
+    assert "against v0, the best so far: it cannot be compared" in " ".join(answer.reasons)
+
+
+def test_a_decision_records_the_version_of_the_held_out_set(history: ReleaseHistory, tmp_path: Path) -> None:
+    for number, ids in enumerate((["b", "a"], ["a", "b"], ["a", "b", "c"])):
+        columns = {field.name: pa.array([None] * len(ids), field.type) for field in ROWS} | {"row_id": ids}
+        write_rows(pa.table(columns, schema=ROWS), f"{tmp_path}/{number}.parquet")
+        release(an_evaluation(rows=f"{tmp_path}/{number}.parquet"), f"v{number}", history, CONFIG)
+    first, same, grown = [decision.held_out for decision in history.decisions()]
+    assert first == same != grown
+    assert len(grown) == 16
+    history.record("released", "v9", an_evaluation(), ())
+    assert history.roll_back("v0").held_out == first
 
 
 def test_without_common_rows_the_recorded_distance_from_the_base_model_counts(history: ReleaseHistory) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, HeldOutLoss
+from operators.files.atomic import put_file
 
 
 def an_evaluation(student: float = 1.9) -> Evaluation:
@@ -100,6 +101,53 @@ def test_a_pointer_of_an_earlier_version_of_this_program_is_read(tmp_path: Path)
     current = ReleaseHistory(str(tmp_path)).current()
     assert current is not None
     assert current.version == "v1"
+
+
+def test_a_decision_finds_its_rows_after_the_storage_was_moved(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    rows = old / "evaluations" / "v1.parquet"
+    evaluation = an_evaluation().model_copy(update={"rows": str(rows)})
+    ReleaseHistory(str(old)).record("released", "v1", evaluation, ())
+    put_file(str(rows), "rows")
+    old.rename(new)
+    history = ReleaseHistory(str(new))
+    [decision] = history.decisions()
+    assert decision.rows == "evaluations/v1.parquet"
+    assert history.rows_of(decision) == f"{new}/evaluations/v1.parquet"
+    before = decision.model_copy(update={"rows": str(rows)})  # as older versions recorded it
+    assert history.rows_of(before) == f"{new}/evaluations/v1.parquet"
+    elsewhere = decision.model_copy(update={"rows": "/elsewhere/v1.parquet"})
+    (new / "evaluations" / "v1.parquet").unlink()
+    assert history.rows_of(elsewhere) == "/elsewhere/v1.parquet"
+
+
+@pytest.mark.parametrize("name", ["released.json", "releases/000001.json"])
+def test_a_flipped_bit_is_found_and_a_file_without_a_checksum_is_read(tmp_path: Path, name: str) -> None:
+    history, file = ReleaseHistory(str(tmp_path)), tmp_path / name
+    history.record("released", "v1", an_evaluation(), ())
+    written = file.read_text()
+    file.write_text(written.replace("1.9", "1.8"))
+    with pytest.raises(ValueError, match=rf"{name} holds no release record"):
+        (history.current(), history.decisions())
+    unsealed = {key: value for key, value in json.loads(written).items() if key != "seal"}
+    file.write_text(json.dumps(unsealed))
+    current, [decision] = history.current(), history.decisions()
+    assert current is not None
+    assert current.version == decision.version == "v1"
+
+
+def test_a_pointer_that_is_gone_is_the_last_decision_that_moved_it(tmp_path: Path) -> None:
+    history = ReleaseHistory(str(tmp_path))
+    history.record("refused", "v0", an_evaluation(), ())
+    assert history.current() is None
+    history.record("released", "v1", an_evaluation(), ())
+    history.record("released", "v2", an_evaluation(), ())
+    history.record("refused", "v3", an_evaluation(), ())
+    before = history.current()
+    (tmp_path / "released.json").unlink()
+    assert history.current() == before
+    assert before is not None
+    assert (before.version, before.previous) == ("v2", "v1")
 
 
 def test_a_storage_may_be_a_uri(tmp_path: Path) -> None:
