@@ -31,6 +31,7 @@ from flows.results import results_of
 from flows.retention import DELETED_STUDENTS, prune_students
 from flows.run import Run, rows_where
 from flows.schedules import definitions
+from flows.student_files import note_checksums, require_undamaged
 from flows.training_start import rows_to_pack, starting_student
 from operators.columns import HELD_OUT
 from operators.evaluate.alpaca_eval import alpaca_eval_files
@@ -178,6 +179,7 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
         from operators.train.train import train  # here, because it imports torch, which takes seconds
 
         trained = train(packed_sequences, run.config.train, starting_student(run, folder), folder)
+        note_checksums(folder)
         return trained.model_copy(update={"version": version, "folder": folder})
 
     return Recipe(build)
@@ -194,6 +196,7 @@ def evaluation(held_out: Dataset, student: TrainResult, run: RunResource) -> Rec
     ledger = run.ledger()
 
     def build() -> Evaluation:
+        require_undamaged(student.folder)
         models = models_of(run, student.version, student.folder)
         made = evaluate(held_out, evaluate_config(run.config), models, run.teacher, ledger, run.special_tokens)
         for name, text in alpaca_eval_files(made.samples, run.config.student.model, student.version).items():

@@ -4,6 +4,7 @@ import re
 
 from pyarrow import fs
 
+from flows.student_files import CHECKPOINTS
 from operators.evaluate.release_history import ReleaseHistory
 from operators.files.atomic import open_filesystem
 from operators.files.copies import delete, exists
@@ -11,7 +12,7 @@ from operators.train.result import MANIFEST
 
 DELETED_STUDENTS = "deleted_students"  # key in the metrics of the asset `release`
 STUDENTS = "students"  # folder in the storage with one folder per student, named by its version
-OURS = ("checkpoints", "start.json", MANIFEST)  # what a training leaves in its student's folder, finished or not
+OURS = (CHECKPOINTS, "start.json", MANIFEST)  # what a training leaves in its student's folder, finished or not
 _VERSION = re.compile(r"[0-9a-f]{16}")  # the form of a fingerprint; a folder of another name is a person's
 
 

@@ -12,6 +12,7 @@ from flows.config import evaluate_config, load_config
 from flows.recycle_and_train import GRAPH
 from flows.releases import models_of, rivals, roll_back, show_releases
 from flows.run import open_run
+from flows.student_files import note_checksums
 from operators.columns import HELD_OUT
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
@@ -100,6 +101,15 @@ def test_a_student_whose_weights_were_deleted_is_not_released_again(storage: str
     err = io.StringIO()
     assert roll_back([storage, "v1"], io.StringIO(), err) == 2
     assert "students/v1 is not there, or only partly" in err.getvalue()
+    assert ReleaseHistory(storage).current().version == "v2"  # type: ignore[union-attr]
+
+
+def test_a_student_with_a_flipped_bit_is_not_released_again(storage: str) -> None:
+    note_checksums(f"{storage}/students/v1")
+    (Path(storage) / "students" / "v1" / "model.safetensors").write_text("w1")
+    err = io.StringIO()
+    assert roll_back([storage, "v1"], io.StringIO(), err) == 1
+    assert "students/v1: model.safetensors are not what the training wrote; restore" in err.getvalue()
     assert ReleaseHistory(storage).current().version == "v2"  # type: ignore[union-attr]
 
 
