@@ -1,7 +1,6 @@
 """Reads the storage's Parquet files as rows, computes their checksums, and explains its errors in one line."""
 
 import errno
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,11 +12,11 @@ import ray
 from pyarrow import fs
 from ray.data import Dataset
 
+from operators.files.checksums import checksum
 from operators.files.places import in_bucket
 
 READERS = 8  # threads of the driver
 MOST_ON_DRIVER = 1 << 30  # bytes; more are read by tasks on the whole cluster
-CHUNK_BYTES = 8 << 20
 MANY, SMALL_BYTES = 32, 1 << 20  # at least this many files, of at most this mean size, are read in groups
 GROUP_BYTES = 64 << 20  # of a group, which one task reads
 S3_ERROR = "AWS Error "  # comes before the code in pyarrow's messages
@@ -87,18 +86,10 @@ def checksums(filesystem: fs.FileSystem, paths: Sequence[str], total_bytes: int)
     """The CRC-32 of each file's content, hexadecimal: a flipped bit changes it."""
     if total_bytes <= MOST_ON_DRIVER:
         with ThreadPoolExecutor(READERS) as threads:
-            return list(threads.map(lambda path: _checksum(filesystem, path), paths))
-    read = ray.remote(num_cpus=0.25)(_checksum)
+            return list(threads.map(lambda path: checksum(filesystem, path), paths))
+    read = ray.remote(num_cpus=0.25)(checksum)
     found: list[str] = ray.get([read.remote(filesystem, path) for path in paths])
     return found
-
-
-def _checksum(filesystem: fs.FileSystem, path: str) -> str:
-    value = 0
-    with filesystem.open_input_stream(path) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            value = zlib.crc32(chunk, value)
-    return f"{value:08x}"
 
 
 def explained(error: OSError, storage: str) -> str | None:

@@ -29,6 +29,8 @@ from ray.data import Dataset
 
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
 from operators.files.atomic import OBJECT_STORES, UNFINISHED, open_filesystem, swap_folder, write_file
+from operators.files.checksums import checksums_of
+from operators.files.copies import files_below
 from operators.publish.hub import REPOSITORY, push_folder
 from operators.publish.own_folder import CARD, LINEAGE, VERSIONS, why_foreign
 from operators.publish.pass_through import Kinds, kinds_of, with_pass_through
@@ -86,6 +88,7 @@ class Published(BaseModel):
         rows: rows of the data set.
         alpaca_rows: rows that have an Alpaca record; a dialogue of several turns has none.
         hub_commit: address of the commit on the hub; "" if nothing was pushed.
+        files: name below the folder -> CRC-32 of each file; empty if an older version published them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +97,7 @@ class Published(BaseModel):
     rows: int
     alpaca_rows: int
     hub_commit: str = ""
+    files: dict[str, str] = {}
 
 
 def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: PublishConfig) -> Published:
@@ -138,7 +142,8 @@ def publish(rows: Dataset, folder: str, lineage: Mapping[str, Any], config: Publ
         swap_folder(beside, root)
     place = f"{root}/{version}".rstrip("/")
     pushed = push_folder(filesystem, place, config.hub_repo, private=config.hub_private) if config.hub_repo else ""
-    return Published(folder=folder, rows=num_rows, alpaca_rows=alpaca_rows, hub_commit=pushed)
+    files = checksums_of(folder, files_below(folder))
+    return Published(folder=folder, rows=num_rows, alpaca_rows=alpaca_rows, hub_commit=pushed, files=files)
 
 
 def _switch(filesystem: fs.FileSystem, root: str, version: str, card: str) -> None:
@@ -193,7 +198,7 @@ def _write_rows(rows: Dataset, filesystem: fs.FileSystem, folder: str, kinds: Ki
     """Write the Parquet files; returns their number of rows, from their footers."""
     take = partial(published_table, kinds=kinds, policy=policy)
     rows.map_batches(take, batch_format="pyarrow", num_cpus=0.25).write_parquet(
-        f"{folder}/parquet", filesystem=filesystem
+        f"{folder}/parquet", filesystem=filesystem, write_page_checksum=True
     )
     found = filesystem.get_file_info(fs.FileSelector(f"{folder}/parquet", allow_not_found=True))
     if not found:  # Ray writes no file if there are no rows; a reader still needs the columns

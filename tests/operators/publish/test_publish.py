@@ -8,11 +8,13 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from operators.columns import RECYCLED, RECYCLED_OUTCOMES
 from operators.files.atomic import open_filesystem
+from operators.files.checksums import damaged_files
 from operators.files.copies import files_below, read_text
 from operators.publish.publish import (
     DECIDED,
@@ -64,6 +66,21 @@ def published(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path
     assert (made.folder, made.rows, made.alpaca_rows) == (str(folder), len(KEPT), len(KEPT) - 1)
     assert [path.name for path in folder.parent.iterdir()] == ["data"], "nothing is left beside"
     return folder
+
+
+def test_every_published_file_has_a_checksum_and_pages_have_their_own(local_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    made = publish(ray.data.from_arrow(TABLE), f"{tmp_path}/data", LINEAGE, CONFIG)
+    assert made.files.keys() == files_below(f"{tmp_path}/data").keys()
+    assert damaged_files(f"{tmp_path}/data", made.files) == []
+    [file] = (tmp_path / "data" / "parquet").iterdir()
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1  # in the first page
+    file.write_bytes(content)
+    assert damaged_files(f"{tmp_path}/data", made.files) == [f"parquet/{file.name}"]
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        pq.read_table(file, page_checksum_verification=True)
 
 
 def test_pandas_loads_every_format(published: Path) -> None:
