@@ -24,7 +24,7 @@ from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
 from flows.retries import describe
 from flows.run import MOST_NAMED, Run
 from flows.source_versions import RefreshFile
-from flows.storage_findings import place_findings
+from flows.storage_findings import damage_findings, place_findings
 from operators.evaluate.harness import examine_harness
 from operators.files.places import in_bucket
 from operators.models import ModelNotFoundError
@@ -69,6 +69,7 @@ def preflight(
     found = [
         *_storage_findings(run, holds_lease),
         *place_findings(run),
+        *(damage_findings(run) if thorough else []),
         *_source_findings(run, refresh, selected),
         *_cluster_findings(run.config),
         *models,
@@ -211,6 +212,7 @@ def _waiting_findings(run: Run, refresh: str) -> list[Finding]:
     if unreadable := run.staleness.files.unreadable():
         text = f"{_named(unreadable)} cannot be read, so no refresh takes them; give this user the right to read them"
         found.append(Finding("source.path", text, fatal=False))
+    found += [Finding("schedule", line, fatal=False) for line in run.requests.damaged()]
     for request in run.requests.all():
         if request.given_up is not None and request.key != refresh:
             text = f"{describe(request)}; `recycle-and-train retry {run.config.storage} {request.key}`"

@@ -4,14 +4,16 @@ A request holds the names and identities of its files, so that no other refresh 
 attempt. A request that failed too often is *given up*: it stays, with the reason, until a person retries it.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 from pyarrow import fs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from cluster.files import StorageError
+from cluster.refresh_key import require_refresh_key
 from operators.files.atomic import open_filesystem, put_file
+from operators.files.seals import sealed, unsealed
 
 REQUESTS = "refreshes"
 _SUFFIX = ".json"
@@ -51,7 +53,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    key: str
+    key: Annotated[str, AfterValidator(require_refresh_key)]
     files: tuple[tuple[str, str], ...] = ()
     forgiven: tuple[str, ...] = ()
     given_up: GivenUp | None = None
@@ -65,19 +67,33 @@ class Requests:
         self._folder = f"{storage}/{REQUESTS}"
 
     def all(self) -> list[Request]:
-        """Every request, sorted by key.
+        """Every request, sorted by key. Damaged files are left out, and `damaged` names them."""
+        return [found for found in self._each() if isinstance(found, Request)]
 
-        Raises:
-            StorageError: a file holds no request.
-        """
+    def damaged(self) -> list[str]:
+        """One line for each file that holds no request, with the cure."""
+        return [str(found) for found in self._each() if isinstance(found, StorageError)]
+
+    def _each(self) -> Iterator[Request | StorageError]:
         filesystem, root = open_filesystem(self._folder)
         found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
-        names = sorted(info.base_name for info in found if info.base_name.endswith(_SUFFIX))
-        read = [self._read(filesystem, f"{root}/{name}") for name in names if not name.startswith(".")]
-        return [request for request in read if request is not None]
+        for name in sorted(info.base_name for info in found if info.base_name.endswith(_SUFFIX)):
+            if name.startswith("."):
+                continue
+            try:
+                request = self._read(filesystem, f"{root}/{name}")
+            except StorageError as error:
+                yield error
+                continue
+            if request is not None:
+                yield request
 
     def get(self, key: str) -> Request | None:
-        """The request for a refresh; None if there is none."""
+        """The request for a refresh; None if there is none.
+
+        Raises:
+            StorageError: its file holds no request.
+        """
         filesystem, root = open_filesystem(self._folder)
         path = f"{root}/{key}{_SUFFIX}"
         if filesystem.get_file_info(path).type != fs.FileType.File:
@@ -86,7 +102,7 @@ class Requests:
 
     def put(self, request: Request) -> Request:
         """Store a request; it replaces the one for the same refresh. Returns it."""
-        put_file(f"{self._folder}/{request.key}{_SUFFIX}", request.model_dump_json(indent=1))
+        put_file(f"{self._folder}/{request.key}{_SUFFIX}", sealed(request))
         return request
 
     def remove(self, key: str) -> None:
@@ -99,10 +115,13 @@ class Requests:
     def _read(self, filesystem: Any, path: str) -> Request | None:
         try:
             with filesystem.open_input_stream(path) as stream:
-                return Request.model_validate_json(stream.read())
+                request = Request.model_validate(unsealed(stream.read()))
+            if f"{request.key}{_SUFFIX}" != path.rpartition("/")[2]:
+                raise ValueError(request.key)
+            return request
         except FileNotFoundError:  # finished since the folder was listed
             return None
-        except (OSError, ValidationError):
+        except ValueError:  # ValidationError is a ValueError
             raise StorageError(
                 f"refreshes: {path} holds no request; delete it, and its files are asked for again"
             ) from None

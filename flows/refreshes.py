@@ -22,14 +22,15 @@ from flows.retries import describe
 def show_refreshes(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
     """Print one line per refresh, in the order in which they were made.
 
-    Returns 1 if a refresh was given up, 2 if the storage cannot be read, else 0.
+    Returns 1 if a refresh was given up or the file of a request is damaged, 2 if the storage cannot be read, else 0.
     """
     parser = argparse.ArgumentParser(prog="recycle-and-train refreshes", description="List the refreshes of a storage.")
     parser.add_argument("storage", help="folder or URI of the runs' storage")
     arguments = parser.parse_args(argv)
     try:
         storage = existing_storage(arguments.storage)
-        store, requests = AssetStore(storage), {request.key: request for request in Requests(storage).all()}
+        store, asked = AssetStore(storage), Requests(storage)
+        requests, damaged = {request.key: request for request in asked.all()}, asked.damaged()
         made = store.refreshes(RAW_INSTRUCTIONS)
         for key in made:
             out.write(f"{_made_line(store, key)}{_request_note(requests.get(key))}\n")
@@ -42,7 +43,8 @@ def show_refreshes(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = 
     given_up = [request for request in requests.values() if request.given_up is not None]
     for request in given_up:
         err.write(f"{describe(request)}; `recycle-and-train retry {storage} {request.key}` tries again\n")
-    return FAILED if given_up else DONE
+    err.writelines(f"{line}\n" for line in damaged)
+    return FAILED if given_up or damaged else DONE
 
 
 def retry_refresh(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:

@@ -4,19 +4,20 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pyarrow import fs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cluster.files import StorageError
 from operators.files.atomic import open_filesystem, put_file
+from operators.files.seals import sealed, unsealed
 
 RETRACTED = "retracted.json"
 Version = tuple[str, str]  # name of a file below the source, and the identity of its content
 
 
 class _Kept(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    files: tuple[Version, ...] = ()
+    files: tuple[Version, ...]
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Retractions:
             return frozenset()
         try:
             with filesystem.open_input_stream(inside) as stream:
-                return frozenset(_Kept.model_validate_json(stream.read()).files)
-        except (OSError, ValidationError):
+                return frozenset(_Kept.model_validate(unsealed(stream.read())).files)
+        except (OSError, ValueError):  # ValidationError is a ValueError
             raise StorageError(f"retracted files: {path} cannot be read; restore it from a backup") from None
 
     def add(self, versions: Collection[Version]) -> None:
         """Add versions to the retracted ones."""
         kept = _Kept(files=tuple(sorted({*self.all(), *versions})))
-        put_file(f"{self.storage}/{RETRACTED}", kept.model_dump_json(indent=1))
+        put_file(f"{self.storage}/{RETRACTED}", sealed(kept))
 
 
 def versions_to_retract(name: str, taken: Collection[Version], there: Collection[Version]) -> list[Version]:

@@ -13,11 +13,14 @@ import dagster as dg
 
 from cluster.alert import send_alert
 from cluster.dagster_home import RETRIES_TAG, STORAGE_TAG
+from cluster.files import StorageError
 from cluster.storage import AssetStore
 from flows.failures import failure_of
+from flows.first_seen import FirstSeen
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.refresh_requests import GivenUp, Request
 from flows.run import Run
+from flows.troubles import words_of_trouble
 from operators.columns import ACTIVE
 
 BUSY_TAG = "recycle/storage_was_busy"  # tag of a run that ended because another run held the storage
@@ -28,6 +31,7 @@ UNFINISHED_RUNS = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+_ENDED = FirstSeen()
 
 
 @dataclass
@@ -38,11 +42,13 @@ class Decided:
         due: runs to launch now.
         waiting: one line for each refresh that waits for its next attempt.
         given_up: one line for each refresh that a person must retry.
+        troubles: one line for each refresh that cannot be decided about, because source or storage cannot be read.
     """
 
     due: list[dg.RunRequest] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
 
 
 def decide(instance: dg.DagsterInstance, run: Run) -> Decided:
@@ -50,10 +56,14 @@ def decide(instance: dg.DagsterInstance, run: Run) -> Decided:
     decided = Decided()
     requests = run.requests.all()
     for request in sorted(requests, key=lambda each: (bool(each.files), each.key)):  # unfinished refreshes first
-        if is_pointless(run, request):
-            run.requests.remove(request.key)
-        else:
-            _decide_one(instance, run, request, decided)
+        try:
+            if is_pointless(run, request):
+                run.requests.remove(request.key)
+            else:
+                _decide_one(instance, run, request, decided)
+        except (StorageError, OSError) as error:
+            words = words_of_trouble(error, run.config.source.path)
+            decided.troubles.append(f"refresh {request.key} waits: {words}")
     return decided
 
 
@@ -132,11 +142,11 @@ def describe(request: Request) -> str:
 def _seconds_to_wait(last: dg.RunRecord, failures: int, run: Run) -> float:
     """Seconds until the next attempt: the wait starts at the end of the last run, and doubles with each failure.
 
-    If the clock was set back, the wait is at most as long as if it started now.
+    If the clock was set back, the wait is at most as long as if it started when this process first saw the end.
     """
     limits = run.config.schedule
     pause: float = min(limits.retry_seconds * 2.0 ** min(failures - 1, 30), limits.retry_max_seconds)
-    elapsed = max(0.0, time.time() - (last.end_time or 0.0))
+    elapsed = max(time.time() - (last.end_time or 0.0), _ENDED.seconds(last.dagster_run.run_id))
     return max(0.0, pause - elapsed)
 
 

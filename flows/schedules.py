@@ -29,9 +29,10 @@ from flows.config import RunConfig, config_of_environment
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, Graph, Specs
 from flows.preflight import preflight, require_sound
 from flows.refresh_requests import Request
-from flows.retries import BUSY_TAG, UNFINISHED_RUNS, decide, is_broken_off
+from flows.retries import BUSY_TAG, UNFINISHED_RUNS, Decided, decide, is_broken_off
 from flows.run import MOST_NAMED, Run, open_run
 from flows.source_versions import RefreshFile
+from flows.troubles import alert_once, words_of_trouble
 from operators.json_lines import JsonLines, json_is_asked_for
 from operators.progress import ProgressLines
 from operators.read.source_files import shown
@@ -99,23 +100,32 @@ def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] |
 
     New files become a request, which stays until the refresh is finished or given up (`flows.retries`). If there is new
     data, earlier refreshes whose rows were not recycled to the end run first; otherwise the student would be trained
-    without them.
+    without them. What cannot be read, in the source or in the storage, stops no other refresh, and is alerted once.
     """
     active = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED_RUNS), limit=1)
     if active:
         return dg.SkipReason(f"{_named(active[0])} is {active[0].status.value}; new files wait for its end")
+    nothing_new, decided, troubles = "", Decided(), list[str]()
     try:
         require_mounted(run)
-    except StorageError as error:
-        return dg.SkipReason(str(error))
-    if is_leased(run.config.storage):
-        return dg.SkipReason("a run of the command line is writing to the storage; new files wait for its end")
-    with run.store.looking():
-        nothing_new = request_new_files(run)
-        decided = decide(instance, run)
+        if is_leased(run.config.storage):
+            return dg.SkipReason("a run of the command line is writing to the storage; new files wait for its end")
+        troubles += run.requests.damaged()  # first, because a new request for the same files replaces such a file
+        with run.store.looking():
+            try:
+                nothing_new = request_new_files(run, troubles)
+            except OSError as error:  # the source is out of reach; refreshes whose rows are stored go on
+                words = words_of_trouble(error, run.config.source.path)
+                troubles.append(f"source.path: {words.removeprefix('storage: ')}")
+            decided = decide(instance, run)
+    except (StorageError, OSError) as error:
+        troubles.append(words_of_trouble(error, run.config.storage))
+    troubles += decided.troubles
+    alert_once(instance, run, troubles)
     if decided.due:
         return decided.due
-    return dg.SkipReason("; ".join([*decided.waiting, nothing_new, *decided.given_up]))
+    reasons = [*troubles, *decided.waiting, nothing_new, *decided.given_up]
+    return dg.SkipReason("; ".join(dict.fromkeys(filter(None, reasons))))
 
 
 def require_mounted(run: Run) -> None:
@@ -128,8 +138,17 @@ def require_mounted(run: Run) -> None:
         require_storage(run.config.storage)
 
 
-def request_new_files(run: Run) -> str:
-    """Store a request for the files that no refresh has; returns "" or the reason why there is no request."""
+def request_new_files(run: Run, troubles: list[str] | None = None) -> str:
+    """Store a request for the files that no refresh has; returns "" or the reason why there is no request.
+
+    Args:
+        run: a fresh look at source and storage.
+        troubles: gets one line for each refresh that cannot be read.
+
+    Raises:
+        OSError: the source cannot be reached.
+        StorageError: a manifest that tells which files were taken cannot be read.
+    """
     try:
         new = run.staleness.files.files_of(None)
     except ValueError as error:  # no file at all
@@ -140,8 +159,9 @@ def request_new_files(run: Run) -> str:
             f"source.path: {shown(run.config.source.path)} has no file that no refresh has taken and that is older "
             f"than {run.config.schedule.settle_seconds:g} s"
         ) + (f"; cannot be read: {', '.join(unreadable[:MOST_NAMED])}" if unreadable else "")
-    for broken in _broken_off(run.store):
-        if run.requests.get(broken) is None:
+    asked_for = {request.key for request in run.requests.all()}
+    for broken in _broken_off(run.store, [] if troubles is None else troubles):
+        if broken not in asked_for:
             run.requests.put(Request(key=broken))
     run.requests.put(Request(key=refresh_key(new), files=tuple((file.name, file.identity) for file in new)))
     return ""
@@ -163,6 +183,7 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
         """Holds the storage and the connection to Ray during the run."""
         run = _look(config_of_environment(), specs)
         require_mounted(run)
+        run = _requested(run, context.run)
         about = {"run": context.run.run_id, "refresh": context.run.tags.get(PARTITION_TAG)} if context.run else {}
         lines: Any = JsonLines(sys.stderr, "info", **about) if json_is_asked_for() else sys.stderr
         with _lease_of(context, run), connected(), ProgressLines(lines):
@@ -172,6 +193,12 @@ def run_resource(specs: Specs) -> dg.ResourceDefinition:
             run.tidy()
 
     return launched_run
+
+
+def _requested(run: Run, launched: dg.DagsterRun | None) -> Run:
+    """The run without a wait for files to settle if its refresh was asked for: the request names their contents."""
+    refresh = launched.tags.get(PARTITION_TAG, "") if launched else ""
+    return open_run(run.config, run.specs) if refresh and run.requests.get(refresh) else run
 
 
 @contextmanager
@@ -210,9 +237,15 @@ def _look(config: RunConfig, specs: Specs) -> Run:
     return open_run(config, specs, config.schedule.settle_seconds)
 
 
-def _broken_off(store: AssetStore) -> list[str]:
-    """Keys of refreshes that have rows to recycle and are unfinished."""
-    return [key for key in store.refreshes(RAW_INSTRUCTIONS) if is_broken_off(store, key)]
+def _broken_off(store: AssetStore, troubles: list[str]) -> list[str]:
+    """Keys of refreshes that have rows to recycle and are unfinished; one that cannot be read is a trouble."""
+    found = []
+    for key in store.refreshes(RAW_INSTRUCTIONS):
+        try:
+            found += [key] if is_broken_off(store, key) else []
+        except StorageError as error:
+            troubles.append(str(error))
+    return found
 
 
 def _named(run: dg.DagsterRun) -> str:

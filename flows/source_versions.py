@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from flows.first_seen import FirstSeen
 from operators.read.source_files import ALL_SPLITS, SourceFile, list_source_files
 
 WHOLE_FILE_BYTES = 64 << 20  # larger files are identified by size, time and a hash of their first bytes
+_UNSETTLED = FirstSeen()  # files that are young by this machine's clock, which may differ from the writer's
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class RefreshFile:
 def source_files(path: str, settle_s: float = 0, split: str = ALL_SPLITS) -> list[RefreshFile]:
     """The files of one split of the source; one that changed less than `settle_s` ago may be half copied, and waits.
 
+    A file also counts as settled after this process has seen it unchanged for `settle_s`, because its time may lie in
+    the future: its writer's clock was wrong, or this machine's was set back.
+
     Raises:
         ValueError: there is no file that can be read.
     """
@@ -47,7 +52,9 @@ def _changed(file: SourceFile) -> float | None:
 
 def _is_settled(file: SourceFile, settle_s: float) -> bool:
     changed = _changed(file)  # None: an object store without times, which shows only whole objects
-    return settle_s <= 0 or changed is None or time.time() - changed >= settle_s
+    if settle_s <= 0 or changed is None or time.time() - changed >= settle_s:
+        return True
+    return _UNSETTLED.seconds(file.path, (file.size, file.mtime_ns)) >= settle_s
 
 
 def _identity_or_none(file: SourceFile) -> str:

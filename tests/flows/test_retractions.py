@@ -1,5 +1,6 @@
 """Retracted files are kept for good, and a retraction names the versions that it means."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,28 @@ def test_retractions_add_up(tmp_path: Path) -> None:
     assert Retractions(str(tmp_path)).all() == {OLD, OTHER}
 
 
-def test_a_list_that_cannot_be_read_is_refused_and_not_taken_for_an_empty_one(tmp_path: Path) -> None:
-    (tmp_path / "retracted.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"files": [["a.jsonl", "1"]], "seal": "00000000"}'])
+def test_a_list_that_cannot_be_read_is_refused_and_not_taken_for_an_empty_one(tmp_path: Path, content: str) -> None:
+    (tmp_path / "retracted.json").write_text(content)
     with pytest.raises(StorageError, match=r"retracted\.json cannot be read"):
         Retractions(str(tmp_path)).all()
+
+
+def test_a_flipped_bit_does_not_bring_a_file_back(tmp_path: Path) -> None:
+    Retractions(str(tmp_path)).add([OLD])
+    file = tmp_path / "retracted.json"
+    file.write_text(file.read_text().replace("a.jsonl", "c.jsonl"))
+    with pytest.raises(StorageError, match=r"retracted\.json cannot be read; restore it"):
+        Retractions(str(tmp_path)).all()
+
+
+def test_a_list_of_an_older_version_is_read_and_sealed_when_it_is_next_written(tmp_path: Path) -> None:
+    file = tmp_path / "retracted.json"
+    file.write_text(json.dumps({"files": [OLD]}))
+    assert Retractions(str(tmp_path)).all() == {OLD}
+    Retractions(str(tmp_path)).add([OTHER])
+    assert Retractions(str(tmp_path)).all() == {OLD, OTHER}
+    assert "seal" in json.loads(file.read_text())
 
 
 @pytest.mark.parametrize(

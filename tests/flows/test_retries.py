@@ -93,10 +93,16 @@ def test_each_failure_doubles_the_wait(run: Run, instance: dg.DagsterInstance, f
     assert keys(run, instance) == [f"{KEY}#{failures + 1}"]
 
 
-def test_a_clock_that_was_set_back_does_not_stop_retries(run: Run, instance: dg.DagsterInstance) -> None:
+def test_a_clock_that_was_set_back_does_not_stop_retries(
+    run: Run, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     end(instance, FAILURE, -86_400)
+    seconds = 1000.0
+    monkeypatch.setattr("flows.first_seen.time.monotonic", lambda: seconds)
     [line] = decide(instance, run).waiting
     assert line.endswith("next attempt in 60 s")
+    seconds += 61
+    assert keys(run, instance) == [f"{KEY}#2"]
 
 
 def test_a_busy_storage_does_not_count_as_an_attempt(run: Run, instance: dg.DagsterInstance) -> None:

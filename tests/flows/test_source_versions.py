@@ -1,6 +1,7 @@
 """The name of a source file and the identity of its content."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,30 @@ def test_size_and_time_of_a_large_file_are_part_of_its_identity(source: Path, mo
 def test_a_file_that_changed_just_now_waits(source: Path) -> None:
     os.utime(source / "a.jsonl", (1, 1))
     assert [one.name for one in source_files(str(source), settle_s=600)] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("ahead_s", [5, 86_400 * 365])
+def test_a_file_from_the_future_settles_when_it_was_seen_unchanged_for_long_enough(
+    source: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    file, seconds = source / "2026-11" / "b.jsonl", 1000.0
+    monkeypatch.setattr("flows.first_seen.time.monotonic", lambda: seconds)
+    os.utime(source / "a.jsonl", (1, 1))
+
+    def names() -> list[str]:
+        return [one.name for one in source_files(str(source), settle_s=600)]
+
+    os.utime(file, (time.time() + ahead_s,) * 2)
+    assert names() == ["a.jsonl"]
+    seconds += 599
+    assert names() == ["a.jsonl"]
+    file.write_text(file.read_text() * 2)  # it still grows
+    os.utime(file, (time.time() + ahead_s,) * 2)
+    assert names() == ["a.jsonl"]
+    seconds += 599
+    assert names() == ["a.jsonl"]
+    seconds += 1
+    assert names() == ["2026-11/b.jsonl", "a.jsonl"]
 
 
 def test_a_file_that_is_gone_since_it_was_listed_has_no_identity(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
