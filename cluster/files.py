@@ -1,6 +1,7 @@
 """Reads the storage's Parquet files as rows, computes their checksums, and explains its errors in one line."""
 
 import errno
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +20,27 @@ READERS = 8  # threads of the driver
 MOST_ON_DRIVER = 1 << 30  # bytes; more are read by tasks on the whole cluster
 MANY, SMALL_BYTES = 32, 1 << 20  # at least this many files, of at most this mean size, are read in groups
 GROUP_BYTES = 64 << 20  # of a group, which one task reads
+_AGAIN = "then run the same command again"
+_DENIED = "no permission to write {place}; change its owner or give another by storage=<folder>"
+_AWAY = "the file server of {place} does not answer as it should; mount it again, " + _AGAIN
+_MANY = "too many files are open, the last one was {place}; raise `ulimit -n`, " + _AGAIN
+CURES = {
+    errno.ENOSPC: "the disk of {place} is full; free space, " + _AGAIN,
+    errno.EDQUOT: "the quota of {place} is used up; free space, " + _AGAIN,
+    errno.EROFS: "{place} is read-only; give another by storage=<folder>",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EIO: "the disk of {place} fails (input/output error); look at the system's log",
+    errno.ENOENT: "{place} is not there, or not any more; look whether its disk is mounted, " + _AGAIN,
+    errno.ENOTDIR: "a part of the path {place} is a file, not a folder; give another by storage=<folder>",
+    errno.EEXIST: "{place} is a file, not a folder; give another by storage=<folder>",
+    errno.ENAMETOOLONG: "{place} is too long for a name; give a shorter storage or key",
+    errno.ESTALE: _AWAY,
+    errno.ENOTCONN: _AWAY,
+    errno.ETIMEDOUT: _AWAY,
+    errno.EMFILE: _MANY,
+    errno.ENFILE: _MANY,
+}
 S3_ERROR = "AWS Error "  # comes before the code in pyarrow's messages
 
 
@@ -93,18 +115,20 @@ def checksums(filesystem: fs.FileSystem, paths: Sequence[str], total_bytes: int)
 
 
 def explained(error: OSError, storage: str) -> str | None:
-    """One line for an error of the operating system or the object store about the storage; None for other errors."""
+    """One line for an error of the operating system or the object store about the storage; None for other errors.
+
+    An error that has no cure of its own is named with its place.
+    """
     text = str(error)
     if in_bucket(storage) and (S3_ERROR in text or "Bucket '" in text):
         said = text.partition(S3_ERROR)[2] or text
         return f"storage: {storage}: {' '.join(said.split())}; check it, then run the same command again"
+    if not error.errno:
+        return None
     place = error.filename or storage
-    cures = {
-        errno.ENOSPC: f"storage: the disk of {place} is full; free space, then run the same command again",
-        errno.EDQUOT: f"storage: the quota of {place} is used up; free space, then run the same command again",
-        errno.EROFS: f"storage: {place} is read-only; give another by storage=<folder>",
-        errno.EACCES: f"storage: no permission to write {place}; change its owner or give another by storage=<folder>",
-        errno.EPERM: f"storage: no permission to write {place}; change its owner or give another by storage=<folder>",
-        errno.EIO: f"storage: the disk of {place} fails (input/output error); look at the system's log",
-    }
-    return cures.get(error.errno or 0)
+    if error.errno in CURES:
+        return f"storage: {CURES[error.errno].format(place=place)}"
+    words = os.strerror(error.errno).lower()
+    return (
+        f"{place}: {words} ({errno.errorcode.get(error.errno, error.errno)}); check it, then run the same command again"
+    )

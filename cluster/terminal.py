@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,12 @@ def tell(text: str) -> None:
     stream = _errors[-1] if _errors else sys.stderr
     stream.write(f"{text}\n")
     stream.flush()
+
+
+def log_traceback() -> None:
+    """Inside `quiet_terminal`, write the current exception's traceback to the log; the person gets one line."""
+    if _errors:
+        os.write(2, traceback.format_exc().encode())
 
 
 @contextmanager

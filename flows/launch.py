@@ -22,11 +22,11 @@ from cluster.files import StorageError, explained
 from cluster.lease import StorageBusyError, lease
 from cluster.refresh_key import require_refresh_key
 from cluster.runtime import ClusterError, connected
-from cluster.terminal import quiet_terminal
+from cluster.terminal import log_traceback, quiet_terminal
 from flows.checks import SURVIVAL_CHECK
 from flows.config import ConfigError, default_config, load_config
 from flows.exit_codes import BROKEN_INVARIANT, DONE, FAILED, UNUSABLE
-from flows.failures import root_cause
+from flows.failures import root_cause, words_of
 from flows.graph import RAW_INSTRUCTIONS, REPORT, Graph
 from flows.made import Terminal, tell_what_was_made
 from flows.new_refresh import NEW, new_refreshes
@@ -103,10 +103,8 @@ def _run_or_tell(
         err.write(f"{str(error).rpartition(f'{DamagedFileError.__name__}: ')[2].splitlines()[0]}\n")
         return FAILED
     except OSError as error:
-        known = explained(error, storage)
-        if known is None:
-            raise
-        err.write(f"{without_credentials(known)}\n")
+        log_traceback()
+        err.write(f"{without_credentials(explained(error, storage) or words_of(error))}\n")
         return FAILED
 
 

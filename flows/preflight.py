@@ -130,6 +130,8 @@ def _storage_findings(run: Run, holds_lease: bool) -> list[Finding]:
     folder = Path(storage)
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        return [Finding("storage", f"{folder} is a file, not a folder; give another by storage=<folder>")]
     if not os.access(folder, os.W_OK | os.X_OK):
         return [Finding("storage", f"{folder} cannot be written; change its owner or give another by storage=<folder>")]
     found = []

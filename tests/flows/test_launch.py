@@ -14,6 +14,7 @@ from cluster.files import explained
 from cluster.manifest import Manifest
 from flows.config import ConfigError, load_config
 from flows.launch import _conclude, _log_file, _parse, _selection, run_flow
+from flows.preflight import _storage_findings
 from flows.recycle_and_train import GRAPH
 from flows.run import open_run
 
@@ -26,12 +27,47 @@ SMOKE = Path(__file__).resolve().parents[2] / "configs/smoke.yaml"
         (errno.ENOSPC, "storage: the disk of /s/x is full; free space, then run the same command again"),
         (errno.EROFS, "storage: /s/x is read-only; give another by storage=<folder>"),
         (errno.EACCES, "storage: no permission to write /s/x"),
-        (errno.ENOENT, None),
+        (errno.ENOENT, "storage: /s/x is not there, or not any more; look whether its disk is mounted"),
+        (errno.ENOTDIR, "storage: a part of the path /s/x is a file, not a folder; give another"),
+        (errno.EEXIST, "storage: /s/x is a file, not a folder; give another by storage=<folder>"),
+        (errno.ESTALE, "storage: the file server of /s/x does not answer as it should; mount it again"),
+        (errno.EMFILE, "storage: too many files are open, the last one was /s/x; raise `ulimit -n`"),
+        (errno.ENAMETOOLONG, "storage: /s/x is too long for a name; give a shorter storage or key"),
+        (errno.EXDEV, "/s/x: invalid cross-device link (EXDEV); check it, then run the same command again"),
     ],
 )
-def test_an_operating_system_error_of_the_storage_has_a_cure(number: int, words: str | None) -> None:
-    found = explained(OSError(number, "no", "/s/x"), "/s")
-    assert found is None if words is None else str(found).startswith(words)
+def test_an_operating_system_error_of_the_storage_has_a_cure(number: int, words: str) -> None:
+    assert str(explained(OSError(number, "no", "/s/x"), "/s")).startswith(words)
+
+
+def test_an_error_of_no_operating_system_is_for_others_to_explain() -> None:
+    assert explained(OSError("Couldn't deserialize thrift"), "/s") is None
+
+
+@pytest.mark.parametrize("below", ["", "/deep/er"])
+def test_a_storage_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
+    (tmp_path / "storage").write_text("a list of papers")
+    storage = f"storage={tmp_path}/storage{below}"
+    [finding] = _storage_findings(open_run(load_config(SMOKE, [storage]), GRAPH.specs), holds_lease=False)
+    assert str(finding) == f"storage: {tmp_path}/storage is a file, not a folder; give another by storage=<folder>"
+    assert run_flow(GRAPH, ["--config", str(SMOKE), storage]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "is a file, not a folder; give another by storage=<folder>" in line
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_its_traceback_is_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link", "/s/x")
+
+    monkeypatch.setattr("flows.launch._run", fail)
+    assert run_flow(GRAPH, ["--config", str(SMOKE), f"storage={tmp_path}/storage"]) == 1
+    assert capfd.readouterr().err == (
+        "/s/x: invalid cross-device link (EXDEV); check it, then run the same command again\n"
+    )
+    [log] = (tmp_path / "storage" / "logs").iterdir()
+    assert "Traceback" in log.read_text()
 
 
 def test_an_error_without_a_file_names_the_storage() -> None:

@@ -1,8 +1,11 @@
 """A model is found or refused in one line, and the packaged one is an ordinary Hugging Face folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.models import ModelNotFoundError, model_revision, resolve_model
@@ -37,6 +40,30 @@ def test_a_model_that_does_not_exist_is_one_line(model: str, message: str) -> No
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"has no config.json"):
+        resolve_model(str(tmp_path), "student.model")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda whole: b"", "has 0 bytes, which is no file of weights"),
+        (lambda whole: whole[:7], "has 7 bytes, which is no file of weights"),
+        (lambda whole: whole[:-1], "its header says"),
+        (lambda whole: whole + b"x", "its header says"),
+        (lambda whole: bytes(len(whole)), "does not begin like a file of weights"),
+        (lambda whole: whole[:8] + b"#" + whole[9:], "does not begin like a file of weights"),
+    ],
+)
+def test_weights_that_are_cut_off_are_one_line_with_file_and_cure(
+    tmp_path: Path, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    whole = save({"a": torch.ones(3), "b": torch.ones(2)}, {"format": "pt"})
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(whole)
+    assert resolve_model(str(tmp_path), "student.model") == str(tmp_path)
+    file.write_bytes(damage(whole))
+    with pytest.raises(ModelNotFoundError, match=f"^student.model: {file} .*{message}.*; copy or download the model"):
         resolve_model(str(tmp_path), "student.model")
 
 
