@@ -17,6 +17,7 @@ from flows.graph import (
     STUDENT,
     Specs,
 )
+from flows.leftovers import prune_leftovers
 from flows.placement import STAGE_OF, demands
 from flows.refresh_requests import Requests
 from flows.retractions import Retractions
@@ -87,11 +88,14 @@ class Run:
     def tidy(self) -> None:
         """Bundle the small refreshes of each asset if there are many, and remove old rows of remade ones from bundles.
 
+        What killed processes left is deleted (`flows.leftovers`).
+
         The caller holds the storage's lease, and this process has no data set that it will still read.
         """
         for asset, spec in self.specs.items():
             if spec.partitions_def is not None:
                 self.store.tidy(asset)
+        prune_leftovers(self.config.storage)
 
     def make_room_for(self, asset: str) -> None:
         """Stop the teacher's engines, which run on between its stages, if they leave no room for an asset's actors.
