@@ -29,6 +29,9 @@ from kernels.hyper_attention import HyperAttentionConfig
 from kernels.hyper_attention.gpu.local import launches as local
 from kernels.hyper_attention.gpu.local import tiles
 from kernels.hyper_attention.gpu.paper import launches as paper
+from kernels.neftune import batch_of_pack
+from kernels.neftune_triton import KINDS as NOISES
+from kernels.neftune_triton import launch as add_noise
 
 # Shared memory of a block in KB, at most: CUDA C programming guide, table of compute capabilities; AMD CDNA3 ISA, LDS.
 TARGETS = {
@@ -39,8 +42,9 @@ TARGETS = {
 }
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-KINDS = ("nominated", "nominated, packed", "paper causal", "paper full")
+KINDS = ("nominated", "nominated, packed", "paper causal", "paper full", "neftune")
 TOKENS = 2048
+EMBEDDING = 2048  # columns of an embedding; the kernel of the noise has no head size
 
 
 class Driver:
@@ -72,6 +76,11 @@ def compiled(name, head_size, dtype, kinds, segment):
     JITFunction.run = compile_only
     driver.set_active(Driver(TARGETS[name][0]))
     for kind in kinds:
+        if kind == "neftune":
+            batch = batch_of_pack([TOKENS // 2], [3], TOKENS, 0)
+            for noise in NOISES:
+                add_noise(torch.zeros(1, TOKENS, EMBEDDING, dtype=dtype), batch, 5.0, 1 << 62, noise)
+            continue
         q, k, v = (torch.zeros(1, heads, TOKENS, head_size, dtype=dtype) for heads in (4, 2, 2))
         ids = torch.zeros(1, TOKENS, dtype=torch.int64) if "packed" in kind else None
         causal, path = kind != "paper full", paper if "paper" in kind else local
@@ -136,8 +145,9 @@ Written by `python benchmarks/aot_report.py {command}`.
 The kernels were compiled and counted here; the kernels README has the times.
 
 The launches of a forward and a backward pass, {dtype}, with the committed tiles, segments of {segment}; Triton
-{version}. Tile: rows of queries x keys x warps. Stack: reserved bytes. Spills: vector registers, and instructions, that
-use the stack. Lanes: scalar registers of gfx942 that are kept in lanes of vector registers.
+{version}. Tile: rows of queries x keys x warps; for NEFTune tokens x columns x warps, and d is the embedding's size.
+Stack: reserved bytes. Spills: vector registers, and instructions, that use the stack. Lanes: scalar registers of
+gfx942 that are kept in lanes of vector registers.
 Shared: KB of a block / the target's limit. Tensor cores: matrix instructions ({cores}). Copies: asynchronous, from
 global to shared memory.
 
@@ -170,7 +180,10 @@ def main():
             found = compiled(name, size, DTYPES[arguments.dtype], arguments.kinds, arguments.segment)
             for kind, label, options, kernel in found:
                 row = counts(kernel, name)
-                tile = "x".join(str(options[key]) for key in ("BM", "BN", "num_warps") if key in options)
+                if "KIND" in options:
+                    row["fused"] = kernel.asm.get("ptx", "").count("fma.rn.f32")  # none may be: see the kernel
+                    label, size = f"{label}, {NOISES[options['KIND']]}", EMBEDDING
+                tile = "x".join(str(options[key]) for key in ("BM", "BN", "BT", "BD", "num_warps") if key in options)
                 row |= {"kernel": label, "kind": kind, "d": size, "target": name, "tile": tile}
                 row["limit_kb"] = TARGETS[name][1]
                 print(json.dumps(row) if arguments.json else ROW.format(**row), flush=True)

@@ -54,6 +54,7 @@ BENCHMARKS = (
     Benchmark(
         "same_curve", ("--stages", "2", "--paths", "1-2-1", "--steps", "3"), "losses after a resize of the workers"
     ),
+    Benchmark("noise_norms", (), "norm of NEFTune's noise on each document, transformers' hook and ours"),
     Benchmark("sequence_parallel", ("--tokens", "2048"), "memory of a worker that shares a pack with another one"),
     Benchmark("long_training", ("step", "--tokens", "2048", "--window", "512"), "a training step, exact and Hyper"),
     Benchmark(

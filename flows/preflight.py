@@ -285,7 +285,8 @@ def student_needs(config: RunConfig) -> StudentNeeds:
     """The configuration's requirements for the student."""
     train = config.train
     layers = train.hyper_attention_layers if train.attention == "hyper_attention" else None
-    return StudentNeeds(config.pack.max_tokens, config.pack.packed, layers, train.sequence_parallel)
+    sizes = (config.pack.max_tokens, config.pack.packed, layers, train.sequence_parallel)
+    return StudentNeeds(*sizes, neftune_alpha=train.neftune_alpha)
 
 
 def _is_needed(run: Run, refresh: str, assets: Sequence[str], selected: Sequence[str]) -> bool:

@@ -2,7 +2,8 @@
 
 The noise of an element is a hash of (seed, epoch, document, position, dimension), not a draw from a generator. It is
 therefore the same alone or packed, on any number of ranks and after a resume, and there is no random state to save.
-It costs about 14 integer operations per element of the embedding output and no memory between steps.
+It costs about 14 integer operations per element of the embedding output and no memory between steps. On a GPU it is one
+Triton launch, `neftune_triton.py`; this file has the torch path, for CPUs and as its reference.
 
 Shape letters: B rows, T tokens, D embedding size, N documents.
 """
@@ -94,8 +95,8 @@ def _on_device(values: list[int], device: str) -> Tensor:
 class EmbeddingNoise:
     """The forward hook of `neftune`; call `set_batch` before each training forward pass."""
 
-    def __init__(self, alpha: float, seed: int, kind: Kind = "uniform") -> None:
-        self._alpha, self._seed, self._kind = alpha, seed, kind
+    def __init__(self, alpha: float, seed: int, kind: Kind = "uniform", gain: float = 1.0) -> None:
+        self._alpha, self._seed, self._kind, self.gain = alpha, seed, kind, gain
         self._batch: NoiseBatch | None = None
         self._squares_N: Tensor | None = None
 
@@ -105,9 +106,10 @@ class EmbeddingNoise:
         self._squares_N = None
 
     def l2_per_document(self) -> Tensor:
-        """L2 norm of the noise that the last training forward pass added to each document; empty if it added none.
+        """L2 norm of the noise of the last training forward pass on each document, as it arrives at the first layer.
 
-        Expected: alpha / sqrt(3) for each document, whatever its length. fp32, [documents of length > 0].
+        Expected: alpha / sqrt(3) for each document, whatever its length. fp32, [documents of length > 0]; empty if no
+        noise was added.
         """
         if self._squares_N is None or self._batch is None:
             return torch.zeros(0)
@@ -137,15 +139,26 @@ class EmbeddingNoise:
                 f"neftune: set_batch described tokens of shape {seen} against an embedding output of "
                 f"{tuple(output_BTD.shape)}; call set_batch with the same batch before each forward pass"
             )
-        noise_BTD = scaled_noise(self._batch, output_BTD.shape[-1], self._alpha, self._seed, self._kind)
-        squares = noise_BTD.square().sum(-1).flatten()
+        noisy_BTD, squares = self._noisy(output_BTD, self._batch)
         sums_N = torch.zeros(len(self._batch.lengths), device=squares.device)
-        self._squares_N = sums_N.index_add_(0, self._batch.documents.flatten(), squares)
-        return (output_BTD.float() + noise_BTD).to(output_BTD.dtype)
+        self._squares_N = sums_N.index_add_(0, self._batch.documents.flatten(), squares, alpha=self.gain**2)
+        return noisy_BTD
+
+    def _noisy(self, output_BTD: Tensor, batch: NoiseBatch) -> tuple[Tensor, Tensor]:
+        """The output plus noise, and the sum of the squares of each token's noise, [B * T]."""
+        alpha = self._alpha / self.gain
+        if output_BTD.is_cuda:
+            from kernels.neftune_triton import add_noise
+
+            return add_noise(output_BTD, batch, alpha, word_of(self._seed, batch.epoch), self._kind)
+        noise_BTD = scaled_noise(batch, output_BTD.shape[-1], alpha, self._seed, self._kind)
+        return (output_BTD.float() + noise_BTD).to(output_BTD.dtype), noise_BTD.square().sum(-1).flatten()
 
 
 @contextmanager
-def neftune(embedding: nn.Module, alpha: float, seed: int, kind: Kind = "uniform") -> Iterator[EmbeddingNoise]:
+def neftune(
+    embedding: nn.Module, alpha: float, seed: int, kind: Kind = "uniform", gain: float = 1.0
+) -> Iterator[EmbeddingNoise]:
     """Add noise to the output of `embedding` inside the context, in training mode with gradients only.
 
     X' = emb(X) + alpha / sqrt(L * D) * eps, eps ~ U(-1, 1), where L is the length of the token's own document. Prompt
@@ -156,26 +169,30 @@ def neftune(embedding: nn.Module, alpha: float, seed: int, kind: Kind = "uniform
 
     Args:
         embedding: the model's input embedding, `model.get_input_embeddings()`; the noise is added to its output.
-            (Granite and Gemma multiply embeddings by a constant; read alpha relative to it there.)
         alpha: strength; 5 to 15 in the paper; 0 registers no hook at all.
         seed: with the batch's epoch, uids and positions it determines the noise.
         kind: distribution of eps. "uniform" is the paper's. "gaussian" and "symmetric" (plus or minus one amount, as in
             arXiv:2312.01523, without its second forward pass) have the same variance, so that alpha means the same.
+        gain: constant by which the model multiplies the embedding's output, as Granite does; the noise is divided by
+            it. Gemma's factor is inside its embedding, before the noise, and does not count.
 
     Yields:
         The hook, for `set_batch` and `l2_per_document`.
 
     Raises:
-        ValueError: alpha is negative, or the embedding already has this hook (noise would add up).
+        ValueError: alpha is negative, gain is not positive, or the embedding already has this hook (noise would add
+            up).
 
     Source: arXiv:2310.05914, Algorithm 1 and the footnote on unequal lengths; the authors' train.py masks padding.
     Differs: counter-based instead of a generator; documents of a pack are sequences of their own.
     """
     if alpha < 0:
         raise ValueError(f"neftune: alpha is {alpha}, below 0; use 0 to switch the noise off")
+    if gain <= 0:
+        raise ValueError(f"neftune: gain is {gain}, not above 0; give the factor after the embedding, or 1")
     if any(isinstance(hook, EmbeddingNoise) for hook in embedding._forward_hooks.values()):
         raise ValueError("neftune: this embedding already gets noise; leave the first context before the second")
-    noise = EmbeddingNoise(alpha, seed, kind)
+    noise = EmbeddingNoise(alpha, seed, kind, gain)
     handle = embedding.register_forward_hook(noise) if alpha else None
     try:
         yield noise
@@ -189,7 +206,7 @@ def scaled_noise(batch: NoiseBatch, dimensions: int, alpha: float, seed: int, ki
     lengths_BT = batch.lengths[batch.documents].masked_fill(batch.padding, 0)
     # L * D in int64 and the root in fp32: in half precision the product overflows at 65504 and the noise vanishes.
     scale_BT = torch.where(lengths_BT > 0, alpha * (lengths_BT * dimensions).clamp(min=1).float().rsqrt(), 0.0)
-    key_BT = _mix_64(batch.uids[batch.documents] ^ _signed(_splitmix(seed, batch.epoch), 64))
+    key_BT = _mix_64(batch.uids[batch.documents] ^ word_of(seed, batch.epoch))
     key_BT = _mix_64(key_BT + batch.positions * _signed(_GOLDEN_64, 64))
     dimension_D = torch.arange(dimensions, device=key_BT.device, dtype=torch.int32) * _signed(_GOLDEN_32, 32)
     hash_BTD = _mix_32(_low_word(key_BT)[..., None] + dimension_D)
@@ -208,13 +225,13 @@ def _shaped(uniform_BTD: Tensor, kind: Kind) -> Tensor:
     return uniform_BTD
 
 
-def _splitmix(seed: int, epoch: int) -> int:
-    """A 64-bit word from two integers, in Python's unbounded integers (splitmix64's finaliser)."""
+def word_of(seed: int, epoch: int) -> int:
+    """A signed 64-bit word from two integers, in Python's unbounded integers (splitmix64's finaliser)."""
     mask = (1 << 64) - 1
     word = (seed * _GOLDEN_64 + (epoch + 1) * 0xD1B54A32D192ED03) & mask
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & mask
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & mask
-    return word ^ (word >> 31)
+    return _signed(word ^ (word >> 31), 64)
 
 
 def _signed(word: int, bits: int) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 KEY = "student.model"
+NOISE = "train.neftune_alpha"
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class StudentNeeds:
         packed: several documents share a pack.
         hyper_attention_layers: the layers that should use HyperAttention; None if none.
         sequence_parallel: workers that share a pack in training.
+        neftune_alpha: of the noise in training; 0 without noise.
     """
 
     max_tokens: int
     packed: bool = True
     hyper_attention_layers: str | Sequence[int] | None = None
     sequence_parallel: int = 1
+    neftune_alpha: float = 0.0
 
 
 def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
@@ -147,6 +150,7 @@ def _slices(config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding
 
 
 def _packing(student: str, config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding]:
+    from operators.student.embedding_gain import embedding_gain
     from operators.student.packing_probe import load_probed, probe_packing
     from operators.student.slice_probe import unfit_model
 
@@ -158,6 +162,7 @@ def _packing(student: str, config: "PretrainedConfig", needs: StudentNeeds) -> I
         model = load_probed(student, config)
         probe = probe_packing(model, packed=needs.packed)
         unfit += unfit_model(model) if needs.sequence_parallel > 1 else ()
+        gain = embedding_gain(model) if needs.neftune_alpha else None
     except Exception as error:  # noqa: BLE001 - code of any model runs here, and a run would fail the same way
         text = f"the student cannot be trained: {type(error).__name__}: {one_line(error)}; take another student"
         yield Finding(KEY, text)
@@ -165,6 +170,8 @@ def _packing(student: str, config: "PretrainedConfig", needs: StudentNeeds) -> I
     finally:
         log.setLevel(level)
     yield from (Finding(SHARED, problem) for problem in unfit)
+    if gain is not None and (gain.problem or gain.note):
+        yield Finding(NOISE, gain.problem or gain.note, fatal=bool(gain.problem))
     if probe.leaks:
         yield Finding(
             "pack.packed",

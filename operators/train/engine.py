@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
-from kernels.neftune import EmbeddingNoise, neftune
+from kernels.neftune import EmbeddingNoise
 from operators.student.packed_loss import load_trainable
 from operators.train.attention import configured_attention
 from operators.train.checkpoint import Checkpoint, load_checkpoint
@@ -20,6 +20,7 @@ from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.lora import with_adapters
 from operators.train.memory import measure
+from operators.train.noise import configured_noise
 from operators.train.optimizer import own_optimizer
 from operators.train.quantise import loading_options
 from operators.train.resize import converted, needs_conversion, remove_converted
@@ -60,7 +61,7 @@ def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tupl
     # While this object exists, from_pretrained shards as it loads; otherwise each ZeRO-3 worker has a full copy.
     sharding = HfDeepSpeedConfig(settings) if config.sharding == 3 else None
     model = load_student(job.student, config)
-    noise_on = neftune(model.get_input_embeddings(), config.neftune_alpha, config.seed, config.neftune_noise)
+    noise_on = configured_noise(model, config)
     with configured_attention(model, config), shared_packs(model, config.sequence_parallel), noise_on as noise:
         trained = with_adapters(model, config.lora, config.seed)
         if config.compile:

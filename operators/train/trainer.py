@@ -22,6 +22,7 @@ from operators.student.slice_probe import has_dropout
 from operators.train.config import TrainConfig
 from operators.train.job import TrainJob
 from operators.train.metrics import StepMetrics
+from operators.train.noise import note_of
 from operators.train.optimizer import set_rate
 from operators.train.pack_order import PackStore, dummy_pack, pack_order
 from operators.train.sequence_parallel import sequence_group
@@ -54,7 +55,8 @@ class Trainer:
         shared = sum(map(len, self._shared.values()))
         text = f"{shared} documents do not count for the validation loss: other parts of their rows are trained on"
         sharing = f"sequence parallel over {self._sequence.size} workers" if self._sequence.size > 1 else ""
-        self.notes = [*filter(None, (sharing, note, window_note(engine.module, longest))), *([text] if shared else [])]
+        found = (sharing, note, window_note(engine.module, longest), note_of(noise))
+        self.notes = [*filter(None, found), *([text] if shared else [])]
         self.stop_asked = False  # the same on every worker
         self.heard: list[float] = []  # sums of what the workers had to say at the last step, the same on each
         self.total_steps = job.config.total_steps(self._order.steps_per_epoch)

@@ -197,6 +197,7 @@ def test_the_student_needs_what_training_asks_of_it() -> None:
     assert student_needs(exact).hyper_attention_layers is None
     assert student_needs(hyper).hyper_attention_layers == "all"
     assert student_needs(exact).max_tokens == exact.pack.max_tokens
+    assert student_needs(exact).neftune_alpha == exact.train.neftune_alpha > 0
 
 
 def test_files_of_unknown_formats_are_named_and_a_source_out_of_reach_is_none(

@@ -2,12 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    FalconConfig,
+    GemmaConfig,
+    GraniteConfig,
+    MistralConfig,
+)
 
 from operators.student.doctor import StudentNeeds, examine_student
 
@@ -38,7 +47,7 @@ def only(findings):
 
 
 def test_a_good_student_has_no_finding(tiny_model, demo_model):
-    assert examine_student(tiny_model, NEEDS) == []
+    assert examine_student(tiny_model, replace(NEEDS, neftune_alpha=5)) == []
     assert examine_student(demo_model, StudentNeeds(max_tokens=2048, hyper_attention_layers="last:4")) == []
 
 
@@ -123,6 +132,31 @@ def test_a_family_whose_documents_leak_is_refused_unless_each_is_trained_alone(s
     assert "falcon" in finding.text
     alone = StudentNeeds(max_tokens=256, packed=False)
     assert not [finding for finding in examine_student(str(student), alone) if finding.fatal]
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "fatal", "words"),
+    [
+        (GraniteConfig, {"embedding_multiplier": 12.0}, False, "by 12; the noise is divided by this factor"),
+        (GemmaConfig, {"head_dim": 32}, False, "by 8; the noise has the norm alpha / sqrt(3) at the first layer"),
+        (BloomConfig, {}, True, "does more than multiply by a constant"),
+    ],
+)
+def test_a_student_that_scales_its_embeddings_is_found_if_noise_is_configured(student, kind, own, fatal, words):
+    sizes = {
+        "vocab_size": 49152,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(kind(**sizes, intermediate_size=128, **own)).save_pretrained(student)
+    noisy = StudentNeeds(max_tokens=256, packed=False, neftune_alpha=5)
+    finding = only([one for one in examine_student(str(student), noisy) if one.key == "train.neftune_alpha"])
+    assert (finding.fatal, words in finding.text) == (fatal, True), finding.text
+    quiet = StudentNeeds(max_tokens=256, packed=False)
+    assert not [one for one in examine_student(str(student), quiet) if one.key == "train.neftune_alpha"]
 
 
 def test_hyper_attention_that_no_layer_would_use_is_refused(student):
