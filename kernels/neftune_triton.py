@@ -54,7 +54,7 @@ def launch(output_BTD: Tensor, batch: Any, alpha: float, word: int, kind: str) -
     """The one launch of `add_noise`; products and sums are not fused in it, so that they round as in torch."""
     output = output_BTD.contiguous()
     tokens, size = output.shape[0] * output.shape[1], output.shape[2]
-    noisy, squares = torch.empty_like(output), output.new_empty(tokens, dtype=torch.float32)
+    noisy, squares = output.new_empty(output.shape), output.new_empty(tokens, dtype=torch.float32)
     parts = [part.contiguous() for part in (batch.documents, batch.positions, batch.padding)]
     with torch.cuda.device(output.device) if output.device.type == "cuda" else nullcontext():
         add_noise_kernel[(triton.cdiv(tokens, TOKENS),)](
