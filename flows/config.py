@@ -118,13 +118,7 @@ class RunConfig(StageConfig):
 
 def evaluate_config(config: RunConfig) -> EvaluateConfig:
     """The configuration of the evaluation, with values that are not set taken from the training and its packs."""
-    train = config.train
-    return config.evaluate.following(
-        gpus_per_worker=train.gpus_per_worker,
-        precision=train.precision,
-        longest_pack=config.pack.max_tokens,
-        loss_on=config.pack.loss_on,
-    )
+    return config.evaluate.following(config.train, config.pack.max_tokens, config.pack.loss_on)
 
 
 def default_config() -> Path:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from cluster.manifest import Manifest
-from flows.graph import EVALUATION, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
+from flows.graph import EVALUATION, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, STUDENT
 from flows.results import UNUSED_COLUMNS
 from flows.retention import DELETED_STUDENTS
 from flows.run import FILES_OF_OTHER_SPLITS, Run
-from operators.columns import QUARANTINED
+from flows.training_start import GENERAL_OUTCOMES
+from operators.columns import ACTIVE, QUARANTINED
 from operators.read.drop_contaminated import CONTAMINATED
 from operators.read.drop_near_duplicates import NEAR_DUPLICATE
 from operators.read.reasons import told
@@ -86,6 +87,7 @@ def _to_look_at(asset: str, manifest: Manifest, storage: str) -> list[str]:
     if others := _counts(manifest, FILES_OF_OTHER_SPLITS):
         named = ", ".join(f"{split} {number}" for split, number in others.items())
         lines.append(f"{sum(others.values())} files of other splits were not read: {named}; see source.split")
+    lines += _of_training(asset, manifest)
     lines += [
         f"task {failed['task']} failed for {failed['role']}: {failed['reason']}"
         for failed in _harness(asset, manifest).get("failed", ())
@@ -97,6 +99,22 @@ def _to_look_at(asset: str, manifest: Manifest, storage: str) -> list[str]:
         named = ", ".join(f"{name} ({number} rows)" for name, number in ignored.items())
         lines.append(f"nothing reads these columns of the source: {named}; see source.columns, pass_through")
     return lines
+
+
+def _of_training(asset: str, manifest: Manifest) -> list[str]:
+    general = _counts(manifest, GENERAL_OUTCOMES)
+    notes = (manifest.value or {}).get("notes", ()) if asset == STUDENT else ()
+    return [*([_general_line(general, manifest)] if general else []), *notes]
+
+
+def _general_line(outcomes: Mapping[str, int], manifest: Manifest) -> str:
+    """Of the general data: how many records can be used and are drawn, and why the others cannot."""
+    others = {name.partition(":")[2]: number for name, number in outcomes.items() if name != ACTIVE}
+    line = (
+        f"general data: {outcomes.get(ACTIVE, 0)} of {sum(outcomes.values())} records can be used, "
+        f"{manifest.metrics.get('general_rows', 0)} of them are drawn"
+    )
+    return f"{line}; left out: {told(others)}" if others else line
 
 
 def _counts(manifest: Manifest, name: str) -> Mapping[str, int]:

@@ -43,6 +43,7 @@ from operators.train.memory import StudentSize, measure
 from operators.train.mixture import MixtureConfig
 from operators.train.optimizer import missing_package
 from operators.train.quantise import missing_package as missing_quantisation
+from operators.train.refusals import unused
 from operators.train.trackers import missing_trackers
 
 NEED_REWARD = (SELECTED_INSTRUCTIONS, RECYCLED_INSTRUCTIONS)
@@ -74,7 +75,8 @@ def preflight(
         *_cluster_findings(run.config),
         *models,
     ]
-    if thorough or _is_needed(run, refresh, (RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS), selected):
+    general = [PACKED_SEQUENCES] * bool(run.config.pack.mixture.general)
+    if thorough or _is_needed(run, refresh, [RAW_INSTRUCTIONS, SELECTED_INSTRUCTIONS, *general], selected):
         found += examine_files(run.config.decontaminate)
     if thorough or _is_needed(run, refresh, (PUBLISHED_DATASET,), selected):
         found += _hub_findings(run.config)
@@ -84,9 +86,8 @@ def preflight(
         found += examine_harness(run.config.evaluate.harness)
     if thorough or _is_needed(run, refresh, (STUDENT,), selected):
         found += [
-            *_resume_findings(run.config),
-            *_package_findings(run.config),
-            *_general_findings(run.config.pack.mixture),
+            *(*_resume_findings(run.config), *_package_findings(run.config)),
+            *(*_general_findings(run.config.pack.mixture), *unused(run.config.train)),
         ]
     if not models and run.reward_model and (thorough or _is_needed(run, refresh, NEED_REWARD, selected)):
         found += examine_reward_model(run.reward_model)

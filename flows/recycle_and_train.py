@@ -32,7 +32,7 @@ from flows.retention import DELETED_STUDENTS, prune_students
 from flows.run import Run, rows_where
 from flows.schedules import definitions
 from flows.student_files import note_checksums, require_undamaged
-from flows.training_start import rows_to_pack, starting_student
+from flows.training_start import GENERAL_OUTCOMES, rows_to_pack, starting_student
 from operators.columns import HELD_OUT
 from operators.evaluate.alpaca_eval import alpaca_eval_files
 from operators.evaluate.evaluate import evaluate
@@ -165,8 +165,11 @@ def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recip
 @dg.asset(group_name="train", kinds={"ray"}, code_version="3", metadata=uses("pack", "student", only_rows=True))
 def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
-    config = run.config.pack
-    return Recipe(lambda: pack(rows_to_pack(run, recycled_instructions), config, run.student), metrics=count_packed)
+    general: dict[str, int] = {}
+    return Recipe(
+        lambda: pack(rows_to_pack(run, recycled_instructions, general), run.config.pack, run.student),
+        metrics=lambda packs: count_packed(packs) | ({GENERAL_OUTCOMES: general} if general else {}),
+    )
 
 
 @dg.asset(group_name="train", kinds={"ray", "deepspeed"}, code_version="2", metadata=uses("train", "student"))
@@ -178,9 +181,11 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
     def build() -> TrainResult:
         from operators.train.train import train  # here, because it imports torch, which takes seconds
 
-        trained = train(packed_sequences, run.config.train, starting_student(run, folder), folder)
+        start = starting_student(run, folder)
+        trained = train(packed_sequences, run.config.train, start.student, folder)
         note_checksums(folder)
-        return trained.model_copy(update={"version": version, "folder": folder})
+        notes = [*([start.note] if start.note else []), *trained.notes]
+        return trained.model_copy(update={"version": version, "folder": folder, "notes": notes})
 
     return Recipe(build)
 

@@ -27,7 +27,9 @@ from operators.evaluate.evaluate import Models, Rival
 from operators.evaluate.release_history import Decision, ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED
 from operators.files.atomic import open_filesystem, put_file
+from operators.files.copies import read_text
 from operators.report.history import RefreshLine, build_history
+from operators.train.result import MANIFEST, TrainResult
 
 
 def models_of(run: Run, version: str, folder: str) -> Models:
@@ -39,12 +41,20 @@ def models_of(run: Run, version: str, folder: str) -> Models:
         student=folder,
         rows=run.path("evaluations", f"{version}.parquet"),
         attention=TrainedAttention(train.attention, dict(train.hyper_attention), train.hyper_attention_layers),
-        rivals=[
-            replace(rival, folder=run.path(STUDENTS, rival.version)) if has_weights(storage, rival.version) else rival
-            for rival in earlier
-        ],
+        rivals=[_with_weights(run, rival) if has_weights(storage, rival.version) else rival for rival in earlier],
         tasks=run.path("evaluations", "tasks"),
     )
+
+
+def _with_weights(run: Run, rival: Rival) -> Rival:
+    """An earlier student with its folder, and the attention with which it was trained, whatever is configured now."""
+    folder = run.path(STUDENTS, rival.version)
+    manifest = read_text(f"{folder}/{MANIFEST}")
+    if manifest is None:
+        return replace(rival, folder=folder)
+    trained = TrainResult.model_validate_json(manifest).config
+    sizes, layers = trained.get("hyper_attention", {}), trained.get("hyper_attention_layers", "all")
+    return replace(rival, folder=folder, attention=TrainedAttention(trained.get("attention", "sdpa"), sizes, layers))
 
 
 def rivals(history: ReleaseHistory, version: str) -> list[Rival]:

@@ -8,8 +8,9 @@ from typing import Any
 from pyarrow import fs
 
 from cluster.manifest import Manifest
-from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
+from flows.graph import PACKED_SEQUENCES, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.run import Run
+from flows.training_start import GENERAL_OUTCOMES
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, Release
 from operators.files.atomic import open_filesystem
@@ -29,6 +30,7 @@ def results_of(run: Run, student: Mapping[str, Any], evaluation: Evaluation, rel
         decisions=ReleaseHistory(run.config.storage).decisions(),
         costs=run.costs(),
         unused_columns=unused_columns(run),
+        general=_counted(run.store.manifest(PACKED_SEQUENCES), GENERAL_OUTCOMES),
         earlier=_earlier(run),
     )
 
@@ -38,9 +40,14 @@ def unused_columns(run: Run) -> dict[str, int]:
     counted: Counter[str] = Counter()
     for refresh in run.store.refreshes(RAW_INSTRUCTIONS):
         manifest = run.store.manifest(RAW_INSTRUCTIONS, refresh)
-        found = manifest.metrics.get(UNUSED_COLUMNS) if manifest else None
-        counted.update(found if isinstance(found, dict) else {})
+        counted.update(_counted(manifest, UNUSED_COLUMNS))
     return dict(counted.most_common())
+
+
+def _counted(manifest: Manifest | None, name: str) -> Mapping[str, int]:
+    """A metric that holds counts by name; empty if there is none."""
+    found = manifest.metrics.get(name) if manifest else None
+    return found if isinstance(found, dict) else {}
 
 
 def stage_summaries(run: Run) -> list[StageSummary]:

@@ -110,6 +110,7 @@ class Staleness:
             described |= self._taken_out(refresh) | self._earlier(refresh)
         if asset == PACKED_SEQUENCES and self._config.pack.mixture.general:
             described["general"] = self._general()
+            described["decontaminate"] = _identity_of(self._config.decontaminate)
         described |= self._retries(asset, refresh)
         for parent in sorted(dep.asset_key.to_user_string() for dep in spec.deps):
             described["inputs"] |= self._input(asset, parent, refresh, planned)

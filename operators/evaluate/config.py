@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -86,6 +86,34 @@ def digest_of_folder(folder: str) -> str:
     return digest.hexdigest()[:16]
 
 
+class Training(Protocol):
+    """The keys of a training that an evaluation follows, as in `operators.train.config.TrainConfig`."""
+
+    @property
+    def num_workers(self) -> int:
+        """Number of workers."""
+
+    @property
+    def min_workers(self) -> int:
+        """The least number of workers; 0: all."""
+
+    @property
+    def gpus_per_worker(self) -> float:
+        """GPUs of a worker."""
+
+    @property
+    def cpus_per_worker(self) -> float:
+        """Logical CPUs of a worker."""
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Torch threads of a worker; 0: as many as its CPUs."""
+
+    @property
+    def precision(self) -> str:
+        """fp32 or bf16."""
+
+
 class EvaluateConfig(StudentPoolConfig):
     """What is compared, and where the two models run."""
 
@@ -111,8 +139,23 @@ class EvaluateConfig(StudentPoolConfig):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Number format of base model and student; as train.precision unless it is set."
     )
+    actors: Operational[int] = Field(
+        1,
+        ge=1,
+        description="Number of actors, each with a copy of a model; as many as the GPUs of the training allow unless "
+        "it is set, one on CPUs.",
+    )
     gpus_per_actor: Operational[float] = Field(
         0, ge=0, description="GPUs that an actor reserves, 0 for CPUs; as train.gpus_per_worker unless it is set."
+    )
+    cpus_per_actor: Operational[float] = Field(
+        1, gt=0, description="Logical CPUs that an actor reserves; as train.cpus_per_worker unless it is set."
+    )
+    threads: Operational[int] = Field(
+        1,
+        ge=1,
+        description="Number of torch threads of an actor on CPUs; as those of a worker of the training unless it is "
+        "set.",
     )
     loss_on: LossOn = Field(
         "last", description="Turns of a dialogue whose loss is measured; as pack.loss_on unless it is set."
@@ -127,21 +170,26 @@ class EvaluateConfig(StudentPoolConfig):
         harness = self.harness.identity()
         return kept | ({"harness": harness} if harness != HarnessConfig().identity() else {})
 
-    def following(self, *, gpus_per_worker: float, precision: str, longest_pack: int, loss_on: LossOn) -> Self:
-        """Fill in what is not configured from the training: GPUs, number format, loss, and the length of its packs.
+    def following(self, train: Training, longest_pack: int, loss_on: LossOn) -> Self:
+        """Fill in what is not configured from the training: resources, number format, loss, and length of its packs.
 
         To evaluate a model that is trained on GPUs would take days on one CPU thread, and short rows say little about a
         model that is trained on long ones.
 
         Args:
-            gpus_per_worker: of the student's training.
-            precision: of the student's training.
+            train: how the student was trained.
             longest_pack: `pack.max_tokens`.
             loss_on: `pack.loss_on`.
         """
+        gpus = self.gpus_per_actor if "gpus_per_actor" in self.model_fields_set else train.gpus_per_worker
+        workers = train.min_workers or train.num_workers  # an elastic training may have lost the others
+        fitting = int(workers * train.gpus_per_worker / gpus) if gpus else 1
         follows = {
-            "gpus_per_actor": gpus_per_worker,
-            "precision": precision,
+            "actors": max(1, min(workers, fitting)),
+            "gpus_per_actor": train.gpus_per_worker,
+            "cpus_per_actor": train.cpus_per_worker,
+            "threads": train.threads_per_worker or max(1, int(train.cpus_per_worker)),
+            "precision": train.precision,
             "max_tokens": max(self.max_tokens, longest_pack),
             "loss_on": loss_on,
         }

@@ -41,13 +41,14 @@ TEXTS = ("row_id", "instruction", "input", "response", "turns_before", "turns_af
 class Rival:
     """An earlier student: its version, its role ("released" or "best"), and the file with its measured rows.
 
-    `folder` has its weights; "" if they are gone or nobody needs them.
+    `folder` has its weights; "" if they are gone or nobody needs them. `attention` is the one it was trained with.
     """
 
     version: str
     role: str
     rows: str
     folder: str = ""
+    attention: TrainedAttention = field(default_factory=TrainedAttention)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _on_tasks(models: Models, config: EvaluateConfig) -> Harness | None:
     """The scores of base model, student and released student on tasks of lm-evaluation-harness, if there are any."""
     measured = {"base": (models.base, TrainedAttention()), "student": (models.student, models.attention)}
     measured |= {
-        rival.role: (rival.folder, models.attention)
+        rival.role: (rival.folder, rival.attention)
         for rival in models.rivals
         if rival.role == RELEASED and rival.folder
     }
@@ -189,16 +190,28 @@ def _measure(
 ) -> pa.Table:
     from operators.evaluate.model_actor import MEASURED, ModelActor  # imports torch, which the driver does not need
 
-    measured = held_out.map_batches(
+    rows, actors = spread(held_out, config)
+    measured = rows.map_batches(
         ModelActor,
         fn_constructor_kwargs={"model": model, "sample_ids": sample_ids, "config": config, "attention": attention},
         batch_size=config.batch_rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=config.actors),
+        compute=ActorPoolStrategy(size=actors),
         **config.resources(),
     )
     blocks: list[pa.Table] = ray.get(measured.to_arrow_refs())
     return pa.concat_tables([MEASURED.empty_table(), *(block for block in blocks if block.num_rows)])
+
+
+def spread(held_out: Dataset, config: EvaluateConfig) -> tuple[Dataset, int]:
+    """The rows in blocks for the actors, and how many actors have work; others would load a model for nothing.
+
+    A block goes to one actor, and all rows of a refresh are often one block.
+    """
+    actors = min(config.actors, -(-held_out.count() // config.batch_rows))
+    if actors < 2:
+        return held_out, 1
+    return held_out.repartition(target_num_rows_per_block=config.batch_rows), actors
 
 
 def _side_by_side(texts: Sequence[dict[str, Any]], rows: pa.Table) -> list[Sample]:

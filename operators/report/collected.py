@@ -57,16 +57,21 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class PackCounts:
-    """Counts of what the packs hold; `lost_tokens` were cut off from `cut_rows` rows."""
+    """Counts of what the packs hold; `lost_tokens` were cut off from `cut_rows` rows.
+
+    `rows` includes `general_rows`, those of general data; `general_unpacked` are others of it, by reason.
+    """
 
     packs: int
     documents: int
     rows: int
+    general_rows: int
     tokens: int
     supervised_tokens: int
     cut_rows: int
     lost_tokens: int
     longest_pack: int
+    general_unpacked: Mapping[str, int]
     document_tokens: TokenCounts
 
 

@@ -21,6 +21,7 @@ from operators.report.collected import Collected, LengthCounts, PackCounts, RowC
 from operators.report.pairs import REFLECTIONS, draw_pairs, lowest
 from operators.report.policies import kept_by_policy, policy_figures
 from operators.stage import StageConfig, require_columns
+from operators.train.mixture import is_general
 from operators.train.overlong import is_first_part
 
 # Words: two bins per doubling, so that bars are equally wide on a logarithmic axis; the last bin is open.
@@ -45,7 +46,7 @@ SCORED_TEXTS = {
 }
 # Why a score is missing, as "original:<reason>,better_instruction:<reason>".
 UNSCORED = ("ifd_unscored", "rifd_unscored")
-_OF_PACKING = ("packs", "documents", "rows", "tokens", "supervised_tokens", "cut_rows", "lost_tokens")
+_OF_PACKING = ("packs", "documents", "rows", "general_rows", "tokens", "supervised_tokens", "cut_rows", "lost_tokens")
 LENGTHS = {"instruction": ("instruction", "final_instruction"), "response": ("response", "final_response")}
 
 Counts = dict[str, Counter[str]]
@@ -136,7 +137,9 @@ def _fold_packs(packs: Dataset | None) -> Counts | None:
     if packs is None:
         return None
     require_columns("report", columns.PACKS.names, packs.columns() or columns.PACKS.names)
-    counts: Counts = {name: Counter() for name in ("total", "unpacked", "document_tokens", "pack_slots")}
+    counts: Counts = {
+        name: Counter() for name in ("total", "unpacked", "general_unpacked", "document_tokens", "pack_slots")
+    }
     for part in _partials(packs, _summarise_packs, {}):
         _add(counts, part["counts"])
     return counts
@@ -195,20 +198,23 @@ def _summarise_packs(packs: pa.Table) -> pa.Table:
     is_pack = pc.fill_null(pc.equal(packs["outcome"], columns.PACKED), False)
     packed, unpacked = packs.filter(is_pack), packs.filter(pc.invert(is_pack))
     document_tokens = pc.list_flatten(packed["document_lengths"])
+    ids = pc.list_flatten(packed["row_ids"]).to_pylist()
     total = {
         "packs": packed.num_rows,
-        "documents": len(pc.list_flatten(packed["row_ids"])),
+        "documents": len(ids),
         "tokens": pc.sum(document_tokens).as_py() or 0,
-        "rows": sum(map(is_first_part, pc.list_flatten(packed["row_ids"]).to_pylist())),
+        "rows": sum(map(is_first_part, ids)),
+        "general_rows": sum(is_first_part(row_id) and is_general(row_id) for row_id in ids),
         "supervised_tokens": pc.sum(pc.not_equal(pc.list_flatten(packed["labels"]), -100)).as_py() or 0,
         **{name: pc.sum(packed[name]).as_py() or 0 for name in ("cut_rows", "lost_tokens")},
     }
-    reasons: Counter[str] = Counter()
+    reasons: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}  # of recycled rows, and of general data
     for reason, row_ids in zip(unpacked["outcome"].to_pylist(), unpacked["row_ids"].to_pylist(), strict=True):
-        reasons[reason or "unknown"] += len(row_ids or [])
+        for row_id in row_ids or []:
+            reasons[is_general(row_id)][reason or "unknown"] += 1
     slots = _value_counts(pc.list_value_length(packed["input_ids"]))
-    counts = {"total": total, "unpacked": reasons, "document_tokens": _value_counts(document_tokens)}
-    return _partial(counts=counts | {"pack_slots": slots})
+    counts = {"total": total, "unpacked": reasons[False], "general_unpacked": reasons[True], "pack_slots": slots}
+    return _partial(counts=counts | {"document_tokens": _value_counts(document_tokens)})
 
 
 def _rows(outcomes: Counter[str], escaped: Counter[str], packed: Counts | None) -> RowCounts:
@@ -226,7 +232,7 @@ def _rows(outcomes: Counter[str], escaped: Counter[str], packed: Counts | None) 
         recycled=recycled,
         active=outcomes.total() - ended,
         escaped=escaped["rows"],
-        packed=packed["total"]["rows"] if packed else 0,
+        packed=packed["total"]["rows"] - packed["total"]["general_rows"] if packed else 0,
         unpacked=dict(packed["unpacked"].most_common()) if packed else {},
     )
 
@@ -282,6 +288,7 @@ def _packing(packed: Counts) -> PackCounts:
     tokens = packed["document_tokens"]
     return PackCounts(
         **{name: packed["total"][name] for name in _OF_PACKING},
+        general_unpacked=dict(packed["general_unpacked"].most_common()),
         longest_pack=max((int(length) for length in packed["pack_slots"]), default=0),
         document_tokens=TokenCounts(
             "tokens", list(WORD_EDGES), bin_counts(tokens, WORD_EDGES), median_of_counts(tokens)

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from ray.data import Dataset
 
+from operators.columns import ACTIVE
 from operators.evaluate.release_history import Decision
 from operators.evaluate.results import Evaluation, Release
 from operators.redact import without_credentials
@@ -59,6 +60,7 @@ class Results:
         decisions: the history of releases, the oldest first.
         costs: the calls in the ledger by stage, over all runs.
         unused_columns: column of the source that was not used -> number of rows in which it is not empty.
+        general: records of `pack.mixture.general` by outcome, "" being those that can be used; empty without them.
         earlier: `figures` of the report that this one replaces.
     """
 
@@ -69,6 +71,7 @@ class Results:
     decisions: Sequence[Decision] = ()
     costs: Sequence[StageCost] = ()
     unused_columns: Mapping[str, int] = field(default_factory=dict)
+    general: Mapping[str, int] = field(default_factory=dict)
     earlier: Mapping[str, Any] | None = None
 
 
@@ -118,6 +121,7 @@ def build_report(
         "releases": [decision.model_dump(mode="json") for decision in results.decisions],
         "stages": [stage.model_dump() for stage in results.stages],
         "unused_columns": dict(results.unused_columns),
+        "general_data": _general(results.general),
         "conservation": _conservation(rows, results.stages, has_packs=packs is not None),
         "conclusion": conclude(evaluation, rows.recycled, student.get("steps"), rows.packed).model_dump(),
     }
@@ -139,6 +143,13 @@ def _teacher(results: Results, num_recycled: int) -> Figures:
     each = {f"{name.removeprefix('paid_')}_per_recycled_row": value for name, value in in_all.items()}
     per_row = {name: value / num_recycled if num_recycled else None for name, value in each.items()}
     return sums | in_all | per_row | {"by_stage": [cost.model_dump() for cost in results.costs]}
+
+
+def _general(outcomes: Mapping[str, int]) -> Figures:
+    """The records of general data: how many there are and can be used, and the others by reason; empty without any."""
+    others = {name.partition(":")[2]: number for name, number in outcomes.items() if name != ACTIVE}
+    total = sum(outcomes.values())
+    return {"records": total, "usable": outcomes.get(ACTIVE, 0), "left_out": others} if total else {}
 
 
 def _efficiency(packing: PackCounts, config: dict[str, Any]) -> Figures:

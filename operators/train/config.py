@@ -56,7 +56,7 @@ class TrainConfig(StageConfig):
         "its step, or with ZeRO stage 3 also the weights.",
     )
     max_steps: int = Field(default=0, ge=0, description="Number of optimizer steps; 0 means as many as `epochs` takes.")
-    epochs: int = Field(default=3, ge=1, description="Number of passes over the packs if `max_steps` is 0.")
+    epochs: int = Field(default=3, ge=1, description="Number of passes over the packs; unused if `max_steps` is set.")
     packs_per_step: int = Field(
         default=8,
         ge=1,

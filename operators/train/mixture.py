@@ -5,10 +5,12 @@ arXiv:2205.12393, section 4.2, where 1 % was enough for instructions).
 """
 
 import hashlib
+from collections import Counter
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 from ray.data import Dataset
 from ray.data.expressions import col
@@ -35,7 +37,8 @@ class MixtureConfig(StageConfig):
     general: str = Field(
         "",
         description="A file, folder or URI with more records in any format of source.path. They are trained on "
-        "unchanged, without reflection.",
+        "unchanged, without reflection; those that the source has too, or that repeat an evaluation text, are left "
+        "out and counted.",
     )
     general_share: float = Field(
         0.1, gt=0, lt=1, description="Share of general data among the trained rows, if there is enough."
@@ -75,6 +78,14 @@ def general_rows(raw: Dataset, config: MixtureConfig, num_recycled: int, draw: s
     return active.map_batches(
         partial(_general, share=share, draw=draw), batch_size=None, batch_format="pyarrow", num_cpus=0.25
     )
+
+
+def count_outcomes(rows: Dataset) -> dict[str, int]:
+    """Number of rows by outcome, the most frequent first; "" is that of rows that can be used."""
+    counted: Counter[str] = Counter()
+    for part in rows.select_columns(["outcome"]).iter_batches(batch_size=None, batch_format="pyarrow"):
+        counted.update({one["values"]: one["counts"] for one in pc.value_counts(part["outcome"]).to_pylist()})
+    return dict(counted.most_common())
 
 
 def is_general(row_id: str) -> bool:

@@ -5,8 +5,11 @@ first worker writes after all workers have copied their parts. Shards of other n
 to read them: after the number of workers has changed.
 """
 
+import hashlib
+import hmac
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -25,6 +28,8 @@ from operators.train.metrics import METRICS
 
 RETRY_S = 2.0  # between two tries to write to the bucket
 PATIENCE_S = 60.0  # for which training waits, at a checkpoint or the end, for a bucket that cannot be written
+KEY_VARIABLE = "RECYCLE_CHECKPOINT_KEY"  # environment of the nodes: a secret that those who write to the bucket lack
+SIGNATURE = "signature"  # of a marker in the bucket, if there is such a key
 _LOG = logging.getLogger(__name__)
 _STEP = re.compile(r"step-\d+")
 _OF_A_WORKER = re.compile(r"zero_pp_rank_(\d+)_")  # in DeepSpeed's names of shards
@@ -73,7 +78,10 @@ class NodeCopy:
             whole = json.loads(read_text(f"{place}/{MARKER}") or "")
             here = json.loads((folder / MARKER).read_text()) if (folder / MARKER).is_file() else {"digests": {}}
             needed = [name for name in whole["files"] if _is_needed(name, checkpoint.spec, self.mates)]
-            digests = whole.get("digests", {})  # without them, `damage` refuses the checkpoint
+            genuine = is_genuine(whole)
+            if not genuine:
+                _LOG.warning("train: the marker of %s is not signed with %s; it is not read", place, KEY_VARIABLE)
+            digests = whole.get("digests", {}) if genuine else {}  # without them, `damage` refuses the checkpoint
             missing = {name for name in needed if here["digests"].get(name) != digests.get(name)}
             pull(place, folder, missing.__contains__)
             for part, found in (("files", whole["files"]), ("digests", digests)):
@@ -98,13 +106,35 @@ class NodeCopy:
         """
         if (self.folder / METRICS).is_file():
             push(self.folder, self.home, [METRICS])
-        put_file(f"{self.there(folder)}/{MARKER}", json.dumps(marker, indent=1))
+        put_file(f"{self.there(folder)}/{MARKER}", json.dumps(signed(marker), indent=1))
         beside = self.there(folder.parent)
         names = {name for name in files_below(beside) if _STEP.match(name) and name.split("/")[0] <= folder.name}
         steps = {name.split("/")[0] for name in names}
         complete = sorted(step for step in steps if f"{step}/{MARKER}" in names)
         for step in steps.difference(complete[-keep:]):
             delete_checkpoint(f"{beside}/{step}")
+
+
+def signed(marker: dict[str, Any]) -> dict[str, Any]:
+    """The marker with its signature; unchanged if there is no key.
+
+    The marker has the digests of all files, so whoever lacks the key cannot exchange a shard, which is a pickle.
+    """
+    signature = _signature(marker)
+    return {**marker, SIGNATURE: signature} if signature else marker
+
+
+def is_genuine(marker: dict[str, Any]) -> bool:
+    """Whether a marker from the bucket was written with our key; always, if there is no key."""
+    expected = _signature({name: value for name, value in marker.items() if name != SIGNATURE})
+    return not expected or hmac.compare_digest(expected, str(marker.get(SIGNATURE, "")))
+
+
+def _signature(marker: dict[str, Any]) -> str:
+    key = os.environ.get(KEY_VARIABLE, "")
+    return (
+        hmac.new(key.encode(), json.dumps(marker, sort_keys=True).encode(), hashlib.sha256).hexdigest() if key else ""
+    )
 
 
 def delete_checkpoint(place: str) -> None:

@@ -2,13 +2,52 @@
 
 from typing import TYPE_CHECKING
 
+from operators.stage import Finding
+
 if TYPE_CHECKING:  # it imports this module
     from operators.train.config import TrainConfig
 
 
 def impossible(config: "TrainConfig") -> str:
     """The first reason why training cannot run as configured, with keys, values and cure; "" if it can."""
-    return _compiled_shards(config) or (_shared_packs(config) if config.sequence_parallel > 1 else "")
+    shared = _shared_packs(config) if config.sequence_parallel > 1 else ""
+    return _without_effect(config) or _compiled_shards(config) or shared
+
+
+def unused(config: "TrainConfig") -> list[Finding]:
+    """Warnings about keys that are given although another given key rules, as an override over a file does."""
+    counted = "examples_per_step" if config.examples_per_step else "tokens_per_step"
+    rulers = {
+        "epochs": "max_steps" if config.max_steps else "",
+        "packs_per_step": counted if getattr(config, counted) else "",
+        "validation_share": "" if config.evaluate_every_steps else "evaluate_every_steps",
+        "max_grad_norm": "optimizer" if config.optimizer == "muon" else "",
+    }
+    return [
+        Finding(
+            f"train.{key}",
+            f"{getattr(config, key)} is not used; train.{ruler}: {getattr(config, ruler)} rules",
+            fatal=False,
+        )
+        for key, ruler in rulers.items()
+        if ruler and key in config.model_fields_set
+    ]
+
+
+def _without_effect(config: "TrainConfig") -> str:
+    """A key that has another value than its default and no effect, because the key that it belongs to is off."""
+    exact = config.attention != "hyper_attention"
+    needed = {
+        "hyper_attention": "attention: hyper_attention" if exact else "",
+        "hyper_attention_layers": "attention: hyper_attention" if exact else "",
+        "neftune_noise": "" if config.neftune_alpha else "neftune_alpha above 0",
+        "muon_rate_factor": "" if config.optimizer == "muon" else "optimizer: muon",
+    }
+    for key, need in needed.items():
+        given, default = getattr(config, key), type(config).model_fields[key].default
+        if need and given != default:
+            return f"{key}: {given} has no effect without {need}; set that, or leave it out by train.{key}={default}"
+    return ""
 
 
 def _compiled_shards(config: "TrainConfig") -> str:

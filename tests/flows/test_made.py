@@ -87,3 +87,17 @@ def test_files_of_other_splits_are_named(tmp_path: Path) -> None:
     metrics: Any = {"files_of_other_splits": {"test": 2, "validation": 1}}
     [line] = told(tmp_path, "raw_instructions", metrics=metrics)
     assert line == "raw_instructions: 3 files of other splits were not read: test 2, validation 1; see source.split"
+
+
+def test_general_data_that_is_left_out_is_counted(tmp_path: Path) -> None:
+    outcomes = {"": 90, "dropped:contaminated": 7, "quarantined:malformed_json": 3}
+    [line] = told(tmp_path, "packed_sequences", metrics={"general_outcomes": outcomes, "general_rows": 40})
+    assert line == (
+        "packed_sequences: general data: 90 of 100 records can be used, 40 of them are drawn; left out: "
+        "contaminated 7, malformed_json 3 (write one JSON object per line, or one array)"
+    )
+
+
+def test_the_notes_of_a_training_are_printed(tmp_path: Path) -> None:
+    value: Any = {"notes": ["train.start: released, but no student is released yet"]}
+    assert told(tmp_path, "student", value=value) == ["student: train.start: released, but no student is released yet"]

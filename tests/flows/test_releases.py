@@ -14,9 +14,11 @@ from flows.releases import models_of, rivals, roll_back, show_releases
 from flows.run import open_run
 from flows.student_files import note_checksums
 from operators.columns import HELD_OUT
+from operators.evaluate.config import TrainedAttention
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
 from operators.files.atomic import put_file
+from tests.flows.train_results import a_result
 
 SMOKE = Path(__file__).resolve().parents[2] / "configs/smoke.yaml"
 
@@ -130,8 +132,16 @@ def test_a_student_is_compared_with_the_released_and_the_best_one_but_not_with_i
 def test_the_released_student_is_measured_on_tasks_if_its_weights_are_there(storage: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     run = open_run(load_config(SMOKE, [f"storage={storage}", f"student.model={tmp_path}"]), GRAPH.specs)
+    trained = {"attention": "hyper_attention", "hyper_attention": {"window": 64}, "hyper_attention_layers": "even"}
+    for version, config in (("v1", {}), ("v2", trained)):
+        (Path(storage) / "students" / version / "manifest.json").write_text(a_result(config).model_dump_json())
     found = {rival.role: rival.folder for rival in models_of(run, "v4", "new").rivals}
     assert found == {RELEASED: f"{storage}/students/v2", BEST: f"{storage}/students/v1"}
+    attention = {rival.role: rival.attention for rival in models_of(run, "v4", "new").rivals}
+    assert attention == {
+        RELEASED: TrainedAttention("hyper_attention", {"window": 64}, "even"),
+        BEST: TrainedAttention(),
+    }
     shutil.rmtree(f"{storage}/students/v2")
     assert {rival.role: rival.folder for rival in models_of(run, "v4", "new").rivals}[RELEASED] == ""
 

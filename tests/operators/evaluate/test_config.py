@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from operators.evaluate.config import EvaluateConfig, HarnessConfig
+from operators.train.config import TrainConfig
 from tests.operators.evaluate.task_folder import write_tasks
 
 
@@ -20,18 +21,45 @@ from tests.operators.evaluate.task_folder import write_tasks
 def test_evaluation_follows_the_student_unless_the_configuration_says_otherwise(
     named: dict[str, Any], gpus: float, precision: str, longest: int
 ) -> None:
-    followed = EvaluateConfig.model_validate(named).following(
-        gpus_per_worker=1.0, precision="bf16", longest_pack=32768, loss_on="all"
-    )
+    train = TrainConfig(num_workers=8, gpus_per_worker=1, precision="bf16")
+    followed = EvaluateConfig.model_validate(named).following(train, 32768, "all")
     assert (followed.gpus_per_actor, followed.precision, followed.max_tokens) == (gpus, precision, longest)
     assert followed.loss_on == "all"
 
 
 def test_short_packs_do_not_shorten_what_is_scored() -> None:
-    assert (
-        EvaluateConfig().following(gpus_per_worker=0, precision="fp32", longest_pack=512, loss_on="last").max_tokens
-        == 2048
-    )
+    assert EvaluateConfig().following(TrainConfig(), 512, "last").max_tokens == 2048
+
+
+@pytest.mark.parametrize(
+    ("named", "trained", "actors"),
+    [
+        ({}, {"num_workers": 8, "gpus_per_worker": 1}, 8),
+        ({}, {"num_workers": 8, "gpus_per_worker": 1, "min_workers": 4}, 4),
+        ({}, {"num_workers": 8, "gpus_per_worker": 0.5}, 8),
+        ({"gpus_per_actor": 4}, {"num_workers": 8, "gpus_per_worker": 1}, 2),
+        ({"gpus_per_actor": 0.5}, {"num_workers": 8, "gpus_per_worker": 1}, 8),
+        ({"gpus_per_actor": 0}, {"num_workers": 8, "gpus_per_worker": 1}, 1),
+        ({"actors": 3}, {"num_workers": 8, "gpus_per_worker": 1}, 3),
+        ({}, {"num_workers": 8}, 1),
+    ],
+)
+def test_there_are_as_many_actors_as_the_gpus_of_the_training_allow(
+    named: dict[str, Any], trained: dict[str, Any], actors: int
+) -> None:
+    train = TrainConfig.model_validate(trained)
+    assert EvaluateConfig.model_validate(named).following(train, 512, "last").actors == actors
+
+
+@pytest.mark.parametrize(
+    ("trained", "threads"),
+    [({}, 1), ({"threads_per_worker": 4}, 4), ({"cpus_per_worker": 6}, 6), ({"cpus_per_worker": 0.5}, 1)],
+)
+def test_an_actor_has_the_threads_of_a_worker(trained: dict[str, Any], threads: int) -> None:
+    train = TrainConfig.model_validate(trained)
+    followed = EvaluateConfig().following(train, 512, "last")
+    assert (followed.threads, followed.cpus_per_actor) == (threads, train.cpus_per_worker)
+    assert EvaluateConfig(threads=2).following(train, 512, "last").threads == 2
 
 
 def test_without_tasks_an_evaluation_has_the_identity_of_earlier_releases() -> None:

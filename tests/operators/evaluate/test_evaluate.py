@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from operators.evaluate.alpaca_eval import alpaca_eval_files
 from operators.evaluate.config import EvaluateConfig, TrainedAttention
-from operators.evaluate.evaluate import Models, Rival, _on_tasks, evaluate
+from operators.evaluate.evaluate import Models, Rival, _on_tasks, evaluate, spread
 from operators.evaluate.model_actor import prompt_of
 from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
 from operators.evaluate.rows import read_rows
@@ -70,11 +70,24 @@ def independent_loss(folder: str, texts: list[Text]) -> tuple[float, int]:
     return total / tokens, tokens
 
 
+@pytest.mark.parametrize(
+    ("actors", "rows", "working", "blocks"), [(1, 2, 1, 1), (8, 2, 3, 3), (2, 2, 2, 3), (8, 9, 1, 1)]
+)
+def test_rows_in_one_block_are_spread_over_the_actors_that_they_need(
+    actors: int, rows: int, working: int, blocks: int, local_ray: None
+) -> None:
+    parts, num_actors = spread(held_out(TEXTS), EvaluateConfig(actors=actors, batch_rows=rows))
+    assert num_actors == working
+    made = parts.materialize()
+    assert made.num_blocks() == blocks
+    assert sorted(row["row_id"] for row in made.take_all()) == [text[0] for text in TEXTS]
+
+
 @pytest.mark.slow
 def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, local_ray: None, tmp_path: Path) -> None:
-    config = EvaluateConfig(**POOL)  # type: ignore[arg-type]
+    config = EvaluateConfig(**POOL, actors=2)  # type: ignore[arg-type]
     ledger = Ledger(str(tmp_path))
-    result = evaluate(held_out(TEXTS, blocks=2), config, models(tmp_path, tiny_model, other_model), TEACHER, ledger)
+    result = evaluate(held_out(TEXTS), config, models(tmp_path, tiny_model, other_model), TEACHER, ledger)
     loss = result.held_out_loss
     base, num_tokens = independent_loss(tiny_model, TEXTS)
     student, _ = independent_loss(other_model, TEXTS)
@@ -105,7 +118,8 @@ def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, lo
 def test_tasks_are_asked_of_base_student_and_released_student(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr("operators.evaluate.evaluate.measure_tasks", lambda models, *_: asked.update(models))
-    rivals = [Rival("v1", RELEASED, "v1.parquet", "students/v1"), Rival("v0", BEST, "v0.parquet", "students/v0")]
+    old = TrainedAttention("hyper_attention", {"window": 64})
+    rivals = [Rival("v1", RELEASED, "v1.parquet", "students/v1", old), Rival("v0", BEST, "v0.parquet", "students/v0")]
     hyper = TrainedAttention("hyper_attention")
     _on_tasks(Models("base", "new", "rows", hyper, rivals), EvaluateConfig())
     assert {role: folder for role, (folder, _) in asked.items()} == {
@@ -113,7 +127,11 @@ def test_tasks_are_asked_of_base_student_and_released_student(monkeypatch: pytes
         "student": "new",
         RELEASED: "students/v1",
     }
-    assert (asked["base"][1], asked["student"][1]) == (TrainedAttention(), hyper)
+    assert {role: attention for role, (_, attention) in asked.items()} == {
+        "base": TrainedAttention(),
+        "student": hyper,
+        RELEASED: old,
+    }
 
 
 @pytest.mark.slow

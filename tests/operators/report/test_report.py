@@ -81,6 +81,23 @@ def test_a_recycled_row_without_pack_and_reason_breaks_conservation(local_ray: N
     assert report.figures["conservation"]["holds"] is False
 
 
+def test_general_data_is_told_apart_from_recycled_rows(local_ray: None) -> None:
+    packs = [
+        *SAMPLE["packs"],
+        {"row_ids": ["general-1"], "document_lengths": [9], "outcome": "packed"},
+        {"row_ids": ["general-2"], "document_lengths": [], "outcome": "quarantined:too_long"},
+    ]
+    results = Results(general={"": 30, "dropped:contaminated": 4})
+    report = build_report("mixed", recycled_of(SAMPLE["rows"]), packs_of(packs), results, {}, ReportConfig())
+    assert report.figures["conservation"]["holds"] is True
+    assert report.figures["rows"]["packed"] == 23
+    assert report.figures["packing"]["general_rows"] == 1
+    assert report.figures["general_data"] == {"records": 34, "usable": 30, "left_out": {"contaminated": 4}}
+    text = " ".join(Page(report.html).text.split())
+    assert "General data: 30 of 34 records can be used, and 1 of them are packed. Left out: contaminated 4." in text
+    assert "Not packed: too long 1." in text
+
+
 def test_numbers_that_are_not_finite_become_null(local_ray: None) -> None:
     student = {"steps": 2, "losses": [math.nan, math.inf], "grad_norms": [1.0], "first_loss": math.nan}
     figures = partial_report(student=student).figures

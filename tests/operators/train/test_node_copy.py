@@ -15,7 +15,7 @@ from operators.train import node_copy
 from operators.train.checkpoint import MARKER, CheckpointSpec, damage, marker_of, newest_good
 from operators.train.job import CHECKPOINTS
 from operators.train.metrics import METRICS
-from operators.train.node_copy import NodeCopy, checkpoint_of, persistently
+from operators.train.node_copy import KEY_VARIABLE, NodeCopy, checkpoint_of, persistently
 
 SPEC = CheckpointSpec("identity", world_size=2, zero_stage=2)
 MODEL = "state/mp_rank_00_model_states.pt"
@@ -36,6 +36,32 @@ def stored(copy: NodeCopy, step: int, spec: CheckpointSpec = SPEC) -> str:
     digests = {name: (len(text), sha256(text.encode()).hexdigest()) for name, text in files.items()}
     put_file(f"{copy.there(folder)}/{MARKER}", json.dumps(marker_of(step, spec, digests)))
     return copy.there(folder)
+
+
+def test_a_checkpoint_in_the_bucket_without_our_signature_is_not_read(
+    copy: NodeCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy.folder / CHECKPOINTS / "step-00000001"
+    spec = replace(SPEC, world_size=1)
+    place = stored(copy, 1, spec)
+    marker = json.loads(read_text(f"{place}/{MARKER}") or "")
+    assert newest_good(folder.parent, spec, copy)[0] is not None, "without a key, the bucket is trusted"
+
+    monkeypatch.setenv(KEY_VARIABLE, "a secret")
+    found, problems = newest_good(folder.parent, spec, copy)
+    assert found is None
+    assert "is damaged" in problems[0]
+    copy.commit(folder, marker, keep=1)
+    assert newest_good(folder.parent, spec, copy)[0] is not None
+
+    forged = "another pickle"
+    put_file(f"{place}/{MODEL}", forged)
+    content = json.loads(read_text(f"{place}/{MARKER}") or "")
+    content["digests"][MODEL], content["files"][MODEL] = sha256(forged.encode()).hexdigest(), len(forged)
+    put_file(f"{place}/{MARKER}", json.dumps(content))
+    assert newest_good(folder.parent, spec, copy)[0] is None
+    monkeypatch.delenv(KEY_VARIABLE)
+    assert newest_good(folder.parent, spec, copy)[0] is not None, "so the signature alone told them apart"
 
 
 @pytest.mark.parametrize(("workers", "wanted"), [(2, [MODEL, SHARDS[1]]), (3, [MODEL, *SHARDS])])

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from operators.train.config import TrainConfig
 from operators.train.lora import LoraConfig
+from operators.train.refusals import unused
 
 SHARED = {"num_workers": 4, "sequence_parallel": 2}
 HYPER = {"attention": "hyper_attention"}
@@ -49,3 +50,53 @@ def test_sharing_packs_changes_no_result():
 def test_sharded_weights_are_not_compiled():
     with pytest.raises(ValidationError, match="compile: true with zero_stage: 3"):
         TrainConfig(compile=True, zero_stage=3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "need"),
+    [
+        ({"hyper_attention": {"window": 64}}, "hyper_attention: .* without attention: hyper_attention; .*={}"),
+        ({"hyper_attention_layers": "even"}, "hyper_attention_layers: even .* without attention: hyper_attention"),
+        ({"neftune_alpha": 0, "neftune_noise": "gaussian"}, "neftune_noise: gaussian .* without neftune_alpha above 0"),
+        ({"muon_rate_factor": 4}, "muon_rate_factor: 4.0 .* without optimizer: muon; .* by train.muon_rate_factor=10"),
+    ],
+)
+def test_keys_without_effect_are_refused(keys, need):
+    with pytest.raises(ValidationError, match=need):
+        TrainConfig(**keys)
+
+
+def test_defaults_that_are_written_down_are_not_refused():
+    keys = {"hyper_attention": {}, "hyper_attention_layers": "all", "neftune_noise": "uniform", "muon_rate_factor": 10}
+    config = TrainConfig(**keys, neftune_alpha=0)
+    assert unused(config) == []
+    assert TrainConfig(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"epochs": 3, "max_steps": 6}, "train.epochs: 3 is not used; train.max_steps: 6 rules"),
+        (
+            {"packs_per_step": 4, "tokens_per_step": 9},
+            "train.packs_per_step: 4 is not used; train.tokens_per_step: 9 rules",
+        ),
+        (
+            {"packs_per_step": 4, "examples_per_step": 9},
+            "train.packs_per_step: 4 is not used; train.examples_per_step: 9 rules",
+        ),
+        ({"validation_share": 0.1}, "train.validation_share: 0.1 is not used; train.evaluate_every_steps: 0 rules"),
+        (
+            {"max_grad_norm": 2, "optimizer": "muon"},
+            "train.max_grad_norm: 2.0 is not used; train.optimizer: muon rules",
+        ),
+    ],
+)
+def test_a_key_that_another_one_overrules_is_told_and_not_refused(keys, told):
+    config = TrainConfig(**keys)
+    assert [str(finding) for finding in unused(config)] == [told]
+    assert not any(finding.fatal for finding in unused(config))
+
+
+def test_keys_that_are_not_given_are_not_told():
+    assert unused(TrainConfig(max_steps=6, examples_per_step=4, optimizer="muon")) == []
