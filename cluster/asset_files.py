@@ -14,8 +14,9 @@ from ray.data import Dataset
 
 from cluster.counts import count_rows
 from cluster.files import checksums
-from cluster.manifest import MANIFEST, MARKER, Manifest, forget_manifest, sealed
+from cluster.manifest import MANIFEST, MARKER, Manifest, forget_manifest
 from operators.files.atomic import write_file
+from operators.files.seals import sealed
 
 
 def write_rows(

@@ -8,7 +8,6 @@ when the bundle is next written.
 Only the holder of the storage's lease writes bundles, and only while nothing in its process reads rows lazily.
 """
 
-import json
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,9 @@ from pyarrow import fs
 from pydantic import BaseModel, ConfigDict
 
 from cluster.files import StorageError, checksums
-from cluster.manifest import MANIFEST, MARKER, Manifest, current_manifest, require_seal, sealed
+from cluster.manifest import MANIFEST, MARKER, Manifest, current_manifest
 from operators.files.atomic import write_file
+from operators.files.seals import sealed, unsealed
 
 FOLDER, REFRESH = "bundles", "refresh="
 MOST_LOOSE = 32  # refreshes of an asset with their own folders
@@ -224,9 +224,7 @@ def _read(filesystem: fs.FileSystem, asset: str, path: str) -> Bundle:
     if known is None or known[0] != written:
         try:
             with filesystem.open_input_stream(path) as stream:
-                text = stream.read()
-            require_seal(text)
-            known = written, Bundle.model_validate(json.loads(text))
+                known = written, Bundle.model_validate(unsealed(stream.read()))
         except (OSError, ValueError):
             raise StorageError(f"{asset}: {path} cannot be read; restore it from a backup") from None
         _READ[path] = known

@@ -3,15 +3,15 @@
 import hashlib
 import json
 import posixpath
-import zlib
 from typing import Any
 
 from pyarrow import fs
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from cluster.files import StorageError
+from operators.files.seals import unsealed
 
-MARKER, MANIFEST, SEAL = "_SUCCESS", "manifest.json", "seal"
+MARKER, MANIFEST = "_SUCCESS", "manifest.json"
 MOST_READ = 50_000
 Description = dict[str, Any]  # what an asset is made from, as plain JSON
 
@@ -67,28 +67,6 @@ def fingerprint_of(description: Description) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sealed(record: BaseModel) -> str:
-    """The text of a record's file with a checksum, so that a flipped bit in it is found as damage."""
-    content = record.model_dump(mode="json")
-    return json.dumps(content | {SEAL: _checksum(content)}, indent=1, sort_keys=True)
-
-
-def require_seal(text: bytes) -> None:
-    """Compare a record's text with its checksum.
-
-    Raises:
-        ValueError: it differs, or this is no JSON.
-    """
-    content = json.loads(text)
-    seal = content.pop(SEAL, None) if isinstance(content, dict) else None
-    if seal is not None and seal != _checksum(content):  # storages written before 2026-11-27 have no checksum
-        raise ValueError("not what was written")
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
-
-
 # Manifests that this process has read: path -> ((time of writing, size), content). A daemon opens the store again at
 # every look, and so reads only manifests that have changed.
 _READ: dict[str, tuple[tuple[int, int], Manifest]] = {}
@@ -130,9 +108,7 @@ def read_manifest(filesystem: fs.FileSystem, asset: str, folder: str) -> Manifes
     """
     try:
         with filesystem.open_input_stream(f"{folder}/{MANIFEST}") as stream:
-            text = stream.read()
-        require_seal(text)
-        return Manifest.model_validate_json(text)
+            return Manifest.model_validate(unsealed(stream.read()))
     except (OSError, ValueError):  # ValidationError is a ValueError
         raise StorageError(
             f"{asset}: {folder}/{MANIFEST} cannot be read; delete {folder}/{MARKER} and run again"

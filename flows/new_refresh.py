@@ -28,7 +28,9 @@ def new_refreshes(run: Run, out: TextIO, *, writes: bool) -> list[str]:
         if not known:
             raise ConfigError(str(error)) from None
         files = []
-    reason = request_new_files(look) if writes else "no file that no refresh has taken"
+    troubles = look.requests.damaged()
+    reason = request_new_files(look, troubles) if writes else "no file that no refresh has taken"
+    out.writelines(f"warning: {trouble}\n" for trouble in troubles)
     requests = [request for request in look.requests.all() if not is_pointless(look, request)]
     for request in look.requests.all() if writes else ():
         if request not in requests:

@@ -33,6 +33,7 @@ _ROLE_OF = {name: role for role, names in _ROLES.items() for name in names}
 _CALLS = ("function_call",)  # roles of turns in which the assistant calls a tool
 _ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 _TEXT_KEYS = ("content", "value", "text", "message", "utterance")
+_OF_TREE = ("replies", "rank", "deleted")
 
 
 class Turn(NamedTuple):
@@ -77,22 +78,23 @@ def read_dialogue(messages: object) -> Dialogue:
     for message in messages if isinstance(messages, list) and messages else [None]:
         if not isinstance(message, dict):
             return Dialogue(turns, "malformed_messages")
-        pair = _pair_of(message)
-        if pair is not None:
-            turns += pair
+        pair, read = _pair_of(message)
+        if pair:
+            turns += [turn for turn in pair if turn.role != SYSTEM or turn not in turns[:1]]  # said once
+            unread |= dict.fromkeys(_others(message, read))
             continue
-        role = _first(message, _ROLE_KEYS)
+        (role_key, role), (text_key, said) = _first(message, _ROLE_KEYS), _first(message, _TEXT_KEYS)
         known = _ROLE_OF.get(role.strip().casefold()) if isinstance(role, str) else None
-        content = _text_of(_first(message, _TEXT_KEYS))
+        content = _text_of(said)
         calls = message.get("tool_calls") or message.get("function_call")
         if content is not None and known is not None:
             text = "\n".join(part for part in (content, _as_json(calls) if calls else "") if part)
             turns.append(Turn(known, text, bool(calls) or str(role).casefold() in _CALLS))
         else:
-            has_parts = known is not None and isinstance(_first(message, _TEXT_KEYS), list)
-            return Dialogue(turns, "non_text_content" if has_parts and _is_media(message) else "malformed_messages")
-        used = (*_ROLE_KEYS, *_TEXT_KEYS, "tool_calls", "function_call", "replies", "rank", "deleted")
-        unread |= {key: None for key, value in message.items() if key not in used and value not in (None, "", [], {})}
+            shows_media = known is not None and isinstance(said, list) and _is_media(said)
+            return Dialogue(turns, "non_text_content" if shows_media else "malformed_messages")
+        read = (role_key, text_key, "tool_calls" if message.get("tool_calls") else "function_call", *_OF_TREE)
+        unread |= {key: None for key in _others(message, read) if message[key] not in (role, said)}
     return Dialogue(turns, "" if _alternates(turns) else "malformed_messages", tuple(unread))
 
 
@@ -113,6 +115,7 @@ def tree_path(root: object) -> tuple[list[object], int]:
         others += sum(_num_messages(reply) for reply in replies if reply is not root)
     while path and _ROLE_OF.get(str(path[-1].get("role")).casefold()) == USER:  # type: ignore[attr-defined]
         path.pop()  # an unanswered question at the end of the path
+        others += 1
     return path, others
 
 
@@ -122,7 +125,7 @@ def exchanges_of(turns: list[Turn], policy: Policy) -> Iterator[Exchange]:
     Args:
         turns: of a dialogue.
         policy: "last" and "first" give one pair, with all other turns around it. "every" gives each pair with the turns
-            before it and none after it, so that the student is trained on no answer twice.
+            before it, so that the student is trained on no answer twice; the last one has the turns after it too.
     """
     places = [place for place in range(len(turns) - 1) if _is_pair(turns[place], turns[place + 1])]
     answered = [place for place in places if turns[place].content.strip() and turns[place + 1].content.strip()]
@@ -130,7 +133,7 @@ def exchanges_of(turns: list[Turn], policy: Policy) -> Iterator[Exchange]:
     if policy != "every":
         places = places[-1:] if policy == "last" else places[:1]
     for place in places:
-        after = () if policy == "every" else tuple(turns[place + 2 :])
+        after = tuple(turns[place + 2 :]) if place == places[-1] or policy != "every" else ()
         yield Exchange(turns[place].content, "", turns[place + 1].content, tuple(turns[:place]), after)
 
 
@@ -152,16 +155,32 @@ def _alternates(turns: list[Turn]) -> bool:
     return not doubled and SYSTEM not in roles[1:] and USER in roles and ASSISTANT in roles
 
 
-def _pair_of(message: dict[str, object]) -> list[Turn] | None:
-    """The two turns of a dict that has the roles as keys, such as {"human": ..., "assistant": ...}; None otherwise."""
-    found = {_ROLE_OF.get(key.casefold()): value for key, value in message.items() if isinstance(value, str)}
-    if _first(message, _ROLE_KEYS) is not None or not {USER, ASSISTANT} <= set(found):
-        return None
-    return [Turn(USER, str(found[USER])), Turn(ASSISTANT, str(found[ASSISTANT]))]
+def _pair_of(message: dict[str, object]) -> tuple[list[Turn], tuple[str, ...]]:
+    """The turns of a dict that has the roles as keys, such as {"human": ..., "assistant": ...}, and the keys read.
+
+    No turns if the dict is not of this form. A system prompt comes first.
+    """
+    keys: dict[str, str] = {}
+    for key, value in message.items():
+        role = _ROLE_OF.get(key.casefold())
+        if role in (SYSTEM, USER, ASSISTANT) and isinstance(value, str) and value:
+            keys.setdefault(role, key)
+    if _first(message, _ROLE_KEYS)[1] is not None or not {USER, ASSISTANT} <= set(keys):
+        return [], ()
+    read = tuple(keys[role] for role in (SYSTEM, USER, ASSISTANT) if role in keys)
+    return [Turn(role, str(message[keys[role]])) for role in (SYSTEM, USER, ASSISTANT) if role in keys], read
 
 
-def _first(message: dict[str, object], keys: tuple[str, ...]) -> object:
-    return next((message[key] for key in keys if message.get(key) is not None), None)
+def _others(message: dict[str, object], read: tuple[str, ...]) -> list[str]:
+    """The keys that hold something and are not in `read`."""
+    return [key for key, value in message.items() if key not in read and value not in (None, "", [], {})]
+
+
+def _first(message: dict[str, object], keys: tuple[str, ...]) -> tuple[str, object]:
+    """The first of the keys that holds something, or else that is there, and its value."""
+    there = [key for key in keys if message.get(key) is not None]
+    key = next((key for key in there if message[key] not in ("", [], {})), next(iter(there), ""))
+    return key, message.get(key)
 
 
 def _text_of(content: object) -> str | None:
@@ -176,9 +195,8 @@ def _text_of(content: object) -> str | None:
     return "\n".join(text for text in texts if text)
 
 
-def _is_media(message: dict[str, object]) -> bool:
-    content = _first(message, _TEXT_KEYS)
-    return isinstance(content, list) and any(isinstance(part, dict) and "type" in part for part in content)
+def _is_media(parts: list[object]) -> bool:
+    return any(isinstance(part, dict) and "type" in part for part in parts)
 
 
 def _num_messages(root: dict[str, object]) -> int:

@@ -6,7 +6,8 @@ import pytest
 from pyarrow import fs
 
 from cluster.files import StorageError
-from cluster.manifest import MANIFEST, Manifest, read_manifest, sealed
+from cluster.manifest import MANIFEST, Manifest, read_manifest
+from operators.files.seals import sealed
 
 MADE = Manifest(
     asset="evaluation",

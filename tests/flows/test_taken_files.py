@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.bundles import tidy
-from cluster.manifest import Manifest, sealed
+from cluster.manifest import Manifest
 from cluster.storage import AssetStore, Recipe
 from flows.graph import RAW_INSTRUCTIONS
 from flows.taken_files import TakenFiles
+from operators.files.seals import sealed
 from operators.read.config import ReadConfig
 from tests.flows.flow_runs import flow_in, last_line
 

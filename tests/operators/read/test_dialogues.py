@@ -84,7 +84,7 @@ def test_a_record_that_is_not_a_dialogue_has_a_reason(listed: object, reason: st
             "every",
             [
                 Exchange(ASKED.content, "", ANSWER.content, (SYSTEM,)),
-                Exchange(AGAIN.content, "", THEN.content, (SYSTEM, ASKED, ANSWER)),
+                Exchange(AGAIN.content, "", THEN.content, (SYSTEM, ASKED, ANSWER), (AGAIN,)),
             ],
         ),
     ],
@@ -121,3 +121,50 @@ def test_a_tree_gives_its_best_path_and_the_number_of_other_messages() -> None:
 def test_replies_that_are_not_a_list_are_ignored() -> None:
     root = {"role": "prompter", "text": "a", "replies": [{"role": "assistant", "text": "b", "replies": 3}]}
     assert tree_path(root) == ([root, root["replies"][0]], 0)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("listed", "turns", "unread"),
+    [
+        ([{"system": "Be brief.", "human": "Name a bird.", "assistant": "A wren."}], [SYSTEM, ASKED, ANSWER], ()),
+        ([{"human": "Name a bird.", "assistant": "A wren.", "score": 3}], [ASKED, ANSWER], ("score",)),
+        ([{"human": "Name a bird.", "question": "?", "bot": "A wren."}], [ASKED, ANSWER], ("question",)),
+        (
+            [
+                {"system": "Be brief.", "human": "Name a bird.", "assistant": "A wren."},
+                {"system": "Be brief.", "human": "And a fish?", "assistant": "A carp."},
+            ],
+            [SYSTEM, ASKED, ANSWER, AGAIN, THEN],
+            (),
+        ),
+        (
+            [{"role": "user", "content": "Name a bird.", "text": "Or two."}, {"role": "assistant", "text": "A wren."}],
+            [ASKED, ANSWER],
+            ("text",),
+        ),
+        (
+            [{"role": "user", "content": "", "text": "Name a bird."}, {"role": "assistant", "content": "A wren."}],
+            [ASKED, ANSWER],
+            (),
+        ),
+        (
+            [{"role": "user", "author": "Bob", "content": "Name a bird."}, {"from": "gpt", "value": "A wren."}],
+            [ASKED, ANSWER],
+            ("author",),
+        ),
+    ],
+)
+def test_a_text_that_is_not_read_is_named(listed: list[object], turns: list[Turn], unread: tuple[str, ...]) -> None:
+    assert read_dialogue(listed) == Dialogue(turns, "", unread)
+
+
+def test_another_system_prompt_in_a_later_pair_is_no_dialogue() -> None:
+    pairs = [{"system": text, "human": text, "assistant": "Yes."} for text in ("one", "two")]
+    assert read_dialogue(pairs).reason == "malformed_messages"
+
+
+def test_an_unanswered_question_at_the_end_of_a_tree_is_counted() -> None:
+    ending = {"role": "prompter", "text": "And then?", "replies": []}
+    root = {"role": "prompter", "text": "Hi", "replies": [{"role": "assistant", "text": "Yes.", "replies": [ending]}]}
+    path, others = tree_path(root)
+    assert (len(path), others) == (2, 1)
