@@ -114,7 +114,7 @@ def test_a_tree_gives_its_best_path_and_the_number_of_other_messages() -> None:
     best = {"role": "assistant", "text": "A wren.", "rank": 0, "replies": [{"role": "prompter", "text": "Thanks"}]}
     path, others = tree_path({"role": "prompter", "text": "Name a bird.", "replies": [worse, best]})
     assert read_dialogue(path).turns == [ASKED, ANSWER]
-    assert others == 2
+    assert others == 3, "the unanswered thanks too"
     assert tree_path("no tree") == ([], 0)
 
 
