@@ -38,10 +38,9 @@ NEAR_DUPLICATE = "dropped:near_duplicate"
 SEED = 1  # of the permutations; a constant of the method, like the hash
 LEADERS = 16  # most groups in one bucket; a row that belongs to none of them stays
 LABEL_WORDS = 5  # an answer of at most so many words is a label or a figure: another one makes another record
-LONG_ANSWER_WORDS = 20  # an answer of more words ...
-ANSWER_FACTOR = (
-    4  # ... is evidence although so many times `common_rows` rows have it: templates seldom have such answers
-)
+# An answer of more than LONG_ANSWER_WORDS is evidence although ANSWER_FACTOR times `common_rows` rows have it, because
+# templates seldom have such answers.
+LONG_ANSWER_WORDS, ANSWER_FACTOR = 20, 4
 NUM_PARTS = 3  # the whole record, the words of its question and those of its answer ...
 PART_PERMUTATIONS = 32  # ... each with so many permutations, which estimate to about 0.07, so ...
 PART_TOLERANCE = 0.1  # ... this much below the threshold passes

@@ -147,8 +147,10 @@ def test_a_disk_too_small_for_the_training_is_refused(tmp_path: Path, monkeypatc
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    with (model / "model.safetensors").open("wb") as weights:
-        weights.truncate(2 * GIB)
+    header = json.dumps({"w": {"dtype": "U8", "shape": [2 * GIB], "data_offsets": [0, 2 * GIB]}}).encode()
+    with (model / "model.safetensors").open("wb") as weights:  # a sparse file
+        weights.write(len(header).to_bytes(8, "little") + header)
+        weights.truncate(8 + len(header) + 2 * GIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(9 * GIB, 8 * GIB, GIB))
     [found] = _storage_findings(look(tmp_path, f"student.model={model}"), holds_lease=True)
     assert found.fatal
