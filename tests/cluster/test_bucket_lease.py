@@ -47,9 +47,9 @@ def test_a_second_run_is_refused_until_the_first_has_ended(storage: str) -> None
 
 def test_a_dead_holder_is_replaced_by_the_clock_of_the_store(storage: str, bucket: str) -> None:
     LeaseObject(storage).write(OTHER, None)
-    age(bucket, 59)
+    age(bucket, 40)
     assert is_bucket_leased(storage)
-    age(bucket, 3)
+    age(bucket, 22)
     assert not is_bucket_leased(storage)
     with bucket_lease(storage):
         seen = LeaseObject(storage).read()
