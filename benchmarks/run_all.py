@@ -76,6 +76,7 @@ NOT_RUN = {
     "language_model": "imported by others",
     "packs": "imported by others",
     "training_steps": "imported by training.py",
+    "same_curve_figure": "imported by same_curve.py",
     "chaos": "runs as long as it is told: see its head",
     "chaos_checks": "imported by chaos.py",
     "chaos_endpoint": "imported by chaos.py",
