@@ -121,8 +121,8 @@ def test_a_teacher_that_repeats_a_payload_plants_nothing(about: Reflecting, demo
     found = read_replies(table, about, ReflectConfig(), special).to_pylist()
     statuses = Counter(row["response_reflection"] for row in found)
     assert statuses == {
-        "parsed": 5,
-        "rejected:turn_in_text": 10,
+        "parsed": 4,
+        "rejected:turn_in_text": 11,
         "rejected:form_in_text": 3,
         "rejected:thoughts_in_text": 1,
     }
