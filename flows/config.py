@@ -32,6 +32,7 @@ from operators.report.report import ReportConfig
 from operators.select.config import SelectConfig
 from operators.select.ifd import ScoreConfig
 from operators.stage import Operational, StageConfig
+from operators.student.config import StudentConfig
 from operators.teacher.budget import BudgetConfig
 from operators.teacher.config import TeacherConfig
 from operators.train.config import TrainConfig
@@ -43,14 +44,6 @@ OVERRIDES_VARIABLE = "RECYCLE_OVERRIDES"  # dotted overrides, quoted as in a she
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message is shown to the user, with one line per error."""
-
-
-class StudentConfig(StageConfig):
-    """The model that is trained; before training it also scores the teacher's rewrites."""
-
-    model: str = Field(
-        description="The model: a folder, a hub id, or `package:<wheel>` for a model inside an installed wheel."
-    )
 
 
 class RunConfig(StageConfig):
@@ -224,7 +217,9 @@ def _known_keys(section: tuple[int | str, ...]) -> list[str]:
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """The configuration with absolute paths, because workers have other working directories than the command line."""
     source = config.source.model_copy(update={"path": _absolute(config.source.path)})
-    student = config.student.model_copy(update={"model": _absolute_model(config.student.model)})
+    template = config.student.chat_template
+    paths = {"model": _absolute_model(config.student.model), "chat_template": template and _absolute(template)}
+    student = config.student.model_copy(update=paths)
     keys = ("backend", "model", "tokenizer", "stages", "mix")
     teacher = _with_absolute_models({key: getattr(config.teacher, key) for key in keys})
     select = config.select.model_copy(update={"reward_model": _absolute_model(config.select.reward_model)})

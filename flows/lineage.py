@@ -36,7 +36,7 @@ def lineage_of(run: Run) -> dict[str, Any]:
         "refreshes": {key: manifest.fingerprint for key, manifest in manifests.items()},
         "code": {asset: spec.code_version for asset, spec in run.specs.items()},
         "teacher": {**teacher.identity(), "revision": revision},
-        "student": {"model": config.student.model, "revision": model_revision(run.student)},
+        "student": {"model": config.student.model, "revision": run.student_revision},
         "prompts": {
             stage: {"sha256": hashlib.sha256(prompt.encode()).hexdigest(), "text": prompt}
             for stage, prompt in prompts.items()

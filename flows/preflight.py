@@ -270,7 +270,7 @@ def _model_findings(run: Run) -> list[Finding]:
             resolve()
         except ModelNotFoundError as error:
             found.append(Finding(key, str(error).removeprefix(f"{key}: ")))
-    return found
+    return [*found, *run.config.student.findings()]
 
 
 def _general_findings(mixture: MixtureConfig) -> list[Finding]:
@@ -287,7 +287,7 @@ def student_needs(config: RunConfig) -> StudentNeeds:
     train = config.train
     layers = train.hyper_attention_layers if train.attention == "hyper_attention" else None
     sizes = (config.pack.max_tokens, config.pack.packed, layers, train.sequence_parallel)
-    return StudentNeeds(*sizes, neftune_alpha=train.neftune_alpha)
+    return StudentNeeds(*sizes, train.neftune_alpha, config.student.template, config.student.chat_template)
 
 
 def _is_needed(run: Run, refresh: str, assets: Sequence[str], selected: Sequence[str]) -> bool:

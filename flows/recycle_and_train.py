@@ -165,9 +165,10 @@ def published_dataset(recycled_instructions: Dataset, run: RunResource) -> Recip
 @dg.asset(group_name="train", kinds={"ray"}, code_version="3", metadata=uses("pack", "student", only_rows=True))
 def packed_sequences(recycled_instructions: Dataset, run: RunResource) -> Recipe:
     """The recycled instructions of all refreshes as token sequences of one length, documents kept apart."""
+    config, template = run.config.pack, run.config.student.template
     general: dict[str, int] = {}
     return Recipe(
-        lambda: pack(rows_to_pack(run, recycled_instructions, general), run.config.pack, run.student),
+        lambda: pack(rows_to_pack(run, recycled_instructions, general), config, run.student, template),
         metrics=lambda packs: count_packed(packs) | ({GENERAL_OUTCOMES: general} if general else {}),
     )
 
@@ -182,7 +183,7 @@ def student(packed_sequences: Dataset, run: RunResource) -> Recipe:
         from operators.train.train import train  # here, because it imports torch, which takes seconds
 
         start = starting_student(run, folder)
-        trained = train(packed_sequences, run.config.train, start.student, folder)
+        trained = train(packed_sequences, run.config.train, start.student, folder, run.config.student.template)
         note_checksums(folder)
         notes = [*([start.note] if start.note else []), *trained.notes]
         return trained.model_copy(update={"version": version, "folder": folder, "notes": notes})

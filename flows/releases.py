@@ -43,6 +43,7 @@ def models_of(run: Run, version: str, folder: str) -> Models:
         attention=TrainedAttention(train.attention, dict(train.hyper_attention), train.hyper_attention_layers),
         rivals=[_with_weights(run, rival) if has_weights(storage, rival.version) else rival for rival in earlier],
         tasks=run.path("evaluations", "tasks"),
+        chat_template=run.config.student.template,
     )
 
 

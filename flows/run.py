@@ -24,7 +24,7 @@ from flows.retractions import Retractions
 from flows.staleness import Staleness
 from operators.chat_markup import special_tokens_of
 from operators.files.places import use_endpoint
-from operators.models import resolve_model
+from operators.models import model_revision, resolve_model
 from operators.read.archive import rows_of_files
 from operators.read.drop_contaminated import EvaluationIndex, drop_contaminated, evaluation_index
 from operators.read.own_steps import apply_steps
@@ -36,6 +36,7 @@ from operators.report.costs import StageCost, stage_costs
 from operators.select.judge import Judge
 from operators.select.reward import KEY as REWARD_MODEL
 from operators.select.score_store import Scorer
+from operators.student.config import templated
 from operators.teacher.config import TeacherConfig
 from operators.teacher.engine_pool import make_room
 from operators.teacher.ledger import Ledger
@@ -139,7 +140,13 @@ class Run:
     @cached_property
     def scorer(self) -> Scorer:
         """The student before training as a judge of texts, with its score ledger."""
-        return Scorer(self.student, self.config.score, self.path("scores"), self.reward_model)
+        template = self.config.student.template
+        return Scorer(self.student, self.config.score, self.path("scores"), self.reward_model, template)
+
+    @cached_property
+    def student_revision(self) -> str:
+        """What identifies the student before training, with its chat template."""
+        return templated(model_revision(self.student), self.config.student.template)
 
     def judge(self, ledger: Ledger) -> Judge:
         """The teacher as a judge, for `select.policy: judge`; loads tokenizers, see `reflection`."""

@@ -12,11 +12,11 @@ from operators.columns import RECYCLED_OUTCOMES
 from operators.evaluate.release_history import ReleaseHistory
 from operators.files.atomic import put_file
 from operators.files.copies import read_text
-from operators.models import model_revision
 from operators.read.drop_contaminated import drop_contaminated, evaluation_index
 from operators.read.drop_seen import drop_seen
 from operators.read.read_instructions import read_instructions
 from operators.read.source_files import list_source_files
+from operators.student.config import template_digest
 from operators.train.mixture import COLUMNS, MixtureConfig, count_outcomes, general_rows, replayed
 from operators.train.result import MANIFEST, TrainResult
 
@@ -83,7 +83,7 @@ def starting_student(run: Run, folder: str) -> Start:
     """The model that the training in `folder` starts from: the base model or the released student (`train.start`).
 
     This is decided once per student, because another student may be released while a training is interrupted. A
-    released student that was made from another base model is not used.
+    released student that was made from another base model, or with another chat template, is not used.
     """
     if run.config.train.start == "base":
         return Start(run.student)
@@ -91,7 +91,7 @@ def starting_student(run: Run, folder: str) -> Start:
     if noted is not None:
         kept = json.loads(noted)
         return Start(str(kept["student"]), str(kept.get("note", "")))
-    base = model_revision(run.student)
+    base = run.student_revision
     start = _released(run, base)
     put_file(f"{folder}/{START}", json.dumps({"student": start.student, "base": base, "note": start.note}))
     return start
@@ -105,20 +105,20 @@ def _released(run: Run, base: str) -> Start:
     elif not has_weights(run.config.storage, current.version):
         why = f"the weights of the released student {current.version} are deleted"
     elif _base_of(run, run.path(STUDENTS, current.version)) != base:
-        why = f"the released student {current.version} was made from another base model"
+        why = f"the released student {current.version} was made from another base model or chat template"
     else:
         return Start(run.path(STUDENTS, current.version))
     return Start(run.student, f"train.start: released, but {why}; training started from the base model")
 
 
 def _base_of(run: Run, folder: str) -> str:
-    """Revision of the base model that a student was made from; "" if it is unknown."""
+    """Revision of the base model and template that a student was made from; "" if it is unknown."""
     noted, manifest = read_text(f"{folder}/{START}"), read_text(f"{folder}/{MANIFEST}")
     if noted is not None:
         return str(json.loads(noted)["base"])
-    if manifest is not None and TrainResult.model_validate_json(manifest).student == run.student:
-        return model_revision(run.student)
-    return ""
+    made = None if manifest is None else TrainResult.model_validate_json(manifest)
+    own = template_digest(run.config.student.template)
+    return run.student_revision if made and (made.student, made.chat_template) == (run.student, own) else ""
 
 
 def _num_recycled(run: Run, refreshes: list[str]) -> int:

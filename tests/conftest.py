@@ -152,6 +152,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: str) -> str
 
 
 @pytest.fixture(scope="session")
+def own_template() -> str:
+    """A chat template with the control tokens of the demo model, and other text around the turns than its own."""
+    turn = "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + m.content + '<|im_end|>' }}{% endfor %}"
+    return turn + "{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
+
+
+@pytest.fixture(scope="session")
 def alpaca() -> Path:
     """1,500 real Alpaca records if the shared folder exists, otherwise 40 similar records of our own."""
     return ALPACA if ALPACA.is_file() else ALPACA_LIKE

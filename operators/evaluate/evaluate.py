@@ -62,6 +62,7 @@ class Models:
         attention: with which the student was trained.
         rivals: earlier students.
         tasks: folder that keeps the scores of models on tasks; path or URI.
+        chat_template: text that replaces the base model's own template; "" keeps it. Students have it in their folder.
     """
 
     base: str
@@ -70,6 +71,7 @@ class Models:
     attention: TrainedAttention = field(default_factory=TrainedAttention)
     rivals: Sequence[Rival] = ()
     tasks: str = ""
+    chat_template: str = ""
 
 
 def evaluate(
@@ -99,7 +101,7 @@ def evaluate(
     require_columns("evaluate", TEXTS, held_out.columns() or [])
     sample_ids = _lowest_ids(held_out, config.num_samples)
     report_progress("evaluate", total=2 * num_rows)
-    base = _measure(held_out, models.base, sample_ids, config, TrainedAttention())
+    base = _measure(held_out, models.base, sample_ids, config, TrainedAttention(), models.chat_template)
     student = _measure(held_out, models.student, sample_ids, config, models.attention)
     rows = join_measurements(base, student)
     write_rows(rows, models.rows)
@@ -135,7 +137,7 @@ def _on_tasks(models: Models, config: EvaluateConfig) -> Harness | None:
         for rival in models.rivals
         if rival.role == RELEASED and rival.folder
     }
-    return measure_tasks(measured, config, models.tasks)
+    return measure_tasks(measured, config, models.tasks, {"base": models.chat_template})
 
 
 def _compare(rows: pa.Table, samples: Sequence[Sample], rival: Rival, judged: Any) -> Comparison:
@@ -186,14 +188,20 @@ def _rows_of(rows: pa.Table, row_ids: list[str]) -> pa.Table:
 
 
 def _measure(
-    held_out: Dataset, model: str, sample_ids: Sequence[str], config: EvaluateConfig, attention: TrainedAttention
+    held_out: Dataset,
+    model: str,
+    sample_ids: Sequence[str],
+    config: EvaluateConfig,
+    attention: TrainedAttention,
+    chat_template: str = "",
 ) -> pa.Table:
     from operators.evaluate.model_actor import MEASURED, ModelActor  # imports torch, which the driver does not need
 
+    own = {"attention": attention, "chat_template": chat_template}
     rows, actors = spread(held_out, config)
     measured = rows.map_batches(
         ModelActor,
-        fn_constructor_kwargs={"model": model, "sample_ids": sample_ids, "config": config, "attention": attention},
+        fn_constructor_kwargs={"model": model, "sample_ids": sample_ids, "config": config, **own},
         batch_size=config.batch_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=actors),

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -77,7 +78,10 @@ def _finding(config: HarnessConfig, name: str, problem: str) -> Finding:
 
 
 def measure_tasks(
-    models: Mapping[str, tuple[str, TrainedAttention]], config: EvaluateConfig, kept: str
+    models: Mapping[str, tuple[str, TrainedAttention]],
+    config: EvaluateConfig,
+    kept: str,
+    templates: Mapping[str, str] = MappingProxyType({}),
 ) -> Harness | None:
     """Measure each model on each task; a task or a process that fails is counted and ends nothing.
 
@@ -85,6 +89,7 @@ def measure_tasks(
         models: role (base, student, released) -> folder or hub id, and the attention to use.
         config: of the evaluation, with the tasks.
         kept: folder for the scores by model and task; a path that all nodes share, or a URI.
+        templates: role -> text that replaces the model's own chat template; "" keeps it.
 
     Returns:
         The scores; None if no task is configured.
@@ -98,7 +103,7 @@ def measure_tasks(
     for role, (model, attention) in models.items():
         report_progress("evaluate", note=f"tasks, {role}")
         try:
-            found[role] = ray.get(measure.remote(model, config, attention, kept))
+            found[role] = ray.get(measure.remote(model, config, attention, kept, templates.get(role, "")))
         except (RayError, OSError) as error:
             reason = " ".join(str(error).split())[-300:]
             found[role] = [{"task": task, "reason": reason} for task in config.harness.tasks]
@@ -122,14 +127,15 @@ def side_by_side(found: Mapping[str, Scores]) -> Harness:
     return Harness(version=_version(), scores=tuple(together.values()), failed=tuple(failed))
 
 
-def _measured(model: str, config: EvaluateConfig, attention: TrainedAttention, kept: str) -> Scores:
+def _measured(model: str, config: EvaluateConfig, attention: TrainedAttention, kept: str, template: str) -> Scores:
     """The scores of one model: those that are kept for the same files and task, or new ones."""
     from operators.model_copy import on_this_disk
     from operators.models import model_revision
+    from operators.student.config import templated
 
     model = on_this_disk(model)
     made_from = {
-        "model": model_revision(model),
+        "model": templated(model_revision(model), template),
         "tasks": config.harness.identity(),
         "attention": asdict(attention),
         "precision": config.precision,
@@ -139,7 +145,7 @@ def _measured(model: str, config: EvaluateConfig, attention: TrainedAttention, k
     places = {name: f"{kept}/{_key(made_from, name)}.json" for name in config.harness.tasks}
     known = {name: text for name, place in places.items() if (text := read_text(place)) is not None}
     missing = tuple(name for name in places if name not in known)
-    asked = _ask(model, config.model_copy(update={"harness": _of(config.harness, missing)}), attention)
+    asked = _ask(model, config.model_copy(update={"harness": _of(config.harness, missing)}), attention, template)
     for name, scores in asked.items():
         if not any("reason" in one for one in scores):
             put_file(places[name], json.dumps({"made_from": made_from, "task": name, "scores": scores}, indent=1))
@@ -156,7 +162,7 @@ def _of(config: HarnessConfig, tasks: tuple[str, ...]) -> HarnessConfig:
     return config.model_copy(update={"tasks": tasks})
 
 
-def _ask(model: str, config: EvaluateConfig, attention: TrainedAttention) -> dict[str, Scores]:
+def _ask(model: str, config: EvaluateConfig, attention: TrainedAttention, template: str) -> dict[str, Scores]:
     if not config.harness.tasks:
         return {}
     manager = open_tasks(config.harness)
@@ -170,7 +176,7 @@ def _ask(model: str, config: EvaluateConfig, attention: TrainedAttention) -> dic
     loaded = load_causal_lm(model, config)
     wrapped = HFLM(
         pretrained=loaded,
-        tokenizer=load_tokenizer(model),
+        tokenizer=load_tokenizer(model, template),
         batch_size=config.harness.batch_rows,
         max_length=longest_context(model, config.max_tokens),
         trust_remote_code=False,

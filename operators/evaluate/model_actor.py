@@ -31,10 +31,15 @@ class ModelActor:
     """Ray Data actor of `evaluate`: RAW rows in, MEASURED rows out."""
 
     def __init__(
-        self, model: str, sample_ids: Sequence[str], config: EvaluateConfig, attention: TrainedAttention
+        self,
+        model: str,
+        sample_ids: Sequence[str],
+        config: EvaluateConfig,
+        attention: TrainedAttention,
+        chat_template: str = "",
     ) -> None:
         model = on_this_disk(model)
-        self._tokenizer = load_tokenizer(model)
+        self._tokenizer = load_tokenizer(model, chat_template)
         self._model = load_causal_lm(model, config)
         self._sample_ids, self._config, self._attention = frozenset(sample_ids), config, attention
         self._folder, self._limit = model, longest_context(model, config.max_tokens)

@@ -109,8 +109,8 @@ class StudentScorer:
     Tasks call `prepare`; an actor with a GPU only calls `score_prepared`.
     """
 
-    def __init__(self, student: str, config: ScoreConfig) -> None:
-        self._student, self._config = student, config
+    def __init__(self, student: str, config: ScoreConfig, chat_template: str = "") -> None:
+        self._student, self._config, self._template = student, config, chat_template
 
     @cached_property
     def _model(self) -> Any:
@@ -134,7 +134,8 @@ class StudentScorer:
         """Tokenize the turns; this loads no weights."""
         if not turns:
             return []
-        tokenizer, limit = student_tokenizer(self._student), longest_context(self._student, self._config.max_tokens)
+        tokenizer = student_tokenizer(self._student, self._template)
+        limit = longest_context(self._student, self._config.max_tokens)
         return [target_spans(tokenizer, turn, limit) for turn in turns]
 
     def score_prepared(self, turns: Sequence[Prepared]) -> list[Score]:
@@ -151,9 +152,9 @@ class StudentScorer:
 
 
 @lru_cache(maxsize=2)
-def student_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+def student_tokenizer(model: str, chat_template: str = "") -> "PreTrainedTokenizerBase":
     """The student's tokenizer, loaded once per process."""
-    return load_tokenizer(model)
+    return load_tokenizer(model, chat_template)
 
 
 def ifd_turn(pair: Pair) -> Turn:

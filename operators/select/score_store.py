@@ -24,6 +24,7 @@ from operators.models import model_revision
 from operators.parquet_log import ParquetLog, write_whole
 from operators.select.ifd import Prepared, Score, ScoreConfig, StudentScorer, Turn
 from operators.select.reward import RewardScorer
+from operators.student.config import templated
 
 # Increase this number when the code gives the same text another score. Version 1 did not separate bfloat16 on GPUs from
 # float32 on CPUs, and found targets of one token too short.
@@ -67,12 +68,14 @@ class Scorer:
         config: size, resources and limits of its pool.
         folder: of the score ledger, an absolute path or a URI; it need not exist. All policies share it.
         reward_model: folder or hub id of the model that gives REWARDS; "" if none does.
+        chat_template: text that replaces the student's own template; "" keeps it.
     """
 
     student: str
     config: ScoreConfig
     folder: str
     reward_model: str = ""
+    chat_template: str = ""
 
 
 class Scores:
@@ -102,10 +105,8 @@ def map_with_scores(rows: Dataset, asked: Asked, decide: Decide, scorer: Scorer,
         scorer: the student.
         kind: names the folder of the scores within the ledger; one folder for each kind of scored text.
     """
-    model = scorer.reward_model if kind == REWARDS else scorer.student
     config, folder = scorer.config, f"{scorer.folder}/{kind}"
-    name = hashlib.sha256(model_revision(model).encode()).hexdigest()[:16]
-    judge = (RewardScorer if kind == REWARDS else StudentScorer)(model, config)
+    judge, name = _judge(scorer, kind)
     prepare = partial(_prepare, asked=asked, scorer=judge, config=config)
     prepared = _with_known(rows, ParquetLog(folder), name).map_batches(
         prepare, batch_size=PREPARED_ROWS, batch_format="pyarrow", num_cpus=PREPARING_CPUS
@@ -122,8 +123,20 @@ def map_with_scores(rows: Dataset, asked: Asked, decide: Decide, scorer: Scorer,
     return scored.map_batches(decide_batch, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
 
+def _judge(scorer: Scorer, kind: str) -> tuple[StudentScorer | RewardScorer, str]:
+    """The model that gives scores of a kind, and the name under which the ledger keeps those of its revision."""
+    if kind == REWARDS:
+        return RewardScorer(scorer.reward_model, scorer.config), _name(model_revision(scorer.reward_model))
+    student = StudentScorer(scorer.student, scorer.config, scorer.chat_template)
+    return student, _name(templated(model_revision(scorer.student), scorer.chat_template))
+
+
+def _name(revision: str) -> str:
+    return hashlib.sha256(revision.encode()).hexdigest()[:16]
+
+
 def score_key(turn: Turn, config: ScoreConfig) -> str:
-    """Hash of everything but the student that determines a score."""
+    """Hash of everything but the student and its template that determines a score."""
     return hashlib.sha256(json.dumps([METHOD, config.precision, config.max_tokens, *turn]).encode()).hexdigest()
 
 

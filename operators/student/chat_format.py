@@ -62,7 +62,7 @@ def template_of(tokenizer: "PreTrainedTokenizerBase") -> str:
         found = f"only templates named {', '.join(template)}" if template else "no chat template"
         raise ValueError(
             f"encode: {name_of(tokenizer)} has {found}, so nothing says how its turns are written; "
-            'use an instruction-tuned model, or add a chat_template.jinja (or a template named "default") to its folder'
+            "use an instruction-tuned model, or name a Jinja file in student.chat_template"
         )
     return template
 

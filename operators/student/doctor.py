@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from operators.model_files import embedding_findings, one_line, weight_findings
 from operators.stage import Finding
 from operators.student.chat_format import chat_format
+from operators.student.config import TEMPLATE_KEY
 from operators.student.encode import encode_example, load_tokenizer, require_template
 from operators.student.generation import exportable
 from operators.student.hyper_layers import hyper_attention_layers
@@ -36,6 +37,8 @@ class StudentNeeds:
         hyper_attention_layers: the layers that should use HyperAttention; None if none.
         sequence_parallel: workers that share a pack in training.
         neftune_alpha: of the noise in training; 0 without noise.
+        chat_template: text that replaces the student's own template; "" keeps it.
+        template_file: where that text comes from.
     """
 
     max_tokens: int
@@ -43,6 +46,8 @@ class StudentNeeds:
     hyper_attention_layers: str | Sequence[int] | None = None
     sequence_parallel: int = 1
     neftune_alpha: float = 0.0
+    chat_template: str = ""
+    template_file: str = ""
 
 
 def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
@@ -63,7 +68,7 @@ def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
         return [
             Finding(KEY, f"{student} has no usable config.json ({one_line(error)}); give a Hugging Face model folder")
         ]
-    tokenizer, problems = _tokenizer(student, config)
+    tokenizer, problems = _tokenizer(student, config, needs)
     found = [*weight_findings(student, KEY), *problems, *_positions(config, needs)]
     if tokenizer is not None:
         found += _generation_config(student, tokenizer)
@@ -72,12 +77,20 @@ def examine_student(student: str, needs: StudentNeeds) -> list[Finding]:
     return found if any(finding.fatal for finding in found) else [*found, *_packing(student, config, needs)]
 
 
-def _tokenizer(student: str, config: "PretrainedConfig") -> "tuple[PreTrainedTokenizerBase | None, list[Finding]]":
+def _tokenizer(
+    student: str, config: "PretrainedConfig", needs: StudentNeeds
+) -> "tuple[PreTrainedTokenizerBase | None, list[Finding]]":
     try:
-        tokenizer = load_tokenizer(student)
-        require_template(tokenizer)
+        tokenizer = load_tokenizer(student, needs.chat_template)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return None, [Finding(KEY, one_line(error))]
+    try:
+        require_template(tokenizer)
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        if not needs.chat_template:
+            return None, [Finding(KEY, one_line(error))]
+        text = f"{needs.template_file}: {one_line(error)}; mend the file, or leave out the key for the model's own"
+        return None, [Finding(TEMPLATE_KEY, text)]
     needed = encode_example(tokenizer, "Name a colour.", "", "Blue.").input_ids
     found = [*embedding_findings(tokenizer, config, needed, KEY)]
     form = chat_format(tokenizer)

@@ -57,8 +57,8 @@ def dialogue(
     return [*_turns(turns_before), *pair, *_turns(turns_after)]
 
 
-def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a folder or hub id.
+def load_tokenizer(model: str, chat_template: str = "") -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a folder or hub id, with a chat template that replaces its own if one is given.
 
     Raises:
         ValueError: the model has no chat template, so nothing says how its turns are written.
@@ -66,6 +66,8 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    if chat_template:
+        tokenizer.chat_template = chat_template
     template_of(tokenizer)
     return tokenizer
 

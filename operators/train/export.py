@@ -53,7 +53,9 @@ class _Weight:
             yield merged(self.stored, self.layer) if self.layer and first else self.stored.detach()
 
 
-def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | None = None) -> str:
+def export_student(
+    engine: Any, student: str, folder: Path, lora: LoraConfig | None = None, chat_template: str = ""
+) -> str:
     """Write the trained model; every worker must call this, and all raise an error if rank 0 cannot write.
 
     After a quantised training (QLoRA) rank 0 needs host memory for the whole model before quantisation.
@@ -65,6 +67,7 @@ def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | N
             tokenizer and chat template.
         lora: if it has a rank, the adapters are merged into the weights (those before quantisation) and also written by
             themselves, or only the adapters are written.
+        chat_template: text that replaces the student's own template; "" keeps it.
 
     Returns:
         What was changed in the generation config so that it can be saved; "" if nothing, and on other ranks.
@@ -82,7 +85,7 @@ def export_student(engine: Any, student: str, folder: Path, lora: LoraConfig | N
                 place = folder / ADAPTER_FOLDER if lora.merge else folder
                 engine.module.save_pretrained(place, state_dict=adapters, save_embedding_layers=False)
             base = _unquantised(engine.module, student) if whole and quantised else base
-            changed = _write_settings(base, student, folder, whole=whole)
+            changed = _write_settings(base, load_tokenizer(student, chat_template), folder, whole=whole)
             if whole and quantised:
                 base.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
     if whole and not quantised:
@@ -218,10 +221,9 @@ def gathered_adapters(module: torch.nn.Module) -> dict[str, Tensor]:
     return adapters
 
 
-def _write_settings(model: Any, student: str, folder: Path, *, whole: bool) -> str:
+def _write_settings(model: Any, tokenizer: Any, folder: Path, *, whole: bool) -> str:
     """Write all but weights. A folder of adapters gets no config.json, so that transformers loads their base model."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(student)
     model.generation_config, changed = exportable(model.generation_config, tokenizer)
     if whole:
         model.config.dtype = str(model.dtype).removeprefix("torch.")

@@ -23,6 +23,7 @@ class TrainJob:
     Attributes:
         began: Unix time of the run's first attempt.
         copy: if `folder` is this node's copy of one in a bucket.
+        chat_template: text that is exported instead of the student's own template; "" exports that.
     """
 
     config: TrainConfig
@@ -33,6 +34,7 @@ class TrainJob:
     identity: str
     began: float = field(default_factory=time.time)
     copy: NodeCopy | None = None
+    chat_template: str = ""
 
     @property
     def spec(self) -> CheckpointSpec:

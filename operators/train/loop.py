@@ -164,7 +164,7 @@ def _finish(
     """Export the student and write the summary; if the export fails, `unsaved` steps are saved in a checkpoint."""
     folder = Path(job.folder)
     try:
-        changed = export_student(engine, job.student, folder, job.config.lora)
+        changed = export_student(engine, job.student, folder, job.config.lora, job.chat_template)
     except ExportError:
         if unsaved:  # so that a finished training is not lost: the next attempt only exports
             save_checkpoint(engine, folder / CHECKPOINTS, unsaved, job.spec, copy=job.copy)

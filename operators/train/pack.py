@@ -94,7 +94,7 @@ class Document:
         return len(self.encoded.input_ids)
 
 
-def pack(rows: Dataset, config: PackConfig, student: str) -> Dataset:
+def pack(rows: Dataset, config: PackConfig, student: str, chat_template: str = "") -> Dataset:
     """Encode the recycled rows with the student's template and pack them.
 
     Columns in: RECYCLED; rows with other outcomes than RECYCLED_OUTCOMES are skipped; an earlier stage counted them.
@@ -110,6 +110,7 @@ def pack(rows: Dataset, config: PackConfig, student: str) -> Dataset:
         rows: recycled instructions; read twice, because they are counted first.
         config: sizes.
         student: folder or hub id whose tokenizer and chat template are used.
+        chat_template: text that replaces the student's own template; "" keeps it.
 
     Raises:
         ValueError: a column is missing, or (from the actor) the student's chat template fails on every example.
@@ -123,7 +124,7 @@ def pack(rows: Dataset, config: PackConfig, student: str) -> Dataset:
     )
     return group_by_key(placed, _BUCKET, buckets).map_batches(
         Packer,
-        fn_constructor_kwargs={"config": config, "student": student},
+        fn_constructor_kwargs={"config": config, "student": student, "chat_template": chat_template},
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=config.cpus_per_tokenizer,
@@ -142,9 +143,9 @@ def _place(rows: pa.Table, wanted: list[str], buckets: int) -> pa.Table:
 class Packer:
     """The actor's body: holds the tokenizer; each call packs the buckets of one block."""
 
-    def __init__(self, config: PackConfig, student: str) -> None:
+    def __init__(self, config: PackConfig, student: str, chat_template: str = "") -> None:
         self._config = config
-        self._tokenizer = load_tokenizer(student)
+        self._tokenizer = load_tokenizer(student, chat_template)
         require_template(self._tokenizer)
 
     def __call__(self, rows: pa.Table) -> pa.Table:

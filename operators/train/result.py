@@ -58,6 +58,7 @@ class TrainResult(BaseModel):
     mfu: float | None = None
     goodput: float | None = None
     neftune_alpha: float
+    chat_template: str = ""
     attention: str
     attention_implementation: str
     hyper_attention_layers: int

@@ -21,6 +21,7 @@ from operators.files.copies import delete, files_below, read_text
 from operators.files.places import in_bucket
 from operators.progress import report_progress
 from operators.stage import require_columns
+from operators.student.config import template_digest, templated
 from operators.train.checkpoint import require_continuable
 from operators.train.config import TrainConfig
 from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, PACKS, RAY_TRAIN, TrainJob, run_worker
@@ -40,7 +41,7 @@ class TrainingStoppedError(RuntimeError):
     """Training ended with an error that would repeat; the message is shown to the user."""
 
 
-def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> TrainResult:
+def train(packs: Dataset, config: TrainConfig, student: str, folder: str, chat_template: str = "") -> TrainResult:
     """Fine-tune the student and write it into `folder`.
 
     If the folder holds a finished student of the same packs, base model and configuration, nothing is trained. An
@@ -53,6 +54,7 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> Tra
         config: of the training, with the number of workers.
         student: folder or hub id of the base model.
         folder: gets the Hugging Face folder; a path that all workers share, or `s3://bucket/prefix`.
+        chat_template: with which the packs were made, if it is not the student's own; the new student gets it.
 
     Returns:
         The content of the student's manifest.
@@ -68,8 +70,8 @@ def train(packs: Dataset, config: TrainConfig, student: str, folder: str) -> Tra
     home = folder if in_bucket(folder) else str(Path(folder).resolve())
     files = _shared_files(packs, home)
     index = index_of(packs) if in_bucket(home) else read_index(files)
-    identity = config.run_identity(index.digest, student)
-    job = TrainJob(config, student, home, files, index.digest, identity, _began(home))
+    identity = config.run_identity(index.digest, templated(student, chat_template))
+    job = TrainJob(config, student, home, files, index.digest, identity, _began(home), chat_template=chat_template)
     finished = _finished(home, job.identity)
     if finished is not None:
         return finished
@@ -202,6 +204,7 @@ def _result(job: TrainJob, index: PackIndex, wall_seconds: float) -> TrainResult
         mfu=sum(shares) / len(shares) if shares else None,
         goodput=lines[-1]["goodput"],
         neftune_alpha=config.neftune_alpha,
+        chat_template=template_digest(job.chat_template),
         attention=config.attention,
         zero_stage=config.sharding,
         num_workers=len(exported["peak_rss_bytes"]),  # an elastic training may end with fewer

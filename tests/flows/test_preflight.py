@@ -17,6 +17,7 @@ from flows.preflight import (
     PreflightError,
     _cluster_findings,
     _hub_findings,
+    _model_findings,
     _package_findings,
     _resume_findings,
     _source_findings,
@@ -28,6 +29,7 @@ from flows.recycle_and_train import GRAPH
 from flows.refresh_requests import GivenUp, Request
 from flows.run import Run, open_run
 from operators.stage import Finding
+from operators.student.doctor import examine_student
 from operators.train.checkpoint import MARKER, CheckpointSpec, marker_of, write_json
 
 SMOKE = Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml"
@@ -199,7 +201,22 @@ def test_the_student_needs_what_training_asks_of_it() -> None:
     assert student_needs(exact).hyper_attention_layers is None
     assert student_needs(hyper).hyper_attention_layers == "all"
     assert student_needs(exact).max_tokens == exact.pack.max_tokens
+    assert (student_needs(exact).chat_template, student_needs(exact).template_file) == ("", "")
     assert student_needs(exact).neftune_alpha == exact.train.neftune_alpha > 0
+
+
+def test_a_template_that_is_missing_empty_or_wrong_is_refused_before_anything_is_paid(
+    tmp_path: Path, tiny_model: str, own_template: str
+) -> None:
+    file = tmp_path / "mine.jinja"
+    keys = (f"student.chat_template={file}", f"student.model={tiny_model}")
+    for text, told in ((None, "does not exist"), ("", "is empty"), ("{% for %}", "mend the file"), (own_template, "")):
+        if text is not None:
+            file.write_text(text)
+        run = look(tmp_path, *keys)
+        found = _model_findings(run) or examine_student(run.student, student_needs(run.config))
+        assert all(one.fatal and one.key == "student.chat_template" and str(file) in one.text for one in found), found
+        assert [told in one.text for one in found] == [True] * bool(told)
 
 
 def test_files_of_unknown_formats_are_named_and_a_source_out_of_reach_is_none(

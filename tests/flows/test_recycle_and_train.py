@@ -9,8 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.recycle_and_train import GRAPH
-from tests.flows.flow_runs import Flow, last_line, line_of, manifest, write_source
+from flows.config import load_config
+from flows.recycle_and_train import GRAPH, packed_sequences, student
+from flows.run import Run, open_run
+from tests.flows.flow_runs import SMOKE, Flow, last_line, line_of, manifest, write_source
+from tests.flows.train_results import a_result
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TRAINED = ("student", "evaluation", "release", "report")
@@ -34,6 +37,20 @@ EDGES = {
 def test_the_graph_has_the_edges_of_the_design() -> None:
     found = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in GRAPH.specs.items()}
     assert found == EDGES
+
+
+def test_packs_and_training_get_the_student_s_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jinja").write_text("a template")
+    settings = [f"student.chat_template={tmp_path / 'mine.jinja'}", f"storage={tmp_path}", f"student.model={tmp_path}"]
+    (tmp_path / "config.json").write_text("{}")
+    run, given = open_run(load_config(Path(SMOKE), settings), GRAPH.specs), []
+    monkeypatch.setattr(Run, "student_version", lambda _: "v1")
+    monkeypatch.setattr("flows.recycle_and_train.note_checksums", lambda _: None)
+    monkeypatch.setattr("flows.recycle_and_train.pack", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr("operators.train.train.train", lambda *arguments: given.append(arguments[-1]) or a_result({}))
+    for asset in (packed_sequences, student):
+        asset.op.compute_fn.decorated_fn(None, run).build()
+    assert given == ["a template"] * 2
 
 
 @pytest.mark.slow

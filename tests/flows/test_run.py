@@ -6,7 +6,9 @@ import pytest
 
 from flows.config import ConfigError, load_config
 from flows.recycle_and_train import GRAPH
+from flows.releases import models_of
 from flows.run import REFLECTIONS, Run, open_run
+from operators.models import model_revision
 from tests.flows.flow_runs import SMOKE
 
 
@@ -65,3 +67,15 @@ def test_the_version_of_a_student_changes_with_what_it_is_trained_with(tmp_path:
     assert run_of(tmp_path, tiny_model).student_version() == version
     assert run_of(tmp_path, tiny_model, "train.learning_rate=1e-3").student_version() != version
     assert run_of(tmp_path, tiny_model, "train.num_workers=2").student_version() == version
+
+
+def test_the_student_s_template_is_named_from_here_and_belongs_to_what_the_student_is(
+    tmp_path: Path, tiny_model: str, own_template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jinja").write_text(own_template)
+    plain, given = run_of(tmp_path, tiny_model), run_of(tmp_path, tiny_model, "student.chat_template=mine.jinja")
+    assert given.config.student.chat_template == f"{tmp_path}/mine.jinja"
+    assert (plain.scorer.chat_template, given.scorer.chat_template) == ("", own_template)
+    assert models_of(given, "v1", "new").chat_template == own_template
+    assert plain.student_revision == model_revision(tiny_model) != given.student_revision

@@ -66,9 +66,21 @@ def test_a_student_of_another_base_model_is_not_the_start(tmp_path: Path, tiny_m
     start = starting_student(run, run.path("students", "v2"))
     assert start.student == demo_model
     assert start.note == (
-        "train.start: released, but the released student v1 was made from another base model; training started from "
-        "the base model"
+        "train.start: released, but the released student v1 was made from another base model or chat template; "
+        "training started from the base model"
     )
+
+
+def test_a_student_of_another_chat_template_is_not_the_start(tmp_path: Path, tiny_model: str) -> None:
+    (tmp_path / "mine.jinja").write_text("a template")
+    given = ("train.start=released", f"student.chat_template={tmp_path / 'mine.jinja'}")
+    first = released(run_of(tmp_path, tiny_model, "train.start=released"), "v1")
+    run = run_of(tmp_path, tiny_model, *given)
+    start = starting_student(run, run.path("students", "v2"))
+    assert start.student == tiny_model != first
+    assert "or chat template" in start.note
+    second = released(run, "v3")
+    assert starting_student(run_of(tmp_path, tiny_model, *given), run.path("students", "v4")) == (second, "")
 
 
 def test_a_student_whose_weights_were_deleted_is_not_the_start(tmp_path: Path, tiny_model: str) -> None:

@@ -19,7 +19,13 @@ def held_out(texts: list[Text], blocks: int = 1) -> Any:
 
 
 def measure_here(
-    rows: Any, model: str, sample_ids: Sequence[str], config: EvaluateConfig, attention: TrainedAttention
+    rows: Any,
+    model: str,
+    sample_ids: Sequence[str],
+    config: EvaluateConfig,
+    attention: TrainedAttention,
+    chat_template: str = "",
 ) -> pa.Table:
     """Replaces `evaluate._measure`: runs the same actor in this process, which has imported torch already."""
-    return ModelActor(model, sample_ids, config, attention)(pa.concat_tables(ray.get(rows.to_arrow_refs())))
+    actor = ModelActor(model, sample_ids, config, attention, chat_template)
+    return actor(pa.concat_tables(ray.get(rows.to_arrow_refs())))

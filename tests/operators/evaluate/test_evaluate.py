@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from operators.evaluate.alpaca_eval import alpaca_eval_files
 from operators.evaluate.config import EvaluateConfig, TrainedAttention
 from operators.evaluate.evaluate import Models, Rival, _on_tasks, evaluate, spread
-from operators.evaluate.model_actor import prompt_of
+from operators.evaluate.model_actor import MEASURED, prompt_of
 from operators.evaluate.results import BEST, RELEASED, Evaluation, HeldOutLoss
 from operators.evaluate.rows import read_rows
 from operators.student.encode import encode_example, load_tokenizer
@@ -115,13 +115,35 @@ def test_losses_and_samples_of_both_models(tiny_model: str, other_model: str, lo
         assert all(set(record) == ALPACA_EVAL for record in records)
 
 
+def test_the_base_model_is_measured_with_the_configured_template(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[str, str] = {}
+
+    def measure(rows: Any, model: str, *more: Any) -> Any:
+        used[model] = more[3] if len(more) > 3 else ""
+        return MEASURED.empty_table()
+
+    monkeypatch.setattr("operators.evaluate.evaluate._measure", measure)
+    given = models(tmp_path, "base", "new", chat_template="a template")
+    evaluate(held_out(TEXTS[:2]), EvaluateConfig(judge=False), given, TEACHER, Ledger(str(tmp_path)))
+    assert used == {"base": "a template", "new": ""}, "the student has it in its folder"
+
+
 def test_tasks_are_asked_of_base_student_and_released_student(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("operators.evaluate.evaluate.measure_tasks", lambda models, *_: asked.update(models))
+    written: dict[str, str] = {}
+
+    def measure(models: Any, *more: Any) -> None:
+        asked.update(models)
+        written.update(more[-1])
+
+    monkeypatch.setattr("operators.evaluate.evaluate.measure_tasks", measure)
     old = TrainedAttention("hyper_attention", {"window": 64})
     rivals = [Rival("v1", RELEASED, "v1.parquet", "students/v1", old), Rival("v0", BEST, "v0.parquet", "students/v0")]
     hyper = TrainedAttention("hyper_attention")
-    _on_tasks(Models("base", "new", "rows", hyper, rivals), EvaluateConfig())
+    _on_tasks(Models("base", "new", "rows", hyper, rivals, chat_template="a template"), EvaluateConfig())
+    assert written == {"base": "a template"}, "students have their template in their folder"
     assert {role: folder for role, (folder, _) in asked.items()} == {
         "base": "base",
         "student": "new",

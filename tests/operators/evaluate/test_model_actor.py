@@ -1,6 +1,7 @@
 """The measurements of the actor for a batch, without Ray, on a real model of two layers."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -79,3 +80,17 @@ def test_a_student_is_measured_with_the_attention_that_it_was_trained_with(tiny_
     assert hyper["long"]["nll"] != pytest.approx(exact["long"]["nll"], rel=1e-6)
     none = measure(tiny_model, rows, attention=TrainedAttention("hyper_attention", sizes, layers=[]))
     assert none["long"]["nll"] == pytest.approx(exact["long"]["nll"], rel=1e-5)
+
+
+def test_with_a_given_template_a_model_is_measured_as_one_that_has_it(
+    tiny_model: str, own_template: str, tmp_path: Path
+) -> None:
+    rows = rows_of(("a", "Name a colour.", "Blue."))
+    actor = ModelActor(tiny_model, ["a"], EvaluateConfig(max_new_tokens=4), TrainedAttention(), own_template)
+    [given] = actor(rows).to_pylist()
+    load_causal_lm(tiny_model, EvaluateConfig()).save_pretrained(tmp_path)
+    load_tokenizer(tiny_model, own_template).save_pretrained(tmp_path)
+    expected, own = (measure(model, rows, "a")["a"] for model in (str(tmp_path), tiny_model))
+    assert given["nll"] == pytest.approx(expected["nll"], rel=1e-5)
+    assert given["answer"] == expected["answer"]
+    assert given["nll"] != pytest.approx(own["nll"], rel=1e-4)

@@ -1,6 +1,5 @@
 """Runs the pool's only actor in the process of the test, with the same decisions and store."""
 
-import hashlib
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -8,10 +7,8 @@ import pytest
 import ray
 from ray.data import Dataset
 
-from operators.models import model_revision
 from operators.parquet_log import ParquetLog
-from operators.select.ifd import StudentScorer
-from operators.select.score_store import Asked, Decide, Scorer, _decide, _prepare, _ScoringActor, _with_known
+from operators.select.score_store import Asked, Decide, Scorer, _decide, _judge, _prepare, _ScoringActor, _with_known
 
 
 @pytest.fixture
@@ -20,9 +17,8 @@ def map_here(monkeypatch: pytest.MonkeyPatch, local_ray: None) -> Callable[..., 
 
     def map_with_scores(rows: Dataset, asked: Asked, decide: Decide, scorer: Scorer, kind: str) -> Dataset:
         folder = f"{scorer.folder}/{kind}"
-        name = hashlib.sha256(model_revision(scorer.student).encode()).hexdigest()[:16]
+        student, name = _judge(scorer, kind)
         known = _with_known(rows, ParquetLog(folder), name)
-        student = StudentScorer(scorer.student, scorer.config)
         prepared = _prepare(pa.concat_tables(ray.get(known.to_arrow_refs())), asked, student, scorer.config)
         scored = _ScoringActor(student, f"{folder}/{name}")(prepared)
         return ray.data.from_arrow(_decide(scored, decide, scorer.config))

@@ -206,3 +206,10 @@ def test_a_student_with_broken_weights_scores_nothing(tiny_model: str, tmp_path:
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     scores = StudentScorer(str(tmp_path), ScoreConfig()).ifd(PAIRS[:2])
     assert [score.reason for score in scores] == ["not_finite", "not_finite"]
+
+
+def test_a_given_template_changes_the_context_and_not_the_target(tiny_model: str, own_template: str) -> None:
+    turn = ("Name a colour.", "Blue and green.")
+    [own], [given] = (StudentScorer(tiny_model, ScoreConfig(), text).prepare([turn]) for text in ("", own_template))
+    assert own.given != given.given
+    assert own.given[-own.num_scored :] == given.given[-given.num_scored :]

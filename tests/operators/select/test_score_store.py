@@ -19,9 +19,11 @@ from operators.select.config import SelectConfig
 from operators.select.ifd import Pair, Score, ScoreConfig, StudentScorer, Turn, ifd_turn
 from operators.select.score_store import (
     KNOWN,
+    REWARDS,
     TO_SCORE,
     Scorer,
     Scores,
+    _judge,
     _prepare,
     _read_known,
     _ScoringActor,
@@ -51,8 +53,10 @@ def note_ratio(rows: pa.Table, scores: Scores) -> pa.Table:
     return rows.append_column("ratio", pa.array([score.ratio for score in scores.of(turns)], pa.float64()))
 
 
-def ratios(rows: "ray.data.Dataset", student: str, folder: Path, mapped: Mapped = map_with_scores) -> dict[str, float]:
-    scorer = Scorer(student, POOL, str(folder))
+def ratios(
+    rows: "ray.data.Dataset", student: str, folder: Path, mapped: Mapped = map_with_scores, template: str = ""
+) -> dict[str, float]:
+    scorer = Scorer(student, POOL, str(folder), chat_template=template)
     scored = mapped(rows, colour_turn, note_ratio, scorer, "ifd").materialize()  # asked for columns, it runs
     if mapped is map_with_scores:
         assert "MapBatches(_ScoringActor):" in scored.stats(), "an operator of its own: tasks tokenize, and decide"
@@ -124,6 +128,26 @@ def test_another_student_scores_anew_even_if_its_files_have_the_same_sizes(
     first, second = (ratios(named(2), model, tmp_path, map_here) for model in (tiny_model, brother))
     assert all(first[name] != pytest.approx(second[name], rel=1e-6) for name in first)
     assert len(list((tmp_path / "ifd").iterdir())) == 2
+
+
+def test_another_template_scores_anew_and_as_a_student_that_has_it(
+    tiny_model: str, own_template: str, tmp_path: Path, map_here: Mapped
+) -> None:
+    own = ratios(named(2), tiny_model, tmp_path, map_here)
+    given = ratios(named(2), tiny_model, tmp_path, map_here, own_template)
+    assert all(own[name] != pytest.approx(given[name], rel=1e-6) for name in own)
+    assert len(list((tmp_path / "ifd").iterdir())) == 2
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = own_template
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "with")
+    tokenizer.save_pretrained(tmp_path / "with")
+    expected = ratios(named(2), str(tmp_path / "with"), tmp_path / "other", map_here)
+    assert given == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_student_s_template_does_not_change_what_a_reward_model_says(tiny_model: str) -> None:
+    scorers = [Scorer("", POOL, "folder", tiny_model, template) for template in ("", "a template")]
+    assert len({_judge(scorer, REWARDS)[1] for scorer in scorers}) == 1
 
 
 def reflected(schema: pa.Schema) -> "ray.data.Dataset":

@@ -106,6 +106,34 @@ def test_templates_are_refused_in_one_line(student):
     assert "no chat template" in only(examine_student(str(student), NEEDS)).text
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{{ raise_exception('no such role') }}", "no such role"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ messages.nothing.at_all }}", "has no attribute 'nothing'"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("Hello", "writes no response"),
+    ],
+)
+def test_a_template_of_the_configuration_that_cannot_write_a_dialogue_is_named_by_its_file(student, text, told):
+    finding = only(examine_student(str(student), replace(NEEDS, chat_template=text, template_file="mine.jinja")))
+    assert finding.fatal
+    assert finding.key == "student.chat_template"
+    assert finding.text.startswith("mine.jinja: ")
+    assert told in finding.text
+    assert "mend the file, or leave out the key" in finding.text
+    assert "\n" not in finding.text
+
+
+def test_a_template_of_the_configuration_serves_a_student_without_one(student, own_template):
+    (student / "chat_template.jinja").unlink()
+    assert examine_student(str(student), replace(NEEDS, chat_template=own_template)) == []
+    (student / "tokenizer.json").unlink()
+    finding = only(examine_student(str(student), replace(NEEDS, chat_template=own_template)))
+    assert finding.key == "student.model", "a tokenizer that is missing is no fault of the template"
+
+
 def test_a_generation_config_that_cannot_be_saved_is_reported_with_its_replacement(student):
     edit(student / "generation_config.json", temperature=0.9, top_p=0.6, do_sample=False)
     finding = only(examine_student(str(student), NEEDS))

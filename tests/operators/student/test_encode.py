@@ -143,3 +143,12 @@ def test_an_example_without_an_answer_is_an_error(tokenizer):
     with pytest.raises(EncodingError) as error:
         encode_example(tokenizer, "Hi", "", "")
     assert error.value.reason == "no_loss"
+
+
+def test_a_given_template_replaces_that_of_the_model(demo_model, own_template, tmp_path):
+    tokenizer = load_tokenizer(demo_model, own_template)
+    text = tokenizer.decode(encode_example(tokenizer, "Name a colour.", "", "Blue.").input_ids)
+    assert text == "<|im_start|>user:Name a colour.<|im_end|><|im_start|>assistant:Blue.<|im_end|>"
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).chat_template == own_template
+    assert load_tokenizer(demo_model).chat_template != own_template

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from operators.student.encode import load_tokenizer
 from operators.train import export, loop
 from operators.train.checkpoint import complete_checkpoints
 from operators.train.engine import loaded
@@ -67,6 +69,16 @@ def test_weights_are_streamed_into_the_files_that_save_pretrained_writes(family,
     with torch.no_grad():
         got, expected = (one(input_ids=tokens).logits for one in (AutoModelForCausalLM.from_pretrained(after), model))
     assert torch.equal(got, expected)
+
+
+def test_a_given_template_is_exported_and_else_the_student_s_own(process_group, tiny_model, own_template, tmp_path):
+    engine = SimpleNamespace(module=AutoModelForCausalLM.from_pretrained(tiny_model))
+    for given in ("", own_template):
+        folder = tmp_path / ("given" if given else "own")
+        export_student(engine, tiny_model, folder, chat_template=given)
+        expected = given or load_tokenizer(tiny_model).chat_template
+        assert AutoTokenizer.from_pretrained(folder).chat_template == expected
+        assert (folder / "chat_template.jinja").read_text() == expected
 
 
 @pytest.mark.slow

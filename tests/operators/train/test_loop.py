@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from operators.train import loop
 from operators.train.config import TrainConfig
 from operators.train.export import ExportError
 from operators.train.job import FAILED, TrainJob
@@ -45,6 +46,20 @@ def test_where_the_best_weights_are_gone_the_last_are_exported_and_the_report_sa
     history = History(0, [Evaluated(2, 1.0), Evaluated(4, 3.0)])
     assert _best_checkpoint(replace(job, folder=str(tmp_path)), history, 4, notes) is None
     assert notes == ["train: the best weights, of step 2, are gone; exported the last instead"]
+
+
+def test_the_job_s_template_is_exported(job, monkeypatch):
+    given = []
+
+    def export(*arguments):
+        given.append(arguments[-1])
+        raise ExportError("enough")
+
+    monkeypatch.setattr(loop, "export_student", export)
+    for template in ("", "a template"):
+        with pytest.raises(ExportError):
+            loop._finish(replace(job, chat_template=template), None, None, [], None)
+    assert given == ["", "a template"]
 
 
 def test_a_permanent_failure_is_not_tried_again(job, tmp_path, monkeypatch):

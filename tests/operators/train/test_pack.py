@@ -151,3 +151,9 @@ def test_a_missing_column_is_named(local_ray, demo_model):
     rows = ray.data.from_arrow(recycled([("a", "", "b")]).drop_columns(["final_response"]))
     with pytest.raises(ValueError, match="pack: columns final_response are missing"):
         pack(rows, CONFIG, demo_model)
+
+
+def test_packs_are_written_with_a_given_template(demo_model, own_template):
+    table = Packer(CONFIG, demo_model, own_template)(_place(recycled([("Name a colour.", "", "Blue.")]), COLUMNS_IN, 1))
+    text = load_tokenizer(demo_model).decode(table["input_ids"].to_pylist()[0])
+    assert text == "<|im_start|>user:Name a colour.<|im_end|><|im_start|>assistant:Blue.<|im_end|>"

@@ -74,6 +74,23 @@ def alone(local_ray, here, packs_file, tiny_model, tmp_path_factory):
     return folder, run(ray.data.read_parquet(packs_file), tiny_model, folder, here)
 
 
+def test_a_template_reaches_the_workers_and_makes_another_student(packs, tiny_model, tmp_path):
+    jobs = []
+
+    def trainer(_, train_loop_config, **__):
+        jobs.append(train_loop_config["job"])
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("operators.train.train.TorchTrainer", trainer)
+        for template in ("", "one", "two"):
+            with pytest.raises(InterruptedError):
+                train(packs, CONFIG, tiny_model, str(tmp_path / template), template)
+    assert [job.chat_template for job in jobs] == ["", "one", "two"]
+    assert len({job.identity for job in jobs}) == 3
+    assert jobs[0].identity == CONFIG.run_identity(jobs[0].digest, tiny_model)
+
+
 def test_packed_loss_is_the_sum_of_the_documents_alone(packs_file, tiny_model):
     model = load_student(tiny_model, CONFIG)
     store = PackStore([packs_file])
