@@ -29,7 +29,7 @@ CONFIG = REPOSITORY / "configs/smoke.yaml"
 POLL_S, REFRESH_S, TICK_S = 1.0, 600.0, 240.0
 FIRST, SECOND = 8, 4
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

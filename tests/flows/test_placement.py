@@ -76,6 +76,7 @@ def test_what_is_no_custom_resource_is_refused(value: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_teacher_and_student_run_in_pools_of_their_own(tmp_path: Path, tiny_model: str) -> None:
     records = [{"instruction": f"Name {number} green things.", "output": "Grass."} for number in range(6)]
     (tmp_path / "source.json").write_text(json.dumps(records))

@@ -68,6 +68,7 @@ def kill_one(victim: str, killed: list[int]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_engine_and_a_killed_actor_are_replaced(tmp_path: Path, tiny_model: str) -> None:
     """The run continues an earlier one, so the anti-join with the ledger must end before the engine starts.

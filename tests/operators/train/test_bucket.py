@@ -173,6 +173,7 @@ def test_a_permanent_error_is_reported_with_the_path_that_the_user_knows(home: s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nodes_that_share_no_folder_train_one_student_also_after_a_kill_and_after_one_worker(
     home: str, one_worker: None, packs_file: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
