@@ -28,16 +28,16 @@ demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 5 min
 # Each test process uses one thread; with more, the threads would wait for each other.
 test test-fast: export OMP_NUM_THREADS = 1
 
-test: test-fast ## all tests but the long ones: 25 minutes on two cores
-	@echo "the slow tests: about 20 minutes on two cores"
+test: test-fast ## all tests but the long ones: up to an hour on two cores
+	@echo "the slow tests: up to 50 minutes on two cores"
 	$(BIN)/python -m pytest -m "slow and not long" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
 
 test-long: export OMP_NUM_THREADS = 1
 test-long: $(INSTALLED) ## the long tests, before a release
 	$(BIN)/python -m pytest -m long --durations 15
 
-test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: about 3 minutes on two cores
-	@echo "the fast tests: about 3 minutes on two cores"
+test-fast: $(INSTALLED) ## the tests without engines, clusters and browsers: up to 10 minutes on two cores
+	@echo "the fast tests: up to 10 minutes on two cores"
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 check: $(INSTALLED) ## lint, format, types, import contracts: about 2 minutes
