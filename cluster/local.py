@@ -18,7 +18,7 @@ import psutil
 
 POLL_S = 0.5
 GRACE_S = 10.0  # between asking a process to end and killing it
-START_S = 180.0
+START_S = 300.0
 PORTS_OF_CLUSTER = 500  # one worker needs one
 ALL_PORTS = range(20_000, 32_000, PORTS_OF_CLUSTER)  # above Ray's own range, below those that Linux gives to clients
 PATIENCE = {  # Ray's 30 s and 60 s are too short on a busy machine
