@@ -68,6 +68,7 @@ def test_only_a_retraction_takes_stored_rows_out(flow: Callable[..., tuple[int, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_stale_refreshes_are_made_again_in_their_order_and_then_one_student(
     flow: Callable[..., tuple[int, str]], tmp_path: Path, tiny_model: str
 ) -> None:
