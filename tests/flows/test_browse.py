@@ -1,77 +1,27 @@
 """The browse pages over a storage on disk: by a client of the application, and in a real browser."""
 
 import io
-import json
-import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from cluster.manifest import Manifest
 from flows.browse import Pages, application, browse
 from operators.browse.scan import read_page
 from operators.columns import RECYCLED
 from operators.parquet_log import write_whole
 from operators.teacher.budget import BudgetConfig
 from operators.teacher.ledger import RECORD
-
-SAMPLE = json.loads((Path(__file__).resolve().parents[1] / "data" / "report_sample.json").read_text())["rows"]
-ATTACK = "<script>alert(1)</script></style>\u202e"
-REPOSITORY = Path(__file__).resolve().parents[2]
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-
-
-def write_asset(storage: Path, name: str, rows: pa.Table, refresh: str | None, **more: Any) -> None:
-    folder = storage / "assets" / name / (f"refresh={refresh}" if refresh else "")
-    folder.mkdir(parents=True)
-    for part, start in enumerate(range(0, rows.num_rows, 10)):
-        pq.write_table(rows.slice(start, 10), folder / f"part-{part}.parquet")
-    outcomes = {item["values"]: item["counts"] for item in rows["outcome"].value_counts().to_pylist()}
-    files = {path.name: path.stat().st_size for path in folder.glob("*.parquet")}
-    about = {"made_from": {}, "rows": rows.num_rows, "outcomes": outcomes, "files": files, "refresh": refresh}
-    manifest = Manifest.model_validate({"asset": name, "fingerprint": "x", **about, **more})
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
-    (folder / "_SUCCESS").touch()
-
-
-def a_call(number: int, **columns: Any) -> dict[str, Any]:
-    call = {
-        "call_key": f"k{number}",
-        "row_id": SAMPLE[number]["row_id"],
-        "reply": f'{{"reply": {number}}}',
-        "error": "",
-    }
-    tokens = {"finish_reason": "stop", "prompt_tokens": 1000, "generated_tokens": 100}
-    return call | tokens | {"stage": "reflect", "model": "big", "created": "2026-11-26T00:00:00"} | columns
+from tests.flows.browsed_storage import SAMPLE, a_call, sample_storage, write_asset
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
-    root = tmp_path / "storage"
-    rows = [dict(row) for row in SAMPLE]
-    rows[0] = rows[0] | {"instruction": ATTACK, "instruction_critique": json.dumps({ATTACK: ATTACK})}
-    write_asset(root, "recycled_instructions", pa.Table.from_pylist(rows, schema=RECYCLED), "2026-11-22")
-    calls = [a_call(0), a_call(1, reply=None, error=f"401 wrong key {ATTACK}"), a_call(2)]
-    write_whole(f"{root}/ledger/reflect_instructions", pa.Table.from_pylist(calls, schema=RECORD))
-    messages = json.dumps([{"role": "user", "content": f"Improve this {ATTACK}"}])
-    prompts = pa.table({"call_key": ["k0", "k9"], "messages": [messages, "[]"]})
-    write_whole(f"{root}/prompts/reflect_instructions", prompts)
-    return root
+    return sample_storage(tmp_path)
 
 
 @pytest.fixture
@@ -253,69 +203,3 @@ def test_replies_appear_while_a_run_stores_them(client: TestClient, storage: Pat
     assert "3 stored calls" in client.get("/replies/reflect_instructions").text
     write_whole(f"{storage}/ledger/reflect_instructions", pa.Table.from_pylist([a_call(5)], schema=RECORD))
     assert "4 stored calls" in client.get("/replies/reflect_instructions").text
-
-
-@pytest.fixture
-def program(storage: Path) -> Iterator[tuple[str, int]]:
-    """Address and process id of the real program."""
-    code = "import sys; from flows.browse import browse; sys.exit(browse(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, str(storage), "--port", "0"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    yield process.stdout.readline().strip(), process.pid
-    process.terminate()
-    process.wait(60)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which(CHROMEDRIVER), reason="needs Debian's chromium and chromium-driver")
-def test_a_person_filters_searches_and_opens_a_row(program: tuple[str, int], tmp_path: Path) -> None:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.expected_conditions import url_to_be
-    from selenium.webdriver.support.select import Select
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    def wait_for_rows(number: int) -> None:  # a click returns before the next page has loaded
-        WebDriverWait(browser, 30).until(lambda one: len(one.find_elements(By.TAG_NAME, "article")) == number)
-
-    served, _ = program
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in [*FLAGS.split(), f"--user-data-dir={profile}", "--window-size=1240,1600"]:
-            options.add_argument(flag)
-        browser = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-        try:
-            browser.get(served)
-            browser.find_element(By.LINK_TEXT, "recycled instructions").click()
-            wait_for_rows(20)
-            browser.save_screenshot(str(tmp_path / "rows.png"))
-            Select(browser.find_element(By.NAME, "outcome")).select_by_value("both")
-            browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
-            wanted = [row for row in SAMPLE if row["outcome"] == "both"]
-            wait_for_rows(len(wanted))
-            browser.find_element(By.NAME, "text").send_keys(wanted[1]["final_instruction"][:40])
-            browser.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
-            wait_for_rows(1)
-            browser.find_element(By.LINK_TEXT, wanted[1]["row_id"]).click()
-            WebDriverWait(browser, 30).until(url_to_be(f"{served}/row/{wanted[1]['row_id']}"))
-            browser.get(f"{served}/row/{SAMPLE[0]['row_id']}")
-            assert browser.find_elements(By.TAG_NAME, "script") == []
-            assert "<script>alert(1)</script>" in browser.find_element(By.TAG_NAME, "main").text
-            browser.save_screenshot(str(tmp_path / "row.png"))
-            browser.set_window_size(390, 1200)
-            assert browser.execute_script("return document.documentElement.scrollWidth") <= 500
-            assert [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]] == []
-        finally:
-            browser.quit()
-
-
-@pytest.mark.slow
-def test_the_program_listens_on_loopback_only(program: tuple[str, int]) -> None:
-    address, pid = program
-    sockets = psutil.Process(pid).net_connections()
-    listening = {(one.laddr.ip, one.laddr.port) for one in sockets if one.status == psutil.CONN_LISTEN}
-    assert listening == {("127.0.0.1", int(address.rpartition(":")[2]))}

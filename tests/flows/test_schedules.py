@@ -1,11 +1,5 @@
 """The sensor and the schedule request new data once, give a reason if they request nothing, and wait for each other."""
 
-import errno
-import json
-import os
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +7,8 @@ import dagster as dg
 import pytest
 
 from cluster.lease import lease
-from flows.config import load_config
-from flows.graph import RAW_INSTRUCTIONS
 from flows.recycle_and_train import GRAPH
 from flows.retries import BUSY_TAG
-from flows.run import Run, open_run
 from flows.schedules import (
     JOB,
     _requested,
@@ -27,9 +18,7 @@ from flows.schedules import (
     run_resource,
     wanted_runs,
 )
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-PARTITION = "dagster/partition"
+from tests.flows.daemon_looks import PARTITION, REPOSITORY, drop, fail, finish, finished, keys, look, reason, take
 
 
 @pytest.fixture
@@ -43,58 +32,6 @@ def source(tmp_path: Path) -> Path:
 def instance() -> Any:
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
-
-
-def look(tmp_path: Path, *overrides: str) -> Run:
-    """A new view of the storage, as each tick has."""
-    paths = [f"storage={tmp_path / 'storage'}", f"source.path={tmp_path / 'source'}"]
-    config = load_config(REPOSITORY / "configs/smoke.yaml", [*paths, *overrides])
-    return open_run(config, GRAPH.specs, config.schedule.settle_seconds)
-
-
-def drop(folder: Path, name: str, text: str = "Say hello.", age_s: float = 3600) -> Path:
-    """A source file that was last changed `age_s` ago."""
-    file = folder / name
-    file.write_text(json.dumps({"instruction": text, "input": "", "output": "Hello."}) + "\n")
-    os.utime(file, (time.time() - age_s,) * 2)
-    return file
-
-
-def finish(run: Run, asset: str, refresh: str, **manifest: Any) -> None:
-    """Leave an asset as a finished run leaves it."""
-    folder = Path(run.config.storage) / "assets" / asset / f"refresh={refresh}"
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"fingerprint": "0", **manifest}))
-    (folder / "_SUCCESS").touch()
-
-
-def take(run: Run, refresh: str, active: int = 1) -> None:
-    """Let a refresh take every file that is there."""
-    files = [[file.name, file.identity] for file in run.staleness.files.files_of(refresh)]
-    finish(run, RAW_INSTRUCTIONS, refresh, made_from={"files": files}, outcomes={"": active})
-
-
-def finished(tmp_path: Path, key: str) -> Run:
-    """A view of a storage in which a refresh has been recycled and its request is done."""
-    finish(look(tmp_path), "recycled_instructions", key)
-    look(tmp_path).requests.remove(key)
-    return look(tmp_path)
-
-
-def fail(instance: dg.DagsterInstance, key: str) -> None:
-    run = dg.DagsterRun(job_name=JOB, tags={PARTITION: key}, status=dg.DagsterRunStatus.STARTED)
-    instance.add_run(run)
-    instance.report_run_failed(run)
-
-
-def keys(found: list[dg.RunRequest] | dg.SkipReason) -> list[str | None]:
-    assert isinstance(found, list), found
-    return [request.partition_key for request in found]
-
-
-def reason(found: list[dg.RunRequest] | dg.SkipReason) -> str:
-    assert isinstance(found, dg.SkipReason), found
-    return str(found.skip_message)
 
 
 def test_new_files_give_one_run_whose_name_depends_only_on_them(
@@ -255,80 +192,6 @@ def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_with
     assert keys(wanted_runs(instance, look(tmp_path))) == ["broken", new]
 
 
-def test_a_source_out_of_reach_stops_no_refresh_whose_rows_are_stored_and_is_told_once(
-    tmp_path: Path, source: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drop(source, "a.jsonl")
-    take(look(tmp_path), "broken")
-    drop(source, "b.jsonl", "Say goodbye.")
-    [broken, waiting] = keys(wanted_runs(instance, look(tmp_path)))
-    told = alerts(tmp_path)
-
-    def out_of_reach(*_: object) -> None:
-        raise OSError(errno.ESTALE, "Stale file handle", str(source))
-
-    with monkeypatch.context() as patched:
-        patched.setattr("flows.source_versions.list_source_files", out_of_reach)
-        for _ in range(3):
-            assert keys(wanted_runs(instance, look(tmp_path, *told.overrides))) == [broken]
-        [alert] = told.read()
-        assert f"refresh {waiting} waits" in alert["text"]
-        assert str(source) in alert["text"]
-    assert keys(wanted_runs(instance, look(tmp_path, *told.overrides))) == [broken, waiting]
-    assert len(told.read()) == 1
-    with monkeypatch.context() as patched:
-        patched.setattr("flows.source_versions.list_source_files", out_of_reach)
-        wanted_runs(instance, look(tmp_path, *told.overrides))
-    assert len(told.read()) == 2, "it was well in between"
-
-
-@pytest.mark.parametrize("damaged", ["raw_instructions", "recycled_instructions"])
-def test_a_damaged_manifest_is_a_reason_and_one_alert(
-    tmp_path: Path, source: Path, instance: dg.DagsterInstance, damaged: str
-) -> None:
-    drop(source, "a.jsonl")
-    take(look(tmp_path), "base")
-    finish(look(tmp_path), "recycled_instructions", "base")
-    file = tmp_path / "storage" / "assets" / damaged / "refresh=base" / "manifest.json"
-    file.write_text("{")
-    drop(source, "b.jsonl", "Say goodbye.")
-    told = alerts(tmp_path)
-    for _ in range(2):
-        found = wanted_runs(instance, look(tmp_path, *told.overrides))
-        if damaged == "raw_instructions":  # nobody knows which files it took
-            assert f"{file} cannot be read" in reason(found)
-        else:
-            assert len(keys(found)) == 1, "other refreshes go on"
-    [alert] = told.read()
-    assert f"{file} cannot be read; delete" in alert["text"]
-
-
-def test_a_damaged_request_stops_no_other_and_its_files_are_asked_for_again(
-    tmp_path: Path, source: Path, instance: dg.DagsterInstance
-) -> None:
-    drop(source, "a.jsonl")
-    [key] = keys(wanted_runs(instance, look(tmp_path)))
-    file = tmp_path / "storage" / "refreshes" / f"{key}.json"
-    file.write_text(file.read_text().replace("a.jsonl", "c.jsonl"))
-    drop(source, "b.jsonl", "Say goodbye.")
-    told = alerts(tmp_path)
-    [other] = keys(wanted_runs(instance, look(tmp_path, *told.overrides)))
-    assert [one.name for one in look(tmp_path).staleness.files.files_of(other)] == ["a.jsonl", "b.jsonl"]
-    [alert] = told.read()
-    assert f"{file} holds no request; delete it" in alert["text"]
-
-
-def test_an_alert_that_is_not_delivered_is_sent_again(
-    tmp_path: Path, source: Path, instance: dg.DagsterInstance
-) -> None:
-    (tmp_path / "storage" / "refreshes").mkdir(parents=True)
-    (tmp_path / "storage" / "refreshes" / "x.json").write_text("{")
-    wanted_runs(instance, look(tmp_path, 'schedule.alert_command=["false"]'))
-    told = alerts(tmp_path)
-    wanted_runs(instance, look(tmp_path, *told.overrides))
-    assert len(told.read()) == 1
-
-
 def test_a_requested_refresh_takes_its_files_however_young_they_seem(
     tmp_path: Path, source: Path, instance: dg.DagsterInstance
 ) -> None:
@@ -342,23 +205,6 @@ def test_a_requested_refresh_takes_its_files_however_young_they_seem(
     assert [file.name for file in run.staleness.files.files_of(key)] == ["a.jsonl"]
     other = _requested(look(tmp_path, settle), dg.DagsterRun(job_name=JOB, tags={PARTITION: "other"}))
     assert other.staleness.files.files_of("other") == []
-
-
-@dataclass
-class Alerts:
-    """The messages that the alert command got, and the overrides that name the command."""
-
-    file: Path
-    overrides: list[str]
-
-    def read(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
-
-
-def alerts(tmp_path: Path) -> Alerts:
-    file = tmp_path / "alerts"
-    command = [sys.executable, "-c", f"import sys; open({str(file)!r}, 'a').write(sys.stdin.read() + chr(10))"]
-    return Alerts(file, [f"schedule.alert_command={json.dumps(command)}", "schedule.alert_url_env=NOT_SET_IN_TESTS"])
 
 
 def test_sensor_and_schedule_ask_for_the_same_refresh(tmp_path: Path, source: Path) -> None:
