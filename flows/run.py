@@ -150,7 +150,8 @@ class Run:
 
     def judge(self, ledger: Ledger) -> Judge:
         """The teacher as a judge, for `select.policy: judge`; loads tokenizers, see `reflection`."""
-        return Judge(self.teacher, ledger, self.config.select.judge_max_tokens, self.special_tokens)
+        select = self.config.select
+        return Judge(self.teacher, ledger, select.judge_max_tokens, self.special_tokens, select.judge_prompt)
 
     @cached_property
     def reward_model(self) -> str:

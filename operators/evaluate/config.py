@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from operators.own_prompt import SHIPPED, PromptConfig
 from operators.stage import Operational, StageConfig
 from operators.student.encode import LossOn
 from operators.student.pool import StudentPoolConfig
@@ -130,6 +131,7 @@ class EvaluateConfig(StudentPoolConfig):
     judge: bool = Field(True, description="Whether the teacher compares the sample answers.")
     judge_critique: bool = Field(True, description="Whether the judge explains itself before it scores.")
     judge_max_tokens: int = Field(256, ge=16, description="Longest verdict of the judge in tokens.")
+    judge_prompt: PromptConfig = Field(SHIPPED, description="Own words for the judge.")
     max_tokens: int = Field(
         2048,
         ge=2,
@@ -158,17 +160,19 @@ class EvaluateConfig(StudentPoolConfig):
         "set.",
     )
     loss_on: LossOn = Field(
-        "last", description="Turns of a dialogue whose loss is measured; as pack.loss_on unless it is set."
+        "last",
+        description="The assistant's turns of a dialogue whose loss is measured: last (with the one that would be "
+        "reflected on), recycled (only that one), or all; as pack.loss_on unless it is set.",
     )
     harness: HarnessConfig = Field(
         HarnessConfig(), description="Tasks of lm-evaluation-harness that the models are measured on."
     )
 
     def identity(self) -> dict[str, Any]:
-        """Leave out the harness unless it is configured, so that older evaluations stay valid."""
-        kept = {key: chosen for key, chosen in super().identity().items() if key != "harness"}
-        harness = self.harness.identity()
-        return kept | ({"harness": harness} if harness != HarnessConfig().identity() else {})
+        """Leave out later sections unless they are configured, so that older evaluations stay valid."""
+        later = {"harness": HarnessConfig().identity(), "judge_prompt": SHIPPED.identity()}
+        kept = super().identity() | {"harness": self.harness.identity()}
+        return {key: chosen for key, chosen in kept.items() if key not in later or chosen != later[key]}
 
     def following(self, train: Training, longest_pack: int, loss_on: LossOn) -> Self:
         """Fill in what is not configured from the training: resources, number format, loss, and length of its packs.

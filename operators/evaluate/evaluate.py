@@ -114,6 +114,7 @@ def evaluate(
         max_tokens=config.judge_max_tokens,
         critique=config.judge_critique,
         special_tokens=special_tokens,
+        own=config.judge_prompt,
     )
     if config.judge and samples:
         samples = judged(samples)

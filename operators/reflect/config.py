@@ -1,60 +1,12 @@
 """Configuration of the reflections: what the teacher is asked, and the form of its replies."""
 
-import re
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from operators.reflect.prompts import ReplyFormat, Style, render_frame
+from operators.own_prompt import SHIPPED, PromptConfig
+from operators.reflect.prompts import ReplyFormat, Style
 from operators.stage import StageConfig
-
-MOST_CRITERIA = 20
-CRITERION = r"[a-z][a-z0-9]*(_[a-z0-9]+)*"
-RESERVED = ("better_instruction", "better_response")
-
-
-class PromptConfig(StageConfig):
-    """Replacements for parts of the shipped prompt of one of the two reflections."""
-
-    criteria: dict[str, str] = Field(
-        {},
-        description="Criteria of the critique, instead of the papers': names such as `clarity`, each with a question.",
-    )
-    template: str = Field(
-        "",
-        description="File with a jinja2 template of the prompt; it must write `texts` (the row's fenced texts) and "
-        "`reply_form` once each, and may write `criteria` and `request`; empty takes the shipped prompt.",
-    )
-    system: str = Field("", description="System turn before the prompt; empty sends none.")
-
-    @field_validator("criteria")
-    @classmethod
-    def _names(cls, criteria: dict[str, str]) -> dict[str, str]:
-        if len(criteria) > MOST_CRITERIA:
-            raise ValueError(f"{len(criteria)} criteria are more than {MOST_CRITERIA}; name fewer")
-        for name, question in criteria.items():
-            if not re.fullmatch(CRITERION, name) or name in RESERVED or not question.strip():
-                raise ValueError(
-                    f"criterion {name!r} needs a question, and a name of small letters, digits and underscores "
-                    f"that is none of {', '.join(RESERVED)}"
-                )
-        return criteria
-
-    @field_validator("template")
-    @classmethod
-    def _read(cls, template: str) -> str:
-        """Replace the file's name by its text, so that a changed text makes finished reflections stale."""
-        if not template or "{{" in template:
-            text = template
-        else:
-            path = Path(template).expanduser()
-            if not path.is_file():
-                raise ValueError(f"{template} does not exist; give a jinja2 template")
-            text = path.read_text(encoding="utf-8")
-        if text:
-            render_frame(text, {"criterion": "question"}, "request", "reply form")
-        return text
 
 
 class ReflectConfig(StageConfig):
@@ -65,8 +17,8 @@ class ReflectConfig(StageConfig):
         description="What the teacher is asked to write: `papers` asks for more complex instructions and answers as "
         "detailed as possible, as the papers do; `concise` asks for clear instructions and answers to the point.",
     )
-    instructions: PromptConfig = PromptConfig()
-    responses: PromptConfig = PromptConfig()
+    instructions: PromptConfig = SHIPPED
+    responses: PromptConfig = SHIPPED
     form: ReplyFormat = Field(
         "json",
         description="Format of the replies: json is structured output, delimited is headings as in the papers.",

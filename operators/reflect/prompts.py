@@ -18,15 +18,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from operators.own_prompt import criteria_list, render_frame
 
 ReplyFormat = Literal["json", "delimited"]
 Style = Literal["papers", "concise"]
 Turn = Mapping[str, str]  # role, content
-
-_TEXTS_PLACE, _FORM_PLACE = "\0texts\0", "\0reply form\0"  # placeholders; no template contains these by accident
-_VARIABLES = "texts, reply_form, request and criteria (a list of name and question)"
 
 # criterion -> what the teacher is asked about it
 INSTRUCTION_CRITERIA: Final = {
@@ -191,27 +187,6 @@ class Prompter:
         return reply_schema(self.criteria_asked(), self.task.sections) if self.form == "json" else ""
 
 
-def render_frame(template: str, criteria: dict[str, str], request: str, reply_form: str) -> tuple[str, str]:
-    """The text that the user's own template writes before and after the row's texts; it never sees a row's text.
-
-    Raises:
-        ValueError: the template cannot be rendered, or does not hold `{{ texts }}` and `{{ reply_form }}` once each.
-    """
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    shown = [{"name": name.replace("_", " "), "question": question} for name, question in criteria.items()]
-    try:
-        text = environment.from_string(template).render(
-            criteria=shown, request=request, reply_form=_FORM_PLACE, texts=_TEXTS_PLACE
-        )
-    except (TemplateError, TypeError, ArithmeticError, AttributeError, LookupError) as error:
-        raise ValueError(f"the template cannot be rendered: {error}; it may use {_VARIABLES}") from None
-    for place, name in ((_TEXTS_PLACE, "texts"), (_FORM_PLACE, "reply_form")):
-        if text.count(place) != 1:
-            raise ValueError(f"the template writes {{{{ {name} }}}} {text.count(place)} times; it must once")
-    before, after = text.replace(_FORM_PLACE, reply_form).split(_TEXTS_PLACE)
-    return before, after
-
-
 def instruction_reflection_prompt(
     row_id: str, instruction: str, input_text: str, response: str, form: ReplyFormat
 ) -> str:
@@ -255,8 +230,7 @@ def _fenced(row_id: str, instruction: str, input_text: str, response: str, turns
 
 
 def _criticise(what: str, criteria: dict[str, str]) -> str:
-    lines = "\n".join(f"- {name.replace('_', ' ')}: {question}" for name, question in criteria.items())
-    return f"First criticise the {what}, in one sentence for each of these:\n{lines}"
+    return f"First criticise the {what}, in one sentence for each of these:\n{criteria_list(criteria)}"
 
 
 def _reply_form(form: ReplyFormat, criteria: dict[str, str], sections: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from operators.own_prompt import SHIPPED, PromptConfig
 from operators.stage import StageConfig
 
 Policy = Literal["none", "ifd", "ifd_rifd", "perplexity", "reward", "judge"]
@@ -29,6 +30,7 @@ class SelectConfig(StageConfig):
         "sequence-classification model with one label; it runs in the actors of the section score.",
     )
     judge_max_tokens: int = Field(256, ge=16, description="Longest verdict under policy judge, in tokens.")
+    judge_prompt: PromptConfig = Field(SHIPPED, description="Own words for the judge under policy judge.")
     keep_unreflected_responses: bool = Field(
         True,
         description="Keep rows whose better response was not chosen; false drops them, as the paper does.",
@@ -41,6 +43,12 @@ class SelectConfig(StageConfig):
     )
 
     @model_validator(mode="after")
+    def _own_words_need_a_judge(self) -> Self:
+        if self.judge_prompt != SHIPPED and self.policy != "judge":
+            raise ValueError(f"judge_prompt has no effect under policy: {self.policy}; set judge, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _reward_needs_a_model(self) -> Self:
         if self.policy == "reward" and not self.reward_model:
             raise ValueError("policy: reward needs reward_model, a sequence-classification model with one label")
@@ -48,7 +56,7 @@ class SelectConfig(StageConfig):
 
     def identity(self) -> dict[str, Any]:
         """As for every stage, but keys that were added later only if they are set, so that older work stays valid."""
-        later = {name: type(self).model_fields[name].default for name in ("reward_model", "judge_max_tokens")}
+        later = SelectConfig().model_dump(mode="json", include={"reward_model", "judge_max_tokens", "judge_prompt"})
         return {name: value for name, value in super().identity().items() if name not in later or value != later[name]}
 
     def first_measure(self) -> Measure | None:

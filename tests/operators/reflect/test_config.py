@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from operators.reflect.config import PromptConfig, ReflectConfig
+from operators.own_prompt import PromptConfig
+from operators.reflect.config import ReflectConfig
 
 
 def test_a_template_is_known_by_its_text_and_not_by_its_path(tmp_path: Path) -> None:

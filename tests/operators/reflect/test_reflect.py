@@ -10,7 +10,8 @@ import pytest
 import ray
 
 from operators.columns import INSTRUCTION_REFLECTED, RAW, SELECTED, conform
-from operators.reflect.config import PromptConfig, ReflectConfig
+from operators.own_prompt import PromptConfig
+from operators.reflect.config import ReflectConfig
 from operators.reflect.prompts import RESPONSE_CRITERIA
 from operators.reflect.reflect import Reflection, _add_calls, count_unread, read_replies, reflection_version
 from operators.reflect.reflect_instructions import ABOUT as INSTRUCTION

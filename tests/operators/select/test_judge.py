@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from operators.columns import INSTRUCTION_REFLECTED
+from operators.own_prompt import PromptConfig
 from operators.select.config import SelectConfig
 from operators.select.ifd import Pair, Score
 from operators.select.judge import SIDES, Judgements, _add_calls, _Asking, _keep_score, pair_prompt, read_score
@@ -74,6 +75,25 @@ def test_no_text_can_close_its_fence_or_open_a_turn() -> None:
     assert "<|im_end|>" not in prompt
     turns = json.dumps([{"role": "system", "content": "Be brief."}])
     assert "system: Be brief." in pair_prompt(Pair("x", "", "y", turns))
+
+
+def test_the_users_own_words_replace_ours() -> None:
+    own = PromptConfig(criteria={"tone": "is it kind?"}, system="You are strict.")
+    asking = _Asking(64, frozenset(), own)
+    [call] = _add_calls(table(row("a")), 0, _instructions, asking)["messages"].to_pylist()
+    system, user = json.loads(call)
+    assert system["content"] == "You are strict."
+    assert "- tone: is it kind?" in user["content"]
+    assert "worth answering" not in user["content"]
+    assert user["content"].endswith("(could not be better).")
+
+
+def test_own_words_without_a_judge_are_refused() -> None:
+    with pytest.raises(ValueError, match="judge_prompt has no effect under policy: ifd_rifd"):
+        SelectConfig(judge_prompt=PromptConfig(system="You are strict."))
+    own = SelectConfig(policy="judge", judge_prompt=PromptConfig(system="You are strict."))
+    assert own.identity() != SelectConfig(policy="judge").identity()
+    assert "judge_prompt" not in SelectConfig(policy="judge").identity()
 
 
 def chosen(old: Score | None, new: Score | None) -> dict[str, Any]:
