@@ -82,7 +82,21 @@ def _loss_sentence(loss: HeldOutLoss) -> tuple[str, bool | None]:
 
 
 def _judge_sentence(judge: Judgement | None) -> str:
-    if judge is None or not judge.num_pairs:
+    if judge is None:
+        return ""
+    return f"{_verdicts_sentence(judge)} {_unjudged_sentence(judge)}".strip()
+
+
+def _unjudged_sentence(judge: Judgement) -> str:
+    """How many pairs have no verdict, and why; "" if all have one."""
+    if not judge.unparsed:
+        return ""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(judge.unparsed_reasons.items()))
+    return f"{judge.unparsed} of {judge.num_pairs + judge.unparsed} pairs have no verdict (replies: {reasons})."
+
+
+def _verdicts_sentence(judge: Judgement) -> str:
+    if not judge.num_pairs:
         return ""
     counts = f"Judged against the base model's answers it won {judge.wins}, tied {judge.ties} and lost {judge.losses}"
     p = judge.sign_test_p

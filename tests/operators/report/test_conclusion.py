@@ -63,3 +63,12 @@ def test_nothing_is_claimed_where_nothing_was_measured() -> None:
 def test_wins_that_may_be_chance_are_described_as_such(wins: int, losses: int, p: float, said: str) -> None:
     judge = Judgement(num_pairs=wins + losses + 2, wins=wins, ties=2, losses=losses, win_margin=0.1, sign_test_p=p)
     assert said in conclude(an_evaluation(1.8, 0.1, judge=judge), RECYCLED, 30, 22).gained
+
+
+def test_pairs_without_a_verdict_are_counted_with_their_reasons() -> None:
+    judge = Judgement(
+        num_pairs=0, wins=0, ties=0, losses=0, unparsed=2, unparsed_reasons={"call_failed": 3, "cut_off": 1}
+    )
+    said = conclude(an_evaluation(1.8, 0.1, judge=judge), RECYCLED, 30, 22).gained
+    assert said.endswith("2 of 2 pairs have no verdict (replies: call_failed 3, cut_off 1).")
+    assert "Judged" not in said
