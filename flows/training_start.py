@@ -8,6 +8,7 @@ from ray.data import Dataset
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.retention import STUDENTS, has_weights
 from flows.run import Run
+from flows.student_files import require_undamaged
 from operators.columns import RECYCLED_OUTCOMES
 from operators.evaluate.release_history import ReleaseHistory
 from operators.files.atomic import put_file
@@ -84,16 +85,22 @@ def starting_student(run: Run, folder: str) -> Start:
 
     This is decided once per student, because another student may be released while a training is interrupted. A
     released student that was made from another base model, or with another chat template, is not used.
+
+    Raises:
+        StorageError: the released student's files are not what its training wrote.
     """
     if run.config.train.start == "base":
         return Start(run.student)
     noted = read_text(f"{folder}/{START}")
-    if noted is not None:
+    if noted is None:
+        base = run.student_revision
+        start = _released(run, base)
+        put_file(f"{folder}/{START}", json.dumps({"student": start.student, "base": base, "note": start.note}))
+    else:
         kept = json.loads(noted)
-        return Start(str(kept["student"]), str(kept.get("note", "")))
-    base = run.student_revision
-    start = _released(run, base)
-    put_file(f"{folder}/{START}", json.dumps({"student": start.student, "base": base, "note": start.note}))
+        start = Start(str(kept["student"]), str(kept.get("note", "")))
+    if start.student != run.student:
+        require_undamaged(start.student)
     return start
 
 

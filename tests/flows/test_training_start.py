@@ -8,11 +8,13 @@ import pyarrow as pa
 import pytest
 import ray
 
+from cluster.files import StorageError
 from cluster.storage import Recipe
 from flows.config import load_config
 from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.recycle_and_train import GRAPH
 from flows.run import Run, open_run
+from flows.student_files import note_checksums
 from flows.training_start import rows_to_pack, starting_student
 from operators.columns import ACTIVE, HELD_OUT, ORIGINAL, RAW, RECYCLED, conform
 from operators.evaluate.release_history import ReleaseHistory
@@ -58,6 +60,18 @@ def test_a_training_keeps_its_start_whatever_is_released_meanwhile(tmp_path: Pat
     released(run, "v9")
     assert starting_student(run, second).student == first
     assert starting_student(run, run.path("students", "v3")).student == run.path("students", "v9")
+
+
+def test_a_damaged_student_is_no_start_and_the_damage_is_named(tmp_path: Path, tiny_model: str) -> None:
+    run = run_of(tmp_path, tiny_model, "train.start=released")
+    folder = released(run, "v1")
+    note_checksums(folder)
+    again = run.path("students", "v2")
+    assert starting_student(run, again).student == folder
+    (Path(folder) / "model.safetensors").write_text("[]")
+    for student in (again, run.path("students", "v3")):  # one whose start is noted, and a new one
+        with pytest.raises(StorageError, match=r"^student: .*v1: model.safetensors are not what the training wrote"):
+            starting_student(run, student)
 
 
 def test_a_student_of_another_base_model_is_not_the_start(tmp_path: Path, tiny_model: str, demo_model: str) -> None:
