@@ -4,9 +4,11 @@ import json
 import logging
 import os
 import time
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from http import HTTPStatus
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "operators", "kernels", "cluster")
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UPLOADED_PACKAGE = "_ray_pkg_"
+DASHBOARD_S = 5.0  # longest wait for an answer of the dashboard
 HOME_VARIABLE = "RECYCLE_HOME"
 NO_ADDRESS = (None, "", "local")  # values of the address that mean to start a cluster instead of joining one
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
@@ -164,11 +167,31 @@ def _folder_of_raylet() -> str | None:
 
 
 def exposed_address() -> str | None:
-    """The address at which anyone can run commands on the connected cluster; None if token or loopback protects it."""
+    """The address at which anyone can run commands on the connected cluster; None if token or loopback protects it.
+
+    That this process has a token does not show that the cluster asks for one, so its dashboard is asked without it.
+    """
     address = str(ray.get_runtime_context().gcs_address)
     host = address.rpartition(":")[0].strip("[]")
-    guarded = os.environ.get("RAY_AUTH_MODE") == "token" or host in ("localhost", "::1") or host.startswith("127.")
+    if host in ("localhost", "::1") or host.startswith("127."):
+        return None
+    guarded = os.environ.get("RAY_AUTH_MODE") == "token" and not _answers_strangers(_dashboard())
     return None if guarded else address
+
+
+def _dashboard() -> str:
+    """Host and port of the cluster's dashboard; "" if it has none."""
+    node = ray._private.worker.global_worker.node  # Ray's public name for it is deprecated
+    return str(node.webui_url or "") if node is not None else ""
+
+
+def _answers_strangers(dashboard: str) -> bool:
+    """Whether the job API answers a request without a token; no dashboard answers nothing."""
+    try:
+        with urllib.request.urlopen(f"http://{dashboard}/api/jobs/", timeout=DASHBOARD_S) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+    except (OSError, ValueError):  # also a refusal, such as 401
+        return False
 
 
 def _is_of_this_machine(address: str | None) -> bool:

@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,3 +121,33 @@ def test_a_node_whose_agent_is_slow_starts(tmp_path: Path) -> None:
     told = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{runtime.REPOSITORY}"}
     done = subprocess.run([sys.executable, "-c", script], env=told, capture_output=True, text=True, timeout=240)
     assert "1 node" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "status", "exposed"),
+    [
+        ("127.0.0.1:6379", "", 200, False),
+        ("10.0.0.7:6379", "", 401, True),
+        ("10.0.0.7:6379", "token", 401, False),
+        ("10.0.0.7:6379", "token", 200, True),
+    ],
+)
+def test_a_cluster_is_open_unless_it_refuses_a_request_without_a_token(
+    address: str, mode: str, status: int, exposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/api/jobs/"
+            assert self.headers["Authorization"] is None
+            self.send_response(status)
+            self.end_headers()
+
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setattr(runtime.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(runtime, "_dashboard", lambda: f"127.0.0.1:{server.server_port}")
+        assert runtime.exposed_address() == (address if exposed else None)
+        server.shutdown()
+    monkeypatch.setattr(runtime, "_dashboard", lambda: "")
+    assert not runtime._answers_strangers(""), "a cluster without a dashboard"
