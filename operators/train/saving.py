@@ -38,6 +38,7 @@ from operators.train.checkpoint import (
     write_json,
 )
 from operators.train.node_copy import NodeCopy, persistently
+from operators.train.stopping import NodeWarnings
 from operators.train.trainer import NotFiniteError
 
 Written = dict[str, tuple[int, str]]  # name below the checkpoint -> bytes and SHA-256
@@ -100,7 +101,8 @@ class Saver:
         self._unfinished: _Unfinished | None = None
         self._settled: Future[None] | None = None
         self._waited_s = 0.0
-        self.due = False  # whether time asks for a checkpoint; the same on every worker
+        self._warnings = NodeWarnings()
+        self.due = False  # whether time or a leaving node asks for a checkpoint; the same on every worker
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +152,7 @@ class Saver:
 
     def say(self) -> tuple[float, float, float]:
         """What this worker adds to the sums of a step: whether a save is due, its part is written, or it failed."""
-        late = dist.get_rank() == 0 and 0 < self._every_s <= time.monotonic() - self._began
+        late = dist.get_rank() == 0 and (0 < self._every_s <= time.monotonic() - self._began or self._warnings.is_new())
         written = self._unfinished.written if self._unfinished else None
         if written is None or not written.done():
             return float(late), 0.0, 0.0

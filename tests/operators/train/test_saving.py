@@ -137,6 +137,19 @@ def test_time_asks_for_a_checkpoint_and_each_one_starts_it_anew(tmp_path: Path) 
         assert never.say()[0] == 0
 
 
+@pytest.mark.usefixtures("process_group")
+def test_a_leaving_node_asks_for_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[frozenset[str]] = [frozenset()]
+    monkeypatch.setattr("operators.train.stopping.leaving_nodes", lambda: told[0])
+    due = []
+    with Saver(Engine(), SPEC) as saver:
+        for nodes in ("", "a", "a", "ab", "ab"):
+            told[0] = frozenset(nodes)
+            saver.hear(saver.say())
+            due.append(saver.due)
+    assert due == [False, True, False, True, False]
+
+
 @pytest.mark.parametrize(("error", "completed"), [(NotFiniteError, [1]), (ValueError, [])])
 def test_only_an_error_that_all_workers_have_waits_for_the_checkpoint(
     error: type[Exception], completed: list[int], held: threading.Event, tmp_path: Path

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from operators.train.stopping import stop_is_asked, stopping_cleanly
+from operators.train.stopping import leaving_nodes, stop_is_asked, stopping_cleanly
 
 
 @pytest.fixture
@@ -36,3 +36,7 @@ def test_without_a_signal_nothing_happens_and_an_earlier_one_is_forgotten(tmp_pa
         assert not stop_is_asked(tmp_path)
     assert arrived == []
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_outside_of_ray_train_no_node_is_leaving():
+    assert leaving_nodes() == frozenset()

@@ -24,6 +24,7 @@ from operators.train.engine import load_student
 from operators.train.metrics import read_metrics
 from operators.train.pack_order import PackStore
 from operators.train.train import MANIFEST, TrainConfig, TrainResult, train
+from tests.operators.train.elastic import MANY_STEPS
 from tests.operators.train.standing_workers import start_workers, trainer_of
 
 CONFIG = TrainConfig(
@@ -271,6 +272,19 @@ def test_an_elastic_training_goes_on_with_fewer_workers_after_a_node_was_lost(al
     assert result.losses == pytest.approx(alone[1].losses, rel=1e-5)
     pids = [line["pid"] for line in read_metrics(tmp_path / "student" / "metrics.jsonl")]
     assert pids[0] != pids[-1], "the node was lost only after the training"
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_node_that_is_drained_leaves_a_checkpoint_with_which_the_others_go_on(packs_file, tiny_model, tmp_path):
+    run_script("elastic.py", tmp_path, packs_file, tiny_model, "drained")
+    result = TrainResult.model_validate_json((tmp_path / "result.json").read_text())
+    [went_on] = [note for note in result.notes if "with 1 workers, after 2 before" in note]
+    lines = read_metrics(tmp_path / "student" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(MANY_STEPS))
+    first = next(line["step"] for line in lines if line["pid"] == lines[-1]["pid"])
+    assert f"at step {first} " in went_on
+    assert first > 3, "it began anew at its beginning"
 
 
 @pytest.mark.slow
