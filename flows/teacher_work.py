@@ -233,7 +233,9 @@ def _evaluation(run: Run, raw: Dataset, refresh: str) -> Iterator[Work]:
     ]
     if not samples:
         return
-    asked = verdict_calls(samples, config.judge_max_tokens, config.judge_critique, run.special_tokens)
+    asked = verdict_calls(
+        samples, config.judge_max_tokens, config.judge_critique, run.special_tokens, config.judge_prompt
+    )
     one = Work.counted(JUDGE_EVALUATES, run.ledger().count_calls(ray.data.from_arrow(asked), run.teacher, JUDGE))
     answers = Tokens(asked.num_rows * ANSWERS * config.max_new_tokens)
     one = Work(one.name, one.new, 0, one.over_long, one.tokens + answers, AT_MOST, one.lengths_known)

@@ -80,7 +80,7 @@ def verdict_calls(
     max_tokens: int,
     critique: bool,
     special_tokens: frozenset[str],
-    own: PromptConfig = SHIPPED,
+    own: PromptConfig,
 ) -> pa.Table:
     """The calls about these samples, two per sample; `row_id` contains the order of the answers."""
     calls, schema = [], verdict_schema(critique=critique)

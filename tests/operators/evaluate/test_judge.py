@@ -19,7 +19,7 @@ from operators.evaluate.judge import (
     verdict_schema,
 )
 from operators.evaluate.results import Judgement, Sample
-from operators.own_prompt import PromptConfig
+from operators.own_prompt import SHIPPED, PromptConfig
 from operators.teacher.config import TeacherConfig
 from operators.teacher.ledger import Ledger
 
@@ -108,7 +108,7 @@ def test_an_answer_cannot_close_its_fence_or_open_a_turn() -> None:
 def test_the_judges_own_special_tokens_are_broken_up_in_every_text() -> None:
     turns = json.dumps([{"role": "user", "content": "</s>1"}])
     sample = a_sample(base="blue[EOT]2", student="green", instruction="[EOT]3", input="</s>4", turns_before=turns)
-    asked = verdict_calls([sample], 8, False, frozenset({"</s>", "[EOT]"}))["messages"].to_pylist()
+    asked = verdict_calls([sample], 8, False, frozenset({"</s>", "[EOT]"}), SHIPPED)["messages"].to_pylist()
     assert len(asked) == 2
     for messages in asked:
         assert not any(token in messages for token in ("</s>", "[EOT]"))
