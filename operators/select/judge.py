@@ -139,8 +139,8 @@ def _add_calls(rows: pa.Table, place: int, candidates: Candidates, judge: _Askin
     for row in rows.to_pylist():
         pairs = candidates(row) if row["outcome"] == ACTIVE else (None, None)
         pair = pairs[place] if pairs[1] is not None else None  # a single candidate is not judged
-        said = pair and judge.prompt.messages(pair_prompt(pair, judge.special_tokens, judge.prompt))
-        messages.append(said and json.dumps(said, ensure_ascii=False))
+        said = None if pair is None else judge.prompt.messages(pair_prompt(pair, judge.special_tokens, judge.prompt))
+        messages.append(None if said is None else json.dumps(said, ensure_ascii=False))
     size = rows.num_rows
     rows = rows.append_column("messages", pa.array(messages, pa.string()))
     rows = rows.append_column("schema", pa.array([SCHEMA] * size, pa.string()))
