@@ -17,7 +17,6 @@ from operators.reflect.prompts import (
     Style,
     Task,
     instruction_reflection_prompt,
-    render_frame,
     reply_schema,
     response_reflection_prompt,
 )
@@ -123,23 +122,6 @@ def test_a_custom_template_frames_the_texts_and_never_runs_them() -> None:
     assert prompt.startswith("Judge:\n* helpfulness - whether")
     assert hostile in prompt
     assert prompt.rstrip().endswith("[End]")
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ texts }}", "reply_form }} 0 times"),
-        ("{{ texts }}{{ texts }}{{ reply_form }}", "texts }} 2 times"),
-        ("{{ texts }}{{ reply_form }}{{ unknown }}", "unknown"),
-        ("{{ texts }}{{ reply_form }}{% for", "cannot be rendered"),
-        ("{{ texts }}{{ reply_form }}{{ ''.__class__.__mro__ }}", "cannot be rendered"),
-        ("{{ texts }}{{ reply_form }}{{ criteria.append(1) }}", "cannot be rendered"),
-        ("{{ texts }}{{ reply_form }}{{ 1 / 0 }}", "cannot be rendered"),
-    ],
-)
-def test_a_template_that_cannot_work_is_refused(template: str, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        render_frame(template, {"tone": "polite?"}, "request", "form")
 
 
 def test_a_custom_system_turn_comes_first() -> None:
