@@ -38,8 +38,7 @@ class PromptConfig(StageConfig):
 
     def messages(self, content: str) -> list[dict[str, str]]:
         """The conversation that is sent to the teacher: the system turn, if there is one, and the prompt."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": content}]
+        return conversation(self.system, content)
 
     @field_validator("criteria")
     @classmethod
@@ -92,6 +91,12 @@ def render_frame(template: str, criteria: dict[str, str], request: str, reply_fo
             raise ValueError(f"the template writes {{{{ {name} }}}} {text.count(place)} times; it must once")
     before, after = text.replace(_FORM_PLACE, reply_form).split(_TEXTS_PLACE)
     return before, after
+
+
+def conversation(system: str, content: str) -> list[dict[str, str]]:
+    """A system turn, unless it is empty, and the user's turn."""
+    before = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": content}]
 
 
 def criteria_list(criteria: Mapping[str, str]) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
-from operators.own_prompt import criteria_list, render_frame
+from operators.own_prompt import conversation, criteria_list, render_frame
 
 ReplyFormat = Literal["json", "delimited"]
 Style = Literal["papers", "concise"]
@@ -175,8 +175,7 @@ class Prompter:
 
     def messages(self, content: str) -> list[dict[str, str]]:
         """The conversation that is sent to the teacher."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": content}]
+        return conversation(self.system, content)
 
     def repair(self, reason: str) -> str:
         """The turn that asks again after a reply that cannot be used, for a reason of REPAIRABLE."""
