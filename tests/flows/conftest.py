@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,23 @@ def ray_cluster(default_of_jobs: Path) -> Iterator[str]:
 def default_of_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of jobs that do not name one. A test may overwrite it."""
     return tmp_path_factory.mktemp("jobs") / "default.yaml"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An empty folder for source files, `tmp_path / "source"`."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def instance() -> Iterator[Any]:
+    """A run history of Dagster in memory."""
+    import dagster as dg
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
 
 
 @pytest.fixture

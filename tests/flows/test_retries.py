@@ -26,12 +26,6 @@ KEY = "2026-11-26-0a"
 
 
 @pytest.fixture
-def instance() -> Any:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
-@pytest.fixture
 def alerts(tmp_path: Path) -> Path:
     """The file to which the alert command appends its messages."""
     return tmp_path / "alerts"

@@ -21,19 +21,6 @@ from flows.schedules import (
 from tests.flows.daemon_looks import PARTITION, REPOSITORY, drop, fail, finish, finished, keys, look, reason, take
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def instance() -> Any:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
 def test_new_files_give_one_run_whose_name_depends_only_on_them(
     tmp_path: Path, source: Path, instance: dg.DagsterInstance
 ) -> None:

@@ -4,7 +4,6 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -17,19 +16,6 @@ from flows.schedules import wanted_runs
 from flows.troubles import alert_once, words_of_trouble
 from tests.flows.daemon_looks import alerts, drop, finish, keys, look, reason, take
 from tests.flows.flow_runs import SMOKE
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def instance() -> Any:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
 
 
 def test_an_error_is_one_line_without_credentials() -> None:
