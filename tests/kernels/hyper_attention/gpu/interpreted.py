@@ -20,9 +20,15 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_int
 PACKED = torch.tensor([[-1] * 5 + [0] * 40 + [1] * 3 + [2] * 17 + [5] * 38 + [6] + [-1] * 7, [0] * 111])
 
 
-def run_in_the_interpreter(file):
+def cases(known, long):
+    """The names of cases for `parametrize`; those of `long` are run by `make test-long` only."""
+    return [pytest.param(name, marks=pytest.mark.long) if name in long else name for name in known]
+
+
+def run_in_the_interpreter(file, marked="not long"):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", file]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "-m", marked]
+    command = [sys.executable, "-m", "pytest", *options, file]
     folder = Path(__file__).resolve().parents[4]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
