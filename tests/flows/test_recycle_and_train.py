@@ -64,7 +64,7 @@ def test_the_plan_executes_nothing(flow: Flow, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_then_nothing_then_only_what_changed(flow: Flow, tmp_path: Path) -> None:
+def test_a_run_then_only_what_changed(flow: Flow, tmp_path: Path) -> None:
     """Up to the packs; training and evaluation follow in tests/end_to_end."""
     select = ("--select", ",".join(name for name in GRAPH.specs if name not in TRAINED))
     source = write_source(tmp_path / "source.jsonl", 20)
@@ -79,10 +79,6 @@ def test_a_run_then_nothing_then_only_what_changed(flow: Flow, tmp_path: Path) -
     lineage = json.loads((tmp_path / "storage" / "published" / "lineage.json").read_text())
     assert [name for name, _ in lineage["source"]["files"]] == ["source.jsonl"]
     assert sum(lineage["outcomes"].values()) == 20
-
-    code, printed = flow(f"source.path={source}", *select)
-    assert code == 0
-    assert "everything was up to date: no teacher call, no training" in printed
 
     code, printed = flow(f"source.path={source}", "pack.max_tokens=128", *select)
     assert code == 0, printed
