@@ -1,11 +1,14 @@
 """The student as its worker loads it, and the process around it."""
 
+import sys
+from importlib import import_module
+
 import pytest
 import torch
 
 from kernels.neftune import batch_of_pack
 from operators.train.config import TrainConfig
-from operators.train.engine import load_student, loaded, prepare_process
+from operators.train.engine import _hidden, load_student, loaded, prepare_process
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -26,6 +29,15 @@ def test_a_process_takes_the_threads_of_the_configuration(process_group):
         assert torch.get_num_threads() == 2, "0 leaves the number as it is"
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_package_is_hidden_from_imports_and_found_again(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with _hidden("colorsys"), pytest.raises(ImportError):
+        import_module("colorsys")
+    used = import_module("colorsys")
+    with _hidden("colorsys"):
+        assert import_module("colorsys") is used, "what is in use is not taken away"
 
 
 def test_noise_is_on_the_embedding_of_the_engine_in_training_only(job):
