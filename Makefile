@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE =
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s  %s\n", $$1, $$2}'
 
-install: $(INSTALLED) ## create .venv with everything in it: about 4 GB, 4 minutes
+install: $(INSTALLED) ## create .venv with everything in it: about 4 GB, one to four minutes
 
 $(INSTALLED): pyproject.toml .ci/install .ci/constraints-cpu.txt
 	.ci/install $(PYTHON) $(VENV) $(EXTRA)
