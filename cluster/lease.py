@@ -38,7 +38,8 @@ def lease(storage: str, lost_after_s: float = LOST_AFTER_S) -> Iterator[None]:
         return
     Path(storage).mkdir(parents=True, exist_ok=True)
     mark(storage)
-    with (Path(storage) / LEASE).open("w") as file:
+    # Both ways, because NFS refuses a shared lock (`_hold`) on a file that is open for writing only.
+    with (Path(storage) / LEASE).open("a+") as file:
         if not _hold(file):
             raise StorageBusyError(f"storage: another run is writing to {storage}; wait for it or stop it")
         yield

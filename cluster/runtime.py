@@ -187,13 +187,22 @@ def exposed_address() -> str | None:
     """The address at which anyone can run commands on the connected cluster; None if token or loopback protects it.
 
     That this process has a token does not show that the cluster asks for one, so its dashboard is asked without it.
+    That this process reaches it at a loopback address does not show that nobody else does, so the addresses count under
+    which its nodes are registered.
     """
-    address = str(ray.get_runtime_context().gcs_address)
-    host = address.rpartition(":")[0].strip("[]")
-    if host in ("localhost", "::1") or host.startswith("127."):
+    reached, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    hosts = [reached.strip("[]"), *(str(node["NodeManagerAddress"]) for node in nodes if node["Alive"])]
+    host = next((host for host in hosts if not _is_loopback(host)), None)
+    if host is None:
         return None
+    address = f"{host}:{port}"
     guarded = os.environ.get("RAY_AUTH_MODE") == "token" and not _answers_strangers(_dashboard())
     return None if guarded else address
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _dashboard() -> str:

@@ -30,7 +30,7 @@ from flows.failures import root_cause, words_of
 from flows.graph import RAW_INSTRUCTIONS, REPORT, Graph
 from flows.made import Terminal, tell_what_was_made
 from flows.new_refresh import NEW, new_refreshes
-from flows.plan_report import print_plan
+from flows.plan_report import print_plans
 from flows.preflight import PreflightError, preflight, require_sound
 from flows.remake import assets_by_refresh, retract, stale_assets, tell_stale
 from flows.run import Run, open_run
@@ -124,7 +124,7 @@ def _run(
     if arguments.step is not None:
         return print_step(run, arguments.step, out)
     refreshes = [arguments.refresh]
-    if arguments.refresh == NEW and not (refreshes := new_refreshes(run, out, writes=writes)):
+    if arguments.refresh == NEW and not (refreshes := new_refreshes(run, out, writes=writes and not arguments.plan)):
         return DONE
     if arguments.retract:
         refreshes, selected = retract(run, arguments.retract, out), [RAW_INSTRUCTIONS]
@@ -136,7 +136,7 @@ def _run(
         tell_stale(run, out)
         return print_findings(findings, out)
     if arguments.plan:
-        return print_plan(run, refreshes[-1], findings, out, canary=arguments.canary)
+        return print_plans(run, refreshes, findings, out, canary=arguments.canary)
     if arguments.doctor:
         return print_findings(findings, out)
     require_sound(findings)
@@ -232,8 +232,9 @@ def _selection(graph: Graph, arguments: argparse.Namespace) -> list[str]:
 def _materialise(
     graph: Graph, run: Run, refreshes: Sequence[str], selected: Sequence[str], terminal: Terminal, *, stale: bool
 ) -> int:
-    """Make the refreshes in this order; with `stale` only stale assets, and assets over all refreshes last."""
+    """Make the refreshes in this order, then once what is made over all of them; with `stale` only stale assets."""
     of_refresh, over_all = assets_by_refresh(run)
+    together = stale or (len(refreshes) > 1 and not selected)
     with history(Path(run.dagster_home)) as instance:
         reap(instance, run.config.storage)
         run.tidy()
@@ -243,11 +244,11 @@ def _materialise(
             for refresh in refreshes:
                 if stale and not stale_assets(run, refresh):
                     continue
-                result = _make(graph, run, instance, refresh, of_refresh if stale else selected)
+                result = _make(graph, run, instance, refresh, of_refresh if together else selected)
                 if not result.success:
                     break
             else:
-                result = _make(graph, run, instance, refreshes[-1], over_all) if stale else result
+                result = _make(graph, run, instance, refreshes[-1], over_all) if together else result
         if result.success:
             run.tidy()
             for refresh in refreshes if not selected else ():

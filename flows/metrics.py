@@ -17,18 +17,18 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pyarrow import fs
 
+from cluster.bundles import FOLDER as BUNDLES
 from cluster.files import StorageError
 from cluster.lease import is_leased
 from cluster.manifest import MANIFEST
 from cluster.storage import AssetStore
 from flows.exit_codes import DONE, UNUSABLE
 from flows.graph import (
+    ASKING,
     EVALUATION,
     HELD_OUT,
-    INSTRUCTION_REFLECTIONS,
     RAW_INSTRUCTIONS,
     RECYCLED_INSTRUCTIONS,
-    RESPONSE_REFLECTIONS,
 )
 from flows.refresh_requests import Requests
 from flows.releases import existing_storage
@@ -38,7 +38,6 @@ from operators.files.atomic import open_filesystem
 
 PORT = 9105
 COUNTED = (RAW_INSTRUCTIONS, HELD_OUT, RECYCLED_INSTRUCTIONS)
-REFLECTIONS = (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS)
 CALLS = {"calls": "made", "cached_calls": "from_ledger", "failed_calls": "failed"}
 TOKENS = {"prompt_tokens": "prompt", "generated_tokens": "generated"}
 
@@ -114,7 +113,7 @@ class StorageMetrics(Collector):
         cost = GaugeMetricFamily(
             "recycle_teacher_cost", "Cost of these calls, at the configured prices.", labels=["asset"]
         )
-        for asset in REFLECTIONS:
+        for asset in ASKING:
             sums: Counter[str] = Counter()
             for key in self._store.refreshes(asset):
                 manifest = self._store.manifest(asset, key)
@@ -148,8 +147,11 @@ class StorageMetrics(Collector):
         """Unix time at which the newest of these refreshes was recycled; None if none was."""
         filesystem, _ = open_filesystem(self._storage)
         paths = [f"{self._store.folder(RECYCLED_INSTRUCTIONS, key)}/{MANIFEST}" for key in refreshes]
-        times = [info.mtime_ns / 1e9 for info in filesystem.get_file_info(paths) if info.type == fs.FileType.File]
-        return max(times, default=None)
+        infos = filesystem.get_file_info(paths)
+        if refreshes:  # a refresh that was bundled was made shortly before its bundle
+            folder = f"{self._store.folder(RECYCLED_INSTRUCTIONS, None)}/{BUNDLES}"
+            infos += filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        return max((info.mtime_ns / 1e9 for info in infos if info.type == fs.FileType.File), default=None)
 
     def _releases(self) -> list[Metric]:
         history = ReleaseHistory(self._storage)

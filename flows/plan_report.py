@@ -21,6 +21,13 @@ from operators.train.memory import activation_bytes, bytes_per_worker, copied_by
 UNREADABLE = ("source.path", "source.split", "decontaminate.files")  # findings after which nothing can be read
 
 
+def print_plans(run: Run, refreshes: Sequence[str], findings: list[Finding], out: TextIO, *, canary: int) -> int:
+    """Print a plan for each refresh; only the last one makes canary calls."""
+    canaries = [0] * (len(refreshes) - 1) + [canary]
+    plans = zip(refreshes, canaries, strict=True)
+    return max(print_plan(run, key, findings, out, canary=calls) for key, calls in plans)
+
+
 def print_plan(run: Run, refresh: str, findings: list[Finding], out: TextIO, *, canary: int = 0) -> int:
     """Print a line per asset, the expected teacher calls and resources; returns 2 if a run would be refused, else 0.
 

@@ -17,7 +17,7 @@ from cluster.lease import StorageBusyError, lease
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.exit_codes import DONE, FAILED, UNUSABLE
-from flows.graph import INSTRUCTION_REFLECTIONS, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, RESPONSE_REFLECTIONS
+from flows.graph import ASKING, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
 from flows.retention import STUDENTS, has_weights
 from flows.run import Run
 from flows.student_files import require_undamaged
@@ -135,8 +135,8 @@ def refresh_lines(store: AssetStore) -> list[RefreshLine]:
     lines = []
     for key in store.refreshes(RAW_INSTRUCTIONS):
         raw, recycled = store.manifest(RAW_INSTRUCTIONS, key), store.manifest(RECYCLED_INSTRUCTIONS, key)
-        reflected = [store.manifest(asset, key) for asset in (INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS)]
-        metrics = [made.metrics for made in reflected if made is not None]
+        asking = [store.manifest(asset, key) for asset in ASKING]
+        metrics = [made.metrics for made in asking if made is not None]
         before = raw.outcomes if raw is not None else {}
         after = recycled.outcomes if recycled is not None else {}
         lines.append(

@@ -29,6 +29,7 @@ from flows.config import RunConfig, config_of_environment
 from flows.graph import PARTITION_TAG, RAW_INSTRUCTIONS, Graph, Specs
 from flows.preflight import preflight, require_sound
 from flows.refresh_requests import Request
+from flows.remake import assets_by_refresh
 from flows.retries import BUSY_TAG, UNFINISHED_RUNS, Decided, decide, is_broken_off
 from flows.run import MOST_NAMED, Run, open_run
 from flows.source_versions import RefreshFile
@@ -123,9 +124,19 @@ def wanted_runs(instance: dg.DagsterInstance, run: Run) -> list[dg.RunRequest] |
     troubles += decided.troubles
     alert_once(instance, run, troubles)
     if decided.due:
-        return decided.due
+        return _trained_once(run, decided.due)
     reasons = [*troubles, *decided.waiting, nothing_new, *decided.given_up]
     return dg.SkipReason("; ".join(dict.fromkeys(filter(None, reasons))))
+
+
+def _trained_once(run: Run, due: Sequence[dg.RunRequest]) -> list[dg.RunRequest]:
+    """The requests, of which only the last, which runs last, makes what is made over all refreshes.
+
+    A training for each would only make students that the next one replaces.
+    """
+    of_refresh, _ = assets_by_refresh(run)
+    own = [dg.AssetKey(name) for name in of_refresh]
+    return [*(request.with_replaced_attrs(asset_selection=own) for request in due[:-1]), due[-1]]
 
 
 def require_mounted(run: Run) -> None:

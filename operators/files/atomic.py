@@ -7,6 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def write_file(filesystem: fs.FileSystem, target: str, content: str | bytes | Ca
 
     A local file is written under a hidden name in the same folder, flushed to disk and renamed. On an object store a
     PUT is atomic; but if `content` is a function that fails, there is no file afterwards, even if there was one before,
-    because closing its stream stores what it had written.
+    because closing its stream stores what it had written. For the same reason another thread writes there: Ctrl-C
+    would cut off the main thread, and the object would be an empty one.
 
     Args:
         filesystem: of the file.
@@ -60,13 +62,8 @@ def write_file(filesystem: fs.FileSystem, target: str, content: str | bytes | Ca
         content: text is written as UTF-8; a function is handed an open pyarrow stream to write to.
     """
     if filesystem.type_name in OBJECT_STORES:
-        try:
-            _write(filesystem, target, content)
-        except BaseException:
-            if callable(content):
-                with suppress(OSError):
-                    filesystem.delete_file(target)
-            raise
+        with ThreadPoolExecutor(1) as writer:
+            writer.submit(_write_object, filesystem, target, content).result()
         return
     folder, _, name = target.rpartition("/")
     filesystem.create_dir(folder)
@@ -77,6 +74,16 @@ def write_file(filesystem: fs.FileSystem, target: str, content: str | bytes | Ca
     except BaseException:
         if filesystem.get_file_info(beside).type == fs.FileType.File:
             filesystem.delete_file(beside)
+        raise
+
+
+def _write_object(filesystem: fs.FileSystem, target: str, content: str | bytes | Callable[[Any], None]) -> None:
+    try:
+        _write(filesystem, target, content)
+    except BaseException:
+        if callable(content):
+            with suppress(OSError):
+                filesystem.delete_file(target)
         raise
 
 

@@ -36,7 +36,11 @@ class Conclusion(BaseModel):
 
 
 def conclude(
-    evaluation: Evaluation | None, recycled: Mapping[str, int], num_steps: int | None, num_packed: int
+    evaluation: Evaluation | None,
+    recycled: Mapping[str, int],
+    num_steps: int | None,
+    num_packed: int,
+    num_general: int = 0,
 ) -> Conclusion:
     """Say what was gained, by what, and what is not shown.
 
@@ -44,12 +48,13 @@ def conclude(
         evaluation: None if the student was not evaluated.
         recycled: rows by outcome, over all refreshes.
         num_steps: optimizer steps; None if the student was not trained.
-        num_packed: rows that the student was trained on.
+        num_packed: recycled rows that the student was trained on.
+        num_general: rows of general data that it was trained on too.
     """
     gained, improved = _gained(evaluation)
     return Conclusion(
         gained=gained,
-        by_what=_by_what(recycled, num_steps, num_packed),
+        by_what=_by_what(recycled, num_steps, num_packed, num_general),
         not_shown=NOT_SHOWN if num_steps is not None and improved is not None else "",
         improved=improved,
     )
@@ -105,11 +110,12 @@ def _verdicts_sentence(judge: Judgement) -> str:
     return f"{counts} (sign test p = {p:.2g})."
 
 
-def _by_what(recycled: Mapping[str, int], num_steps: int | None, num_packed: int) -> str:
+def _by_what(recycled: Mapping[str, int], num_steps: int | None, num_packed: int, num_general: int) -> str:
     total = sum(recycled.values())
     rewritten = total - recycled.get(ORIGINAL, 0)
     rows = f"{rewritten} of {total} recycled rows have a rewrite in place of the original"
     if num_steps is None:
         return f"The student was not trained; {rows}."
     steps = "step" if num_steps == 1 else "steps"
-    return f"It was trained for {num_steps} {steps} on {num_packed} rows; {rows}, and the others are unchanged."
+    others = f" and {num_general} rows of general data" if num_general else ""
+    return f"It was trained for {num_steps} {steps} on {num_packed} rows{others}; {rows}, and the others are unchanged."

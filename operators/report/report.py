@@ -110,6 +110,7 @@ def build_report(
     collected = collect_figures(recycled, packs, report, policy)
     rows, student, evaluation = collected.rows, results.student, results.evaluation
     counted = collected.as_figures()
+    general = collected.packing.rows - rows.packed if collected.packing else 0
     figures = {
         "run": run,
         **counted,
@@ -123,7 +124,7 @@ def build_report(
         "unused_columns": dict(results.unused_columns),
         "general_data": _general(results.general),
         "conservation": _conservation(rows, results.stages, has_packs=packs is not None),
-        "conclusion": conclude(evaluation, rows.recycled, student.get("steps"), rows.packed).model_dump(),
+        "conclusion": conclude(evaluation, rows.recycled, student.get("steps"), rows.packed, general).model_dump(),
     }
     style = (config.get("reflect") or {}).get("style")
     change = evaluation.held_out_loss.change.estimate if evaluation else None

@@ -1,9 +1,11 @@
 """Two runs never write to one storage; a killed run leaves it free."""
 
+import errno
 import fcntl
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -49,6 +51,23 @@ def test_acquiring_the_lease_waits_for_a_process_that_only_checks_it(
         with lease(str(tmp_path)):
             assert is_leased(str(tmp_path))
         assert len(waited) == 1
+
+
+def test_a_second_run_on_nfs_finds_the_storage_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS locks as `fcntl` does: a shared lock needs a file open for reading, an exclusive one for writing."""
+    plain = fcntl.flock
+
+    def flock(file: TextIO, kind: int) -> None:
+        if (kind & fcntl.LOCK_SH and not file.readable()) or (kind & fcntl.LOCK_EX and not file.writable()):
+            raise OSError(errno.EBADF, "bad file descriptor")
+        plain(file, kind)
+
+    monkeypatch.setattr("cluster.lease.fcntl.flock", flock)
+    with lease(str(tmp_path)):
+        assert is_leased(str(tmp_path))
+        with pytest.raises(StorageBusyError), lease(str(tmp_path)):
+            pass
+    assert not is_leased(str(tmp_path))
 
 
 def test_acquiring_the_lease_does_not_wait_for_ever_for_a_check(

@@ -240,6 +240,15 @@ def test_no_secret_stands_in_a_manifest_and_every_reference_has_its_object() -> 
     assert used == claims
 
 
+def test_what_the_first_run_asks_is_there_before_it() -> None:
+    section = (FOLDER.parents[1] / "docs/operations.md").read_text().split("## On Kubernetes")[1].split("\n## ")[0]
+    before, _ = section.split("the first run, which", 1)
+    [host] = set(re.findall(r"@([\w-]+):5432", section))
+    applied = re.findall(r"-f cluster/manifests/(\S+)", before[before.index("kubectl apply") :])
+    services = [made["metadata"]["name"] for file in applied for made in objects(file) if made["kind"] == "Service"]
+    assert host in services
+
+
 def test_the_commands_are_ones_that_this_project_understands() -> None:
     [job], [cron] = objects("rayjob.yaml"), objects("raycronjob.yaml")
     for entrypoint in (job["spec"]["entrypoint"], cron["spec"]["jobTemplate"]["entrypoint"]):

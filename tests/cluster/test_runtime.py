@@ -124,16 +124,18 @@ def test_a_node_whose_agent_is_slow_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "mode", "status", "exposed"),
+    ("address", "node", "mode", "status", "exposed"),
     [
-        ("127.0.0.1:6379", "", 200, False),
-        ("10.0.0.7:6379", "", 401, True),
-        ("10.0.0.7:6379", "token", 401, False),
-        ("10.0.0.7:6379", "token", 200, True),
+        ("127.0.0.1:6379", "127.0.0.1", "", 200, False),
+        ("127.0.0.1:6379", "10.0.0.7", "", 200, True),  # `ray start` without a token, joined at loopback
+        ("127.0.0.1:6379", "10.0.0.7", "token", 401, False),
+        ("10.0.0.7:6379", "10.0.0.7", "", 401, True),
+        ("10.0.0.7:6379", "10.0.0.7", "token", 401, False),
+        ("10.0.0.7:6379", "10.0.0.7", "token", 200, True),
     ],
 )
 def test_a_cluster_is_open_unless_it_refuses_a_request_without_a_token(
-    address: str, mode: str, status: int, exposed: bool, monkeypatch: pytest.MonkeyPatch
+    address: str, node: str, mode: str, status: int, exposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dashboard(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -144,10 +146,11 @@ def test_a_cluster_is_open_unless_it_refuses_a_request_without_a_token(
 
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     monkeypatch.setattr(runtime.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    monkeypatch.setattr(runtime.ray, "nodes", lambda: [{"Alive": True, "NodeManagerAddress": node}])
     with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(runtime, "_dashboard", lambda: f"127.0.0.1:{server.server_port}")
-        assert runtime.exposed_address() == (address if exposed else None)
+        assert runtime.exposed_address() == ("10.0.0.7:6379" if exposed else None)
         server.shutdown()
     monkeypatch.setattr(runtime, "_dashboard", lambda: "")
     assert not runtime._answers_strangers(""), "a cluster without a dashboard"

@@ -16,9 +16,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from cluster.lease import lease
 from cluster.local import free_port
 from cluster.manifest import Manifest
+from cluster.storage import AssetStore
 from flows import metrics
 from flows.metrics import PORT, StorageMetrics, serve_metrics
 from flows.refresh_requests import GivenUp, Request, Requests
+from flows.releases import refresh_lines
 from operators.evaluate.release_history import ReleaseHistory
 from operators.evaluate.results import Evaluation, HeldOutLoss, Judgement
 
@@ -79,13 +81,29 @@ def test_rows_calls_refreshes_losses_and_ages_are_those_of_the_storage(storage: 
         assert scraped(storage)["recycle_storage_busy"] == 1
 
 
+def test_the_newest_refresh_may_be_in_a_bundle(storage: Path) -> None:
+    bundles = storage / "assets/recycled_instructions/bundles"
+    bundles.mkdir()
+    (bundles / "one.parquet").touch()
+    assert 0 <= scraped(storage)["recycle_newest_refresh_age_seconds"] < 3600
+
+
+def test_calls_of_a_judge_that_selects_are_calls_of_the_teacher(storage: Path) -> None:
+    finish(storage, "selected_instructions", "a", {}, {"calls": 7, "cost": 3})
+    found = scraped(storage)
+    assert found['recycle_teacher_calls{asset="selected_instructions",kind="made"}'] == 7
+    assert found['recycle_teacher_cost{asset="selected_instructions"}'] == 3
+    [line] = [line for line in refresh_lines(AssetStore(str(storage))) if line.key == "a"]
+    assert line.cost == 3.5
+
+
 def test_a_broken_manifest_is_counted_and_hides_no_other_part(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (storage / "assets/recycled_instructions/refresh=a/manifest.json").write_text("{")
     found = scraped(storage)
-    assert found["recycle_unreadable_parts"] == 2
-    assert capsys.readouterr().err.count("manifest.json cannot be read; delete") == 2
+    assert found["recycle_unreadable_parts"] == 3
+    assert capsys.readouterr().err.count("manifest.json cannot be read; delete") == 3
     assert found['recycle_held_out_loss{model="student"}'] == 1.5
 
 

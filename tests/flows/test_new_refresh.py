@@ -4,7 +4,11 @@ import io
 import json
 import os
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -73,6 +77,54 @@ def test_a_refresh_that_was_broken_off_is_continued_without_new_files(tmp_path: 
     keys, said = found(tmp_path)
     assert keys == []
     assert said.startswith("nothing to do: source.path: ")
+
+
+def two_unfinished(tmp_path: Path) -> list[str]:
+    drop(tmp_path, "a.jsonl")
+    found(tmp_path)
+    drop(tmp_path, "b.jsonl")
+    keys, _ = found(tmp_path)
+    return keys
+
+
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """What a run prints that finds no fault, on no cluster."""
+    for name, value in {"connected": nullcontext, "preflight": lambda *_, **__: []}.items():
+        monkeypatch.setattr(f"flows.launch.{name}", value)
+    out = io.StringIO()
+    places = [f"storage={tmp_path}/storage", f"source.path={tmp_path}/source"]
+    run_flow(GRAPH, ["--config", str(SMOKE), *places, "--refresh", "new", *arguments], (out, out))
+    return out.getvalue()
+
+
+def test_several_refreshes_are_made_one_by_one_and_then_one_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, made = two_unfinished(tmp_path), []
+
+    def make(graph: Any, run: Run, instance: Any, refresh: str, selected: Sequence[str]) -> Any:
+        made.append((refresh, "student" in selected, "raw_instructions" in selected))
+        return SimpleNamespace(success=True, get_asset_check_evaluations=list)
+
+    monkeypatch.setattr("flows.launch._make", make)
+    launched(tmp_path, monkeypatch)
+    assert made == [*((key, False, True) for key in keys), (keys[-1], True, False)]
+
+
+def test_a_plan_shows_every_refresh_and_asks_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, planned = two_unfinished(tmp_path), []
+
+    def plan(run: Run, refresh: str, findings: Any, out: Any, *, canary: int) -> int:
+        planned.append((refresh, canary))
+        return 0
+
+    monkeypatch.setattr("flows.plan_report.print_plan", plan)
+    launched(tmp_path, monkeypatch, "--plan", "--canary", "3")
+    assert planned == [(keys[0], 0), (keys[1], 3)]
+    drop(tmp_path, "c.jsonl")
+    asked_for = look(tmp_path).requests.all()
+    launched(tmp_path, monkeypatch, "--plan", "--canary", "3")
+    assert look(tmp_path).requests.all() == asked_for
 
 
 def test_a_file_that_may_be_half_copied_waits(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.lease import lease
 from flows.recycle_and_train import GRAPH
+from flows.remake import assets_by_refresh
 from flows.retries import BUSY_TAG
 from flows.schedules import (
     JOB,
@@ -176,7 +177,12 @@ def test_a_refresh_that_broke_off_is_finished_before_the_student_is_trained_with
     assert isinstance(wanted_runs(instance, look(tmp_path)), dg.SkipReason)
     drop(source, "b.jsonl", "Say goodbye.")
     new = refresh_key(look(tmp_path).staleness.files.files_of(None))
-    assert keys(wanted_runs(instance, look(tmp_path))) == ["broken", new]
+    wanted = wanted_runs(instance, look(tmp_path))
+    assert keys(wanted) == ["broken", new]
+    assert isinstance(wanted, list)
+    first, last = (request.asset_selection for request in wanted)
+    assert last is None, "everything: one training after both"
+    assert {key.to_user_string() for key in first or ()} == set(assets_by_refresh(look(tmp_path))[0])
 
 
 def test_a_requested_refresh_takes_its_files_however_young_they_seem(

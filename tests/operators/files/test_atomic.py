@@ -1,4 +1,8 @@
+import io
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -6,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from operators.files.atomic import open_filesystem, put_file, swap_folder
+from operators.files.atomic import open_filesystem, put_file, swap_folder, write_file
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -136,6 +140,26 @@ def test_a_function_writes_all_or_nothing(tmp_path: Path, place: str) -> None:
     filesystem, inside = open_filesystem(folder)
     assert [info.base_name for info in filesystem.get_file_info(fs.FileSelector(inside))] == ["a.parquet"]
     assert read(f"{folder}/a.parquet") == whole
+
+
+def test_ctrl_c_leaves_an_object_whole() -> None:
+    """A stream to an object store stores what it has when it is closed, also if it has nothing yet."""
+    stored = {"a.json": b"old"}
+
+    class Stream(io.BytesIO):
+        def write(self, content: Any) -> int:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().write(content)
+
+        def close(self) -> None:
+            if not self.closed:
+                stored["a.json"] = self.getvalue()
+            super().close()
+
+    store: Any = SimpleNamespace(type_name="s3", open_output_stream=lambda _: Stream())
+    with pytest.raises(KeyboardInterrupt):
+        write_file(store, "a.json", "new, and all of it")
+    assert stored == {"a.json": b"new, and all of it"}
 
 
 def test_a_relative_path_is_relative_to_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ def test_the_training_data_of_the_student_is_stated() -> None:
         "It was trained for 1 step on 20 rows; 12 of 22 recycled rows have a rewrite in place of the original, "
         "and the others are unchanged."
     )
+    assert "for 1 step on 20 rows and 30 rows of general data; 12" in conclude(None, RECYCLED, 1, 20, 30).by_what
 
 
 def test_nothing_is_claimed_where_nothing_was_measured() -> None:
