@@ -28,8 +28,8 @@ demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 5 min
 # Each test process uses one thread; with more, the threads would wait for each other.
 test test-fast: export OMP_NUM_THREADS = 1
 
-test: test-fast ## all tests but the long ones: up to an hour on two cores
-	@echo "the slow tests: up to 50 minutes on two cores"
+test: test-fast ## all tests but the long ones: up to 50 minutes on two cores
+	@echo "the slow tests: up to 40 minutes on two cores"
 	$(BIN)/python -m pytest -m "slow and not long" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15
 
 test-long: export OMP_NUM_THREADS = 1

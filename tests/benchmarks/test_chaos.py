@@ -12,7 +12,8 @@ from benchmarks.chaos_checks import check
 from benchmarks.chaos_faults import FAULTS
 from benchmarks.chaos_life import Life
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# Long: `make test` kills a whole job in test_bucket.py.
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def test_a_killed_run_keeps_every_promise_and_broken_promises_are_found(

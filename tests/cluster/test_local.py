@@ -55,6 +55,7 @@ def test_every_socket_of_a_run_is_on_loopback() -> None:
     assert {place: name for place, name in found.items() if not is_loopback(place[0])} == {}
 
 
+@pytest.mark.long  # `make test` looks at every socket of a run, and orders jobs from outside in test_ray_job.py
 def test_a_local_cluster_takes_no_job_from_another_address(tmp_path: Path) -> None:
     host = address_of_host()
     if not host:

@@ -65,7 +65,7 @@ def kill_a_worker(job: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long  # `make test` kills a driver in test_chaos.py and a whole job in test_bucket.py
+@pytest.mark.long  # `make test` kills a whole job in test_bucket.py
 @pytest.mark.parametrize("kill", [kill_the_job, kill_the_driver, kill_a_worker])
 def test_only_calls_in_flight_are_made_twice(tmp_path: Path, tiny_model: str, kill: Kill) -> None:
     rows = [{"instruction": f"Name river number {n} of the world.", "output": f"River {n}."} for n in range(ROWS)]

@@ -85,6 +85,7 @@ def brother(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # `make test` scores with actors in test_select.py
 @pytest.mark.usefixtures("local_ray")
 def test_actors_score_every_row_as_one_scorer_does_and_a_second_run_scores_none(
     tiny_model: str, tmp_path: Path
