@@ -19,7 +19,10 @@ def verdict_in(reply: str, names: Sequence[str]) -> dict[str, Any] | None:
     """
     found = _objects(reply_after_thoughts(reply))
     whole = [each for each in found if all(name in each for name in names)]
-    distinct = {json.dumps([each[name] for name in names]) for each in whole}
+    try:
+        distinct = {json.dumps([each[name] for name in names]) for each in whole}
+    except RecursionError:  # it reads deeper lists than it writes
+        return None
     if len(distinct) > 1:
         return None
     candidates = whole or found
@@ -30,7 +33,10 @@ def number_of(value: Any) -> float | None:
     """A score as a number; also one that is written as "8" or "8/10". None for everything else."""
     if isinstance(value, str) and (found := _NUMBER.fullmatch(value)):
         return float(found[1])
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:  # hundreds of digits
+        return None
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

@@ -203,17 +203,18 @@ def _misspelt_object(source: str, decoder: json.JSONDecoder) -> list[_Pairs]:
 
 
 def _object_of_python(reply: str) -> list[_Pairs]:
-    """The object written as a Python dict, with single quotes."""
+    """The object written as a Python dict, with single quotes; one that JSON cannot hold, as with a set, is code."""
     begin, end = reply.find("{'"), reply.rfind("}")
     if not 0 <= begin < end:
         return []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escapes that Python does not know
-            value = ast.literal_eval(reply[begin : end + 1])
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = json.dumps(ast.literal_eval(reply[begin : end + 1]))
+        value = json.loads(value, object_pairs_hook=_Pairs)  # no _Number: the digits as they were written are lost
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return []
-    return [_Pairs(value.items())] if isinstance(value, dict) else []
+    return [value] if isinstance(value, _Pairs) else []
 
 
 def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, str]) -> Parsed | Rejected:
@@ -225,7 +226,7 @@ def _read_object(pairs: _Pairs, criteria: dict[str, str], sections: dict[str, st
     if not any(critique.values()):
         in_words = _critique_in_words(members, criteria) or _critique_in_a_list(members, criteria)
         critique |= {name: [said] for name, said in in_words.items()}
-    if any(len({json.dumps(value) for value in values}) > 1 for values in texts.values()):
+    if any(len({value if isinstance(value, str) else None for value in values}) > 1 for values in texts.values()):
         return Rejected("repeated_heading")
     if any(not values or not isinstance(values[0], str) for values in (*texts.values(), *critique.values())):
         return Rejected("missing_section")

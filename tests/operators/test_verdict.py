@@ -36,6 +36,17 @@ def test_a_reply_without_one_verdict_has_none() -> None:
     assert verdict_in('{"mark": 8}', ["score"]) == {"mark": 8}
 
 
+def test_a_verdict_as_deep_as_the_interpreter_reads_raises_nothing() -> None:
+    for depth in range(800, 1000):  # somewhere here is the limit, which depends on the frames above
+        verdict = verdict_in('{"score": ' + "[" * depth + "]" * depth + "}", ["score"])
+        assert verdict is None or number_of(verdict["score"]) is None
+
+
+def test_a_score_of_hundreds_of_digits_is_none() -> None:
+    assert number_of(10**400) is None
+    assert number_of(-(10**400)) is None
+
+
 @pytest.mark.parametrize(
     ("value", "number"),
     [(8, 8.0), (7.5, 7.5), ("8", 8.0), ("8/10", 8.0), (" 8 / 10 ", 8.0), ("7.5", 7.5), (True, None), (None, None),

@@ -29,6 +29,7 @@ PIECES = st.sampled_from([
     "better_response", "\ufeff", "<answer>", "</answer>", "No changes needed.", "[The rest is the same.]", "I. ", "| ",
     "<|im_end|>", "I changed the answer.", "Key improvements:", "Answer", "→", "</b>",
     "\0", "\ud83d", "\x0c", " ", "\t", "Paris.", "accuracy", "level of detail", "9" * 5000, "[", "]", "1. ", "巴黎",
+    "{'a': ", "{1, 2}", ", 2: ", "[1]: ", "'}",
 ])  # fmt: skip
 ANY_TEXT = st.one_of(st.text(), st.text(st.characters(codec=None)), st.lists(PIECES, max_size=40).map("".join))
 
@@ -93,6 +94,31 @@ def test_a_plain_text_comes_back_letter_for_letter(text: str, form: ReplyFormat)
         assert parsed.texts["better_response"].strip() in text.strip()
         lost = len(text.strip()) - len(parsed.texts["better_response"].strip())
         assert lost == 0 or "---" in text
+
+
+NO_JSON = [
+    "{'a': 1, 2: 'b'}", "{'a': 1, [1]: 2}", "{'a': 1, (1, 2): 3}",
+    "{'better_response': ...}", "{'better_response': {1, 2}}", "{'better_response': b'Paris.'}",
+    "{'better_response': 2j}", "{'better_response': 0x" + "f" * 5000 + "}",
+    '{"better_response": ' + '{"a":' * 600 + "1" + "}" * 601,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NO_JSON, ids=lambda value: value[:40])
+def test_python_and_nesting_that_json_cannot_write_are_read_or_refused(value: str) -> None:
+    check(value)
+    check(f"It is `{value}`.")
+    for criteria, sections in STAGES:
+        reply = whole(f"Use this:\n\n{value}", "delimited", criteria, sections)
+        check(reply)
+        parsed = parse_reply(reply, "stop", "delimited", criteria, sections)
+        assert "better_response" in value or isinstance(parsed, Parsed), "it is code in a perfect reply"
+
+
+def test_a_python_dict_in_a_python_dict_is_read_like_an_object_in_an_object() -> None:
+    reply = str({"critique": dict.fromkeys(RESPONSE_CRITERIA, "it's fine"), "better_response": "Paris."})
+    parsed = parse_reply(reply, "stop", "json", RESPONSE_CRITERIA, RESPONSE_SECTIONS)
+    assert parsed == Parsed(dict.fromkeys(RESPONSE_CRITERIA, "it's fine"), {"better_response": "Paris."})
 
 
 NASTY = [
