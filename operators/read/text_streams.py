@@ -81,6 +81,8 @@ def holds_lines(head: bytes, kind: str) -> bool:
     first = first.strip()
     if first.startswith("["):  # one array, or an array per line
         return bool(rest.strip()) and _is_whole(first)
+    if first.startswith("{") and rest.strip() and _is_whole(first):  # also if a list in it has the name of a wrapper's
+        return True
     if first == "{" or wrapped_records(text) is not None:
         return False
     return kind in LINES or (first.startswith("{") and _is_whole(first))

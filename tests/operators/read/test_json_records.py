@@ -74,3 +74,16 @@ def test_an_object_around_records_is_the_same_through_any_window(
     path = tmp_path / "data.json"
     path.write_text(json.dumps({"version": "1", "data": alpaca_like(30)}))
     assert [record.value for record in records_of(path)] == alpaca_like(30)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+@pytest.mark.parametrize("range_bytes", [100, 1 << 20])
+def test_lines_with_a_list_that_is_named_like_a_wrapper_are_records(
+    tmp_path: Path, name: str, range_bytes: int
+) -> None:
+    seeds = [
+        {"id": f"seed_{index}", "instruction": "Add.", "instances": [{"input": "1 1", "output": "2"}], "easy": True}
+        for index in range(175)
+    ]
+    (tmp_path / name).write_text("\n".join(map(json.dumps, seeds)))
+    assert [record.value for record in records_of(tmp_path / name, range_bytes)] == seeds
