@@ -39,7 +39,8 @@ NAMES: dict[Field, tuple[str, ...]] = {
         "problem",
     ),  # Alpaca, TRL, GSM8K, MetaMath, Numina
     "input": ("input", "context"),  # Alpaca, Dolly
-    "response": ("output", "response", "completion", "answer", "solution", "target", "chosen"),
+    # Beside a solution, the answer is only its result (Numina, OpenR1).
+    "response": ("output", "response", "completion", "solution", "answer", "target", "chosen"),
     "system": ("system", "system_prompt", "system_message"),  # LLaMA-Factory, OpenOrca
     "history": ("history",),  # LLaMA-Factory: a list of pairs
 }
@@ -176,16 +177,22 @@ def _messages(values: Mapping[Field, tuple[str, object]]) -> tuple[str, object, 
     prompt_name, prompt = values["instruction"]
     if isinstance(value, str) and value.lstrip().startswith("["):  # a column of CSV
         value = _parsed(value)
-    if isinstance(value, list) and (value or is_empty(prompt)):
+    asked = prompt if isinstance(prompt, list) and all(isinstance(item, dict) for item in prompt) else []
+    is_ending = bool(asked) and name == values["response"][0] and not _has_user(value)  # `chosen` as in TRL
+    if isinstance(value, list) and (value or is_empty(prompt)) and not is_ending:
         return name, value, []
     if isinstance(prompt, dict) and "replies" in prompt:
         path, others = tree_path(prompt)
         return prompt_name, path, [f"{prompt_name}: {others} other replies"] * (others > 0)
-    if isinstance(prompt, list) and prompt and all(isinstance(item, dict) for item in prompt):
-        completion = values["response"][1]
+    if asked:
+        completion = value if is_ending else values["response"][1]
         ending = completion if isinstance(completion, list) else [{"role": ASSISTANT, "content": completion}]
-        return prompt_name, [*prompt, *ending], []
+        return prompt_name, [*asked, *ending], []
     return name, value if is_empty(prompt) else None, []
+
+
+def _has_user(messages: object) -> bool:
+    return any(turn.role == USER for turn in read_dialogue(messages).turns)
 
 
 def _parsed(text: str) -> object:

@@ -46,6 +46,16 @@ def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
         ),
         ({"prompt": chat(("user", ASK)), "completion": chat(("assistant", ANSWER))}, Exchange(ASK, "", ANSWER)),  # TRL
         ({"prompt": chat(("user", ASK)), "completion": ANSWER}, Exchange(ASK, "", ANSWER)),
+        ({"prompt": chat(("user", ASK)), "chosen": chat(("assistant", ANSWER))}, Exchange(ASK, "", ANSWER)),
+        ({"prompt": chat(("user", ASK)), "chosen": ANSWER}, Exchange(ASK, "", ANSWER)),
+        ({"chosen": chat(("user", ASK), ("assistant", ANSWER))}, Exchange(ASK, "", ANSWER)),
+        (
+            {
+                "prompt": chat(("system", SYSTEM[1]), ("user", "Hello"), ("assistant", "Ahoy"), ("user", ASK)),
+                "chosen": json.dumps(chat(("assistant", ANSWER))),
+            },
+            Exchange(ASK, "", ANSWER, (SYSTEM, *EARLIER)),
+        ),
         ({"messages": json.dumps(chat(("user", ASK), ("assistant", ANSWER)))}, Exchange(ASK, "", ANSWER)),  # from CSV
         (
             {"conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": ANSWER}], "system": SYSTEM[1]},
@@ -83,6 +93,19 @@ def test_columns_that_are_not_read_are_named_if_they_hold_something() -> None:
     assert found(with_chat).unread == ["prompt", "tools"]
     named = {"messages": [{"role": "user", "content": ASK, "name": "Ann"}, *chat(("assistant", ANSWER))]}
     assert found(named).unread == ["messages.name"]
+
+
+def test_a_solution_is_the_response_and_its_result_is_named_as_unread() -> None:
+    numina = {"problem": "1 + 1?", "solution": "One and one is 2.", "answer": "2"}
+    assert found(numina) == ([Exchange("1 + 1?", "", "One and one is 2.")], ["answer"])
+    assert found({**numina, "solution": ""}) == ([Exchange("1 + 1?", "", "2")], [])
+
+
+def test_the_dialogue_of_a_preference_holds_its_prompt_already() -> None:
+    pair, whole = chat(("user", ASK)), chat(("user", ASK), ("assistant", ANSWER))
+    assert found({"prompt": pair, "chosen": whole}) == ([Exchange(ASK, "", ANSWER)], ["prompt"])
+    preference = {"prompt": pair, "chosen": chat(("assistant", ANSWER)), "rejected": chat(("assistant", "Linz."))}
+    assert found(preference) == ([Exchange(ASK, "", ANSWER)], ["rejected"])
 
 
 def test_other_replies_of_a_tree_are_named() -> None:
