@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from operators.outside_text import replace_surrogates
 from operators.redact import without_credentials
+from operators.thoughts import begins_with_thoughts, reply_after_thoughts
 
 CALLS = pa.schema(
     [
@@ -71,6 +72,12 @@ def answered(call: Call, text: str, finish_reason: str, prompt_tokens: int, gene
 def is_cut(finish_reason: str) -> bool:
     """Whether this finish reason means that the limit of tokens ended the reply."""
     return finish_reason.casefold() in _CUT
+
+
+def is_cut_in_thoughts(text: str, finish_reason: str) -> bool:
+    """Whether the limit of tokens ended a reply before its answer began: it is empty or consists of thoughts."""
+    rest = reply_after_thoughts(text)
+    return is_cut(finish_reason) and (not rest.strip() or begins_with_thoughts(rest))
 
 
 def is_broken(finish_reason: str) -> bool:

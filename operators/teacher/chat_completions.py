@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken, is_cut
+from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken, is_cut, is_cut_in_thoughts
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import BROKEN_OFF, BUSY, FATAL, LOST, NO_COMPLETION, REFUSED, TEXTLESS
+from operators.teacher.failures import BROKEN_OFF, BUSY, FATAL, LOST, NO_COMPLETION, REFUSED, textless
 from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
 
 COMPLAINTS = (429, 503, 529)
@@ -55,8 +55,9 @@ def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Repl
     A reasoning model's answer is in `content` and its thoughts are in `reasoning_content` (`reasoning` elsewhere). If
     there is no content, the answer may be in there: some reasoning parsers take a reply without thoughts for thoughts.
 
-    A reply without text is a failure, and its tokens count: a reasoning model may think until the limit. A refusal in
-    `message.refusal`, as OpenAI's structured outputs have it, is a failure that is final.
+    A reply without text is a failure, and its tokens count. So is a reply that the limit cut off while the model was
+    thinking: a draft in its thoughts is not its answer. A refusal in `message.refusal`, as OpenAI's structured outputs
+    have it, is a failure that is final.
     """
     choice = completion.choices[0]
     message, reason = choice.message, str(choice.finish_reason or "stop")
@@ -73,8 +74,8 @@ def read_completion(completion: Any, call: Call, teacher: TeacherConfig) -> Repl
     if refusal.strip() and not _text_of(getattr(message, "content", None)).strip():
         words = " ".join(refusal.split())[:SHOWN_CHARS]
         return failed(call, f"{FATAL}the model refuses to answer: {words}", prompt, generated)
-    if not text:
-        return failed(call, f"{TEXTLESS}{reason}", prompt, generated)
+    if not text or is_cut_in_thoughts(texts[0], reason):
+        return failed(call, textless(reason), prompt, generated)
     return answered(call, text, reason, prompt, generated)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from operators.teacher.calls import is_cut
+
 FATAL = "fatal: "  # no teacher can answer this call: it is never made again, and does not count against the teacher
 REFUSED = "no teacher: "  # the teacher answers no call: the stage ends, and this is not an attempt of the row
 LOST = "connection lost: "  # temporary: counts against the teacher, but is not an attempt of the row
@@ -10,11 +12,15 @@ NO_COMPLETION = "no chat completion: "  # not a teacher, such as a proxy's page;
 BROKEN_OFF = "the reply broke off, finish reason "
 OVER_LONG = f"{FATAL}over teacher.max_model_len: "  # final as long as that limit stays the same
 TEXTLESS = "a reply without text, finish reason "  # the finish reason follows; the model may have thought until a limit
-CUT_TEXTLESS = f"{TEXTLESS}length"
+CUT_TEXTLESS = f"{TEXTLESS}length"  # whatever the endpoint calls this reason; its tokens are paid
 CRASHED = f"{FATAL}the engine crashed on this call"
 
 _NO_ATTEMPT = (REFUSED, LOST, BUSY, NO_COMPLETION)
 _ADDRESS = "teacher.base_url, teacher.model and the key in the variable that teacher.api_key_env names"
+_THOUGHTS = (
+    "the replies end before an answer begins: raise teacher.max_tokens, or reflect.max_tokens and the judge's, and "
+    "teacher.max_model_len; or let the teacher think less (teacher.chat_template_kwargs: {enable_thinking: false})"
+)
 _LIMITS = "lower teacher.concurrent_requests, or set teacher.requests_per_minute"
 _PARAMETERS = (
     "if it refuses a parameter, see teacher.rename_parameters, teacher.leave_out_parameters and teacher.response_format"
@@ -34,6 +40,11 @@ def is_teachers_fault(error: str) -> bool:
 def over_long(num_tokens: int, limit: int) -> str:
     """The error of a prompt that leaves no room for a reply within `teacher.max_model_len`."""
     return f"{OVER_LONG}{limit}; the prompt has {num_tokens} tokens, so there is no room for a reply; raise it"
+
+
+def textless(finish_reason: str) -> str:
+    """The error of a reply without an answer."""
+    return CUT_TEXTLESS if is_cut(finish_reason) else f"{TEXTLESS}{finish_reason}"
 
 
 def refusal(errors: Iterable[str]) -> str:
@@ -62,4 +73,6 @@ def stage_failure(failed: int, settled: int, max_failed_share: float, last_error
 def _cure(error: str) -> str:
     if error.startswith(BUSY):
         return _LIMITS
+    if error == CUT_TEXTLESS:
+        return _THOUGHTS
     return f"check {_ADDRESS}; a base_url usually ends in /v1" if error.startswith(NO_COMPLETION) else _PARAMETERS

@@ -8,15 +8,16 @@ import asyncio
 import json
 import math
 import os
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 import ray
 
-from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken
+from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken, is_cut, is_cut_in_thoughts
 from operators.teacher.config import RANKS, TeacherConfig
 from operators.teacher.engine_pool import EngineSpec
-from operators.teacher.failures import BROKEN_OFF, TEXTLESS, over_long
+from operators.teacher.failures import BROKEN_OFF, over_long, textless
 from operators.teacher.prompt_tokens import chat_tokenizer, prompt_token_ids
 
 MOST_CALLS = 4096  # in one engine actor at once
@@ -79,13 +80,16 @@ class VllmEngine:
         ended = {} if thoughts is None else {"reasoning_ended": thoughts.ended(ids)}
         sampling = sampling_of(call, teacher)
         output = await self._generate(ids, sampling, call["call_key"], ended)
-        if is_broken(str(output.finish_reason)):
-            return failed(call, f"{BROKEN_OFF}{output.finish_reason}", len(ids), len(output.token_ids))
-        text = output.text if thoughts is None else thoughts.taken_off(output.text, call)
-        if not text:
-            words = f"{TEXTLESS}{output.finish_reason}"
-            return failed(call, words, len(ids), len(output.token_ids))
-        return answered(call, text, str(output.finish_reason), len(ids), len(output.token_ids))
+        reason, text, counts = str(output.finish_reason), output.text, (len(ids), len(output.token_ids))
+        if is_broken(reason):
+            return failed(call, f"{BROKEN_OFF}{reason}", *counts)
+        if thoughts is not None:
+            cut_in_thoughts = is_cut(reason) and not ended["reasoning_ended"]
+            silent = cut_in_thoughts or thoughts.ended([*output.token_ids])
+            text = thoughts.taken_off(text, call, may_be_all=not silent)
+        if not text or is_cut_in_thoughts(text, reason):
+            return failed(call, textless(reason), *counts)
+        return answered(call, text, reason, *counts)
 
     async def _generate(self, ids: list[int], sampling: Any, name: str, ended: dict[str, Any]) -> Any:
         last = None
@@ -136,17 +140,24 @@ class _Thoughts:
         self._special = [token for token in tokenizer.all_special_tokens if token]
         self._model = model
 
-    def ended(self, prompt: list[int]) -> bool:
-        """Whether the prompt already ends the thoughts, as templates do with `enable_thinking: false`."""
-        return bool(self._parser.is_reasoning_end(prompt))
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether these tokens end the thoughts; a prompt does with `enable_thinking: false`."""
+        return bool(self._parser.is_reasoning_end(ids))
 
-    def taken_off(self, text: str, call: Call) -> str:
-        """The answer without thoughts; the whole text if it is all thoughts, as in a reply that was cut off."""
+    def taken_off(self, text: str, call: Call, *, may_be_all: bool) -> str:
+        """The answer without thoughts.
+
+        Args:
+            text: of the reply.
+            call: that it answers.
+            may_be_all: whether a text that is all thoughts for the parser is the answer: some parsers take a reply
+                without thoughts for thoughts. Otherwise it gives "".
+        """
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
         request = ChatCompletionRequest(model=self._model, messages=json.loads(call["messages"]))
         _, answer = self._parser.extract_reasoning(text, request)
-        answer = text if answer is None else answer
+        answer = (text if may_be_all else "") if answer is None else answer
         for token in self._special:
             answer = answer.replace(token, "")
         return answer.strip()

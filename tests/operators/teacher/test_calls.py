@@ -15,6 +15,7 @@ from operators.teacher.calls import (
     call_key,
     call_seed,
     failed,
+    is_cut_in_thoughts,
     replies_table,
 )
 
@@ -55,3 +56,19 @@ def test_seeds_differ_by_call_and_fit_into_31_bits() -> None:
     assert len(seeds) == 50
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert json.dumps(sorted(seeds))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "expected"),
+    [
+        ('<think>Maybe {"score": 2}? No, wait', "length", True),
+        ("<think>Red.</think>\n<think>Or blue", "max_tokens", True),
+        ("<think>Red.</think>\n", "length", True),
+        (" \n", "length", True),
+        ("<think>Red.</think>The colour of", "length", False),
+        ("The colour of", "length", False),
+        ("<think>Maybe", "stop", False),  # the limit did not end it: whoever reads it decides
+    ],
+)
+def test_a_reply_that_is_cut_off_before_its_answer_holds_only_thoughts(text: str, reason: str, expected: bool) -> None:
+    assert is_cut_in_thoughts(text, reason) == expected

@@ -7,7 +7,7 @@ import pytest
 
 from operators.teacher.chat_completions import read_completion, words_of
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import BROKEN_OFF, FATAL
+from operators.teacher.failures import BROKEN_OFF, CUT_TEXTLESS, FATAL
 
 
 @pytest.mark.parametrize(("reason", "error"), [("length", "a reply without text"), ("content_filter", FATAL)])
@@ -83,3 +83,30 @@ def test_a_retry_after_that_is_too_long_is_named_in_the_error() -> None:
     error = RuntimeError("slow down")
     error.response = response  # type: ignore[attr-defined]
     assert words_of(error) == "slow down; it asks to come back after 3600 s"
+
+
+DRAFT = '{"better_response": "A draft that I doubt."} No, wait'
+
+
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "model_length"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "reasoning_content": DRAFT},
+        {"content": None, "reasoning": DRAFT},
+        {"content": " \n", "reasoning_content": DRAFT},
+        {"content": f"<think>{DRAFT}"},  # an endpoint without a reasoning parser
+        {"content": ""},
+    ],
+)
+def test_thoughts_that_the_limit_cut_off_are_no_reply_and_are_paid(reason: str, message: dict[str, Any]) -> None:
+    completion = completed(reason, SimpleNamespace(prompt_tokens=5, completion_tokens=4096), **message)
+    reply = read_completion(completion, CALL, TEACHER)
+    assert (reply["reply"], reply["error"]) == (None, CUT_TEXTLESS)
+    assert (reply["prompt_tokens"], reply["generated_tokens"]) == (5, 4096)
+
+
+def test_an_answer_that_a_parser_took_for_thoughts_is_used_unless_it_is_cut_off() -> None:
+    assert read_completion(completed(content=None, reasoning_content="Blue."), CALL, TEACHER)["reply"] == "Blue."
+    said = read_completion(completed("length", content="Blue and", reasoning_content="Red? No."), CALL, TEACHER)
+    assert (said["reply"], said["finish_reason"]) == ("Blue and", "length")

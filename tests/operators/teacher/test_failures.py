@@ -4,6 +4,7 @@ import pytest
 
 from operators.teacher.failures import (
     BUSY,
+    CUT_TEXTLESS,
     FATAL,
     LOST,
     NO_COMPLETION,
@@ -50,6 +51,7 @@ def test_a_stage_fails_with_more_than_the_allowed_share(failed: int, settled: in
         (f"{BUSY}429", "teacher.requests_per_minute"),
         (f"{NO_COMPLETION}a page", "a base_url usually ends in /v1"),
         ("BadRequestError: 400", "teacher.leave_out_parameters"),
+        (CUT_TEXTLESS, "raise teacher.max_tokens"),
     ],
 )
 def test_the_cure_fits_the_last_error(error: str, cure: str) -> None:

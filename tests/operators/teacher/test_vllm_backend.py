@@ -1,12 +1,24 @@
 """How a vLLM engine is started, how a call is sampled, and how thoughts are removed from a reply."""
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+from operators.teacher import vllm_backend
 from operators.teacher.config import TeacherConfig
-from operators.teacher.vllm_backend import _thoughts_of, engine_arguments, engine_needs, sampling_of
+from operators.teacher.failures import CUT_TEXTLESS, TEXTLESS
+from operators.teacher.vllm_backend import (
+    VllmEngine,
+    _Thoughts,
+    _thoughts_of,
+    engine_arguments,
+    engine_needs,
+    sampling_of,
+)
 
 TEACHER = TeacherConfig(model="some/model")
 CALL = {"call_key": "f" * 64, "row_id": "a", "messages": "[]", "schema": '{"type": "object"}', "max_tokens": 9}
@@ -41,6 +53,61 @@ def test_ranks_decide_what_an_engine_needs(changes: dict[str, object], backend: 
     assert engine_needs(teacher) == needs
 
 
+THINK, END = 1, 2  # ids of the tokens around thoughts
+
+
+class Parser:
+    """As vLLM's parser of DeepSeek-R1: a reply without the end of thoughts is all thoughts."""
+
+    def is_reasoning_end(self, ids: list[int]) -> bool:
+        return END in ids
+
+    def extract_reasoning(self, text: str, _request: Any) -> tuple[str, str | None]:
+        reasoning, _, answer = text.removeprefix("<think>").partition("</think>")
+        return reasoning, answer or None
+
+
+def answered_by_an_engine(
+    monkeypatch: pytest.MonkeyPatch, text: str, reason: str, *, parser: bool, prompt: tuple[int, ...] = (THINK,)
+) -> Any:
+    """What an engine makes of this output, without vLLM."""
+    thoughts = _Thoughts.__new__(_Thoughts)
+    thoughts._parser, thoughts._special, thoughts._model = Parser(), ["<think>", "</think>"], "m"
+    monkeypatch.setattr(vllm_backend, "_thoughts_of", lambda *_: thoughts if parser else None)
+    monkeypatch.setattr(vllm_backend, "prompt_token_ids", lambda *_: [*prompt])
+    monkeypatch.setattr(vllm_backend, "sampling_of", lambda *_: None)
+    ids = [END, 9] if "</think>" in text else [9, 9]
+    output = SimpleNamespace(text=text, finish_reason=reason, token_ids=ids)
+    engine = VllmEngine.__new__(VllmEngine)
+    engine._generate = lambda *_: asyncio.sleep(0, output)  # type: ignore[method-assign]
+    return asyncio.run(engine._answer(CALL, TEACHER))
+
+
+@pytest.mark.parametrize("parser", [True, False])
+@pytest.mark.parametrize("text", ["<think>A draft. No, wait", "<think>A draft.</think>\n"])
+def test_thoughts_that_the_limit_cut_off_are_no_reply(monkeypatch: pytest.MonkeyPatch, text: str, parser: bool) -> None:
+    reply = answered_by_an_engine(monkeypatch, text, "length", parser=parser)
+    assert (reply["reply"], reply["error"], reply["generated_tokens"]) == (None, CUT_TEXTLESS, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "prompt", "said"),
+    [
+        ("A draft. No, wait", "length", (THINK,), None),
+        ("A draft.</think>", "stop", (THINK,), None),  # it thought, and then said nothing
+        ("Let me see.</think>Blue.", "length", (THINK,), "Blue."),
+        ("Blue.", "stop", (THINK,), "Blue."),
+        ("Blue and", "length", (THINK, END), "Blue and"),  # the prompt has ended the thoughts
+    ],
+)
+def test_what_the_parser_takes_for_thoughts_is_a_reply_only_if_it_can_be_one(
+    monkeypatch: pytest.MonkeyPatch, text: str, reason: str, prompt: tuple[int, ...], said: str | None
+) -> None:
+    reply = answered_by_an_engine(monkeypatch, text, reason, parser=True, prompt=prompt)
+    assert reply["reply"] == said
+    assert reply["error"] == ("" if said else f"{TEXTLESS}{reason}")
+
+
 @pytest.mark.slow
 def test_a_call_is_sampled_as_its_stage_says() -> None:
     teacher = TEACHER.model_copy(
@@ -61,8 +128,9 @@ def test_thoughts_are_not_part_of_a_reply(demo_model: str, tmp_path: Path) -> No
     tokenizer.save_pretrained(tmp_path)
     thoughts = _thoughts_of("deepseek_r1", str(tmp_path), "{}")
     assert thoughts is not None
-    assert thoughts.taken_off("Let me see.</think>\n\nThe answer.<|im_end|>", CALL) == "The answer."
-    assert thoughts.taken_off("<think>cut off in the middle", CALL)
+    assert thoughts.taken_off("Let me see.</think>\n\nThe answer.<|im_end|>", CALL, may_be_all=False) == "The answer."
+    assert thoughts.taken_off("<think>cut off in the middle", CALL, may_be_all=True) == "cut off in the middle"
+    assert thoughts.taken_off("<think>cut off in the middle", CALL, may_be_all=False) == ""
     prompt = tokenizer("<think>\n\n</think>\n\n")["input_ids"]
     assert thoughts.ended(prompt)
     assert not thoughts.ended(tokenizer("Hello")["input_ids"])
