@@ -1,10 +1,12 @@
-"""Deletes what killed processes left in a storage, and what was set aside long ago; nothing else is ever deleted here.
+"""Deletes what killed processes left in a storage, and damaged files set aside long ago; nothing else is deleted here.
 
 | what | when |
 |---|---|
 | `.<name>.<32 hexadecimal digits>.unfinished`: a file that its writer could not finish | after a day |
 | `published.unfinished/`, `assets/.../.making/`: a publication, an asset that was not finished | after a day |
-| `*.parquet.broken`, `*.parquet.discounted`: records that were set aside (docs/operations.md) | after 30 days |
+| `*.parquet.broken`, `*.parquet.discounted.broken`: damaged files (docs/operations.md) | after 30 days |
+
+`*.parquet.discounted` is kept: the tokens of these failed calls were paid, and count for the budget.
 """
 
 import re
@@ -15,13 +17,13 @@ from pyarrow import fs
 
 from cluster.storage import ASIDE
 from operators.files.atomic import UNFINISHED, open_filesystem
-from operators.parquet_log import BROKEN, DISCOUNTED, UNFINISHED_S
+from operators.parquet_log import BROKEN, DISCOUNTED, ENDING, UNFINISHED_S
 
 SET_ASIDE_S = 30 * 24 * 3600
 # Folders of a storage that are searched with all that is below them; of students only the files next to their models.
 SEARCHED = ("assets", "ledger", "prompts", "scores", "evaluations", "releases", "refreshes", "reports")
 _UNFINISHED = re.compile(rf"\..+\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}")
-_SET_ASIDE = (f".parquet{BROKEN}", f".parquet{DISCOUNTED}")
+_SET_ASIDE = (f"{ENDING}{BROKEN}", f"{ENDING}{DISCOUNTED}{BROKEN}")
 
 
 def prune_leftovers(storage: str) -> list[str]:

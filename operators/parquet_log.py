@@ -24,8 +24,9 @@ LARGE_BYTES = 128 << 20  # a file of this size is not merged again: a terabyte h
 READ_BYTES, READ_FILES = 32 << 20, 128  # most that one task reads
 BATCH_ROWS = 32_768  # rows of a large file that a reader holds at a time
 UNFINISHED_S = 24 * 3600  # age at which a hidden file is taken to be left by a dead writer
+ENDING = ".parquet"
 BROKEN = ".broken"  # ends the name of a file that was set aside
-DISCOUNTED = ".discounted"  # ends the name of a file whose records do not count
+DISCOUNTED = ".discounted"  # ends the name of a file whose records do not count; only what they cost does
 MERGED = b"merged_files"  # in the footer of a merged file: names of the files whose records it holds, a JSON list
 MOST_WANTED = 100_000  # with at most this many keys, records are filtered by key while they are read
 READERS = 16  # threads that read footers
@@ -78,9 +79,15 @@ class ParquetLog:
         found = self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         return [folder.base_name for folder in found if folder.type == fs.FileType.Directory]
 
-    def batches(self, stage: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """All committed records of a stage, batch by batch, read by the caller's own process."""
-        for info in self._whole(stage):
+    def batches(self, stage: str, columns: list[str], *, discounted: bool = False) -> Iterator[pa.RecordBatch]:
+        """All committed records of a stage, batch by batch, read by the caller's own process.
+
+        Args:
+            stage: whose records are read.
+            columns: to read.
+            discounted: read the records of discounted files too.
+        """
+        for info in self._whole(stage, *((DISCOUNTED,) if discounted else ())):
             with self._filesystem.open_input_file(info.path) as stream, naming_damage(info.path, _cure(info.path)):
                 yield from pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(columns=columns)
 
@@ -95,7 +102,7 @@ class ParquetLog:
             The number of files set aside: renamed, never deleted; the calls that they held are made again.
         """
         self._delete_unfinished(stage)
-        found = self._found(stage)
+        found = self._found(stage, DISCOUNTED)
         broken = self._read_footers([info.path for info in found])
         for file in broken:
             self._filesystem.move(file, f"{file}{BROKEN}")
@@ -104,11 +111,13 @@ class ParquetLog:
         for info in whole:
             if info not in counted:
                 self._filesystem.delete_file(info.path)
-        small = [info for info in counted if info.size < LARGE_BYTES]
-        if len(small) > COMPACT_ABOVE:
-            merge: Any = ray.remote(num_cpus=0.25)(_merge_files)
-            groups = _groups(small, LARGE_BYTES, FILES_MERGED)
-            ray.get([merge.remote(f"{self._folder}/{stage}", group) for group in groups if len(group) > 1])
+        for ending in (ENDING, f"{ENDING}{DISCOUNTED}"):
+            small = [info for info in counted if info.size < LARGE_BYTES and info.path.endswith(ending)]
+            if len(small) > COMPACT_ABOVE:
+                merge: Any = ray.remote(num_cpus=0.25)(_merge_files)
+                groups = _groups(small, LARGE_BYTES, FILES_MERGED)
+                folder = f"{self._folder}/{stage}"
+                ray.get([merge.remote(folder, group, ending) for group in groups if len(group) > 1])
         return len(broken)
 
     def _delete_unfinished(self, stage: str) -> None:
@@ -120,7 +129,10 @@ class ParquetLog:
                 self._filesystem.delete_file(info.path)
 
     def discount(self, files: Collection[str]) -> None:
-        """Rename these files of `write_whole`, so that their records no longer count; a person can still read them."""
+        """Rename these files of `write_whole`, so that their records no longer count.
+
+        `batches` can still read them, because what these calls cost is spent.
+        """
         for file in files:
             self._filesystem.move(file, f"{file}{DISCOUNTED}")
 
@@ -130,15 +142,17 @@ class ParquetLog:
         read = partial(_read, filesystem=self._filesystem, columns=columns, wanted=wanted)
         return tasks.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
 
-    def _found(self, stage: str) -> list[fs.FileInfo]:
+    def _found(self, stage: str, *others: str) -> list[fs.FileInfo]:
+        """The finished files of a stage, and those that have one of these further endings, sorted."""
         selector = fs.FileSelector(f"{self._root}/{stage}", allow_not_found=True)
         found = self._filesystem.get_file_info(selector)
-        finished = (info for info in found if info.path.endswith(".parquet") and info.base_name[0] != ".")
+        endings = tuple(f"{ENDING}{other}" for other in ("", *others))
+        finished = (info for info in found if info.path.endswith(endings) and info.base_name[0] != ".")
         return sorted(finished, key=lambda info: info.path)
 
-    def _whole(self, stage: str) -> list[fs.FileInfo]:
+    def _whole(self, stage: str, *others: str) -> list[fs.FileInfo]:
         """The files whose records count: a reader may come before `tidy` has removed the others."""
-        found = self._found(stage)
+        found = self._found(stage, *others)
         broken = self._read_footers([info.path for info in found])
         return self._counted([info for info in found if info.path not in broken])
 
@@ -169,7 +183,7 @@ class ParquetLog:
             return None
 
 
-def write_whole(folder: str, table: pa.Table, name: str = "") -> str:
+def write_whole(folder: str, table: pa.Table, name: str = "", ending: str = ENDING) -> str:
     """Write a Parquet file that appears whole or not at all.
 
     Args:
@@ -177,11 +191,12 @@ def write_whole(folder: str, table: pa.Table, name: str = "") -> str:
         table: its content.
         name: of the file, without its ending: a writer that retries under the same name stores the table once. By
             default a unique name.
+        ending: of the file's name.
 
     Returns:
         The file's path within the file system of the folder.
     """
-    name = f"{name or uuid.uuid4().hex}.parquet"
+    name = f"{name or uuid.uuid4().hex}{ending}"
     put_file(f"{folder}/{name}", partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
     return f"{open_filesystem(folder)[1]}/{name}"
 
@@ -222,8 +237,8 @@ def _only_block(asked: Dataset, columns: list[str]) -> pa.Table:
     return pa.concat_tables(blocks) if blocks else pa.table({columns[0]: pa.array([], pa.string())})
 
 
-def _merge_files(folder: str, files: list[str]) -> None:
-    """Write the records of these files into one file that names them, then delete them.
+def _merge_files(folder: str, files: list[str], ending: str = ENDING) -> None:
+    """Write the records of these files into one file with this ending that names them, then delete them.
 
     If this is interrupted in between, no record counts twice: readers leave out files that a merged one names. A second
     attempt writes the same merged file, because its name is made from theirs.
@@ -231,10 +246,10 @@ def _merge_files(folder: str, files: list[str]) -> None:
     filesystem, root = open_filesystem(folder)
     names = sorted(file.rpartition("/")[2] for file in files)
     merged = hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
-    if filesystem.get_file_info(f"{root}/{merged}.parquet").type != fs.FileType.File:
+    if filesystem.get_file_info(f"{root}/{merged}{ending}").type != fs.FileType.File:
         tables = [_whole_table(filesystem, file) for file in files]
         table = pa.concat_tables(tables, promote_options="default")
-        write_whole(folder, table.replace_schema_metadata({MERGED: json.dumps(names)}), merged)
+        write_whole(folder, table.replace_schema_metadata({MERGED: json.dumps(names)}), merged, ending)
     for info in filesystem.get_file_info(files):
         if info.type == fs.FileType.File:
             filesystem.delete_file(info.path)

@@ -76,10 +76,13 @@ class Ledger:
         return self._metrics | {"cost": self._budget.cost(used)}
 
     def tokens(self, *stages: str) -> Tokens:
-        """The tokens of these stages so far, or of all stages if none is named. Reads two columns on the driver."""
+        """The tokens of the calls of these stages so far. Reads two columns on the driver, batch by batch.
+
+        If no stage is named: all tokens that were paid, also those of failed calls that do not count as attempts.
+        """
         spent, columns = Tokens(), ["prompt_tokens", "generated_tokens"]
         for stage in stages or self.files.stages():
-            for batch in self.files.batches(stage, columns):
+            for batch in self.files.batches(stage, columns, discounted=not stages):
                 spent += Tokens(*(pc.sum(batch[name]).as_py() or 0 for name in columns))
         return spent
 

@@ -23,8 +23,13 @@ UNFINISHED = [
     "assets/raw_instructions/refresh=base/.making/a.parquet",
     "published.unfinished/parquet/a.parquet",
 ]
-SET_ASIDE = ["ledger/reflect/a.parquet.broken", "scores/ifd/0123/b.parquet.broken", "ledger/judge/c.parquet.discounted"]
+SET_ASIDE = [
+    "ledger/reflect/a.parquet.broken",
+    "scores/ifd/0123/b.parquet.broken",
+    "ledger/judge/c.parquet.discounted.broken",
+]
 KEPT = [
+    "ledger/judge/c.parquet.discounted",
     "released.json",
     "refreshes/2026-11-28.json",
     "assets/raw_instructions/refresh=base/a.parquet",

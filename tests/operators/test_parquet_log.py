@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from operators import parquet_log
-from operators.parquet_log import BROKEN, ParquetLog, write_whole
+from operators.parquet_log import BROKEN, DISCOUNTED, ParquetLog, write_whole
 
 
 @pytest.mark.parametrize("left", [0, 4, 50, -8, -1], ids=["nothing", "the start", "some", "no end", "all but a byte"])
@@ -88,3 +88,35 @@ def test_no_wanted_key_gives_no_record(tmp_path: Path, local_ray: None) -> None:
         assert (found.take_all(), about) == ([], 0)
     found, _ = log.read_for(ray.data.from_arrow(pa.table({"key": ["b"]})), 1, "stage", ["key", "n"])
     assert found.take_all() == [{"key": "b", "n": 2}]
+
+
+def numbers_of_all(log: ParquetLog) -> list[int]:
+    return sorted(number for batch in log.batches("stage", ["n"], discounted=True) for number in batch["n"].to_pylist())
+
+
+def test_discounted_records_are_read_only_by_who_asks_for_them(tmp_path: Path) -> None:
+    log, files = ParquetLog(str(tmp_path)), small_files(tmp_path, 4)
+    log.discount(files[:2])
+    cut_off = Path(f"{files[1]}{DISCOUNTED}")
+    cut_off.write_bytes(cut_off.read_bytes()[:9])
+    left = numbers(log)
+    assert (len(left), log.count("stage"), log.of("stage")) == (2, 2, files[2:])
+    assert len(numbers_of_all(log)) == 3
+    assert log.tidy("stage") == 1
+    assert cut_off.with_name(f"{cut_off.name}{BROKEN}").exists()
+    assert (numbers(log), len(numbers_of_all(log))) == (left, 3)
+
+
+def test_discounted_files_are_merged_among_themselves(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_log, "COMPACT_ABOVE", 2)
+    log, files = ParquetLog(str(tmp_path)), small_files(tmp_path, 6)
+    log.discount(files[:4])
+    left = numbers(log)
+    log.tidy("stage")
+    for again in (log, ParquetLog(str(tmp_path))):
+        assert (numbers(again), numbers_of_all(again)) == (left, [*range(6)])
+    discounted = [*(tmp_path / "stage").glob(f"*{DISCOUNTED}")]
+    assert len(discounted) == 1
+    assert len(log.of("stage")) == 2

@@ -1,5 +1,6 @@
 """No call is paid twice: not for equal calls, after crashes, with rows that kill the engine, or with cut-off files."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from operators.teacher.budget import BudgetConfig
-from operators.teacher.calls import call_key
+from operators.parquet_log import write_whole
+from operators.teacher.budget import BudgetConfig, Tokens
+from operators.teacher.calls import call_key, failed, replies_table
 from operators.teacher.config import TeacherConfig
 from operators.teacher.dispatch import TeacherStoppedError
-from operators.teacher.failures import CRASHED
+from operators.teacher.failures import CRASHED, CUT_TEXTLESS
 from operators.teacher.ledger import Ledger
+from operators.teacher.supervisor import Supervisor
 
 TEACHER = TeacherConfig(backend="scripted", model="fluent", batch_rows=4)
 SCHEMA = json.dumps({"properties": {"better_response": {"type": "string"}}})
@@ -40,6 +43,28 @@ def rows_of(dataset: "ray.data.Dataset") -> dict[str, dict[str, Any]]:
 def paid(ledger: Ledger) -> tuple[float, float]:
     figures = ledger.metrics()
     return figures["calls"], figures["cached_calls"]
+
+
+def test_what_failed_stages_have_paid_counts_for_the_budget_of_all_runs(tmp_path: Path) -> None:
+    """A reasoning teacher whose thoughts take the whole limit, as the daemon tries it again and again."""
+    budget, paid = BudgetConfig(max_tokens=1000), Tokens()
+
+    async def run(ledger: Ledger) -> Tokens:
+        spent = ledger.tokens()
+        supervisor = Supervisor(budget, spent, 100, max_failed_share=0.5)
+        number = await supervisor.admit([str(key) for key in range(30)], [Tokens(4, 16)] * 30)
+        replies = [failed({"call_key": str(key), "row_id": ""}, CUT_TEXTLESS, 4, 16) for key in range(number)]
+        if replies:
+            await supervisor.settle(replies, write_whole(f"{tmp_path}/stage", replies_table(replies)))
+        assert await supervisor.conclude()
+        ledger.files.discount(await supervisor.discounted_files())
+        return (await supervisor.totals()).used
+
+    for _ in range(4):
+        paid += asyncio.run(run(Ledger(str(tmp_path), budget)))
+        assert Ledger(str(tmp_path)).tokens() == paid
+    assert paid == Tokens(4 * 50, 16 * 50)
+    assert Ledger(str(tmp_path)).tokens("stage") == Tokens()  # no record counts as a call
 
 
 @pytest.mark.usefixtures("local_ray")
