@@ -20,8 +20,8 @@ START_ATTEMPTS = 3  # for an engine whose machine is lost while the engine loads
 class PooledEngine:
     """The engine that this caller has leased from the pool; if it dies, the next call leases another."""
 
-    def __init__(self, pool: Any, supervisor: Any, teacher: TeacherConfig) -> None:
-        self._pool, self._supervisor, self._teacher = pool, supervisor, teacher
+    def __init__(self, caller: str, pool: Any, supervisor: Any, teacher: TeacherConfig) -> None:
+        self._caller, self._pool, self._supervisor, self._teacher = caller, pool, supervisor, teacher
         self._engine: Any = None
         self._broken: Any = None  # a dead engine that has not been given back yet
         self._starting = asyncio.Lock()
@@ -58,7 +58,7 @@ class PooledEngine:
         """
         reason = ""
         for _ in range(START_ATTEMPTS):
-            engine = ray.get(self._pool.lease.remote(self._broken))
+            engine = ray.get(self._pool.lease.remote(self._caller, self._broken))
             self._broken = engine
             try:
                 ray.get(engine.wait_until_ready.remote(self._teacher.first_token_timeout_s))
@@ -94,7 +94,8 @@ class Caller:
         if pool is None:
             self._answer = OpenAIEndpoint(teacher).answer
         else:
-            engine = PooledEngine(pool, self._supervisor, teacher)
+            actor = str(ray.get_runtime_context().get_actor_id())
+            engine = PooledEngine(actor, pool, self._supervisor, teacher)
             engine.start()
             self._answer = Turns(engine.answer, self._judge_death).reply
         self._journal = Journal(store.keep, teacher.batch_rows, teacher.commit_seconds) if store else None

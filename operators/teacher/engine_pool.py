@@ -7,6 +7,7 @@ and ends with it; `make_room` ends it earlier if another stage needs the resourc
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,30 +48,34 @@ class EnginePool:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
-        self._callers: dict[Any, int] = {}  # engine -> how many callers it serves
         self._groups: dict[Any, Any] = {}  # engine -> its placement group, or None
+        self._leases: dict[str, Any] = {}  # caller -> its engine
         self._starts = 0
 
-    def lease(self, broken: Any = None) -> Any:
+    def lease(self, caller: str, broken: Any = None) -> Any:
         """An idle engine; else a new one; else, if there are `most`, the engine with the fewest callers.
 
         Args:
+            caller: id of the caller's actor. Ray restarts an actor under the same id, and it has forgotten its engine:
+                what it held before is given back.
             broken: the caller's former engine, which has died.
         """
-        if broken in self._callers:
+        if broken in self._groups:
             self._remove(broken)
-        engine = next((engine for engine, callers in self._callers.items() if not callers), None)
-        if engine is None and len(self._callers) < self._spec.most:
+        self._leases.pop(caller, None)
+        callers = Counter(self._leases.values())
+        engine = next((engine for engine in self._groups if not callers[engine]), None)
+        if engine is None and len(self._groups) < self._spec.most:
             engine, group = self._started()
-            self._callers[engine], self._groups[engine] = 0, group
+            self._groups[engine] = group
         if engine is None:
-            engine = min(self._callers, key=lambda one: self._callers[one])
-        self._callers[engine] += 1
+            engine = min(self._groups, key=lambda one: callers[one])
+        self._leases[caller] = engine
         return engine
 
     def end_stage(self) -> None:
         """All callers are gone."""
-        self._callers = dict.fromkeys(self._callers, 0)
+        self._leases.clear()
 
     def starts(self) -> int:
         """How many engines were started so far."""
@@ -78,10 +83,10 @@ class EnginePool:
 
     def stop(self) -> None:
         """End all engines and what they started."""
-        stopping = [engine.stop.remote() for engine in self._callers]
+        stopping = [engine.stop.remote() for engine in self._groups]
         if stopping:
             ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
-        for engine in [*self._callers]:
+        for engine in [*self._groups]:
             self._remove(engine)
 
     def _started(self) -> tuple[Any, Any]:
@@ -89,7 +94,7 @@ class EnginePool:
         return self._spec.make()
 
     def _remove(self, engine: Any) -> None:
-        del self._callers[engine]
+        self._leases = {caller: held for caller, held in self._leases.items() if held != engine}
         ray.kill(engine)
         group = self._groups.pop(engine)
         if group is not None:

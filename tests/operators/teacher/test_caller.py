@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Generator
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -56,7 +57,7 @@ class Engine:
 class Pool:
     def __init__(self, *engines: Engine) -> None:
         waiting = list(engines)
-        self.lease = Method(lambda _broken: waiting.pop(0))
+        self.lease = Method(lambda _caller, _broken: waiting.pop(0))
 
 
 class Supervisor:
@@ -72,7 +73,7 @@ def test_an_engine_that_dies_is_given_back_and_another_answers() -> None:
     said = answered(CALL, "said", "stop", 1, 1)
     dead, alive = Engine(answer=ray.exceptions.RayActorError(error_msg="gone")), Engine(answer=said)
     pool = Pool(dead, alive)
-    engine = PooledEngine(pool, Supervisor(), TEACHER)
+    engine = PooledEngine("a", pool, Supervisor(), TEACHER)
 
     async def twice() -> Any:
         with pytest.raises(EngineDiedError):
@@ -80,7 +81,7 @@ def test_an_engine_that_dies_is_given_back_and_another_answers() -> None:
         return await engine.answer(CALL)
 
     assert asyncio.run(twice()) == said
-    assert pool.lease.seen == [(None,), (dead,)]
+    assert pool.lease.seen == [("a", None), ("a", dead)]
 
 
 @pytest.mark.parametrize(
@@ -94,15 +95,24 @@ def test_an_engine_that_dies_is_given_back_and_another_answers() -> None:
 def test_an_engine_that_does_not_start_closes_the_stage_with_its_words(ready: Exception) -> None:
     supervisor = Supervisor()
     with pytest.raises(RuntimeError, match="the engine does not start"):
-        asyncio.run(PooledEngine(Pool(Engine(ready=ready)), supervisor, TEACHER).answer(CALL))
+        asyncio.run(PooledEngine("a", Pool(Engine(ready=ready)), supervisor, TEACHER).answer(CALL))
     [[reason]] = supervisor.close.seen
     assert "look into its log" in reason
+
+
+def test_a_caller_leases_under_the_id_of_its_actor_which_a_restart_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(get_actor_id=lambda: "0f")
+    monkeypatch.setattr("operators.teacher.caller.ray.get_runtime_context", lambda: context)
+    pool = Pool(Engine(), Engine())
+    for _ in range(2):
+        Caller(TEACHER, pool, None)
+    assert pool.lease.seen == [("0f", None)] * 2
 
 
 def test_losing_a_machine_while_an_engine_loads_does_not_end_the_stage() -> None:
     gone = [Engine(ready=ray.exceptions.RayActorError(error_msg="the node died")) for _ in range(2)]
     said = answered(CALL, "said", "stop", 1, 1)
-    engine = PooledEngine(Pool(*gone, Engine(answer=said)), Supervisor(), TEACHER)
+    engine = PooledEngine("a", Pool(*gone, Engine(answer=said)), Supervisor(), TEACHER)
     assert asyncio.run(engine.answer(CALL)) == said
 
 

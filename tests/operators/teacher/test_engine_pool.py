@@ -32,17 +32,17 @@ def pool(most: int) -> EnginePool:
 
 def test_the_engine_of_the_last_stage_serves_the_next(killed: list[Any]) -> None:
     engines = pool(2)
-    first = engines.lease()
+    first = engines.lease("a")
     engines.end_stage()
-    assert engines.lease() is first
-    assert engines.lease() is not first
+    assert engines.lease("b") is first
+    assert engines.lease("c") is not first
     assert engines.starts() == 2
 
 
 def test_a_dead_engine_is_replaced_once(killed: list[Any]) -> None:
     engines = pool(1)
-    first = engines.lease()
-    second = engines.lease(first)
+    first = engines.lease("a")
+    second = engines.lease("a", first)
     assert second is not first
     assert killed == [first]
     assert engines.starts() == 2
@@ -50,13 +50,41 @@ def test_a_dead_engine_is_replaced_once(killed: list[Any]) -> None:
 
 def test_no_more_engines_are_started_than_allowed(killed: list[Any]) -> None:
     engines = pool(2)
-    leased = {id(engines.lease()) for _ in range(5)}
+    leased = {id(engines.lease(caller)) for caller in "abcde"}
     assert len(leased) == engines.starts() == 2
+
+
+def test_a_caller_that_was_restarted_gives_back_what_it_held(killed: list[Any]) -> None:
+    engines = pool(2)
+    first, second = engines.lease("a"), engines.lease("b")
+    assert engines.lease("b") is second
+    assert engines.lease("b", second) not in (first, second)  # it died too: the caller finds out, as with any engine
+    assert (killed, engines.starts()) == ([second], 3)
+    later = [engines.lease(caller) for caller in "cdef"]
+    assert later.count(first) == 2, "every engine serves as many callers"
+
+
+def test_a_restart_leaves_the_engine_to_another_caller(killed: list[Any]) -> None:
+    engines = pool(3)
+    first = engines.lease("a")
+    second = engines.lease("b")
+    assert engines.lease("a") is first
+    assert len({id(first), id(second), id(engines.lease("c"))}) == engines.starts() == 3
+
+
+def test_callers_of_a_dead_engine_share_those_that_are_left(killed: list[Any]) -> None:
+    engines = pool(2)
+    first, second = engines.lease("a"), engines.lease("b")
+    assert engines.lease("c") is first
+    third = engines.lease("a", first)
+    assert engines.lease("c", first) in (second, third)
+    assert killed == [first]
+    assert engines.starts() == 3
 
 
 def test_stopping_ends_all(killed: list[Any]) -> None:
     engines = pool(2)
-    leased = [engines.lease(), engines.lease()]
+    leased = [engines.lease("a"), engines.lease("b")]
     engines.stop()
     assert killed == leased
 
@@ -76,6 +104,7 @@ def test_another_kind_leaves_a_cpu_to_the_tasks_that_feed_it(
     first = Handle()
     spec = EngineSpec(lambda: (Engine(), None), {"kind": 1}, {"CPU": 1.0}, 1)
     monkeypatch.setattr(engine_pool, "_pools", {spec.name: (first, spec)})
+    monkeypatch.setattr(engine_pool, "beside_driver", lambda: None)
     stand_in = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: Handle()))
     for name, value in {
         "is_initialized": lambda: True,
