@@ -35,6 +35,7 @@ from operators.stage import Operational, StageConfig
 from operators.student.config import StudentConfig
 from operators.teacher.budget import BudgetConfig
 from operators.teacher.config import TeacherConfig
+from operators.teacher.variants import REFLECTIONS, members_of, teacher_of
 from operators.train.config import TrainConfig
 from operators.train.pack import PackConfig
 
@@ -101,11 +102,16 @@ class RunConfig(StageConfig):
 
     @model_validator(mode="after")
     def _reply_fits_the_context(self) -> Self:
-        if self.reflect.max_tokens >= self.teacher.max_model_len:
-            raise ValueError(
-                f"reflect.max_tokens: {self.reflect.max_tokens} leaves no room for a prompt in "
-                f"teacher.max_model_len: {self.teacher.max_model_len}"
-            )
+        longest = self.reflect.max_tokens
+        for stage in REFLECTIONS:
+            for member in members_of(teacher_of(self.teacher, stage)):
+                teacher = member.teacher
+                obeys = teacher.backend == "vllm" and teacher.max_tokens is None  # an endpoint has its own limit
+                if obeys and longest >= teacher.max_model_len:
+                    raise ValueError(
+                        f"reflect.max_tokens: {longest} leaves no room for a prompt in teacher.max_model_len: "
+                        f"{teacher.max_model_len} of {stage}; lower reflect.max_tokens or raise teacher.max_model_len"
+                    )
         return self
 
 

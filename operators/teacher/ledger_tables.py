@@ -49,14 +49,15 @@ class Tries:
 
 
 def measure_calls(new: pa.Table, members: list[Member]) -> pa.Table:
-    """Sums over new calls, in one row: their number, those too long for their teacher, and tokens of the others."""
+    """Sums over new calls, in one row: their number, those that fail without being made, and tokens of the others."""
     weights = [member.weight for member in members]
     sums = {"new": new.num_rows, "over_long": 0, "prompt_tokens": 0, "reply_limit": 0}
     for call in new.select(["row_id", "messages", "max_tokens"]).to_pylist():
         teacher = members[member_of_row(call["row_id"], weights)].teacher
-        length = num_prompt_tokens(call["messages"], teacher)
-        fits = length + call["max_tokens"] <= teacher.max_model_len
-        found = {"prompt_tokens": length, "reply_limit": call["max_tokens"]} if fits else {"over_long": 1}
+        length, limit = num_prompt_tokens(call["messages"], teacher), call["max_tokens"]
+        # Only vllm obeys this limit, and it makes every call that leaves room for a token of the reply.
+        room = teacher.max_model_len - length if teacher.backend == "vllm" else limit
+        found = {"prompt_tokens": length, "reply_limit": min(room, limit)} if room > 0 else {"over_long": 1}
         for name, number in found.items():
             sums[name] += number
     return pa.table({name: [value] for name, value in sums.items()})

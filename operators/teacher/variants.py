@@ -11,7 +11,8 @@ from operators.models import resolve_model
 from operators.teacher.config import TeacherConfig
 
 REPAIR_SUFFIX = "_repair"  # added to the name of a stage for its second turns, which repair replies
-STAGES = ("reflect_instructions", "reflect_responses", "repair", "judge")
+REFLECTIONS = ("reflect_instructions", "reflect_responses")
+STAGES = (*REFLECTIONS, "repair", "judge")
 WEIGHT = "weight"
 
 

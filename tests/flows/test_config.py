@@ -44,7 +44,6 @@ def test_overrides_are_applied_and_typed() -> None:
         ("train.num_workers=0", r"smoke.yaml: train.num_workers: 0: input should be greater than or equal to 1"),
         ("teacher.backend=gpt", r"smoke.yaml: teacher.backend: 'gpt' is not one of vllm, openai, scripted"),
         ("select.policy=best", r"smoke.yaml: select.policy: 'best' is not one of .*ifd_rifd"),
-        ("teacher.max_model_len=1000", r"reflect.max_tokens: 1024 leaves no room for a prompt"),
         ("train.max_steps=[1", r"'train.max_steps=\[1': the value is not YAML: "),
         ("train", r"'train': an override has the form dotted.key=value"),
         ("name.first=x", r"'name.first=x': name is a value, not a section"),
@@ -54,6 +53,26 @@ def test_mistakes_are_explained(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         load_config(SMOKE, [override])
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused_for"),
+    [
+        (["teacher.backend=vllm", "teacher.max_model_len=1000"], "reflect_instructions"),
+        (["teacher.backend=vllm", "teacher.max_model_len=1000", "teacher.max_tokens=512"], ""),
+        (["teacher.backend=vllm", "teacher.max_model_len=1000", "teacher.mix=[{backend: openai}]"], ""),
+        (["teacher.backend=openai", "reflect.max_tokens=4096"], ""),
+        (["teacher.stages={reflect_responses: {backend: vllm, max_model_len: 1000}}"], "reflect_responses"),
+        (["teacher.stages={judge: {backend: vllm, max_model_len: 1000}}"], ""),
+    ],
+)
+def test_a_reply_has_to_leave_room_for_a_prompt_where_vllm_makes_it(overrides: list[str], refused_for: str) -> None:
+    if not refused_for:
+        load_config(SMOKE, overrides)
+        return
+    message = rf"reflect.max_tokens: 1024 leaves no room for a prompt in teacher.max_model_len: 1000 of {refused_for};"
+    with pytest.raises(ConfigError, match=message):
+        load_config(SMOKE, overrides)
 
 
 @pytest.mark.parametrize(

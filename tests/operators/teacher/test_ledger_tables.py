@@ -170,13 +170,32 @@ def test_a_row_gets_an_answer_before_a_failure_and_nothing_that_it_did_not_ask_f
     }
 
 
-def test_calls_are_measured_against_the_teachers_context() -> None:
-    messages = '[{"role": "user", "content": "' + "x" * 300 + '"}]'
-    calls = pa.Table.from_pylist([row("a", messages), row("b", "[]")], schema=ROWS)
-    teacher = TeacherConfig(backend="openai", model="m", max_model_len=256)
-    [sums] = measure_calls(calls, [Member(teacher, 1.0)]).to_pylist()
-    assert (sums["new"], sums["over_long"], sums["reply_limit"]) == (2, 1, 8)
-    long, short = (Member(teacher.model_copy(update={"max_model_len": room}), 1.0) for room in (4096, 8))
+@pytest.mark.parametrize(
+    ("length", "over_long", "reply_limit"),
+    [(3072, 0, 1024), (3073, 0, 1023), (4095, 0, 1), (4096, 1, 0), (5000, 1, 0)],
+)
+def test_a_call_of_vllm_is_over_long_only_if_the_engine_does_not_make_it(
+    monkeypatch: pytest.MonkeyPatch, length: int, over_long: int, reply_limit: int
+) -> None:
+    monkeypatch.setattr("operators.teacher.ledger_tables.num_prompt_tokens", lambda *_: length)
+    calls = pa.Table.from_pylist([{**row("a"), "max_tokens": 1024}], schema=ROWS)
+    [sums] = measure_calls(calls, [Member(TeacherConfig(model="m"), 1.0)]).to_pylist()
+    assert (sums["new"], sums["over_long"], sums["reply_limit"]) == (1, over_long, reply_limit)
+    assert sums["prompt_tokens"] == (0 if over_long else length)
+
+
+def test_every_call_of_an_endpoint_is_made_and_counted() -> None:
+    """Its prompt is measured in bytes, and its context is not ours."""
+    messages = '[{"role": "user", "content": "' + "x" * 5000 + '"}]'
+    calls = pa.Table.from_pylist([{**row("a", messages), "max_tokens": 4096}], schema=ROWS)
+    [sums] = measure_calls(calls, [Member(TeacherConfig(backend="openai", model="m"), 1.0)]).to_pylist()
+    assert sums == {"new": 1, "over_long": 0, "prompt_tokens": 5064, "reply_limit": 4096}
+
+
+def test_each_call_of_a_mix_is_measured_for_its_own_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("operators.teacher.ledger_tables.num_prompt_tokens", lambda *_: 300)
+    calls = pa.Table.from_pylist([row("a"), row("b")], schema=ROWS)
+    long, short = (Member(TeacherConfig(model="m", max_model_len=room), 1.0) for room in (4096, 256))
     parts = [measure_calls(calls, members).to_pylist()[0] for members in ([long, short], [long], [short])]
     assert [part["over_long"] for part in parts][1:] == [0, 2]
     assert parts[0]["over_long"] == sum(member_of_row(name, [1, 1]) for name in calls["row_id"].to_pylist())
