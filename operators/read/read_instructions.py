@@ -57,7 +57,8 @@ def read_instructions(
         `quarantined:` + malformed_json, rest_malformed, malformed_csv, not_an_object, second_list, missing_parent,
         missing_field, non_string_field, empty_instruction, empty_response, too_long, too_deep, invalid_utf8,
         control_characters, system_turn, malformed_messages, non_text_content, no_plain_answer, unreadable_file.
-    A JSON array that breaks midway keeps the rows before the break and adds one rest_malformed row for the rest.
+    A JSON array that breaks midway, or a CSV file in which nothing closes a quote, keeps the rows before the break and
+    adds one rest_malformed row for the rest.
 
     Args:
         config: how records are read.

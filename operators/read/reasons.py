@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 CURES = {
     "malformed_json": "write one JSON object per line, or one array",
-    "rest_malformed": "a JSON file is read up to its first error: fix it there",
-    "malformed_csv": "quote fields that hold the delimiter or a line end; a row has as many fields as the header",
+    "rest_malformed": "a JSON file is read up to its first error, a CSV file up to a quote that nothing closes: fix it",
+    "malformed_csv": "quote fields that hold the delimiter or a line end, and write each quote in them twice; a row "
+    "has as many fields as the header",
     "invalid_utf8": "save the file as UTF-8, such as by iconv -f cp1252 -t utf-8",
     "unreadable_file": "the file is damaged, empty or not what its name says",
     "not_an_object": "a record is an object with named columns",

@@ -18,12 +18,16 @@ from operators.read.record import MAX_RECORD_BYTES, READ_BYTES, Record, distinct
 
 BATCH_ROWS = 1024
 DELIMITERS = ",;\t|"
+UNCLOSED = "unexpected end of data"  # csv's words at the end of a file inside a quoted field
 
 Wanted = Callable[[str], bool]
 
 
 def delimited_records(stream: io.BufferedReader, kind: str) -> Iterator[Record]:
     """The rows of a CSV or TSV file as dicts of strings; a row with more or fewer fields than the header is malformed.
+
+    So is a row with text between a closing quote and the delimiter: a lenient reader takes the rows up to the next
+    quote for one text. Reading goes on in the next line, unless the header is malformed or nothing closes the quote.
 
     Args:
         stream: UTF-8 text.
@@ -35,14 +39,19 @@ def delimited_records(stream: io.BufferedReader, kind: str) -> Iterator[Record]:
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     header: Sequence[str] | None = None
     position = 0
-    rows = csv.reader(text, delimiter=delimiter)
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
     while True:
+        begin = rows.line_num + 1
         try:
             row = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            yield Record(position, None, f"line {rows.line_num}: {error}", "malformed_csv")
+            is_last = header is None or str(error) == UNCLOSED
+            lines = f"line {begin}" if begin == rows.line_num else f"lines {begin} to {rows.line_num}"
+            yield Record(position, None, f"{lines}: {error}", "rest_malformed" if is_last else "malformed_csv")
+            if is_last:
+                return
             position += 1
             continue
         if not row:  # a blank line

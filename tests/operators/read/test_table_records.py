@@ -42,6 +42,12 @@ def test_a_parquet_string_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> Non
         ("\ufeffa;b\n1;2,5\n", [{"a": "1", "b": "2,5"}]),  # from a spreadsheet with decimal commas
         ('a,b\n"x\n\ny","say ""hi"""\n\n3,4', [{"a": "x\n\ny", "b": 'say "hi"'}, {"a": "3", "b": "4"}]),
         ("a,b\n1\n2,3\n4,5,6\n", ["malformed_csv", {"a": "2", "b": "3"}, "malformed_csv"]),
+        ('a,b\n1,5" pipe\n2,say ""hi""\n', [{"a": "1", "b": '5" pipe'}, {"a": "2", "b": 'say ""hi""'}]),
+        ('a,b\n1,"x\n2,y\n3,"z"\n4,w\n', ["malformed_csv", {"a": "4", "b": "w"}]),  # a quote that row 3 closes
+        ('a,b\n1,"say "hi" to"\n2,y\n', ["malformed_csv", {"a": "2", "b": "y"}]),
+        ('a,b\n1,x\n2,"y\n', [{"a": "1", "b": "x"}, "rest_malformed"]),  # cut off
+        ('"a,b\n1,x\n2,y\n', ["rest_malformed"]),
+        ('"a" b,c\n1,x\n2,y\n', ["rest_malformed"]),  # the next row is not the header
         ("a,b\n", ["unreadable_file"]),  # no record at all
         ("\n\na\n1\n", [{"a": "1"}]),
         ("a,b,a,a,a (2)\n1,2,3,4,5\n", [{"a": "1", "b": "2", "a (3)": "3", "a (4)": "4", "a (2)": "5"}]),
@@ -51,6 +57,26 @@ def test_delimited_rows_are_dicts_of_text(tmp_path: Path, content: str, values: 
     path = tmp_path / "data.csv"
     path.write_text(content, encoding="utf-8")
     assert [record.reason or record.value for record in records_of(path)] == values
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_rows_behind_a_quote_that_nothing_closes_are_counted_and_their_lines_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"data.{kind}"
+    mark = "," if kind == "csv" else "\t"
+    rows = [f"Question {number}{mark}Answer {number}." for number in range(1000)]
+    rows[5] = f'Question 5{mark}"He said hi'
+    path.write_text("\n".join([f"instruction{mark}output", *rows, ""]))
+    *good, rest = records_of(path)
+    assert [record.value for record in good] == [
+        {"instruction": f"Question {number}", "output": f"Answer {number}."} for number in range(5)
+    ]
+    assert (rest.value, rest.raw, rest.reason) == (None, "lines 7 to 1001: unexpected end of data", "rest_malformed")
+
+
+def test_the_lines_that_a_stray_quote_joins_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('a,b\n1,"x\n2,y\n3,"z"\n4,"say "hi""\n')
+    assert [record.raw.partition(":")[0] for record in records_of(path)] == ["lines 2 to 4", "line 5"]
 
 
 def test_a_csv_row_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> None:
