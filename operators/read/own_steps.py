@@ -35,9 +35,11 @@ from operators.read.read_instructions import DUPLICATE
 from operators.stage import Finding, StageConfig
 
 NAME = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+RETURNED = pa.field("returned", pa.string())  # names of the columns that a step on a Dataset returned
 CHANGEABLE = ("instruction", "input", "response", "turns_before", "turns_after", "extra")
 REASON_CHARS = 60
 _FORMS = "it gets one row, a dict; with its first parameter annotated as Dataset it gets all rows"
+AFTER = pa.schema([*RAW, RETURNED])
 STEPPED = (ACTIVE, HELD_OUT)  # outcomes of the rows that steps get
 RESERVED = frozenset({HELD_OUT, SEEN, DUPLICATE})  # outcomes that later code treats specially
 
@@ -50,8 +52,9 @@ class StepsConfig(StageConfig):
         description="Python functions, each as `module:function`, that change or drop rows before the teacher sees "
         "them; Python looks for modules in the working directory first. A function gets one row, a dict, and returns "
         "it, or None to drop it, or a word that says why it is dropped; if its first parameter is annotated as "
-        "`Dataset`, it gets all rows and returns those to keep. It changes rows held out for evaluation too, but does "
-        "not drop them. `--plan` and `--doctor` try it on the first rows.",
+        "`Dataset`, it gets all rows and returns those to keep. Columns that it does not return stay as they are. It "
+        "changes rows held out for evaluation too, but does not drop them. `--plan` and `--doctor` try it on the first "
+        "rows.",
     )
 
     @model_validator(mode="before")
@@ -214,15 +217,27 @@ def _with_dataset_step(
         after = after.union(_after(rows, HELD_OUT, function, label))
     keep = partial(keep_every_row, label=label, special_tokens=special_tokens)
     num_blocks = 1 + 2 * rows.count() // ROWS_PER_PARTITION
-    return cogroup((rows, RAW), (after, RAW), "row_id", num_blocks, keep, num_cpus=0.5)
+    return cogroup((rows, RAW), (after, AFTER), "row_id", num_blocks, keep, num_cpus=0.5)
 
 
 def _after(rows: Dataset, outcome: str, function: Callable[[Dataset], Dataset], label: str) -> Dataset:
-    """What the function returns for the rows with this outcome, in the columns of columns.RAW."""
+    """What the function returns for the rows with this outcome, in the columns of AFTER."""
     after = function(rows.filter(expr=ray.data.expressions.col("outcome") == outcome))
     if not isinstance(after, Dataset):
         raise ValueError(f"steps: {label} returned {type(after).__name__}; a step on a Dataset returns a Dataset")
-    return after.map_batches(partial(conform, schema=RAW), batch_format="pyarrow", num_cpus=0.25)
+    return after.map_batches(partial(as_returned, label=label), batch_format="pyarrow", num_cpus=0.25)
+
+
+def as_returned(rows: pa.Table, label: str) -> pa.Table:
+    """What a step returned, in the columns of AFTER: a column that is not there is told from one of nulls.
+
+    Raises:
+        ValueError: there are rows, but no row_id.
+    """
+    if rows.num_rows and "row_id" not in rows.column_names:
+        raise ValueError(f"steps: {label} returned rows without row_id; a step keeps the column row_id")
+    names = " ".join(name for name in CHANGEABLE if name in rows.column_names)
+    return conform(rows, RAW).append_column(RETURNED, pa.array([names] * rows.num_rows, RETURNED.type))
 
 
 def keep_every_row(before: pa.Table, after: pa.Table, label: str, special_tokens: frozenset[str]) -> pa.Table:
@@ -230,7 +245,7 @@ def keep_every_row(before: pa.Table, after: pa.Table, label: str, special_tokens
 
     Args:
         before: columns.RAW, some rows that the step got.
-        after: columns.RAW, all rows with these ids that the step returned.
+        after: columns of AFTER, all rows with these ids that the step returned; a column that it did not return stays.
         label: name of the step, for outcomes and errors.
         special_tokens: of teacher and student.
     """
@@ -242,11 +257,11 @@ def keep_every_row(before: pa.Table, after: pa.Table, label: str, special_tokens
             raise ValueError(
                 f"steps: {label} returned row {row['row_id']} {fault}; a step may change and drop rows, but not add any"
             )
-        found[row["row_id"]] = row
+        found[row["row_id"]] = {name: row[name] for name in row[RETURNED.name].split()}
     for at, row in enumerate(rows):
         if row["outcome"] in STEPPED:
             changed = found.get(row["row_id"])
-            rows[at] = _taken(row, changed, label, special_tokens) if changed else _left_out(row, label)
+            rows[at] = _left_out(row, label) if changed is None else _taken(row, changed, label, special_tokens)
     return pa.Table.from_pylist(rows, schema=RAW)
 
 

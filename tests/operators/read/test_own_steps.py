@@ -8,7 +8,15 @@ import pytest
 import ray
 
 from operators.columns import RAW, conform
-from operators.read.own_steps import StepsConfig, apply_steps, examine_steps, keep_every_row, load_function, map_rows
+from operators.read.own_steps import (
+    StepsConfig,
+    apply_steps,
+    as_returned,
+    examine_steps,
+    keep_every_row,
+    load_function,
+    map_rows,
+)
 
 MODULE = """
 from ray.data import Dataset
@@ -36,6 +44,9 @@ def shout(row):
 
 def without_first(rows: Dataset) -> Dataset:
     return rows.filter(lambda row: row["row_id"] != "0")
+
+def only_some_columns(rows: Dataset) -> Dataset:
+    return rows.select_columns(["row_id", "response"])
 
 def shouted(rows: Dataset) -> Dataset:
     return rows.map(lambda row: row | {"instruction": row["instruction"].upper()}).limit(1)
@@ -86,7 +97,7 @@ def test_rows_held_out_are_cleaned_like_the_others_but_not_dropped(module: str) 
         ("yes", "quarantined:clean_failed"),
         (" ", "quarantined:empty_response"),
     ]
-    kept = keep_every_row(rows, table(a_row("plain", "Plain!")), "clean", frozenset()).to_pylist()
+    kept = keep_every_row(rows, as_returned(table(a_row("plain", "Plain!")), "clean"), "clean", frozenset()).to_pylist()
     assert [row["instruction"] for row in kept] == ["Plain!", "spam", "long", "bug", "empty"]
     assert {row["outcome"] for row in kept} == {"dropped:held_out"}
 
@@ -133,7 +144,8 @@ def test_a_function_that_fails_on_the_first_rows_is_found_before_a_run(module: s
 
 def test_a_row_that_does_not_come_back_is_dropped_with_its_reason() -> None:
     before = [a_row("a", "A"), a_row("b", "B"), a_row("c", "C", outcome="quarantined:encoding")]
-    found = keep_every_row(table(*before), table(a_row("b", "B!")), "mine", frozenset()).to_pylist()
+    after = as_returned(table(a_row("b", "B!")), "mine")
+    found = keep_every_row(table(*before), after, "mine", frozenset()).to_pylist()
     assert [(row["row_id"], row["instruction"], row["outcome"]) for row in found] == [
         ("a", "A", "dropped:mine"),
         ("b", "B!", ""),
@@ -143,8 +155,31 @@ def test_a_row_that_does_not_come_back_is_dropped_with_its_reason() -> None:
 
 @pytest.mark.parametrize(("after", "fault"), [(["a", "a"], "twice"), (["z"], "not given")])
 def test_a_row_that_is_doubled_or_made_up_is_an_error(after: list[str], fault: str) -> None:
+    returned = as_returned(table(*(a_row(name, "A") for name in after)), "mine")
     with pytest.raises(ValueError, match=fault):
-        keep_every_row(table(a_row("a", "A")), table(*(a_row(name, "A") for name in after)), "mine", frozenset())
+        keep_every_row(table(a_row("a", "A")), returned, "mine", frozenset())
+
+
+@pytest.mark.parametrize(
+    "columns", [["row_id"], ["row_id", "response"], ["row_id", "instruction", "input", "response"]]
+)
+def test_columns_that_a_step_does_not_return_stay_as_they_are(columns: list[str]) -> None:
+    turns = '[{"role": "system", "content": "Be brief."}]'
+    before = table(a_row("a", "A", turns_before=turns, turns_after=turns, extra='{"id": 7}', input="i"))
+    assert keep_every_row(before, as_returned(before.select(columns), "mine"), "mine", frozenset()).equals(before)
+
+
+def test_a_text_that_a_step_sets_to_null_is_emptied() -> None:
+    before = table(a_row("a", "A", input="i", extra='{"id": 7}'))
+    returned = as_returned(pa.table({"row_id": ["a"], "input": pa.nulls(1, pa.string())}), "mine")
+    [found] = keep_every_row(before, returned, "mine", frozenset()).to_pylist()
+    assert (found["instruction"], found["input"], found["extra"], found["outcome"]) == ("A", "", '{"id": 7}', "")
+
+
+def test_a_step_that_returns_no_ids_is_refused() -> None:
+    with pytest.raises(ValueError, match="mine returned rows without row_id"):
+        as_returned(pa.table({"response": ["a"]}), "mine")
+    assert as_returned(pa.table({}), "mine").num_rows == 0, "a block without rows has no columns"
 
 
 def test_the_source_of_the_module_is_part_of_what_rows_are_made_from(module: str) -> None:
@@ -167,7 +202,8 @@ def test_a_name_that_cannot_be_called_is_refused(name: str, message: str) -> Non
 @pytest.mark.usefixtures("local_ray")
 def test_steps_on_real_workers_keep_every_row(module: str) -> None:
     rows = ray.data.from_arrow(table(*(a_row(str(number), "plain") for number in range(4)), a_row("4", "spam")))
-    config = StepsConfig(functions=(f"{module}:without_first", f"{module}:clean"))
+    steps = ("without_first", "only_some_columns", "clean")
+    config = StepsConfig(functions=tuple(f"{module}:{name}" for name in steps))
     found = {row["row_id"]: row["outcome"] for row in apply_steps(rows, config, frozenset()).take_all()}
     assert found == {"0": "dropped:without_first", "1": "", "2": "", "3": "", "4": "dropped:clean"}
 
