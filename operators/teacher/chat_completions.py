@@ -12,6 +12,7 @@ from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
 COMPLAINTS = (429, 503, 529)
 PASSING = (*COMPLAINTS, 502, 504)  # statuses that are due to the endpoint, not to the call; 500 may be either
 REFUSALS = (401, 402, 403, 404)  # no key, no money, not allowed, no such model or address: every call would fail
+OVER_CONTEXT = f"{FATAL}over the endpoint's context: "  # final as long as max_tokens and teacher.max_model_len stay
 SHOWN_CHARS = 80  # of an answer that is not a chat completion, or of a refusal
 TEXTS = ("content", "reasoning_content", "reasoning")  # of a message: its answer and its thoughts
 
@@ -95,7 +96,7 @@ def _generated(usage: Any, texts: list[str], reason: str, call: Call, teacher: T
 
 
 def failure_kind(error: Exception) -> str:
-    """The beginning of the error for a failed request, one of those in `failures`."""
+    """The beginning of the error for a failed request, OVER_CONTEXT or one of those in `failures`."""
     import openai
 
     words = f"{error} {getattr(error, 'body', '')}".lower()
@@ -109,7 +110,7 @@ def failure_kind(error: Exception) -> str:
         if error.status_code in PASSING:
             return BUSY
         too_long = "context_length" in words or "context length" in words
-        return FATAL if error.status_code in (400, 413) and too_long else ""
+        return OVER_CONTEXT if error.status_code in (400, 413) and too_long else ""
     if isinstance(error, openai.APITimeoutError):
         return REFUSED if "ConnectTimeout" in causes else ""
     if isinstance(error, openai.APIConnectionError):

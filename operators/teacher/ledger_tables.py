@@ -1,12 +1,14 @@
 """The ledger's joins within one partition: pure functions of Arrow tables."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.teacher.calls import CALLS, REPLIES
+from operators.teacher.chat_completions import OVER_CONTEXT
 from operators.teacher.failures import CUT_TEXTLESS, FATAL, OVER_LONG
 from operators.teacher.prompt_tokens import num_prompt_tokens
 from operators.teacher.variants import Member, member_of_row
@@ -15,6 +17,8 @@ CALL_COLUMNS = ("messages", "schema", "max_tokens")
 KEY_COLUMNS = ("call_key", "base_key")
 REPLY_COLUMNS = tuple(name for name in REPLIES.names if name not in (*KEY_COLUMNS, "row_id"))
 CONTEXT = pa.field("max_model_len", pa.int32())  # of the teacher, when the call was made; null in older records
+# Beginnings of the error of a prompt that the endpoint's context has no room for; the last two are of older ledgers.
+_OVER_CONTEXT = (OVER_CONTEXT, f"{FATAL}BadRequestError: ", f"{FATAL}APIStatusError: ")
 _SETTLING = ("row_id", *KEY_COLUMNS, "error", "finish_reason", "prompt_tokens", "generated_tokens")
 KNOWN = pa.schema([*(REPLIES.field(name) for name in _SETTLING), CONTEXT])  # columns that tell if a call is settled
 # `row_id` is the key of the joins, so that the records of a row under all length limits come together.
@@ -91,7 +95,7 @@ def adopted(records: pa.Table, calls: pa.Table) -> pa.Table:
 
     A record answers a call under another limit if its reply ended by itself or is at least as long as the new limit, or
     if it failed in a way that no limit changes. A reply that was cut off by a smaller limit keeps its old key, so the
-    call is made again.
+    call is made again; so does a call that an endpoint's context had no room for.
 
     Args:
         records: columns of KNOWN.
@@ -105,7 +109,8 @@ def adopted(records: pa.Table, calls: pa.Table) -> pa.Table:
     by_context = pc.greater_equal(used, records[CONTEXT.name])  # `new_calls` checks whether max_model_len has grown
     long_enough = pc.or_kleene(pc.greater_equal(records["generated_tokens"], limit), by_context)
     is_whole = pc.or_kleene(pc.not_equal(records["finish_reason"], "length"), long_enough)
-    settles = pc.or_(pc.and_kleene(pc.equal(records["error"], ""), is_whole), pc.starts_with(records["error"], FATAL))
+    is_final = pc.and_not(pc.starts_with(records["error"], FATAL), _begins(records["error"], _OVER_CONTEXT))
+    settles = pc.or_(pc.and_kleene(pc.equal(records["error"], ""), is_whole), is_final)
     takes = pc.and_kleene(pc.is_valid(place), pc.fill_null(settles, False))
     takes = pc.and_(takes, pc.invert(pc.is_in(records["call_key"], calls["call_key"].combine_chunks())))
     theirs = calls["call_key"].combine_chunks().take(place.combine_chunks())
@@ -113,11 +118,24 @@ def adopted(records: pa.Table, calls: pa.Table) -> pa.Table:
     return records.set_column(records.column_names.index("call_key"), REPLIES.field("call_key"), keys)
 
 
-def _over_another_limit(records: pa.Table, tries: Tries) -> pa.ChunkedArray:
-    over = pc.starts_with(records["error"], OVER_LONG)
-    for limit in tries.max_model_lens:
-        over = pc.and_not(over, pc.starts_with(records["error"], f"{OVER_LONG}{limit};"))
-    return over
+def _over_another_limit(records: pa.Table, tries: Tries) -> pa.Array:
+    """Whether each record's call was too long for its teacher under another `max_model_len` than now.
+
+    An endpoint has a limit of its own, which nobody tells us: its refusals count as made under ours.
+    """
+    places: list[int] = pc.indices_nonzero(_begins(records["error"], (OVER_LONG, *_OVER_CONTEXT))).to_pylist()
+    found = [False] * records.num_rows
+    for place, record in zip(places, records.take(pa.array(places, pa.int64())).to_pylist(), strict=True):
+        limit = tries.max_model_len(record["row_id"])
+        if record["error"].startswith(OVER_LONG):
+            found[place] = not record["error"].startswith(f"{OVER_LONG}{limit};")
+        else:
+            found[place] = record[CONTEXT.name] not in (None, limit)
+    return pa.array(found, pa.bool_())
+
+
+def _begins(errors: pa.ChunkedArray, beginnings: tuple[str, ...]) -> pa.ChunkedArray:
+    return reduce(pc.or_, (pc.starts_with(errors, beginning) for beginning in beginnings))
 
 
 def _cut_by_a_smaller_limit(records: pa.Table, calls: pa.Table, tries: Tries) -> pa.Array:

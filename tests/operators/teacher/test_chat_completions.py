@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import openai
 import pytest
 
-from operators.teacher.chat_completions import read_completion, words_of
+from operators.teacher.chat_completions import OVER_CONTEXT, failure_kind, read_completion, words_of
 from operators.teacher.config import TeacherConfig
 from operators.teacher.failures import BROKEN_OFF, CUT_TEXTLESS, FATAL
 
@@ -110,3 +112,17 @@ def test_an_answer_that_a_parser_took_for_thoughts_is_used_unless_it_is_cut_off(
     assert read_completion(completed(content=None, reasoning_content="Blue."), CALL, TEACHER)["reply"] == "Blue."
     said = read_completion(completed("length", content="Blue and", reasoning_content="Red? No."), CALL, TEACHER)
     assert (said["reply"], said["finish_reason"]) == ("Blue and", "length")
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "kind"),
+    [
+        (400, "maximum context length is 4096 tokens; 3476 in the messages, 1024 in the completion", OVER_CONTEXT),
+        (413, "context_length_exceeded", OVER_CONTEXT),
+        (400, "unknown parameter", ""),
+        (403, "flagged by moderation", FATAL),
+    ],
+)
+def test_a_request_over_the_endpoints_context_is_a_kind_of_its_own(status: int, words: str, kind: str) -> None:
+    response = httpx.Response(status, request=httpx.Request("POST", "http://a/v1"))
+    assert failure_kind(openai.APIStatusError(words, response=response, body=None)) == kind

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from operators.teacher.calls import CALLS
+from operators.teacher.chat_completions import OVER_CONTEXT
 from operators.teacher.config import TeacherConfig
 from operators.teacher.failures import CRASHED, CUT_TEXTLESS, FATAL, over_long
 from operators.teacher.ledger_tables import (
@@ -60,6 +61,20 @@ def test_a_prompt_that_was_too_long_is_tried_again_under_another_limit(limits: t
     assert new_calls(*both, Tries(1, limits)).num_rows == int(new)
 
 
+OVER = f"{OVER_CONTEXT}BadRequestError: maximum context length is 4096 tokens"
+OVER_BEFORE = f"{FATAL}BadRequestError: maximum context length is 4096 tokens"  # as ledgers of version 0.1.0 have it
+
+
+@pytest.mark.parametrize("error", [OVER, OVER_BEFORE])
+@pytest.mark.parametrize(("made_under", "new"), [(4096, True), (8192, False), (None, False)])
+def test_a_call_over_the_endpoints_context_is_made_again_under_another_max_model_len(
+    error: str, made_under: int | None, new: bool
+) -> None:
+    both = calls_and_known(["a"], [{**record("a", error), "max_model_len": made_under}])
+    assert new_calls(*both, Tries(1, (8192,))).num_rows == int(new)
+    assert new_calls(*both, Tries(1, (8192,), lengthen=False)).num_rows == int(new)
+
+
 def cut_off(prompt: int, generated: int, made_under: int | None, error: str = "") -> dict[str, object]:
     counts = {"prompt_tokens": prompt, "generated_tokens": generated, "max_model_len": made_under}
     return {**record("a", error), "finish_reason": None if error else "length", **counts}
@@ -89,11 +104,13 @@ def test_a_reply_that_the_context_cut_off_is_asked_for_again_under_a_larger_one(
 
 
 def test_each_row_of_a_mix_is_compared_with_the_context_of_its_own_teacher() -> None:
-    both = calls_and_known(["a"], [cut_off(95, 5, 100)])
+    of_row = {"row_id": "row a", "max_model_len": 100}
     first = member_of_row("row a", [1.0, 1.0])
-    for member, new in ((first, 1), (1 - first, 0)):
-        limits = tuple(200 if number == member else 100 for number in range(2))
-        assert new_calls(*both, Tries(1, limits, (1.0, 1.0))).num_rows == new
+    for known in (cut_off(95, 5, 100), record("a", over_long(150, 100)), record("a", OVER)):
+        both = calls_and_known(["a"], [known | of_row])
+        for member, new in ((first, 1), (1 - first, 0)):
+            limits = tuple(200 if number == member else 100 for number in range(2))
+            assert new_calls(*both, Tries(1, limits, (1.0, 1.0))).num_rows == new
 
 
 def test_the_whole_reply_takes_the_place_of_the_one_that_was_cut_off() -> None:
@@ -118,6 +135,9 @@ def of_base(record: dict[str, object]) -> dict[str, object]:
         (of_base(record("a", "boom")), True),  # another limit, another try
         (of_base(record("a", f"{FATAL}filtered")), False),
         (of_base(record("a", over_long(1500, 1024))), True),
+        (of_base(record("a", OVER)), True),  # there may be room for a reply under the new limit
+        (of_base(record("a", OVER_BEFORE)), True),
+        ({**of_base(record("a", OVER)), "max_model_len": 200}, True),
         (of_base(cut_off(50, 5, 100)), True),  # its own limit of 5 has cut it off, the row asks for 8
         (of_base(cut_off(50, 8, 100)), False),  # cut off, but as long as the row wants it
         (of_base(cut_off(50, 5, 100, CUT_TEXTLESS)), True),
