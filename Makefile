@@ -1,7 +1,8 @@
 # `make demo` and `make test` need Python 3.11 to 3.13, make and gcc, nothing else. EXTRA=gpu installs the CUDA build of vLLM.
 PYTHON ?= python3
-EXTRA ?= cpu
 VENV := .venv
+# What is installed stays: without EXTRA=cpu no target replaces the CUDA build.
+EXTRA ?= $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 CONFIG ?= configs/demo.yaml
@@ -22,7 +23,7 @@ $(INSTALLED): pyproject.toml .ci/install .ci/constraints-cpu.txt
 	.ci/install $(PYTHON) $(VENV) $(EXTRA)
 	@touch $@
 
-demo: $(INSTALLED) ## recycle a small data set, train on it, report: about 5 minutes on two cores
+demo: $(INSTALLED) ## recycle a small data set, train on it, report: 5 to 10 minutes on two cores
 	$(BIN)/python flows/recycle_and_train.py --config configs/demo.yaml
 
 # Each test process uses one thread; with more, the threads would wait for each other.

@@ -70,7 +70,8 @@ def demands(config: RunConfig) -> list[Demand]:
     found.append(Demand("pack", pack.tokenizers, "tokenizers", tokenizers, "pack.tokenizers"))
     workers = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker, **train.custom_resources}
     least = train.min_workers or None
-    found.append(Demand("train", train.num_workers, "workers", workers, "train.num_workers", least))
+    key = "train.min_workers" if least else "train.num_workers"
+    found.append(Demand("train", train.num_workers, "workers", workers, key, least))
     return [*found, _pool("evaluate", evaluate_config(config))]
 
 
@@ -113,6 +114,22 @@ def weigh(
     return [replace(finding, fatal=not config.autoscaled) for finding in findings]
 
 
+def idle_gpus(config: RunConfig, nodes: Sequence[Node]) -> list[Finding]:
+    """A warning that names the stages which use no GPU although the nodes have some."""
+    cpus = [f"{key}.device: gpu" for key, one in asked_teachers(config) if (one.backend, one.device) == ("vllm", "cpu")]
+    cpus += ["train.gpus_per_worker: 1"] if not config.train.gpus_per_worker else []
+    scores = config.select.policy in MEASURED and not config.score.gpus_per_actor
+    cpus += ["score.gpus_per_actor: 1"] if scores else []
+    if not cpus or not _gpus(nodes):
+        return []
+    text = f"the nodes have {_gpus(nodes):g} GPUs that these stages do not use; set {', '.join(cpus)}"
+    return [Finding(cpus[0].partition(":")[0], text, fatal=False)]
+
+
+def _gpus(nodes: Sequence[Node]) -> float:
+    return sum(node.get("GPU", 0.0) for node in nodes)
+
+
 def weight_bytes(model: str) -> int:
     """Bytes of a folder's safetensors; 0 for a model that is not in a folder, whose size is not checked."""
     return sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
@@ -136,7 +153,8 @@ def _engines(teacher: TeacherConfig, key: str) -> Demand:
         each = {"CPU": teacher.cpus_per_replica, **teacher.custom_resources}
         return Demand(key, engines, "engines", each, f"{key}.replicas")
     each = {"CPU": 1, "GPU": 1, **teacher.custom_resources}
-    return Demand(key, engines * ranks(teacher), "ranks of engines", each, f"{key}.replicas")
+    lower = f"{key}.tensor_parallel" if engines == 1 < ranks(teacher) else f"{key}.replicas"
+    return Demand(key, engines * ranks(teacher), "ranks of engines", each, lower)
 
 
 def _pool(stage: str, pool: StudentPoolConfig) -> Demand:
@@ -152,17 +170,18 @@ def _memory(
     for key, teacher in asked_teachers(config):
         need = teacher_bytes.get(key, 0) + teacher.cpu_kv_cache_gib * GIB
         if teacher.backend == "vllm" and teacher.device == "cpu" and need > max(memory):
-            findings.append(_too_big(f"{key}.model", need, max(memory), f"lower {key}.cpu_kv_cache_gib"))
+            cure = f"set {key}.device: gpu" if _gpus(nodes) else f"lower {key}.cpu_kv_cache_gib"
+            findings.append(_too_big(f"{key}.model", need, max(memory), cure))
     workers, copied = train.min_workers or train.num_workers, copied_bytes(size, train)
     offloaded = workers * host_bytes_per_worker(size, train)
     need = copied + offloaded + (0 if train.gpus_per_worker else workers * bytes_per_worker(size, train))
     if offloaded > max(memory) * len(memory):
         findings.append(_too_big("train.offload", offloaded, max(memory), "set train.offload: none"))
     elif need > max(memory) * len(memory):
-        cure = ", or train.checkpoint_in_background: false" if copied else ""
-        findings.append(
-            _too_big("student.model", need, max(memory), f"lower train.num_workers, or set train.lora.r{cure}")
-        )
+        cures = ["set train.gpus_per_worker: 1"] if _gpus(nodes) and not train.gpus_per_worker else []
+        cures += ["lower train.num_workers", "set train.lora.r"]
+        cures += ["set train.checkpoint_in_background: false"] if copied else []
+        findings.append(_too_big("student.model", need, max(memory), ", or ".join(cures)))
     pools = {"score": config.score} if config.select.policy in MEASURED else {}
     for stage, pool in {**pools, "evaluate": evaluate_config(config)}.items():
         if pool.gpus_per_actor == 0 and student_bytes > max(memory):

@@ -20,7 +20,7 @@ from flows.graph import (
     SELECTED_INSTRUCTIONS,
     STUDENT,
 )
-from flows.placement import GIB, training_disk_bytes, weigh, weight_bytes
+from flows.placement import GIB, idle_gpus, training_disk_bytes, weigh, weight_bytes
 from flows.retries import describe
 from flows.run import MOST_NAMED, Run
 from flows.source_versions import RefreshFile
@@ -96,16 +96,14 @@ def preflight(
     if not models:
         teachers = {key: weight_bytes(teacher.model) for key, teacher in every_teacher(run.teacher)}
         size = measure(run.student, run.config.train.lora)
-        found += weigh(run.config, cluster_nodes(), teachers, weight_bytes(run.student), size)
+        nodes = cluster_nodes()
+        found += [*weigh(run.config, nodes, teachers, weight_bytes(run.student), size), *idle_gpus(run.config, nodes)]
     return found
 
 
 def _that_ask(config: RunConfig) -> list[str]:
     """The assets that need teacher calls, for reflection or as a judge."""
-    judging = [
-        *(NEED_REWARD if config.select.policy == "judge" else ()),
-        *([EVALUATION] if config.evaluate.judge else []),
-    ]
+    judging = [*(NEED_REWARD if config.select.policy == "judge" else ()), *([EVALUATION] * config.evaluate.judge)]
     return [INSTRUCTION_REFLECTIONS, RESPONSE_REFLECTIONS, *judging]
 
 

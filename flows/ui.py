@@ -175,12 +175,13 @@ def server_environment(run: Run, config: Path, overrides: Sequence[str]) -> dict
     }
     if "://" not in run.config.source.path:  # a URI needs no change, and it must not be shown: Ray shows job settings
         pinned["source.path"] = run.config.source.path
+    own = os.getcwd() if run.config.steps.functions else ""  # noqa: PTH109 - where the command line finds own functions
     return {
         **os.environ,
         "DAGSTER_HOME": run.dagster_home,
         CONFIG_VARIABLE: str(config.absolute()),
         OVERRIDES_VARIABLE: shlex.join([*overrides, *(f"{key}={json.dumps(value)}" for key, value in pinned.items())]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), own, os.environ.get("PYTHONPATH")])),
         RAY_ADDRESS_VARIABLE: os.environ.get(RAY_ADDRESS_VARIABLE, RAY_DASHBOARD),
     }
 

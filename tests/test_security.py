@@ -69,6 +69,7 @@ def test_credentials_in_the_address_of_a_configured_source_are_not_passed_to_job
         run = open_run(load_config(config, [f"storage={tmp_path}/storage"]), GRAPH.specs)
         assert run.config.source.path == path
         told[path] = server_environment(run, config, [])[OVERRIDES_VARIABLE]
+        assert server_environment(run, config, [])["PYTHONPATH"].split(os.pathsep)[0] == str(REPOSITORY)
     local, remote = told.values()
     assert f'source.path="{tmp_path}/records"' in local
     assert "PASSWORD" not in remote

@@ -21,12 +21,20 @@ CURES = {
     "malformed_messages": "turns of user and assistant alternate, each with role and content",
     "no_plain_answer": "the assistant only calls tools",
     "system_turn": "see source.system_turn",
+    "empty_instruction": "there is nothing to recycle; source.columns says which column holds the text",
+    "empty_response": "there is nothing to recycle; source.columns says which column holds the text",
 }
+STEP_FAILED = "_failed"  # ends the reason of a row on which an own step raised an error
 MOST_CURED = 6  # most reasons whose cure one message names
 
 
 def told(reasons: Mapping[str, int]) -> str:
     """One text: the reasons and how often each occurs, the most frequent first, and the cure of the first few."""
     ordered = sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
-    cured = {reason: f" ({CURES[reason]})" for reason, _ in ordered[:MOST_CURED] if reason in CURES}
+    cures = CURES | {
+        reason: "your step raised an error on it; --doctor shows the first one"
+        for reason in reasons
+        if reason.endswith(STEP_FAILED)
+    }
+    cured = {reason: f" ({cures[reason]})" for reason, _ in ordered[:MOST_CURED] if reason in cures}
     return ", ".join(f"{reason} {number}{cured.get(reason, '')}" for reason, number in ordered)

@@ -142,7 +142,10 @@ class TeacherConfig(StageConfig):
         "", description="A folder or hub id that counts the openai model's tokens for the budget; bytes if empty."
     )
     concurrent_requests: Operational[int] = Field(
-        16, ge=1, description="Largest number of openai requests in flight; fewer if the endpoint is overloaded."
+        16,
+        ge=1,
+        description="Largest number of openai requests in flight per replica; fewer if the endpoint is overloaded. A "
+        "vLLM server takes hundreds.",
     )
     requests_per_minute: Operational[float] = Field(
         0, ge=0, description="Largest number of openai requests per minute and replica; 0 means no limit."

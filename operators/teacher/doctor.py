@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -137,9 +138,14 @@ def _check_endpoint(teacher: TeacherConfig, key: str) -> Iterator[Finding]:
             f"{key}.base_url", f"nobody answers at {client.base_url} ({cause}); start it, or correct the address"
         )
     except APIStatusError as error:
-        if error.status_code in (401, 403):
-            text = f"{host} refuses the key in {teacher.api_key_env}: {struck(error)}"
-            yield Finding(f"{key}.api_key_env", text, fatal=bool(secret))
+        refused = f"{host} refuses the key in {teacher.api_key_env}: {struck(error)}"
+        lost = f"{error.request.url} is not there; the address of a vLLM server ends in /v1"
+        told = {
+            HTTPStatus.UNAUTHORIZED: Finding(f"{key}.api_key_env", refused, fatal=bool(secret)),
+            HTTPStatus.FORBIDDEN: Finding(f"{key}.api_key_env", refused, fatal=bool(secret)),
+            HTTPStatus.NOT_FOUND: Finding(f"{key}.base_url", lost, fatal=False),
+        }
+        yield from (finding for status, finding in told.items() if status == error.status_code)
     except Exception as error:  # noqa: BLE001 - an endpoint without a list of models may answer anything
         text = f"{host} answers the request for its list of models with {type(error).__name__}: {struck(error)}"
         yield Finding(f"{key}.base_url", text, fatal=False)

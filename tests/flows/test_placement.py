@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import ConfigError, load_config
-from flows.placement import GIB, Demand, demands, training_disk_bytes, weigh
+from flows.placement import GIB, Demand, demands, idle_gpus, training_disk_bytes, weigh
 from operators.train.memory import StudentSize
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,6 +106,28 @@ def test_an_elastic_training_waits_for_its_fewest_workers() -> None:
     assert "train needs 3 workers of 1 CPU at once" in finding.text
 
 
+def test_gpus_that_nothing_uses_are_named_with_the_keys() -> None:
+    config = load_config(REPOSITORY / "configs/demo.yaml", [])
+    [finding] = idle_gpus(config, [NODE_OF_EIGHT])
+    assert not finding.fatal
+    keys = ("teacher.device: gpu", "train.gpus_per_worker: 1", "score.gpus_per_actor: 1")
+    assert str(finding).endswith(f"8 GPUs that these stages do not use; set {', '.join(keys)}")
+    assert idle_gpus(config, [LAPTOP]) == []
+    assert idle_gpus(load_config(REPOSITORY / "configs/alpaca_7b.yaml", []), [NODE_OF_EIGHT]) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cure"),
+    [
+        (["train.num_workers=8", "train.min_workers=4", "train.gpus_per_worker=1"], "lower train.min_workers"),
+        (["teacher.backend=vllm", "teacher.device=gpu", "teacher.tensor_parallel=4"], "lower teacher.tensor_parallel"),
+    ],
+)
+def test_the_cure_is_a_key_that_can_be_lowered(overrides: list[str], cure: str) -> None:
+    first, *_ = weigh(load_config(SMOKE, overrides), [{"CPU": 32.0, "GPU": 2.0, "memory": 64.0 * GIB}])
+    assert cure in str(first)
+
+
 def test_what_is_offloaded_has_to_fit_into_the_memory_of_the_hosts() -> None:
     gpus = ["train.gpus_per_worker=1", "train.offload=optimizer", "train.precision=bf16"]
     config = load_config(SMOKE, [*gpus, "train.num_workers=1", "evaluate.gpus_per_actor=0"])
@@ -144,7 +166,7 @@ def test_every_rank_of_an_engine_is_weighed() -> None:
     teacher = ["teacher.backend=vllm", "teacher.replicas=2", f"teacher.stages={{judge: {{{parallel}, replicas: 1}}}}"]
     config = load_config(SMOKE, [*teacher, "evaluate.judge=true"])
     [two, eight] = [demand for demand in demands(config) if demand.stage.startswith("teacher")]
-    assert (two.count, eight.count, eight.key) == (2, 8, "teacher.stages.judge.replicas")
+    assert (two.count, eight.count, eight.key) == (2, 8, "teacher.stages.judge.tensor_parallel")
     [finding] = weigh(config, [{**LAPTOP, "CPU": 8.0, "GPU": 4.0}])
     assert "needs 8 ranks of engines of 1 CPU and 1 GPU at once, the cluster can place 4" in finding.text
 

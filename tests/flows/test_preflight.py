@@ -79,6 +79,8 @@ def test_a_cluster_that_runs_commands_for_anyone_is_refused(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     monkeypatch.setattr("cluster.runtime.ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+    node = {"Alive": True, "NodeManagerAddress": address.partition(":")[0]}
+    monkeypatch.setattr("cluster.runtime.ray.nodes", lambda: [node])
     found = _cluster_findings(look(tmp_path, f"allow_open_ray={allowed}").config)
     assert [finding.fatal for finding in found] == fatal
     assert all("start it with RAY_AUTH_MODE=token, as in the README" in finding.text for finding in found)

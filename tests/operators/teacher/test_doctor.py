@@ -144,6 +144,13 @@ def test_an_endpoint_is_only_asked_for_what_costs_nothing(
     assert "sk-secret" not in str(found)
 
 
+def test_an_address_without_v1_is_a_warning(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "answer", (404, {"detail": "Not Found"}))
+    [finding] = check_teacher(TeacherConfig(backend="openai", model="a", base_url=address.removesuffix("/v1")))
+    assert (finding.key, finding.fatal) == ("teacher.base_url", False)
+    assert "/models is not there; the address of a vLLM server ends in /v1" in str(finding)
+
+
 def test_replies_without_a_limit_are_a_warning(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Endpoint, "answer", (200, MODELS))
     teacher = TeacherConfig(backend="openai", model="a", base_url=address, leave_out_parameters=("max_tokens",))
