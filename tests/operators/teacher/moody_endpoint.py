@@ -26,6 +26,7 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "half an emoji": {"content": "clear \ud83d text"},  # json.dumps writes it as an escape, which no encoder refuses
     "in parts": {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "the answer"}]},
     "thought only": {"content": None, "reasoning_content": "the answer"},
+    "cut in thoughts": {"content": None, "reasoning_content": "a draft"},
     "thought and said": {"content": "the answer", "reasoning_content": "let me see"},
 }
 USAGES: dict[str, dict[str, Any]] = {
@@ -81,7 +82,8 @@ class Endpoint(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             message = {"role": "assistant", "content": content[::-1], **MESSAGES.get(content, {})}
-            choices = [{"index": 0, "finish_reason": "length", "message": message}]
+            reason = "stop" if content == "thought only" else "length"
+            choices = [{"index": 0, "finish_reason": reason, "message": message}]
             usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
             reply = {"id": "1", "object": "chat.completion", "created": 0, "choices": choices, "usage": usage}
             reply |= USAGES.get(content, {})

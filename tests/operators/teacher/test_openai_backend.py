@@ -155,9 +155,10 @@ class TestEndpoint:
         assert "response_format" not in Endpoint.seen[0]["body"]
 
     def test_an_answer_that_a_reasoning_parser_mistook_for_thoughts_is_read(self, endpoint: str) -> None:
-        rows = ask(endpoint, ["thought only", "thought and said"])
+        rows = ask(endpoint, ["thought only", "thought and said", "cut in thoughts"])
         assert rows["thought only"]["reply"] == "the answer"
         assert rows["thought and said"]["reply"] == "the answer"
+        assert (rows["cut in thoughts"]["reply"], rows["cut in thoughts"]["generated_tokens"]) == (None, 5)
 
     def test_nonsense_is_an_error_of_its_row_only(self, endpoint: str) -> None:
         rows = ask(endpoint, [*GARBAGE, "good"], max_retries=0)
