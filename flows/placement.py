@@ -39,6 +39,8 @@ class Demand:
         each: resources of one unit.
         key: configuration key that sets the count; to lower it is the cure.
         least: number of units without which the stage waits; None means all.
+        together: units that belong on one node, where a node has room for them.
+        cpus: configuration key of the CPUs of a unit, if tasks feed the units and need a CPU beside them.
     """
 
     stage: str
@@ -47,6 +49,8 @@ class Demand:
     each: Mapping[str, float]
     key: str
     least: int | None = None
+    together: int = 1
+    cpus: str = ""
 
     def __str__(self) -> str:
         asked = ", ".join(f"{self.count * amount:g} {name}" for name, amount in self.each.items() if amount)
@@ -54,8 +58,19 @@ class Demand:
 
     def placeable(self, nodes: Sequence[Node]) -> int:
         """The number of units that fit on the nodes together, if nothing else runs there."""
+        rooms = [self._room(node) for node in nodes]
+        together = self.together if max(rooms, default=0) >= self.together else 1
+        return sum(room - room % together for room in rooms)
+
+    def leaves_a_cpu(self, nodes: Sequence[Node]) -> bool:
+        """Whether some node has a CPU beside the units, for the tasks that feed them."""
+        rooms, cpus, needed = [self._room(node) for node in nodes], self.each.get("CPU", 0.0), self.least or self.count
+        here = (max(0, needed - (sum(rooms) - room)) for room in rooms)  # if the other nodes are filled first
+        return any(node.get("CPU", 0.0) - count * cpus >= 1 for node, count in zip(nodes, here, strict=True))
+
+    def _room(self, node: Node) -> int:
         wanted = {name: amount for name, amount in self.each.items() if amount}
-        return sum(int(min(node.get(name, 0) / amount for name, amount in wanted.items())) for node in nodes)
+        return int(min(node.get(name, 0) / amount for name, amount in wanted.items()))
 
 
 def demands(config: RunConfig) -> list[Demand]:
@@ -67,7 +82,8 @@ def demands(config: RunConfig) -> list[Demand]:
     if config.select.policy in MEASURED:
         found.append(_pool("score", config.score))
     tokenizers = {"CPU": pack.cpus_per_tokenizer}
-    found.append(Demand("pack", pack.tokenizers, "tokenizers", tokenizers, "pack.tokenizers"))
+    cpus = "pack.cpus_per_tokenizer"
+    found.append(Demand("pack", pack.tokenizers, "tokenizers", tokenizers, "pack.tokenizers", cpus=cpus))
     workers = {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker, **train.custom_resources}
     least = train.min_workers or None
     key = "train.min_workers" if least else "train.num_workers"
@@ -109,6 +125,11 @@ def weigh(
             text = f"{demand.stage} needs {needed} {demand.unit} of {each} at once, the cluster can place {placeable}"
             cure = "it has to add nodes" if config.autoscaled else _CURE.format(key=demand.key)
             findings.append(Finding(demand.key, f"{text}; {cure}"))
+        elif demand.cpus and not demand.leaves_a_cpu(nodes):
+            text = (
+                f"{demand.stage} takes every CPU ({demand}), and the tasks that feed it need one, or it waits forever"
+            )
+            findings.append(Finding(demand.cpus, f"{text}; lower it or {demand.key}, or add nodes"))
     size = size or StudentSize(student_bytes // BYTES_PER_PARAMETER)
     findings += _memory(config, nodes, teacher_bytes or {}, student_bytes, size)
     return [replace(finding, fatal=not config.autoscaled) for finding in findings]
@@ -151,15 +172,16 @@ def _engines(teacher: TeacherConfig, key: str) -> Demand:
     engines = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[0]
     if teacher.device == "cpu":
         each = {"CPU": teacher.cpus_per_replica, **teacher.custom_resources}
-        return Demand(key, engines, "engines", each, f"{key}.replicas")
+        return Demand(key, engines, "engines", each, f"{key}.replicas", cpus=f"{key}.cpus_per_replica")
     each = {"CPU": 1, "GPU": 1, **teacher.custom_resources}
     lower = f"{key}.tensor_parallel" if engines == 1 < ranks(teacher) else f"{key}.replicas"
-    return Demand(key, engines * ranks(teacher), "ranks of engines", each, lower)
+    unit, of_engine = "ranks of engines", ranks(teacher)
+    return Demand(key, engines * of_engine, unit, each, lower, together=of_engine, cpus=f"{key}.replicas")
 
 
 def _pool(stage: str, pool: StudentPoolConfig) -> Demand:
     each = {"CPU": pool.cpus_per_actor, "GPU": pool.gpus_per_actor, **pool.custom_resources}
-    return Demand(stage, pool.actors, "actors", each, f"{stage}.actors")
+    return Demand(stage, pool.actors, "actors", each, f"{stage}.actors", cpus=f"{stage}.cpus_per_actor")
 
 
 def _memory(

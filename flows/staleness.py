@@ -1,11 +1,13 @@
 """Decides what is stale: describes as plain JSON what each asset is made from, and compares that with its manifest.
 
 If both descriptions are equal, the asset need not be made again. Absolute paths are left out: a file is identified by
-its name below `source.path` and by its content, so an uploaded copy of the working directory has the same data.
+its name below `source.path` and by its content, so an uploaded copy of the working directory has the same data. Models
+are named by their paths, and by samples of their content: other weights at the same path make an asset stale.
 """
 
 from collections.abc import Collection
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from cluster.manifest import Description, Manifest, fingerprint_of
@@ -26,9 +28,12 @@ from flows.retractions import Retractions
 from flows.source_versions import source_files
 from flows.taken_files import TAKEN_OUT, TakenFiles
 from operators.columns import HELD_OUT, RECYCLED_OUTCOMES
+from operators.models import quick_revision
 from operators.stage import StageConfig
+from operators.teacher.variants import every_teacher
 
 RETRIES = "failed_calls_made_again"  # key of a description: how often
+MODELS = "models"  # key of a description: section of the configuration -> what identifies its models
 
 
 class Staleness:
@@ -66,14 +71,39 @@ class Staleness:
 
     def _described(self, asset: str, refresh: str | None, planned: str | None) -> Description:
         described = self._describe(asset, refresh, planned)
-        manifest = self._store.manifest(asset, None) if asset in (PACKED_SEQUENCES, EVALUATION) else None
+        models = {name: self._revisions[name] for name in described["config"] if name in self._revisions}
+        now = described | ({MODELS: models} if models else {})
+        manifest = self._store.manifest(asset, refresh)
         if manifest is None:
-            return described
+            return now
+        # What is not known on this machine, or was not written down by an older version, has not changed.
+        then = {name: models.get(name, revision) for name, revision in manifest.made_from.get(MODELS, {}).items()}
+        same = described | ({MODELS: then} if then else {})
+        if fingerprint_of(same) == manifest.fingerprint:
+            return same
+        return manifest.made_from if self._waits_for_rows(asset, same, manifest) else now
+
+    def _waits_for_rows(self, asset: str, described: Description, manifest: Manifest) -> bool:
+        """Whether only new refreshes make the asset stale, and they are too small to train on again."""
+        if asset not in (PACKED_SEQUENCES, EVALUATION):
+            return False
         new = set(described["inputs"]) - set(manifest.made_from["inputs"])
         before = {name: made for name, made in described["inputs"].items() if name not in new}
         if not new or fingerprint_of(described | {"inputs": before}) != manifest.fingerprint:
-            return described
-        return described if self._are_worth_training(asset, new, before) else manifest.made_from
+            return False
+        return not self._are_worth_training(asset, new, before)
+
+    @cached_property
+    def _revisions(self) -> dict[str, str]:
+        """What identifies the models of a section of the configuration, of those that are on this machine."""
+        config, teachers = self._config, every_teacher(self._config.teacher)
+        models = {
+            "student": {config.student.model},
+            "teacher": {teacher.model for _, teacher in teachers if teacher.backend == "vllm"},
+            "select": {config.select.reward_model} - {""} if config.select.policy == "reward" else set(),
+        }
+        found = {name: [quick_revision(model) for model in sorted(named)] for name, named in models.items()}
+        return {name: " ".join(revisions) for name, revisions in found.items() if revisions and all(revisions)}
 
     def waiting_rows(self) -> int:
         """Number of recycled rows that wait for more rows before a student is trained on them."""

@@ -14,12 +14,15 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 PACKAGE_PREFIX = "package:"
 # Files of a model's folder, besides the weights, that decide what the model says.
 REVISED = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+_SAMPLES, _SAMPLE_BYTES = 256, 4096
 _LENGTH_BYTES = 8  # of a file of weights: its first bytes, the length of its header
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -72,6 +75,41 @@ def model_revision(model_path: str) -> str:
     parts = sorted([*folder.glob("*.safetensors"), *(folder / name for name in REVISED if (folder / name).is_file())])
     named = [f"{part.name} {_digest(str(part), part.stat().st_size, part.stat().st_mtime_ns)}" for part in parts]
     return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
+
+
+def quick_revision(model: str) -> str:
+    """What identifies the model that a configuration names, found without reading all of it and without a network.
+
+    For a folder, a hash of its small files and of samples of its weights, which any training changes; for a package its
+    version; for a hub id the commit in this machine's cache.
+
+    Returns:
+        "" if the model is not on this machine.
+    """
+    if model.startswith(PACKAGE_PREFIX):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(model.removeprefix(PACKAGE_PREFIX))
+        return ""
+    folder = Path(model)
+    if not folder.is_dir():
+        found = model_revision(model) if HUB_ID.match(model) else ""
+        return "" if found.endswith("@unknown") else found
+    hashed = hashlib.sha256()
+    for part in sorted([*folder.glob("*.safetensors"), *(folder / name for name in REVISED)]):
+        if part.is_file():
+            hashed.update(f"{part.name} {part.stat().st_size}\n".encode())
+            for sample in _samples(part):
+                hashed.update(sample)
+    return hashed.hexdigest()[:16]
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    """Parts of a file at even distances, with its beginning and its end; all of a small file."""
+    last = max(0, file.stat().st_size - _SAMPLE_BYTES)
+    with file.open("rb") as stream:
+        for number in range(_SAMPLES):
+            stream.seek(last * number // (_SAMPLES - 1))
+            yield stream.read(_SAMPLE_BYTES)
 
 
 def cache_folder() -> Path:

