@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from operators.thoughts import reply_after_thoughts
+from operators.thoughts import begins_with_thoughts, reply_after_thoughts
 
 MOST_OBJECTS = 50  # opening braces that are tried in one reply
 
@@ -15,9 +15,11 @@ _NUMBER = re.compile(r"\s*(\d{1,3}(?:\.\d{1,3})?)\s*(?:/\s*10)?\s*")
 def verdict_in(reply: str, names: Sequence[str]) -> dict[str, Any] | None:
     """The object of a reply that has all of these members; None if there is no object, or two that contradict.
 
-    If no object has them all, the last one is given.
+    If no object has them all, the last one is given. A reply that ends in its thoughts has no verdict: one that is
+    weighed there is not the last word.
     """
-    found = _objects(reply_after_thoughts(reply))
+    text = reply_after_thoughts(reply)
+    found = [] if begins_with_thoughts(text) else _objects(text)
     whole = [each for each in found if all(name in each for name in names)]
     try:
         distinct = {json.dumps([each[name] for name in names]) for each in whole}

@@ -12,6 +12,8 @@ from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
 COMPLAINTS = (429, 503, 529)
 PASSING = (*COMPLAINTS, 502, 504)  # statuses that are due to the endpoint, not to the call; 500 may be either
 REFUSALS = (401, 402, 403, 404)  # no key, no money, not allowed, no such model or address: every call would fail
+# In what servers say of a prompt that is too long: vLLM and OpenAI, llama.cpp, Anthropic.
+TOO_LONG = ("context_length", "context length", "context size", "prompt is too long")
 OVER_CONTEXT = f"{FATAL}over the endpoint's context: "  # final as long as max_tokens and teacher.max_model_len stay
 SHOWN_CHARS = 80  # of an answer that is not a chat completion, or of a refusal
 TEXTS = ("content", "reasoning_content", "reasoning")  # of a message: its answer and its thoughts
@@ -109,7 +111,7 @@ def failure_kind(error: Exception) -> str:
             return REFUSED
         if error.status_code in PASSING:
             return BUSY
-        too_long = "context_length" in words or "context length" in words
+        too_long = any(sign in words for sign in TOO_LONG)
         return OVER_CONTEXT if error.status_code in (400, 413) and too_long else ""
     if isinstance(error, openai.APITimeoutError):
         return REFUSED if "ConnectTimeout" in causes else ""

@@ -34,6 +34,7 @@ def test_a_reply_without_one_verdict_has_none() -> None:
     assert verdict_in("8", ["score"]) is None
     assert verdict_in("{" * 100_000, ["score"]) is None
     assert verdict_in('{"mark": 8}', ["score"]) == {"mark": 8}
+    assert verdict_in(f"<think>Perhaps {ONE}? No, wait", ["score"]) is None, "it was still thinking"
 
 
 def test_a_verdict_as_deep_as_the_interpreter_reads_raises_nothing() -> None:

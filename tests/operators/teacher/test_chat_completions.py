@@ -118,6 +118,8 @@ def test_an_answer_that_a_parser_took_for_thoughts_is_used_unless_it_is_cut_off(
     ("status", "words", "kind"),
     [
         (400, "maximum context length is 4096 tokens; 3476 in the messages, 1024 in the completion", OVER_CONTEXT),
+        (400, "the request exceeds the available context size (4096 tokens), try increasing it", OVER_CONTEXT),
+        (400, "prompt is too long: 208310 tokens > 200000 maximum", OVER_CONTEXT),
         (413, "context_length_exceeded", OVER_CONTEXT),
         (400, "unknown parameter", ""),
         (403, "flagged by moderation", FATAL),
