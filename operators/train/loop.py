@@ -4,6 +4,7 @@ The loss of a step is the sum of the cross entropy over its supervised tokens, d
 workers. So the curve is the same for any number of workers, even if they have different numbers of tokens.
 """
 
+import gc
 import json
 import resource
 from dataclasses import replace
@@ -92,8 +93,17 @@ def _train(job: TrainJob) -> None:
         if best is None:
             _finish(job, engine, store, notes, best_step, finished if saved < finished else 0)
     if best is not None:
+        del engine, noise, trainer
+        _free_memory()
         with loaded(job, best) as (engine, _):
             _finish(job, engine, store, notes, best_step)
+
+
+def _free_memory() -> None:
+    """Free the memory of an engine that nothing names any more: two engines rarely fit into a GPU together."""
+    gc.collect()  # DeepSpeed's objects refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _given(job: TrainJob, store: PackStore) -> Checkpoint:

@@ -1,5 +1,7 @@
 """The errors that end a training for good. Curves on real workers are in test_train.py."""
 
+import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,8 +12,9 @@ from operators.train.config import TrainConfig
 from operators.train.export import ExportError
 from operators.train.job import FAILED, TrainJob
 from operators.train.loop import _best_checkpoint, read_failure, train_worker, would_repeat
+from operators.train.lora import LoraConfig
 from operators.train.pack_order import read_index
-from operators.train.trainer import NotFiniteError
+from operators.train.trainer import NotFiniteError, Trainer
 from operators.train.validation import Evaluated, History
 
 CONFIG = TrainConfig(max_steps=3, examples_per_step=9, learning_rate=1e-3, precision="fp32", threads_per_worker=1)
@@ -80,3 +83,31 @@ def test_a_permanent_failure_is_not_tried_again(job, tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / FAILED).unlink()
     with pytest.raises(NotFiniteError):
         train_worker({"job": here})
+
+
+@pytest.mark.parametrize("keys", [{"zero_stage": 2}, {"zero_stage": 3, "lora": LoraConfig(r=2)}])
+@pytest.mark.usefixtures("process_group")
+def test_the_best_weights_are_loaded_after_the_memory_of_the_last_is_freed(job, tmp_path, monkeypatch, keys):
+    before, loads, losses, exported = [], [], iter([1.0, 2.0]), []
+    load = loop.loaded
+
+    @contextmanager
+    def watched(*arguments):
+        alive = {type(watch()).__name__ for watch in before if watch() is not None}
+        assert not alive, "these still hold weights, gradients and optimizer"
+        with load(*arguments) as (engine, noise):
+            groups = engine.optimizer.optimizer.param_groups
+            before.extend(weakref.ref(each) for group in groups for each in group["params"])
+            before.extend(map(weakref.ref, [engine, engine.optimizer, *engine.module.parameters()]))
+            del groups
+            loads.append(len(before))
+            yield engine, noise
+            del engine, noise
+
+    monkeypatch.setattr(loop, "loaded", watched)
+    monkeypatch.setattr(Trainer, "evaluate", lambda _: {"validation_loss": next(losses), "quiet_loss": 1.0})
+    monkeypatch.setattr(loop, "_finish", lambda *given: exported.append(given[-1]))
+    config = CONFIG.model_copy(update={"max_steps": 2, "evaluate_every_steps": 1, **keys})
+    loop._train(replace(job, folder=str(tmp_path), config=config))
+    assert len(loads) == 2
+    assert exported == [1]
