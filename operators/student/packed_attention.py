@@ -24,7 +24,9 @@ from transformers.masking_utils import sdpa_mask
 from operators.student.sliced_pack import smallest_window
 
 NAME = "packed_documents"
-BY_DOCUMENT = ("varlen", "sdpa per document")  # the two ways in which this attention runs
+# The two ways in which this attention runs; heads that varlen cannot take go the second way in any case.
+BY_DOCUMENT = ("varlen", "sdpa per document")
+_LARGEST_HEAD = 256  # of flash attention
 _documents: list[int] = []  # lengths in the current pack; recomputation in the backward pass needs them too
 
 
@@ -101,10 +103,16 @@ def packed_attention(
     tokens = query.shape[2]
     if attention_mask is not None or len(_documents) < 2 or not tokens == key.shape[2] == sum(_documents):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
-    if not dropout and _has_varlen(query.device.type, query.dtype):
+    if not dropout and _varlen_fits(query, value) and _has_varlen(query.device.type, query.dtype):
         return _varlen_attention(query, key, value, scaling), None
     parts = zip(*(torch.split(tensor, _documents, 2) for tensor in (query, key, value)), strict=True)
     return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in parts], 1), None
+
+
+def _varlen_fits(query: Tensor, value: Tensor) -> bool:
+    """Whether torch's kernel takes heads of these sizes; others, as in Gemma 4 and DeepSeek-V3, it refuses."""
+    size = query.shape[-1]
+    return size == value.shape[-1] and size <= _LARGEST_HEAD and size % 8 == 0
 
 
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:

@@ -69,3 +69,23 @@ def test_a_replaced_attention_is_back_after_the_context():
         assert AttentionInterface()[module.NAME] is AttentionMaskInterface()[module.NAME] is other
     assert AttentionInterface()[module.NAME] is packed_attention
     assert AttentionMaskInterface()[module.NAME] is _mask
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kernel"),
+    [((64, 64), True), ((256, 256), True), ((512, 512), False), ((24, 16), False), ((20, 20), False)],
+)
+def test_heads_that_the_kernel_for_many_documents_cannot_take_are_read_by_document(monkeypatch, sizes, kernel):
+    calls = []
+    monkeypatch.setattr(module, "_has_varlen", lambda *_: True)
+    monkeypatch.setattr(module, "_varlen_attention", lambda *_: calls.append(1))
+    query, key = (torch.randn(1, heads, sum(LENGTHS), sizes[0]) for heads in (4, 2))
+    value = torch.randn(1, 2, sum(LENGTHS), sizes[1])
+    set_documents(LENGTHS)
+    try:
+        out, _ = packed_attention(Layer(), query, key, value, None, scaling=0.2)
+    finally:
+        set_documents([])
+    assert bool(calls) == kernel
+    if not kernel:
+        torch.testing.assert_close(out, alone(query, key, value))
