@@ -79,7 +79,23 @@ def loaded(job: TrainJob, checkpoint: Checkpoint | None = None) -> Iterator[tupl
             load_checkpoint(engine, checkpoint.folder)
         yield engine, noise
         engine.destroy()
+        _release(engine)
     del sharding
+
+
+def _release(engine: Any) -> None:
+    """Free weights, gradients and optimizer of a destroyed engine, perhaps for another one.
+
+    DeepSpeed's `destroy` frees none of them, and under ZeRO-3 its objects refer to each other through torch, so that
+    Python's collector never finds them.
+    """
+    for parameter in engine.module.parameters():
+        vars(parameter).clear()
+        parameter.grad, parameter.data = None, torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    engine.basic_optimizer.state.clear()
+    engine.basic_optimizer.param_groups.clear()
+    if engine.optimizer is not engine.basic_optimizer:
+        vars(engine.optimizer).clear()
 
 
 def prepare_process(config: TrainConfig) -> None:
