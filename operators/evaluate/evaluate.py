@@ -24,6 +24,7 @@ from operators.evaluate.rows import (
     ROWS,
     answers_of,
     change_on_common_rows,
+    comparable,
     compare_losses,
     join_measurements,
     read_rows,
@@ -104,7 +105,7 @@ def evaluate(
     base = _measure(held_out, models.base, sample_ids, config, TrainedAttention(), models.chat_template)
     student = _measure(held_out, models.student, sample_ids, config, models.attention)
     rows = join_measurements(base, student)
-    write_rows(rows, models.rows)
+    write_rows(rows, models.rows, config)
     samples = _side_by_side(_texts(held_out, sample_ids), rows)
     unanswered = len(sample_ids) - len(samples)
     judged = partial(
@@ -124,7 +125,7 @@ def evaluate(
         unanswered=unanswered,
         judge=tally(samples) if config.judge and samples else None,
         attention=models.attention.name,
-        rivals=tuple(_compare(rows, samples, rival, judged if config.judge else None) for rival in models.rivals),
+        rivals=tuple(_compare(rows, samples, rival, config, judged) for rival in models.rivals),
         harness=_on_tasks(models, config),
         rows=models.rows,
     )
@@ -141,10 +142,11 @@ def _on_tasks(models: Models, config: EvaluateConfig) -> Harness | None:
     return measure_tasks(measured, config, models.tasks, {"base": models.chat_template})
 
 
-def _compare(rows: pa.Table, samples: Sequence[Sample], rival: Rival, judged: Any) -> Comparison:
-    earlier = read_rows(rival.rows)
-    if earlier is None:
-        earlier = ROWS.empty_table()
+def _compare(
+    rows: pa.Table, samples: Sequence[Sample], rival: Rival, config: EvaluateConfig, judged: Any
+) -> Comparison:
+    stored = read_rows(rival.rows)
+    earlier, differing = comparable(ROWS.empty_table() if stored is None else stored, config)
     answers = answers_of(earlier, "student")
     pairs = [
         sample.model_copy(
@@ -157,7 +159,8 @@ def _compare(rows: pa.Table, samples: Sequence[Sample], rival: Rival, judged: An
         version=rival.version,
         role=rival.role,
         change=change_on_common_rows(rows, earlier),
-        judge=verdicts(judged(pairs)) if judged and pairs else None,
+        judge=verdicts(judged(pairs)) if config.judge and pairs else None,
+        measured_with=differing,
     )
 
 

@@ -107,7 +107,8 @@ def _checks(
             yield _check_rows(against.change.num_rows, config, f", those that released {current.version} has too")
             yield _check_loss(against.change, f"released {current.version}", config)
         else:
-            yield _check_recorded(loss.base, loss.student, current, config)
+            differing = against.measured_with if against is not None else ""
+            yield _check_recorded(loss.base, loss.student, current, config, differing)
         best = history.best()
         if best is not None and best.version != version:
             yield _check_drift(_rival(evaluation, BEST, best.version), best, loss.student - loss.base, config)
@@ -115,6 +116,8 @@ def _checks(
     rival = _rival(evaluation, RELEASED, current.version if current else None)
     if rival is not None and rival.judge is not None:
         yield _check_wins(rival.judge, 0, f"released {rival.version}", config)
+    elif rival is not None and rival.measured_with:
+        yield True, f"answers were not judged against released {rival.version}, measured with {rival.measured_with}"
 
 
 def _rival(evaluation: Evaluation, role: str, version: str | None) -> Comparison | None:
@@ -141,13 +144,17 @@ def _check_loss(change: PairedChange, against: str, config: ReleaseConfig) -> Ch
     )
 
 
-def _check_recorded(base: float, student: float, current: Pointer, config: ReleaseConfig) -> Check:
-    """Compare with the recorded loss if both have no measured row in common: gains over the base models count."""
+def _check_recorded(base: float, student: float, current: Pointer, config: ReleaseConfig, differing: str) -> Check:
+    """Compare with the recorded loss if both have no measured row in common: gains over the base models count.
+
+    `differing` are the keys with which the released student was measured, if they are others.
+    """
+    why = f" with {differing}" if differing else ""
     recorded = current.held_out_loss
     limit = (recorded.student or 0.0) + (base - (recorded.base or 0.0))
     good = student <= limit + config.max_loss_increase
     return good, (
-        f"held-out loss {student:.4f} against {limit:.4f} of released {current.version}, as recorded: "
+        f"held-out loss {student:.4f} against {limit:.4f} of released {current.version}, as recorded{why}: "
         f"{'not worse' if good else 'worse'} (release.max_loss_increase={config.max_loss_increase:g})"
     )
 
@@ -162,6 +169,7 @@ def _check_drift(measured: Comparison | None, best: Decision, distance: float, c
         change = measured.change.estimate
     elif loss.base is not None and loss.student is not None:
         change, how = distance - (loss.student - loss.base), ", as recorded"
+        how += f" with {measured.measured_with}" if measured is not None and measured.measured_with else ""
     if change is None:
         return False, f"held-out loss against {best.version}, the best so far: it cannot be compared"
     good = round(change, 9) <= config.max_drift

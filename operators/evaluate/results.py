@@ -134,12 +134,15 @@ class Comparison(Result):
         role: "released" or "best".
         change: the new student's loss less the earlier one's.
         judge: verdicts on their answers, wins being the new student's; None if they were not judged.
+        measured_with: keys with which the earlier one was measured, if they differ from those of the new one, so that
+            its losses or answers are not compared; "" if they are the same, and in evaluations of earlier releases.
     """
 
     version: str
     role: str
     change: PairedChange
     judge: Verdicts | None = None
+    measured_with: str = ""
 
 
 class TaskScore(Result):

@@ -3,6 +3,7 @@
 The measurements of all rows come to the driver: about 100 bytes per row and model, and the sample answers.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from operators.evaluate.config import NOT_FINITE
+from operators.evaluate.config import NOT_FINITE, EvaluateConfig
 from operators.evaluate.results import NUM_QUANTILES, HeldOutLoss, PairedChange
 from operators.files.atomic import open_filesystem, put_file
 
@@ -34,6 +35,12 @@ ROWS = pa.schema(
         ("student_answer_tokens", pa.int32()),
     ]
 )
+_MEASURED_WITH = b"measured_with"  # in the metadata of the file: keys of the configuration, as JSON
+# The column of an earlier student and the keys that decide about its content.
+_DECIDED_BY = {
+    "student_nll": ("loss_on", "precision"),
+    "student_answer": ("max_new_tokens", "repetition_penalty"),
+}
 NUM_RESAMPLES = 1000
 RESAMPLED_AT_ONCE = 2_000_000  # numbers; bounds the bootstrap's memory to about 50 MB
 
@@ -148,17 +155,57 @@ def answers_of(rows: pa.Table, model: str) -> Mapping[str, Answer]:
     return {row_id: Answer(text, tokens) for row_id, text, tokens in zip(*columns, strict=True)}
 
 
-def write_rows(rows: pa.Table, path: str) -> None:
-    """Write `ROWS` to a path or URI; the file has its name only when it is whole."""
+def write_rows(rows: pa.Table, path: str, config: EvaluateConfig | None = None) -> None:
+    """Write `ROWS` to a path or URI; the file has its name only when it is whole.
+
+    Args:
+        rows: the measurements.
+        path: of the file.
+        config: with which they were made; it is written into the metadata of the file.
+    """
+    if config is not None:
+        rows = rows.replace_schema_metadata({_MEASURED_WITH: json.dumps(_keys_of(config))})
     put_file(path, partial(pq.write_table, rows, compression="zstd", write_page_checksum=True))
 
 
 def read_rows(path: str) -> pa.Table | None:
-    """`ROWS` of an earlier evaluation; None if the file no longer exists."""
+    """`ROWS` of an earlier evaluation, with the metadata of the file; None if the file no longer exists."""
     filesystem, inside = open_filesystem(path)
     if filesystem.get_file_info(inside).type == fs.FileType.NotFound:
         return None
-    return pq.read_table(inside, filesystem=filesystem, partitioning=None, page_checksum_verification=True).cast(ROWS)
+    read = pq.read_table(inside, filesystem=filesystem, partitioning=None, page_checksum_verification=True)
+    return read.cast(ROWS).replace_schema_metadata(read.schema.metadata)
+
+
+def comparable(earlier: pa.Table, config: EvaluateConfig) -> tuple[pa.Table, str]:
+    """The measurements of an earlier student without those that the keys of an evaluation have made differently.
+
+    Other tokens or another number format give another loss, and longer answers are judged better. A row that has a loss
+    has the same under every `max_tokens`. Files of earlier releases do not say with which keys they were made; they
+    count as made with the same, so that a storage keeps what it has measured.
+
+    Args:
+        earlier: from `read_rows`.
+        config: with which a new student is measured.
+
+    Returns:
+        `ROWS`, with null instead of the student's losses or answers, and the keys that differ, "" if none.
+    """
+    wanted = _keys_of(config)
+    told = json.loads((earlier.schema.metadata or {}).get(_MEASURED_WITH, "{}"))
+    differing = [key for keys in _DECIDED_BY.values() for key in keys if told.get(key, wanted[key]) != wanted[key]]
+    for column, keys in _DECIDED_BY.items():
+        if set(keys) & set(differing):
+            place = earlier.schema.get_field_index(column)
+            nothing = pa.nulls(earlier.num_rows, ROWS.field(column).type)
+            earlier = earlier.set_column(place, ROWS.field(column), nothing)
+    return earlier, ", ".join(f"evaluate.{key}: {told[key]}" for key in differing)
+
+
+def _keys_of(config: EvaluateConfig) -> dict[str, str | int | float]:
+    return {
+        key: getattr(config, key) for key in ("max_tokens", *(key for keys in _DECIDED_BY.values() for key in keys))
+    }
 
 
 def _mean_loss(rows: pa.Table, model: str) -> float | None:

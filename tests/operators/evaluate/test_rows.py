@@ -5,11 +5,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from operators.evaluate.config import EvaluateConfig
 from operators.evaluate.model_actor import MEASURED
 from operators.evaluate.results import PairedChange
 from operators.evaluate.rows import (
     answers_of,
     change_on_common_rows,
+    comparable,
     compare_losses,
     join_measurements,
     paired_change,
@@ -116,3 +118,38 @@ def test_answers_are_those_of_the_samples() -> None:
     found = answers_of(join_measurements(answered, base), "base")
     assert {row_id: (answer.text, answer.num_tokens) for row_id, answer in found.items()} == {"a": ("yes", 1)}
     assert answers_of(join_measurements(answered, base), "student") == {}
+
+
+ALONE = measured(("a", 100.0, 100, None), ("b", 300.0, 300, None))
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after", "losses", "answers"),
+    [
+        ("loss_on", "all", "recycled", 0, 2),
+        ("precision", "fp32", "bf16", 0, 2),
+        ("max_new_tokens", 64, 256, 2, 0),
+        ("repetition_penalty", 1.0, 1.2, 2, 0),
+        ("max_tokens", 1024, 4096, 2, 2),
+    ],
+)
+def test_measurements_of_an_earlier_student_under_other_keys_are_not_compared(
+    tmp_path: Path, key: str, before: Any, after: Any, losses: int, answers: int
+) -> None:
+    path, rows = str(tmp_path / "rows.parquet"), join_measurements(ALONE, ALONE)
+    for column, values in (("student_answer", ["x", "y"]), ("student_answer_tokens", [1, 1])):
+        at = rows.schema.get_field_index(column)
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
+    write_rows(rows, path, EvaluateConfig.model_validate({key: before}))
+    stored = read_rows(path)
+    earlier, told = comparable(stored, EvaluateConfig.model_validate({key: after}))
+    assert change_on_common_rows(rows, earlier).num_rows == losses
+    assert len(answers_of(earlier, "student")) == answers
+    assert told == ("" if losses == answers else f"evaluate.{key}: {before}")
+    assert comparable(stored, EvaluateConfig.model_validate({key: before})) == (stored, "")
+
+
+def test_measurements_that_say_nothing_about_their_keys_are_still_compared(tmp_path: Path) -> None:
+    path, rows = str(tmp_path / "rows.parquet"), join_measurements(ALONE, ALONE)
+    write_rows(rows, path)
+    assert comparable(read_rows(path), EvaluateConfig(loss_on="all", precision="bf16")) == (rows, "")
