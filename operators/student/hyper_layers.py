@@ -20,7 +20,7 @@ def hyper_attention_layers(config: "PretrainedConfig", layers: str | Sequence[in
         layers: all, last:n, first:n, even, odd, or indices.
 
     Raises:
-        ValueError: the student has no attention layer, or none with such an index.
+        ValueError: the student has no attention layer, or none with such an index, or its attention has sinks or caps.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -36,6 +36,13 @@ def hyper_attention_layers(config: "PretrainedConfig", layers: str | Sequence[in
         ]
     modules.sort(key=lambda module: int(module.layer_idx))
     text = config.get_text_config()
+    own = "sinks" if any(getattr(module, "sinks", None) is not None for module in modules) else ""
+    own = own or ("attn_logit_softcapping" if getattr(text, "attn_logit_softcapping", None) else "")
+    if own:
+        raise ValueError(
+            f"the attention of a {text.model_type} student has {own}, which HyperAttention cannot do; use "
+            "train.attention: sdpa or another student"
+        )
     return list(chosen), [index for index in chosen if _reads_all(text, int(modules[index].layer_idx))]
 
 

@@ -31,7 +31,12 @@ _documents: list[int] = []  # lengths in the current pack; recomputation in the 
 
 
 def use_packed_attention(model: Any) -> None:
-    """Make `model` attend document by document; a model that does not use transformers' attention interface stays."""
+    """Make `model` attend document by document; a model that does not use transformers' attention interface stays.
+
+    One without sdpa stays too, such as GPT-OSS: its layers have sinks, which only its own attention reads, with a mask.
+    """
+    if not getattr(model, "_supports_sdpa", False):
+        return
     with suppress(ValueError):
         model.set_attn_implementation(NAME)
 
@@ -86,6 +91,21 @@ def replaced_attention(name: str, attention: Callable[..., Any], mask: Callable[
             interface.register(name, function)
 
 
+class PerHeadError(ValueError):
+    """A layer gives attention a value for each head, which is not divided like the heads."""
+
+
+def refuse_per_head(module: nn.Module, options: dict[str, Any]) -> None:
+    """Refuse what a layer gives to attention beside queries, keys and values, if it belongs to single heads.
+
+    Raises:
+        PerHeadError: there is a sink or a bias.
+    """
+    given = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
+    if given:
+        raise PerHeadError(f"{type(module).__name__} gives attention {given[0]}, with a value for each head")
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # each pack has another number of documents
 def packed_attention(
     module: nn.Module,
@@ -98,7 +118,12 @@ def packed_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: query [1, Hq, T, D], key and value [1, Hk, T, D] to [1, T, Hq, D]."""
+    """What transformers calls in each layer: query [1, Hq, T, D], key and value [1, Hk, T, D] to [1, T, Hq, D].
+
+    Raises:
+        PerHeadError: the layer gives a sink or a bias, which this attention would leave out.
+    """
+    refuse_per_head(module, kwargs)
     options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
     tokens = query.shape[2]
     if attention_mask is not None or len(_documents) < 2 or not tokens == key.shape[2] == sum(_documents):

@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from operators.student.packed_attention import NAME, replaced_attention, set_documents
+from operators.student.packed_attention import (
+    NAME,
+    PerHeadError,
+    refuse_per_head,
+    replaced_attention,
+    set_documents,
+)
 
 _TOKENS = 8
 _OF_OTHER_HEADS = ("summary", "classifier")  # keys of heads that a language model does not have
@@ -37,21 +43,6 @@ def unfit_model(model: Any) -> Iterator[str]:
             "a token influences another one without attention (by a convolution or a state), so slices would be read "
             "wrongly; set it to 1"
         )
-
-
-class PerHeadError(ValueError):
-    """A layer gives attention a value for each head, which is not divided like the heads."""
-
-
-def refuse_per_head(module: nn.Module, options: dict[str, Any]) -> None:
-    """Refuse what a layer gives to attention beside queries, keys and values, if it belongs to single heads.
-
-    Raises:
-        PerHeadError: there is a sink or a bias.
-    """
-    given = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
-    if given:
-        raise PerHeadError(f"{type(module).__name__} gives attention {given[0]}, with a value for each head")
 
 
 @torch.no_grad()

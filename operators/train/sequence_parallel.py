@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from operators.student import packed_attention
-from operators.student.packed_attention import documents_in_use, on_device, replaced_attention
-from operators.student.slice_probe import has_dropout, refuse_per_head
+from operators.student.packed_attention import documents_in_use, on_device, refuse_per_head, replaced_attention
+from operators.student.slice_probe import has_dropout
 from operators.student.sliced_pack import KEY, unfit_heads
 
 _HYPER = "hyper_attention"

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import transformers as tf
 from torch.nn.functional import cross_entropy
 
-from operators.student.packed_attention import replaced_attention
+from operators.student.hyper_layers import hyper_attention_layers
+from operators.student.packed_attention import PerHeadError, packed_attention, replaced_attention
 from operators.student.packed_documents import Pack, joined, padded
 from operators.student.packed_loss import load_trainable, summed_loss
+from operators.student.packing_probe import probe_packing
 
 
 def pack_of(*lengths, seed=0, supervised=True):
@@ -78,3 +81,34 @@ def test_slices_of_a_pack_cost_what_the_pack_costs_if_attention_connects_nothing
 def test_padding_costs_nothing_and_is_read_by_no_document(student):
     pack = pack_of(30, 20)
     torch.testing.assert_close(summed_loss(student, padded(pack, 64)), summed_loss(student, pack), rtol=1e-5, atol=1e-4)
+
+
+def test_a_student_with_sinks_is_trained_with_them_and_the_probe_sees_that_its_documents_mix(tmp_path):
+    torch.manual_seed(0)
+    config = tf.GptOssConfig(
+        vocab_size=40_000, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"], pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    made = tf.GptOssForCausalLM(config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.3)
+    made.save_pretrained(tmp_path)
+    plain = tf.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    pack, student = pack_of(30), load_trainable(str(tmp_path), torch.float32)
+    found = summed_loss(student, pack)
+    torch.testing.assert_close(found, plain_loss(plain, pack), rtol=1e-5, atol=1e-4)
+    with torch.no_grad():
+        for layer in plain.model.layers:
+            layer.self_attn.sinks.fill_(-30)
+    assert abs(float(plain_loss(plain, pack) / found) - 1) > 1e-3, "the sinks count"
+    assert probe_packing(student).leaks, "transformers tells its mask no positions"
+    with pytest.raises(ValueError, match="the attention of a gpt_oss student has sinks, which HyperAttention cannot"):
+        hyper_attention_layers(config, "all")
+
+
+def test_attention_that_would_leave_out_a_sink_or_a_bias_is_refused():
+    tensors = [torch.zeros(1, 2, 4, 8)] * 3
+    with pytest.raises(PerHeadError, match="Linear gives attention s_aux, with a value for each head"):
+        packed_attention(torch.nn.Linear(1, 1), *tensors, None, s_aux=torch.zeros(2))
