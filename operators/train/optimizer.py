@@ -8,6 +8,8 @@ if TYPE_CHECKING:  # imported only where a model is trained
     from operators.train.config import TrainConfig
 
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
+# DeepSpeed converts only AdamW's moments for another number of workers.
+NOT_RESIZED = ("adamw_8bit", "muon")
 _BETAS, _EPSILON, _MOMENTUM = (0.9, 0.999), 1e-8, 0.95
 
 

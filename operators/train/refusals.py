@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from operators.stage import Finding
+from operators.train.optimizer import NOT_RESIZED
 
 if TYPE_CHECKING:  # it imports this module
     from operators.train.config import TrainConfig
@@ -11,7 +12,7 @@ if TYPE_CHECKING:  # it imports this module
 def impossible(config: "TrainConfig") -> str:
     """The first reason why training cannot run as configured, with keys, values and cure; "" if it can."""
     shared = _shared_packs(config) if config.sequence_parallel > 1 else ""
-    return _without_effect(config) or _compiled_shards(config) or shared
+    return _without_effect(config) or _compiled_shards(config) or _elastic(config) or _parts_of_gpus(config) or shared
 
 
 def unused(config: "TrainConfig") -> list[Finding]:
@@ -23,7 +24,7 @@ def unused(config: "TrainConfig") -> list[Finding]:
         "validation_share": "" if config.evaluate_every_steps else "evaluate_every_steps",
         "max_grad_norm": "optimizer" if config.optimizer == "muon" else "",
     }
-    return [
+    found = [
         Finding(
             f"train.{key}",
             f"{getattr(config, key)} is not used; train.{ruler}: {getattr(config, ruler)} rules",
@@ -32,6 +33,20 @@ def unused(config: "TrainConfig") -> list[Finding]:
         for key, ruler in rulers.items()
         if ruler and key in config.model_fields_set
     ]
+    return [*found, *_slow_step(config)]
+
+
+def _slow_step(config: "TrainConfig") -> list[Finding]:
+    """A warning about an optimizer on the host that has a single thread beside a GPU."""
+    if config.offload == "none" or not config.gpus_per_worker:
+        return []
+    if (config.threads_per_worker or config.cpus_per_worker) > 1:
+        return []
+    given = f"cpus_per_worker: {config.cpus_per_worker:g} and threads_per_worker: {config.threads_per_worker}"
+    text = (
+        f"{config.offload} with {given}, so one thread of the host does each step; set cpus_per_worker to the CPUs of"
+    )
+    return [Finding("train.offload", f"{text} a node by its GPUs, such as 16", fatal=False)]
 
 
 def _without_effect(config: "TrainConfig") -> str:
@@ -56,6 +71,25 @@ def _compiled_shards(config: "TrainConfig") -> str:
     return (
         "compile: true with zero_stage: 3, whose weights come and go inside a layer; use zero_stage 2 or less, "
         "or compile: false"
+    )
+
+
+def _elastic(config: "TrainConfig") -> str:
+    """Why no checkpoint can be continued with fewer workers."""
+    if not 0 < config.min_workers < config.num_workers or config.optimizer not in NOT_RESIZED or not config.sharding:
+        return ""
+    return (
+        f"min_workers: {config.min_workers} with optimizer: {config.optimizer}, whose checkpoints can be continued "
+        "only with the same number of workers; set optimizer: adamw, or min_workers: 0"
+    )
+
+
+def _parts_of_gpus(config: "TrainConfig") -> str:
+    if config.num_workers == 1 or config.gpus_per_worker in (0, 1):
+        return ""
+    return (
+        f"gpus_per_worker: {config.gpus_per_worker} with num_workers: {config.num_workers}, but NCCL needs a GPU for "
+        "each worker; set gpus_per_worker: 1, or num_workers: 1"
     )
 
 

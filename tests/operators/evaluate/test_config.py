@@ -36,7 +36,7 @@ def test_short_packs_do_not_shorten_what_is_scored() -> None:
     [
         ({}, {"num_workers": 8, "gpus_per_worker": 1}, 8),
         ({}, {"num_workers": 8, "gpus_per_worker": 1, "min_workers": 4}, 4),
-        ({}, {"num_workers": 8, "gpus_per_worker": 0.5}, 8),
+        ({}, {"gpus_per_worker": 0.5}, 1),
         ({"gpus_per_actor": 4}, {"num_workers": 8, "gpus_per_worker": 1}, 2),
         ({"gpus_per_actor": 0.5}, {"num_workers": 8, "gpus_per_worker": 1}, 8),
         ({"gpus_per_actor": 0}, {"num_workers": 8, "gpus_per_worker": 1}, 1),

@@ -100,3 +100,29 @@ def test_a_key_that_another_one_overrules_is_told_and_not_refused(keys, told):
 
 def test_keys_that_are_not_given_are_not_told():
     assert unused(TrainConfig(max_steps=6, examples_per_step=4, optimizer="muon")) == []
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "muon"])
+def test_an_elastic_training_has_an_optimizer_that_can_go_on_with_fewer_workers(optimizer):
+    elastic = {"num_workers": 8, "min_workers": 4}
+    with pytest.raises(ValidationError, match=f"min_workers: 4 with optimizer: {optimizer}, .* set optimizer: adamw"):
+        TrainConfig(**elastic, optimizer=optimizer)
+    TrainConfig(**elastic)
+    TrainConfig(**elastic, optimizer=optimizer, zero_stage=0, precision="fp32")  # every worker has the whole state
+    TrainConfig(num_workers=8, min_workers=8, optimizer=optimizer)
+
+
+def test_workers_do_not_share_a_gpu():
+    TrainConfig(gpus_per_worker=0.5)
+    with pytest.raises(ValidationError, match=r"gpus_per_worker: 0\.5 with num_workers: 2, .* set gpus_per_worker: 1"):
+        TrainConfig(gpus_per_worker=0.5, num_workers=2)
+
+
+def test_an_optimizer_on_the_host_with_one_thread_is_told():
+    keys = {"offload": "optimizer", "gpus_per_worker": 1}
+    [finding] = unused(TrainConfig(**keys))
+    assert str(finding).startswith("train.offload: optimizer with cpus_per_worker: 1 and threads_per_worker: 0, so one")
+    assert not finding.fatal
+    assert len(unused(TrainConfig(**keys, cpus_per_worker=16, threads_per_worker=1))) == 1
+    for enough in ({"cpus_per_worker": 16}, {"threads_per_worker": 8}, {"gpus_per_worker": 0}, {"offload": "none"}):
+        assert unused(TrainConfig(**keys | enough)) == []
