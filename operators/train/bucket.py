@@ -21,7 +21,7 @@ import torch.distributed as dist
 from operators.files.atomic import put_file
 from operators.files.copies import files_below, pull, push
 from operators.models import cache_folder
-from operators.train.checkpoint import MARKER, gathered, leads, rank
+from operators.train.checkpoint import MARKER, gathered, leads, patient_group, rank
 from operators.train.job import CHECKPOINTS, EXPORTED, FAILED, RAY_TRAIN, TrainJob
 from operators.train.loop import train_worker
 from operators.train.metrics import METRICS
@@ -61,8 +61,10 @@ def working_copy(job: TrainJob) -> Iterator[TrainJob]:
         dist.barrier()
         copy = NodeCopy(folder, job.folder, mates, known)
         here = [str(folder / file.removeprefix(f"{job.folder}/")) for file in job.files]
-        with _attended(copy) if first else nullcontext():
-            yield replace(job, folder=str(folder), files=here, copy=copy)
+        with patient_group() as group:
+            with _attended(copy) if first else nullcontext():
+                yield replace(job, folder=str(folder), files=here, copy=copy)
+            gathered(None, group)  # until the first worker has copied the student
     except ValueError as error:
         _tell(job, folder, str(error))
         raise
@@ -70,7 +72,6 @@ def working_copy(job: TrainJob) -> Iterator[TrainJob]:
         failed = folder / CHECKPOINTS / FAILED
         if failed.is_file():  # every worker reports it, because the others are killed once one has ended
             _tell(job, folder, str(json.loads(failed.read_text())["error"]))
-    dist.barrier()
     if leads(mates):
         shutil.rmtree(folder)
 

@@ -10,7 +10,9 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # it imports this module
 
 MARKER = "COMPLETE"
 STATE = "state"
+PATIENCE = timedelta(hours=12)  # to convert the 840 GB of a model of 70B takes hours
 
 
 @dataclass(frozen=True)
@@ -226,13 +229,29 @@ def digest(file: Path) -> str:
         return ""
 
 
-def gathered(part: Any) -> list[Any]:
-    """What every worker gives, by rank; every worker must call this."""
+def gathered(part: Any, group: Any = None) -> list[Any]:
+    """What every worker gives, by rank; every worker must call this. `group` as from `patient_group`."""
     if world_size() == 1:
         return [part]
     parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, part)
+    dist.all_gather_object(parts, part, group=group)
     return parts
+
+
+@contextmanager
+def patient_group() -> Iterator[Any]:
+    """A group in which workers wait up to twelve hours for one that works alone; every worker must enter it before.
+
+    In the group of the training, NCCL would end them all after half an hour.
+    """
+    if world_size() == 1:
+        yield None
+        return
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group(group)
 
 
 def rank() -> int:

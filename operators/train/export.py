@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from operators.student.encode import load_tokenizer
 from operators.student.generation import exportable
+from operators.train.checkpoint import patient_group
 from operators.train.lora import ADAPTER_FOLDER, LoraConfig, adapted_layers, base_of, merged, own_parameters, plain_name
 from operators.train.quantise import is_quantised, plain_model
 from operators.train.shards import ShardWriter
@@ -79,19 +80,20 @@ def export_student(
     adapters = gathered_adapters(engine.module) if lora.r else {}
     whole, quantised = lora.merge or not lora.r, any(map(is_quantised, base.parameters()))
     problems, changed = list[str](), ""
-    if dist.get_rank() == 0:
-        with _noted(problems):
-            if lora.r:
-                place = folder / ADAPTER_FOLDER if lora.merge else folder
-                engine.module.save_pretrained(place, state_dict=adapters, save_embedding_layers=False)
-            base = _unquantised(engine.module, student) if whole and quantised else base
-            changed = _write_settings(base, load_tokenizer(student, chat_template), folder, whole=whole)
-            if whole and quantised:
-                base.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-    if whole and not quantised:
-        stream_weights(engine.module, folder, problems)
-    told = [problems]
-    dist.broadcast_object_list(told, src=0)
+    with patient_group() as group:
+        if dist.get_rank() == 0:
+            with _noted(problems):
+                if lora.r:
+                    place = folder / ADAPTER_FOLDER if lora.merge else folder
+                    engine.module.save_pretrained(place, state_dict=adapters, save_embedding_layers=False)
+                base = _unquantised(engine.module, student) if whole and quantised else base
+                changed = _write_settings(base, load_tokenizer(student, chat_template), folder, whole=whole)
+                if whole and quantised:
+                    base.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        if whole and not quantised:
+            stream_weights(engine.module, folder, problems)
+        told = [problems]
+        dist.broadcast_object_list(told, src=0, group=group)
     if told[0]:
         raise ExportError(f"train: the trained student cannot be written to {folder}: {told[0][0]}")
     return changed

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from operators.train.checkpoint import STATE, Checkpoint, gathered, leads
+from operators.train.checkpoint import STATE, Checkpoint, gathered, leads, patient_group
 
 _TAG = "universal"
 
@@ -37,15 +37,17 @@ def converted(checkpoint: Checkpoint) -> tuple[Path, str]:
     """
     target = _target(checkpoint)
     problem, passing = "", False
-    if leads(checkpoint.mates):
-        shutil.rmtree(target, ignore_errors=True)  # left by a killed attempt
-        try:
-            _convert(checkpoint.folder / STATE, target / _TAG)
-        except Exception as error:  # noqa: BLE001 - sent to all workers, who would wait for this one
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            passing = isinstance(error, OSError)
-            shutil.rmtree(target, ignore_errors=True)
-    problem, passing = next((told for told in gathered((problem, passing)) if told[0]), ("", False))
+    with patient_group() as group:
+        if leads(checkpoint.mates):
+            shutil.rmtree(target, ignore_errors=True)  # left by a killed attempt
+            try:
+                _convert(checkpoint.folder / STATE, target / _TAG)
+            except Exception as error:  # noqa: BLE001 - sent to all workers, who would wait for this one
+                problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                passing = isinstance(error, OSError)
+                shutil.rmtree(target, ignore_errors=True)
+        told = gathered((problem, passing), group)
+    problem, passing = next((one for one in told if one[0]), ("", False))
     if problem:
         raise (RuntimeError if passing else ValueError)(
             f"train: checkpoint {checkpoint.folder} of {checkpoint.spec.world_size} workers cannot be converted for "
