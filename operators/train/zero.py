@@ -72,6 +72,9 @@ def zero_settings(config: "TrainConfig", workers: int = 0, weights: int = 0) -> 
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
     }
+    if on_gpu and (workers or config.num_workers) > 1 and settings["stage"] in (1, 2):
+        # Gradients are exchanged beside the backward pass, for one more bucket; DeepSpeed's default only in stage 3.
+        settings["overlap_comm"] = True
     host = {"device": "cpu", "pin_memory": on_gpu}  # pinned memory is copied to a GPU while that computes
     if config.offload != "none":
         settings["offload_optimizer"] = host

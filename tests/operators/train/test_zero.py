@@ -67,6 +67,21 @@ def test_gpus_get_pinned_memory_and_weights_stay_where_they_are_unless_asked_for
 
 
 @pytest.mark.parametrize(
+    ("keys", "workers", "overlapping"),
+    [
+        ({"gpus_per_worker": 1, "zero_stage": 1}, 8, True),
+        ({"gpus_per_worker": 1, "zero_stage": 2}, 8, True),
+        ({"gpus_per_worker": 1, "zero_stage": 2}, 1, None),
+        ({"gpus_per_worker": 0, "zero_stage": 2}, 8, None),
+        ({"gpus_per_worker": 1, "zero_stage": 3}, 8, None),  # DeepSpeed's default is to do it
+        ({"gpus_per_worker": 1, "zero_stage": 0, "precision": "fp32"}, 8, None),
+    ],
+)
+def test_gpus_exchange_gradients_beside_the_backward_pass(keys, workers, overlapping):
+    assert zero_settings(TrainConfig(num_workers=8, **keys), workers).get("overlap_comm") is overlapping
+
+
+@pytest.mark.parametrize(
     ("changes", "problem"),
     [
         ({"zero_stage": 0, "precision": "fp32"}, "zero_stage: 1 or more"),
