@@ -29,6 +29,10 @@ _PEAKS = {
     "B200": 2250e12,
 }
 
+# How configurations name the number of experts of a layer, and of those that a token passes through.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS_OF_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
+
 
 @dataclass(frozen=True)
 class ModelCost:
@@ -51,20 +55,31 @@ class ModelCost:
 def model_cost(model: Any) -> ModelCost:
     """The cost of a model from its weights; the input embedding does not count, because it is only looked up.
 
+    Of the weights of experts, the share counts that a token passes through.
+
     A model whose configuration has no attention heads, such as a state-space model, counts as one without attention.
     """
     text = model.config.get_text_config()
     looked_up = model.get_input_embeddings()
     tied = getattr(text, "tie_word_embeddings", False)
     skipped = set() if tied else {id(parameter) for parameter in looked_up.parameters()}
-    parameters = [parameter for parameter in model.parameters() if id(parameter) not in skipped]
-    sizes = [(num_weights(each), each.requires_grad) for each in parameters]
-    per_token = sum(size * (6 if trained else 4) for size, trained in sizes)
+    parameters = [(name, each) for name, each in model.named_parameters() if id(each) not in skipped]
+    active = _active_share(text)
+    sizes = [(num_weights(each) * (active if ".experts." in name else 1), each) for name, each in parameters]
+    per_token = sum(size * (6 if each.requires_grad else 4) for size, each in sizes)
     heads = getattr(text, "num_attention_heads", None)
     if not isinstance(heads, int) or not heads:
         return ModelCost(float(per_token), 0.0)
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelCost(float(per_token), 6.0 * text.num_hidden_layers * heads * size)
+
+
+def _active_share(text: Any) -> float:
+    """The share of a layer's experts that a token passes through; 1 if the configuration does not say it."""
+    counts = (getattr(text, name, None) for name in _EXPERTS)
+    experts = next((count for count in counts if isinstance(count, int) and count), 0)
+    used = next((getattr(text, name) for name in _EXPERTS_OF_TOKEN if hasattr(text, name)), 0)
+    return used / experts if experts and isinstance(used, int) and 0 < used <= experts else 1.0
 
 
 def peak_flops(device: str) -> float | None:
