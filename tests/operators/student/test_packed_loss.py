@@ -102,7 +102,7 @@ def test_a_student_with_sinks_is_trained_with_them_and_the_probe_sees_that_its_d
     with torch.no_grad():
         for layer in plain.model.layers:
             layer.self_attn.sinks.fill_(-30)
-    assert abs(float(plain_loss(plain, pack) / found) - 1) > 1e-3, "the sinks count"
+    assert abs(plain_loss(plain, pack).item() / found.item() - 1) > 1e-4, "the sinks count"
     assert probe_packing(student).leaks, "transformers tells its mask no positions"
     with pytest.raises(ValueError, match="the attention of a gpt_oss student has sinks, which HyperAttention cannot"):
         hyper_attention_layers(config, "all")
