@@ -4,13 +4,20 @@ Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head 
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kernels.hyper_attention import documents, operator
 from kernels.hyper_attention.config import HyperAttentionConfig
-from kernels.hyper_attention.routing import exact_attention, exact_below, packed_exact_attention, path_of
+from kernels.hyper_attention.routing import (
+    exact_attention,
+    exact_below,
+    longest_document,
+    packed_exact_attention,
+    path_of,
+)
 
 
 def hyper_attention(
@@ -28,8 +35,9 @@ def hyper_attention(
     """Attention in near-linear time and linear memory, with the exact gradient of its estimator in q, k and v.
 
     Documents of at most `config.exact_below` keys get exact attention; `explain` says what a call does. Under autocast,
-    inputs take autocast's dtype; arithmetic is fp32 inside. Equal inputs and configuration give equal results, bit for
-    bit.
+    inputs take autocast's dtype; arithmetic is fp32 inside. On the path "hyper_attention", equal inputs and
+    configuration give equal results, bit for bit. On the others torch's kernels run, whose gradients on a GPU may
+    differ in the last bits unless `torch.use_deterministic_algorithms(True)` is set.
 
     Args:
         q: [B, Hq, T, D], fp16, bf16, fp32 (or fp64 on a CPU), 16 <= D <= 256, any strides.
@@ -39,7 +47,8 @@ def hyper_attention(
         config: sizes; `HyperAttentionConfig()` if None.
         scale: factor of the logits, 1 / sqrt(D) if None.
         document_ids: integers [B, T] that do not decrease along a row; tokens attend within their document only. -1
-            marks padding and may stand anywhere: no query reads it, and its output is 0. Needs S == T.
+            marks padding and may stand anywhere: no query reads it, and its output is 0. Padding ends a document: equal
+            ids on both sides of it are two documents. Needs S == T.
         cu_seqlens: the documents as offsets, in place of `document_ids`, for B == 1: integers [N + 1], 0 and the end of
             each document; tokens after the last end are padding.
         return_lse: also return the log-sum-exp, which is differentiable too.
@@ -63,7 +72,7 @@ def hyper_attention(
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     limit = exact_below(q, k, causal, config)
-    path = path_of(q, k, causal, limit, ids is not None, return_lse)
+    path = path_of(q, k, causal, limit, None if ids is None else partial(longest_document, ids), return_lse)
     if path == "sdpa":
         return exact_attention(q, k, v, causal, scale)
     if path == "varlen":

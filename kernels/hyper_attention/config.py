@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class HyperAttentionConfig:
-    """What `hyper_attention` computes; two calls with equal settings and inputs agree bit for bit.
+    """What `hyper_attention` computes; two calls of our kernels with equal settings and inputs agree bit for bit.
 
     Attributes:
         mode: "paper" is Algorithms 1-4 of arXiv:2310.05869; "causal_local" is ours, strictly causal.
@@ -30,7 +30,8 @@ class HyperAttentionConfig:
             keeps that work constant.
         nominations: causal_local, choice "nominated": segments that each query names, 1 or 2.
         exact_below: documents of at most this many keys get exact attention. "auto": on a CPU 4096; on a GPU the
-            measured length below which exact attention is faster (`routing.py`).
+            measured length below which exact attention is faster (`routing.py`). Torch's own exact kernels take a call
+            whose documents are all that short.
         seed: determines projections and samples.
 
     Raises:

@@ -41,7 +41,7 @@ def whole(batch: int, keys: int, device: torch.device) -> Documents:
 
 
 def of_ids(document_ids_BS: Tensor) -> Documents:
-    """Documents from one number for each token, which must not decrease; -1 marks padding, anywhere."""
+    """Documents from one number for each token, which must not decrease; -1 marks padding, and ends a document."""
     ids = document_ids_BS.to(torch.int64)
     position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     first = torch.ones_like(ids, dtype=torch.bool)

@@ -141,6 +141,7 @@ def _mask(
     """None, or the document of each token, int64 [B, T]; else torch's mask, bool [B, 1, T, S]: then attention is exact.
 
     A token begins a document if the mask function does not let it read the token before it, so this asks O(T) pairs.
+    Padding inside a document needs torch's mask; compiled code cannot ask for it, and there padding ends a document.
     """
     plain_mask = {
         "batch_size": batch_size,
@@ -165,7 +166,23 @@ def _mask(
     ids = torch.nn.functional.pad((~joined).long().cumsum(1), (1, 0))
     if attention_mask is not None:
         ids = torch.where(attention_mask.bool(), ids, PADDING)
-    return None if not torch.compiler.is_compiling() and not ids.any() else ids
+    if torch.compiler.is_compiling():
+        return ids
+    if attention_mask is not None and _splits_a_document(ids):
+        return sdpa_mask(**plain_mask, **kwargs)  # type: ignore[no-any-return]
+    if not ids.any():
+        return None
+    if ids.is_inference():
+        with torch.inference_mode(False):  # so that the layers share what the host reads of the ids
+            ids = ids.clone()
+    return ids
+
+
+def _splits_a_document(ids: Tensor) -> bool:
+    """Whether padding lies between tokens of one document, which would be two documents for HyperAttention."""
+    latest = ids.cummax(1).values[:, :-1]
+    resumes = (ids[:, 1:] != PADDING) & (ids[:, :-1] == PADDING) & (ids[:, 1:] == latest)
+    return bool(resumes.any())
 
 
 def _asked(mask_function: Callable[..., Any], batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

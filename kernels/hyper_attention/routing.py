@@ -4,6 +4,7 @@ Shape letters: B batch, Hq query heads, Hk key heads, T queries, S keys, D head 
 """
 
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -20,12 +21,15 @@ from kernels.hyper_attention.documents import PADDING
 
 _CPU_EXACT_BELOW = 4096
 # On Hopper cuDNN is the fastest, but torch tries flash attention first: 573 against 837 ms at 131072 tokens, d = 64.
+# But cuDNN builds a plan for each new shape, which others saw take 0.4 s and more (modelscope/FunASR#3704,
+# sgl-project/sglang#4650). That is worth it only where shapes recur, so lengths must be multiples of _CUDNN_STEP.
 _HOPPER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+_CUDNN_STEP = 1024
 
 
 Path = Literal["sdpa", "varlen", "hyper_attention"]
@@ -37,7 +41,7 @@ class Route:
 
     Attributes:
         path: "sdpa" (exact, one document a row), "varlen" (exact, packed documents) or "hyper_attention".
-        exact_below: documents of at most this many tokens are exact.
+        exact_below: documents of at most this many tokens are exact, whatever the path.
         reason: why, in one sentence.
     """
 
@@ -57,38 +61,62 @@ def explain(
     config: HyperAttentionConfig | None = None,
     packed: bool = False,
     return_lse: bool = False,
+    longest: int | None = None,
+    compiled: bool = False,
 ) -> Route:
     """The path that `hyper_attention` takes for such a call, and why.
 
     Args:
         q, k, causal, config, return_lse: as in `hyper_attention`.
         packed: whether `document_ids` or `cu_seqlens` is given.
+        longest: tokens of the longest document or run of padding, if packed; S if None.
+        compiled: whether `torch.compile` traces the call.
     """
     config = config or HyperAttentionConfig()
     limit = exact_below(q, k, causal, config)
-    path = path_of(q, k, causal, limit, packed, return_lse)
-    S, source = k.shape[2], _source(q, k, causal, config)
-    why = f"S = {S} is above {source}" if limit < S else f"S = {S} is at most {source}"
+    tokens = longest if packed and longest is not None else k.shape[2]
+    path = path_of(q, k, causal, limit, (lambda: tokens) if packed else None, return_lse, compiled)
+    name, source = "the longest document" if packed else "S", _source(q, k, causal, config)
+    why = f"{name} = {tokens} is {'above' if limit < tokens else 'at most'} {source}"
     if path == "sdpa":
-        why += "; " + ("cuDNN's kernel first, the fastest on Hopper" if _hopper(q) else "torch's choice of kernels")
+        first = not compiled and _cudnn_first(q, k)
+        why += "; " + ("cuDNN's kernel first, the fastest on Hopper" if first else "torch's choice of kernels")
     elif path == "varlen":
         why += "; flash attention of packed documents"
-    elif limit >= S:
+    elif limit >= tokens:
         why += "; HyperAttention's own kernels are exact there, and torch has none for such a call"
     return Route(path, limit, why)
 
 
-def path_of(q: Tensor, k: Tensor, causal: bool, limit: int, packed: bool, return_lse: bool) -> Path:
+def path_of(
+    q: Tensor,
+    k: Tensor,
+    causal: bool,
+    limit: int,
+    longest: Callable[[], int] | None,
+    return_lse: bool,
+    compiled: bool = False,
+) -> Path:
     """The path of a call whose documents of at most `limit` tokens are exact.
 
     With `return_lse` it is "hyper_attention": only that path gives a differentiable log-sum-exp.
+
+    Args:
+        longest: asks for the tokens of the longest document, if documents are packed; on a GPU the host waits for it.
     """
     T, S = q.shape[2], k.shape[2]
-    if limit < S or return_lse or (causal and T != S):
+    if return_lse or (causal and T != S):
         return "hyper_attention"
-    if not packed:
-        return "sdpa"
-    return "hyper_attention" if _varlen(q) is None else "varlen"
+    if longest is None:
+        return "sdpa" if limit >= S else "hyper_attention"
+    if compiled or _varlen(q) is None:
+        return "hyper_attention"
+    return "varlen" if limit >= S or longest() <= limit else "hyper_attention"
+
+
+def longest_document(ids: Tensor) -> int:
+    """Tokens of the longest document or run of padding; the host reads it once for each tensor of ids [B, T]."""
+    return _offsets(ids)[1]
 
 
 def exact_below(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) -> int:
@@ -123,7 +151,7 @@ def _source(q: Tensor, k: Tensor, causal: bool, config: HyperAttentionConfig) ->
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
     """Exact attention of one document a row by torch's fastest kernel, [B, Hq, T, D]."""
-    with _fastest_first(q):
+    with _fastest_first(q, k):
         return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=True)
 
 
@@ -152,8 +180,13 @@ def _hopper(q: Tensor) -> bool:
     return q.device.type == "cuda" and _card(q.device) == "sm_90"
 
 
-def _fastest_first(q: Tensor) -> AbstractContextManager[Any]:
-    if not torch.compiler.is_compiling() and _hopper(q):
+def _cudnn_first(q: Tensor, k: Tensor) -> bool:
+    """Depends on shapes only, so that a recomputed forward pass takes the same kernel."""
+    return _hopper(q) and q.shape[2] % _CUDNN_STEP == 0 and k.shape[2] % _CUDNN_STEP == 0
+
+
+def _fastest_first(q: Tensor, k: Tensor) -> AbstractContextManager[Any]:
+    if not torch.compiler.is_compiling() and _cudnn_first(q, k):
         return sdpa_kernel(_HOPPER, set_priority=True)
     return nullcontext()
 
@@ -163,6 +196,8 @@ def _varlen(q: Tensor) -> Any:
     half = q.dtype in (torch.float16, torch.bfloat16)
     if q.device.type != "cuda" or not half or q.shape[3] % 8 or torch.compiler.is_compiling():
         return None
+    if torch.cuda.get_device_capability(q.device) < (8, 0):
+        return None  # flash attention refuses older GPUs
     if torch.cuda.is_current_stream_capturing():
         return None  # it needs lengths on the host
     try:
@@ -185,17 +220,20 @@ _last: list[_LastOffsets] = []
 def _offsets(ids: Tensor) -> tuple[Tensor, int]:
     """Offsets of the documents and runs of padding of all rows, int32 [N + 1], and the longest length.
 
-    The result for the last `ids` is kept, because the layers of a model share their ids.
+    The result for the last `ids` is kept, because the layers of a model share their ids; not for a tensor made in
+    inference mode, which does not tell whether it was changed since.
     """
+    version = None if ids.is_inference() else ids._version
     for known in _last:
-        if known.ids() is ids and known.version == ids._version:
+        if known.ids() is ids and known.version == version:
             return known.offsets, known.longest
     first = torch.ones_like(ids, dtype=torch.bool)
     first[:, 1:] = ids[:, 1:] != ids[:, :-1]
     offsets = torch.nn.functional.pad(first.flatten().nonzero().flatten(), (0, 1), value=ids.numel())
-    longest = int(offsets.diff().max())
-    _last[:] = [_LastOffsets(weakref.ref(ids), ids._version, offsets.to(torch.int32), longest)]
-    return _last[0].offsets, longest
+    longest, offsets = int(offsets.diff().max()), offsets.to(torch.int32)
+    if version is not None:
+        _last[:] = [_LastOffsets(weakref.ref(ids), version, offsets, longest)]
+    return offsets, longest
 
 
 @cache

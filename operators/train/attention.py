@@ -39,7 +39,7 @@ def configured_attention(model: Any, config: TrainConfig) -> AbstractContextMana
 
 
 def hyper_attention_routes(model: Any, config: TrainConfig, document_lengths: Iterable[Sequence[int]]) -> list[str]:
-    """The path that HyperAttention takes for the longest document on the model's device; it may be exact attention.
+    """The path of HyperAttention for the pack with the longest document, on the model's device; it may be exact.
 
     Args:
         model: the student.
@@ -53,13 +53,15 @@ def hyper_attention_routes(model: Any, config: TrainConfig, document_lengths: It
         return []
     from kernels.hyper_attention import explain
 
-    longest = max(length for lengths in document_lengths for length in lengths)
+    lengths = max(document_lengths, key=max)
+    longest, packed = max(lengths), len(lengths) > 1 or config.packs_per_pass > 1
     text = model.config.get_text_config()
     heads = text.num_attention_heads
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     parameter = next(model.parameters())
     empty = torch.empty((1, 1, 1, 1), device=parameter.device, dtype=parameter.dtype)  # device and dtype matter
-    q, k = (empty.expand(1, number, longest, size) for number in (heads, key_heads))
-    route = explain(q, k, True, config=config.hyper_attention_config(), packed=True)
+    q, k = (empty.expand(1, number, sum(lengths), size) for number in (heads, key_heads))
+    sizes = config.hyper_attention_config()
+    route = explain(q, k, True, config=sizes, packed=packed, longest=longest, compiled=config.compile)
     return [f"HyperAttention: the longest document has {longest} tokens and takes the path {route}"]

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from kernels.hyper_attention import HyperAttentionConfig
+from kernels.hyper_attention import HyperAttentionConfig, api, huggingface, routing
 from kernels.hyper_attention.huggingface import patched_attention
 
 EXACT = HyperAttentionConfig()
@@ -98,6 +98,50 @@ def test_padding_changes_nothing(model, config, side):
             alone = model(TOKENS[:1][mask[:1].bool()][None]).logits[0]
     torch.testing.assert_close(padded[0][mask[0].bool()], alone, atol=1e-4, rtol=1e-4)
     assert padded.isfinite().all()
+
+
+def test_padding_inside_a_document_does_not_split_it(model):
+    mask = torch.ones_like(TOKENS)
+    mask[0, 100:140] = 0
+    seen = mask.bool()
+    before = logits(model, attention_mask=mask)
+    with patched_attention(model, LOCAL):
+        torch.testing.assert_close(logits(model, attention_mask=mask)[seen], before[seen])
+
+
+def test_padding_between_documents_needs_no_mask_of_pairs():
+    documents = torch.tensor([[0] * 4 + [1] * 4])
+    arguments = {"batch_size": 1, "q_length": 8, "kv_length": 8}
+
+    def ids(holes):
+        seen = torch.ones(1, 8, dtype=torch.bool)
+        seen[0, holes] = False
+        return huggingface._mask(**arguments, mask_function=within, attention_mask=seen)
+
+    def within(batch, head, query, key):
+        return (documents[0, query] == documents[0, key]) & (key <= query)
+
+    assert ids([0, 3, 4, 7]).tolist() == [[-1, 0, 0, -1, -1, 1, 1, -1]]
+    assert ids([2]).shape == (1, 1, 8, 8)
+
+
+def test_layers_share_the_offsets_of_a_padded_batch_in_inference_mode(monkeypatch):
+    """A substitute for torch's kernel, which a CPU lacks; on a GPU the host waits each time that it reads offsets."""
+    kept = []
+
+    def exact(q, k, v, ids, causal, scale):
+        kept.append(routing._offsets(ids)[0])
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(routing, "_varlen", lambda q: object())
+    monkeypatch.setattr(api, "packed_exact_attention", exact)
+    mask = torch.ones_like(TOKENS)
+    mask[0, 260:] = 0
+    model = llama().eval()
+    with torch.inference_mode(), patched_attention(model, EXACT):
+        model(TOKENS, attention_mask=mask)
+    assert len(kept) == 4
+    assert all(offsets is kept[0] for offsets in kept)
 
 
 def test_decoding_with_a_cache_is_exact(model):

@@ -1,5 +1,6 @@
 """The path that a call takes is decided from tables, so the decision for a GPU can be tested without one."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +43,48 @@ def test_short_calls_on_hopper_are_exact_and_long_ones_are_not(card):
     assert explain(short, short, True, config=NOMINATED, packed=True).path == "hyper_attention"
 
 
+def test_the_longest_document_of_a_row_decides_not_the_row(card):
+    card("sm_90")
+    row = on_gpu(16_384)
+    found = explain(row, row, True, config=NOMINATED, packed=True, longest=8192)
+    assert found.path == "varlen"
+    assert "the longest document = 8192 is at most the crossover" in found.reason
+    assert explain(row, row, True, config=NOMINATED, packed=True, longest=15_000).path == "hyper_attention"
+    compiled = explain(row, row, True, config=NOMINATED, packed=True, longest=8192, compiled=True)
+    assert compiled.path == "hyper_attention"
+    assert "own kernels are exact there" in compiled.reason
+
+
+def test_a_long_row_of_short_documents_is_given_to_torch(monkeypatch):
+    monkeypatch.setattr(routing, "_varlen", lambda q: object())
+    given = []
+    monkeypatch.setattr("kernels.hyper_attention.api.packed_exact_attention", lambda *inputs: given.append(inputs))
+    q = torch.zeros(1, 1, 100, 16)
+    config = HyperAttentionConfig(mode="causal_local", exact_below=60)
+    hyper_attention(q, q, q, True, config=config, document_ids=torch.arange(2).repeat_interleave(50)[None])
+    hyper_attention(q, q, q, True, config=config, cu_seqlens=torch.tensor([0, 60, 100]))
+    assert len(given) == 2
+    hyper_attention(q, q, q, True, config=config, cu_seqlens=torch.tensor([0, 61, 100]))
+    assert len(given) == 2
+
+
+def test_cudnn_is_first_only_for_lengths_that_recur(card):
+    card("sm_90")
+    odd, whole = on_gpu(5001), on_gpu(5120)
+    assert isinstance(routing._fastest_first(odd, odd), nullcontext)
+    assert not isinstance(routing._fastest_first(whole, whole), nullcontext)
+    assert isinstance(routing._fastest_first(whole, odd), nullcontext)
+    assert "torch's choice" in explain(odd, odd, True, config=NOMINATED).reason
+    assert "cuDNN" in explain(whole, whole, True, config=NOMINATED).reason
+
+
+def test_gpus_before_ampere_have_no_kernel_of_packed_documents(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for capability, there in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert (routing._varlen(on_gpu(100)) is not None) == there
+
+
 def test_a_number_fixes_the_length(card):
     card("sm_90")
     q = on_gpu(2000)
@@ -73,6 +116,14 @@ def test_offsets_of_packed_documents_are_kept_for_the_next_layer():
     assert routing._offsets(ids)[0] is offsets
     ids[0, 5] = 2
     assert routing._offsets(ids)[0].tolist() == [0, 3, 6, 8, 12]
+
+
+def test_ids_of_inference_mode_are_read_each_time_because_they_do_not_tell_of_changes():
+    with torch.inference_mode():
+        ids = torch.tensor([[0, 0, 0, -1]])
+        assert routing._offsets(ids)[0].tolist() == [0, 3, 4]
+        ids[0, 2] = 1
+        assert routing._offsets(ids)[0].tolist() == [0, 2, 3, 4]
 
 
 def test_packed_exact_attention_is_exact_inside_each_document(monkeypatch):

@@ -86,6 +86,18 @@ def test_the_report_says_where_hyper_attention_is_exact(tiny_model):
     assert hyper_attention_routes(model, EXACT, [LENGTHS]) == []
     [exact] = hyper_attention_routes(model, hyper(exact_below=4096), [LENGTHS, [20]])
     assert exact.startswith("HyperAttention: the longest document has 700 tokens and takes the path ")
-    assert "S = 700 is at most exact_below = 4096" in exact
+    assert "the longest document = 700 is at most exact_below = 4096" in exact
     [estimated] = hyper_attention_routes(model, hyper(**SMALL), [LENGTHS])
-    assert "takes the path hyper_attention: S = 700 is above exact_below = 0" in estimated
+    assert "takes the path hyper_attention: the longest document = 700 is above exact_below = 0" in estimated
+    [alone] = hyper_attention_routes(model, hyper(exact_below=4096), [[700], [20, 30]])
+    assert "takes the path sdpa: S = 700 is at most" in alone
+
+
+def test_the_report_tells_the_path_of_compiled_layers_and_of_long_packs(tiny_model, monkeypatch):
+    monkeypatch.setattr("kernels.hyper_attention.routing._varlen", lambda q: object())
+    model, config = load_student(tiny_model, EXACT), hyper(exact_below=1000)
+    for changed, path in (({}, "varlen"), ({"compile": True}, "hyper_attention")):
+        [note] = hyper_attention_routes(model, config.model_copy(update=changed), [LENGTHS])
+        assert f"takes the path {path}: the longest document = 700 is at most exact_below = 1000" in note
+    [several] = hyper_attention_routes(model, config.model_copy(update={"packs_per_pass": 2}), [[700]])
+    assert "takes the path varlen" in several
