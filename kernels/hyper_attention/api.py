@@ -19,6 +19,8 @@ from kernels.hyper_attention.routing import (
     path_of,
 )
 
+HEAD_SIZES = range(16, 257)  # that D may have
+
 
 def hyper_attention(
     q: Tensor,
@@ -88,8 +90,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
         raise ValueError(f"hyper_attention: {shapes} disagree; q must be [B, Hq, T, D], k and v both [B, Hk, S, D]")
     if min(*q.shape, *k.shape) < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"hyper_attention: {shapes}: no size may be 0, and Hq must be a multiple of Hk")
-    if not 16 <= q.shape[3] <= 256:
-        raise ValueError(f"hyper_attention: D is {q.shape[3]}; it must be from 16 to 256")
+    if q.shape[3] not in HEAD_SIZES:
+        raise ValueError(f"hyper_attention: D is {q.shape[3]}; it must be from {HEAD_SIZES[0]} to {HEAD_SIZES[-1]}")
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"hyper_attention: T is {q.shape[2]}, above S = {k.shape[2]}; causal attention needs T <= S")
     if not q.dtype.is_floating_point:

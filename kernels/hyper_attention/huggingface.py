@@ -2,7 +2,8 @@
 
 Two registrations work together. The mask function returns at most one integer for each token, its document (-1 for
 padding), where transformers' own would make a T x T mask; the attention function reads it. HyperAttention cannot do
-decoding with a KV cache, sliding or chunked windows, or custom masks: such calls get exact attention from torch.
+decoding with a KV cache, sliding or chunked windows, custom masks, or heads whose size it refuses or whose values have
+another size than their keys (DeepSeek V2, V3): such calls get exact attention from torch.
 
 Sizes come, in this order, from `patched_attention`, from `model.config.hyper_attention` (a dictionary of the fields of
 `HyperAttentionConfig`), or are the defaults in mode "causal_local" (mode "paper" where a module is not causal).
@@ -20,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kernels.hyper_attention.api import hyper_attention
+from kernels.hyper_attention.api import HEAD_SIZES, hyper_attention
 from kernels.hyper_attention.config import HyperAttentionConfig
 from kernels.hyper_attention.documents import PADDING
 
@@ -105,18 +106,27 @@ def _attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"hyper_attention: {type(module).__name__} uses {name}; use another attn_implementation")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    unfit = key.shape[3] not in HEAD_SIZES or value.shape[3] != key.shape[3]
+    if unfit and attention_mask is not None and attention_mask.ndim == 2:
+        attention_mask = _pairs(attention_mask, causal)
     exact_mask = attention_mask is not None and attention_mask.ndim == 4
-    if exact_mask or query.shape[2] != key.shape[2] or query.shape[2] == 1:
+    if exact_mask or unfit or query.shape[2] != key.shape[2] or query.shape[2] == 1:
         kwargs |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return out, None
     if dropout:
         raise ValueError(f"hyper_attention: dropout is {dropout}; attention dropout must be 0")
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     config = _config_of(module, causal)
     out = hyper_attention(query, key, value, causal, config=config, scale=scaling, document_ids=attention_mask)
     assert isinstance(out, Tensor)  # noqa: S101 - for the type checker: no return_lse
     return out.transpose(1, 2).contiguous(), None
+
+
+def _pairs(ids: Tensor, causal: bool) -> Tensor:
+    """Torch's mask, bool [B, 1, T, T], of documents [B, T]; padding reads padding, so that no row of it is empty."""
+    same = ids[:, None, :, None] == ids[:, None, None, :]
+    return same.tril() if causal else same
 
 
 def _config_of(module: nn.Module, causal: bool) -> HyperAttentionConfig:

@@ -16,7 +16,7 @@ from operators.student.chat_format import chat_format
 from operators.student.config import TEMPLATE_KEY
 from operators.student.encode import encode_example, load_tokenizer, require_template
 from operators.student.generation import exportable
-from operators.student.hyper_layers import hyper_attention_layers
+from operators.student.hyper_layers import EXACT, hyper_attention_layers
 from operators.student.sliced_pack import KEY as SHARED
 from operators.student.sliced_pack import unfit_heads, unfit_window
 
@@ -147,12 +147,10 @@ def _hyper_attention(config: "PretrainedConfig", needs: StudentNeeds) -> Iterato
     if not used:
         yield Finding(
             key,
-            f"{text}: layers {others} have a sliding or chunked window; use train.attention: sdpa or another student",
+            f"{text}: layers {others} {EXACT}; use train.attention: sdpa or another student",
         )
     elif others:
-        yield Finding(
-            key, f"{text}; layers {others} have a sliding or chunked window and stay as they are", fatal=False
-        )
+        yield Finding(key, f"{text}; layers {others} {EXACT}; they stay as they are", fatal=False)
 
 
 def _slices(config: "PretrainedConfig", needs: StudentNeeds) -> Iterator[Finding]:

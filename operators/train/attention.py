@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from operators.student.hyper_layers import hyper_attention_layers
+from operators.student.hyper_layers import EXACT, hyper_attention_layers
 from operators.train.config import TrainConfig
 
 
@@ -15,7 +15,7 @@ def count_hyper_layers(student: str, config: TrainConfig) -> int:
     """The number of layers that will use HyperAttention; 0 without it.
 
     Raises:
-        ValueError: it is configured, but no layer can use it.
+        ValueError: it is configured, but no layer can use it, or the student has a layer that rules it out.
     """
     if config.attention != "hyper_attention":
         return 0
@@ -24,7 +24,7 @@ def count_hyper_layers(student: str, config: TrainConfig) -> int:
     if not used:
         raise ValueError(
             f"train: train.attention: hyper_attention, but 0 of {model.get_text_config().num_hidden_layers} layers of "
-            f"{student} can use it (they have a sliding or chunked window); use train.attention: sdpa"
+            f"{student} can use it (they {EXACT}); use train.attention: sdpa"
         )
     return len(used)
 

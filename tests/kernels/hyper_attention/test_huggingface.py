@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -199,6 +200,26 @@ def test_a_sliding_window_stays_exact():
     before = logits(model)
     with patched_attention(model, LOCAL):
         torch.testing.assert_close(logits(model), before)
+
+
+@pytest.mark.parametrize("kind", ["latent", "wide"])
+def test_heads_that_do_not_fit_stay_exact(kind):
+    torch.manual_seed(0)
+    if kind == "latent":
+        heads = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "kv_lora_rank": 8}
+        config = DeepseekV2Config(**SIZES, **heads, q_lora_rank=None, n_routed_experts=4, first_k_dense_replace=4)
+    else:
+        config = Qwen3Config(**GROUPED, head_dim=260)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    position_ids = torch.cat([torch.arange(n) for n in (70, 230)])[None].expand(2, -1)
+    mask = torch.ones_like(TOKENS)
+    mask[0, :40] = 0
+    calls = ({"position_ids": position_ids, "use_cache": False}, {"attention_mask": mask}, {})
+    before = [logits(model, **call) for call in calls]
+    with patched_attention(model, LOCAL, "last:2"):
+        for call, expected in zip(calls, before, strict=True):
+            seen = call.get("attention_mask", torch.ones_like(TOKENS)).bool()
+            torch.testing.assert_close(logits(model, **call)[seen], expected[seen])
 
 
 def test_dropout_is_refused():
