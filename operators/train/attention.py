@@ -62,6 +62,6 @@ def hyper_attention_routes(model: Any, config: TrainConfig, document_lengths: It
     parameter = next(model.parameters())
     empty = torch.empty((1, 1, 1, 1), device=parameter.device, dtype=parameter.dtype)  # device and dtype matter
     q, k = (empty.expand(1, number, sum(lengths), size) for number in (heads, key_heads))
-    sizes = config.hyper_attention_config()
-    route = explain(q, k, True, config=sizes, packed=packed, longest=longest, compiled=config.compile)
+    sizes, compiled = config.hyper_attention_config(), config.compile and config.sequence_parallel == 1
+    route = explain(q, k, True, config=sizes, packed=packed, longest=longest, compiled=compiled)
     return [f"HyperAttention: the longest document has {longest} tokens and takes the path {route}"]
