@@ -95,7 +95,8 @@ def test_a_source_without_a_usable_record_is_two(
     (tmp_path / "bad.jsonl").write_text('{"instruction": "", "output": "x"}\nnot json\n')
     assert flow(f"source.path={tmp_path}/bad.jsonl")[0] == 2
     message = last_line(capsys)
-    assert "none of the first 2 records can be used: empty_instruction 1, malformed_json 1" in message
+    assert "none of the first 2 records can be used: empty_instruction 1 (there is nothing to recycle; " in message
+    assert "malformed_json 1 (write one JSON object per line" in message
 
 
 def test_a_source_that_no_row_survives_is_two(flow: Flow, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
