@@ -38,7 +38,7 @@ def test_unused_columns_of_the_source_are_named_with_their_cure(tmp_path: Path) 
     metrics: Any = {"ignored_columns": {"context": 7, "system": 1}}
     bad, unread = told(tmp_path, "raw_instructions", outcomes=outcomes, metrics=metrics)
     assert bad.startswith("raw_instructions: 6 of 48 records cannot be used: invalid_utf8 5 (save the file as UTF-8")
-    assert bad.endswith("own_failed 1")
+    assert bad.endswith("own_failed 1 (your step raised an error on it; --doctor shows the first one)")
     assert "nothing reads these columns of the source: context (7 rows), system (1 rows)" in unread
 
 
