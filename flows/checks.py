@@ -11,15 +11,7 @@ import pyarrow.compute as pc
 from ray.data import Dataset
 
 from cluster.manifest import Manifest
-from flows.graph import (
-    INSTRUCTION_REFLECTIONS,
-    PACKED_SEQUENCES,
-    PARTITION_TAG,
-    RAW_INSTRUCTIONS,
-    RECYCLED_INSTRUCTIONS,
-    RESPONSE_REFLECTIONS,
-    SELECTED_INSTRUCTIONS,
-)
+from flows.graph import PACKED_SEQUENCES, PARTITION_TAG, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, STAGES
 from flows.run import Run
 from flows.staleness import refresh_of as refresh_of_input
 from flows.taken_files import TAKEN_OUT
@@ -30,7 +22,6 @@ from operators.read.read_instructions import DUPLICATE
 from operators.read.source_files import shown
 
 SURVIVAL_CHECK = "some_row_survives"
-STAGES = (INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS, RECYCLED_INSTRUCTIONS)
 
 
 def refresh_of(context: dg.AssetCheckExecutionContext) -> str:

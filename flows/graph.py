@@ -12,8 +12,8 @@ INSTRUCTION_REFLECTIONS = "instruction_reflections"
 SELECTED_INSTRUCTIONS = "selected_instructions"
 RESPONSE_REFLECTIONS = "response_reflections"
 RECYCLED_INSTRUCTIONS = "recycled_instructions"
-# Whose making may ask the teacher: two reflections, and two choices that a judge can make.
-ASKING = (INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS, RECYCLED_INSTRUCTIONS)
+# From the rows of a refresh to recycled ones. Each may ask the teacher: for reflections, or as the judge that selects.
+STAGES = (INSTRUCTION_REFLECTIONS, SELECTED_INSTRUCTIONS, RESPONSE_REFLECTIONS, RECYCLED_INSTRUCTIONS)
 PUBLISHED_DATASET = "published_dataset"
 PACKED_SEQUENCES = "packed_sequences"
 STUDENT = "student"

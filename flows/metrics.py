@@ -24,11 +24,11 @@ from cluster.manifest import MANIFEST
 from cluster.storage import AssetStore
 from flows.exit_codes import DONE, UNUSABLE
 from flows.graph import (
-    ASKING,
     EVALUATION,
     HELD_OUT,
     RAW_INSTRUCTIONS,
     RECYCLED_INSTRUCTIONS,
+    STAGES,
 )
 from flows.refresh_requests import Requests
 from flows.releases import existing_storage
@@ -113,7 +113,7 @@ class StorageMetrics(Collector):
         cost = GaugeMetricFamily(
             "recycle_teacher_cost", "Cost of these calls, at the configured prices.", labels=["asset"]
         )
-        for asset in ASKING:
+        for asset in STAGES:
             sums: Counter[str] = Counter()
             for key in self._store.refreshes(asset):
                 manifest = self._store.manifest(asset, key)

@@ -17,7 +17,7 @@ from cluster.lease import StorageBusyError, lease
 from cluster.runtime import anchor
 from cluster.storage import AssetStore
 from flows.exit_codes import DONE, FAILED, UNUSABLE
-from flows.graph import ASKING, RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS
+from flows.graph import RAW_INSTRUCTIONS, RECYCLED_INSTRUCTIONS, STAGES
 from flows.retention import STUDENTS, has_weights
 from flows.run import Run
 from flows.student_files import require_undamaged
@@ -135,7 +135,7 @@ def refresh_lines(store: AssetStore) -> list[RefreshLine]:
     lines = []
     for key in store.refreshes(RAW_INSTRUCTIONS):
         raw, recycled = store.manifest(RAW_INSTRUCTIONS, key), store.manifest(RECYCLED_INSTRUCTIONS, key)
-        asking = [store.manifest(asset, key) for asset in ASKING]
+        asking = [store.manifest(asset, key) for asset in STAGES]
         metrics = [made.metrics for made in asking if made is not None]
         before = raw.outcomes if raw is not None else {}
         after = recycled.outcomes if recycled is not None else {}

@@ -8,7 +8,7 @@ from flows import graph
 from flows.recycle_and_train import GRAPH
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OTHERS = ("CONFIG_KEYS", "ONLY_ROWS", "PARTITION_TAG")
+OTHERS = ("CONFIG_KEYS", "ONLY_ROWS", "PARTITION_TAG", "STAGES")
 NAMES = {value for name, value in vars(graph).items() if name.isupper() and name not in OTHERS}
 
 
