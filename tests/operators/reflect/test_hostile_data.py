@@ -135,10 +135,12 @@ def test_a_teacher_that_repeats_a_payload_plants_nothing(about: Reflecting, demo
 def test_the_real_engine_answers_every_payload_twice_and_the_rows_stay_whole(
     rows: list[dict[str, Any]], tiny_model: str, tmp_path: Path
 ) -> None:
-    """A model of random weights never keeps to the form, so each row gets a repair turn and keeps its first reason."""
-    teacher = TeacherConfig(
-        backend="vllm", model=tiny_model, device="cpu", dtype="float32", max_model_len=2048, batch_rows=32
-    )
+    """A model of random weights never keeps to the form, so each row gets a repair turn and keeps its first reason.
+
+    At temperature 0 it repeats the line end before its reply, and a reply of line ends alone is a failed call.
+    """
+    sampled = {"temperature": 1.0, "max_model_len": 2048, "batch_rows": 32}
+    teacher = TeacherConfig(backend="vllm", model=tiny_model, device="cpu", dtype="float32", **sampled)
     chosen = [{**row, "selected_instruction": row["instruction"], "selected_response": row["response"]} for row in rows]
     source = ray.data.from_arrow(conform(pa.Table.from_pylist(chosen), SELECTED))
     ledger = Ledger(str(tmp_path))
