@@ -90,7 +90,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
         raise ValueError(f"hyper_attention: {shapes} disagree; q must be [B, Hq, T, D], k and v both [B, Hk, S, D]")
     if min(*q.shape, *k.shape) < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"hyper_attention: {shapes}: no size may be 0, and Hq must be a multiple of Hk")
-    if q.shape[3] not in HEAD_SIZES:
+    if not HEAD_SIZES[0] <= q.shape[3] <= HEAD_SIZES[-1]:  # torch.compile cannot look a size up in a range
         raise ValueError(f"hyper_attention: D is {q.shape[3]}; it must be from {HEAD_SIZES[0]} to {HEAD_SIZES[-1]}")
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"hyper_attention: T is {q.shape[2]}, above S = {k.shape[2]}; causal attention needs T <= S")

@@ -107,7 +107,8 @@ def _attention(
         if kwargs.get(name) is not None:
             raise ValueError(f"hyper_attention: {type(module).__name__} uses {name}; use another attn_implementation")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    unfit = key.shape[3] not in HEAD_SIZES or value.shape[3] != key.shape[3]
+    # Not `in`: torch.compile cannot look a size up in a range.
+    unfit = not HEAD_SIZES[0] <= key.shape[3] <= HEAD_SIZES[-1] or value.shape[3] != key.shape[3]
     if unfit and attention_mask is not None and attention_mask.ndim == 2:
         attention_mask = _pairs(attention_mask, causal)
     exact_mask = attention_mask is not None and attention_mask.ndim == 4
