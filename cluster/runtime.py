@@ -223,7 +223,7 @@ def _answers_strangers(dashboard: str) -> bool:
 def _is_of_this_machine(address: str | None) -> bool:
     """Whether there is no cluster to join, or one whose address is loopback."""
     host = (address or "local").rpartition(":")[0] or "local"
-    return host in ("local", "localhost", "[::1]") or host.startswith("127.")
+    return host == "local" or _is_loopback(host.strip("[]"))
 
 
 def _listen_on_loopback_only() -> None:

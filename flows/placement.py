@@ -137,14 +137,16 @@ def weigh(
 
 def idle_gpus(config: RunConfig, nodes: Sequence[Node]) -> list[Finding]:
     """A warning that names the stages which use no GPU although the nodes have some."""
-    cpus = [f"{key}.device: gpu" for key, one in asked_teachers(config) if (one.backend, one.device) == ("vllm", "cpu")]
-    cpus += ["train.gpus_per_worker: 1"] if not config.train.gpus_per_worker else []
+    unset = [
+        f"{key}.device: gpu" for key, one in asked_teachers(config) if (one.backend, one.device) == ("vllm", "cpu")
+    ]
+    unset += ["train.gpus_per_worker: 1"] if not config.train.gpus_per_worker else []
     scores = config.select.policy in MEASURED and not config.score.gpus_per_actor
-    cpus += ["score.gpus_per_actor: 1"] if scores else []
-    if not cpus or not _gpus(nodes):
+    unset += ["score.gpus_per_actor: 1"] if scores else []
+    if not unset or not _gpus(nodes):
         return []
-    text = f"the nodes have {_gpus(nodes):g} GPUs that these stages do not use; set {', '.join(cpus)}"
-    return [Finding(cpus[0].partition(":")[0], text, fatal=False)]
+    text = f"the nodes have {_gpus(nodes):g} GPUs that these stages do not use; set {', '.join(unset)}"
+    return [Finding(unset[0].partition(":")[0], text, fatal=False)]
 
 
 def _gpus(nodes: Sequence[Node]) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from operators.teacher.calls import Call, Reply, answered, call_seed, failed, is_broken, is_cut, is_cut_in_thoughts
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import BROKEN_OFF, BUSY, FATAL, LOST, NO_COMPLETION, REFUSED, textless
+from operators.teacher.failures import BROKEN_OFF, BUSY, FATAL, LOST, NO_COMPLETION, OVER_CONTEXT, REFUSED, textless
 from operators.teacher.prompt_tokens import num_prompt_tokens, num_text_tokens
 
 COMPLAINTS = (429, 503, 529)
@@ -14,7 +14,6 @@ PASSING = (*COMPLAINTS, 502, 504)  # statuses that are due to the endpoint, not 
 REFUSALS = (401, 402, 403, 404)  # no key, no money, not allowed, no such model or address: every call would fail
 # In what servers say of a prompt that is too long: vLLM and OpenAI, llama.cpp, Anthropic.
 TOO_LONG = ("context_length", "context length", "context size", "prompt is too long")
-OVER_CONTEXT = f"{FATAL}over the endpoint's context: "  # final as long as max_tokens and teacher.max_model_len stay
 SHOWN_CHARS = 80  # of an answer that is not a chat completion, or of a refusal
 TEXTS = ("content", "reasoning_content", "reasoning")  # of a message: its answer and its thoughts
 
@@ -98,7 +97,7 @@ def _generated(usage: Any, texts: list[str], reason: str, call: Call, teacher: T
 
 
 def failure_kind(error: Exception) -> str:
-    """The beginning of the error for a failed request, OVER_CONTEXT or one of those in `failures`."""
+    """The beginning of the error for a failed request, one of those in `failures`."""
     import openai
 
     words = f"{error} {getattr(error, 'body', '')}".lower()

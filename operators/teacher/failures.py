@@ -11,6 +11,7 @@ BUSY = "teacher busy: "  # temporary, treated as a lost connection
 NO_COMPLETION = "no chat completion: "  # not a teacher, such as a proxy's page; treated as a lost connection
 BROKEN_OFF = "the reply broke off, finish reason "
 OVER_LONG = f"{FATAL}over teacher.max_model_len: "  # final as long as that limit stays the same
+OVER_CONTEXT = f"{FATAL}over the endpoint's context: "  # final as long as max_tokens and teacher.max_model_len stay
 TEXTLESS = "a reply without text, finish reason "  # the finish reason follows; the model may have thought until a limit
 CUT_TEXTLESS = f"{TEXTLESS}length"  # whatever the endpoint calls this reason; its tokens are paid
 CRASHED = f"{FATAL}the engine crashed on this call"

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.teacher.calls import CALLS, REPLIES
-from operators.teacher.chat_completions import OVER_CONTEXT
-from operators.teacher.failures import CUT_TEXTLESS, FATAL, OVER_LONG
+from operators.teacher.failures import CUT_TEXTLESS, FATAL, OVER_CONTEXT, OVER_LONG
 from operators.teacher.prompt_tokens import num_prompt_tokens
 from operators.teacher.variants import Member, member_of_row
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.storage import AssetStore
 from tests.flows.flow_runs import Flow, flow_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,6 +30,12 @@ def ray_cluster(default_of_jobs: Path) -> Iterator[str]:
 def default_of_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of jobs that do not name one. A test may overwrite it."""
     return tmp_path_factory.mktemp("jobs") / "default.yaml"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AssetStore:
+    """The assets of the storage `tmp_path / "storage"`."""
+    return AssetStore(str(tmp_path / "storage"))
 
 
 @pytest.fixture

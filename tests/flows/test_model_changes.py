@@ -11,17 +11,6 @@ from flows.staleness import Staleness
 from tests.flows.test_staleness import drop, finish_all, look
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> AssetStore:
-    return AssetStore(str(tmp_path / "storage"))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    (tmp_path / "source").mkdir()
-    return tmp_path / "source"
-
-
 def stale(look: Staleness) -> dict[str, bool]:
     return {name: look.is_stale(name, "base" if spec.partitions_def else None) for name, spec in GRAPH.specs.items()}
 

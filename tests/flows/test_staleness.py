@@ -83,17 +83,6 @@ def table() -> dict[str, set[str]]:
 KEYS = list(keys_of(load_config(SMOKE, [])))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> AssetStore:
-    return AssetStore(str(tmp_path / "storage"))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    (tmp_path / "source").mkdir()
-    return tmp_path / "source"
-
-
 def look(store: AssetStore, source: Path, *overrides: str) -> Staleness:
     """A new view of the storage, as each process has."""
     config = load_config(SMOKE, [f"source.path={source}", *overrides])

@@ -7,9 +7,9 @@ import httpx
 import openai
 import pytest
 
-from operators.teacher.chat_completions import OVER_CONTEXT, failure_kind, read_completion, words_of
+from operators.teacher.chat_completions import failure_kind, read_completion, words_of
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import BROKEN_OFF, CUT_TEXTLESS, FATAL
+from operators.teacher.failures import BROKEN_OFF, CUT_TEXTLESS, FATAL, OVER_CONTEXT
 
 
 @pytest.mark.parametrize(("reason", "error"), [("length", "a reply without text"), ("content_filter", FATAL)])

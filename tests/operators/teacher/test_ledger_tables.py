@@ -4,9 +4,8 @@ import pyarrow as pa
 import pytest
 
 from operators.teacher.calls import CALLS
-from operators.teacher.chat_completions import OVER_CONTEXT
 from operators.teacher.config import TeacherConfig
-from operators.teacher.failures import CRASHED, CUT_TEXTLESS, FATAL, over_long
+from operators.teacher.failures import CRASHED, CUT_TEXTLESS, FATAL, OVER_CONTEXT, over_long
 from operators.teacher.ledger_tables import (
     KEYED_REPLIES,
     KNOWN,
