@@ -23,6 +23,11 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> AssetStore:
+    return AssetStore(str(tmp_path / "storage"))
+
+
 def look(store: AssetStore, source: Path) -> TakenFiles:
     """A new view of the source, as each process has."""
     return TakenFiles(ReadConfig(path=str(source)), store)
